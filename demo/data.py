@@ -1,0 +1,63 @@
+"""The training speech as arrays: shards, frame labels, and the project's own symbol ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from speak import HOP, vocabulary
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One spoken sentence. ids: (S,) symbol ids; ends: (S,) frame where each symbol ends; audio: int16."""
+
+    voice: str
+    text: str
+    ids: Array
+    ends: Array
+    audio: Array
+
+    @property
+    def frames(self) -> int:
+        return len(self.audio) // HOP
+
+    def labels(self) -> Array:
+        """(T,) the symbol spoken in the middle of each frame."""
+        index = np.searchsorted(self.ends, np.arange(self.frames) + 0.5)
+        return np.asarray(self.ids[np.minimum(index, len(self.ids) - 1)])
+
+
+def symbols() -> list[str]:
+    """The symbols in the order of our text ids; the teachers' table has holes, ours has none."""
+    return list(vocabulary())
+
+
+def read_shard(path: Path) -> list[Utterance]:
+    """All utterances of one shard."""
+    order = {number: index for index, number in enumerate(vocabulary().values())}
+    with np.load(path) as shard:
+        parts = {
+            name: np.split(shard[name], np.cumsum(shard[f"{name}_lengths"])[:-1])
+            for name in ("ids", "durations", "audio")
+        }
+        rows = zip(shard["voice"], shard["text"], *parts.values(), strict=True)
+        return [
+            Utterance(
+                str(voice),
+                str(text),
+                np.array([order[int(i)] for i in ids], np.int64),
+                np.cumsum(durations) / HOP,
+                audio,
+            )
+            for voice, text, ids, durations, audio in rows
+        ]
+
+
+def shards(work: Path) -> list[Path]:
+    """Paths of all finished shards."""
+    return sorted(p for p in (work / "speech").glob("*.npz") if not p.name.endswith(".tmp.npz"))

@@ -1,0 +1,199 @@
+"""Train the codec: a mel autoencoder with residual quantisers, resumable.
+
+Codebook 0 is made phonetic by a linear classifier of the spoken symbol. Codebooks 1..7 quantise a
+narrow residual that a small network must be able to predict from codebook 0 and the crop's mean, so
+that a NAR model can learn them. `python demo/train_codec.py --work W --steps 4000`
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from data import Utterance, read_shard, shards, symbols
+from torch import Tensor, nn
+from torch.nn import functional
+
+from valle2.export.codec import CodecConfig, CodecEncoder, Trunk, nearest
+from valle2.export.config import CODEBOOKS
+
+BATCH, CROP, HOP = 16, 96, 320
+DECAY = 0.98
+QUANTISE_FROM = 200
+WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "predict": 0.3}
+
+
+class CodecTrainer(nn.Module):
+    """The encoder with what only training needs: mel decoder, classifier, predictor, EMA statistics."""
+
+    def __init__(self, config: CodecConfig, classes: int) -> None:
+        super().__init__()
+        self.encoder = CodecEncoder(config)
+        width, ffn, latent = config.width, config.ffn, config.latent
+        self.widen = nn.Linear(config.residual, latent, bias=False)
+        self.decoder = Trunk((latent, width, ffn, config.mels), config.blocks)
+        self.classify = nn.Linear(latent, classes)
+        self.predict = Trunk((latent + config.residual, 96, 192, config.residual), 2)
+        nn.init.zeros_(self.predict.out.weight)
+        for name in ("first", "rest"):
+            table: Tensor = getattr(self.encoder, name)
+            table.requires_grad_(False)
+            self.register_buffer(f"{name}_sum", torch.zeros_like(table))
+            self.register_buffer(f"{name}_count", torch.zeros(table.shape[:-1]))
+
+    def quantise_with(self, x: Tensor, table: Tensor, total: Tensor, count: Tensor) -> Tensor:
+        """Nearest codeword of x (B, T, D); moves the codebook by EMA and re-draws dead codes."""
+        x = x.float()
+        with torch.autocast("cpu", enabled=False):
+            index = nearest(x, table)
+        flat, hits = x.detach().flatten(0, 1), index.flatten()
+        if self.training:
+            count.mul_(DECAY).index_add_(0, hits, torch.full((len(hits),), 1 - DECAY))
+            total.mul_(DECAY).index_add_(0, hits, flat * (1 - DECAY))
+            alive = count > 1e-3
+            table[alive] = (total / count.clamp(min=1e-6)[:, None])[alive]
+            dead = (~alive).nonzero()[:, 0]
+            if len(dead):
+                fresh = flat[torch.randint(len(flat), (len(dead),))]
+                fresh = fresh + 0.01 * flat.std() * torch.randn_like(fresh)
+                table[dead], total[dead], count[dead] = fresh, fresh * 0.02, 0.02
+        return functional.embedding(index, table)
+
+    def forward(self, audio: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
+        """One step's losses. audio (B, N), labels (B, T)."""
+        with torch.autocast("cpu", enabled=False):
+            mel = self.encoder.mel(audio)
+        latent = self.encoder.trunk(mel).float()
+        if step < QUANTISE_FROM:
+            return {"mel": mel_loss(self.decoder(latent), mel)}
+        zero = self.quantise_with(latent, self.encoder.first, self.first_sum, self.first_count)
+        left = self.encoder.narrow(latent - zero.detach()).float()
+        losses = {
+            "symbol": functional.cross_entropy(
+                self.classify(latent + (zero - latent).detach()).transpose(1, 2), labels, ignore_index=-1
+            ),
+            "predict": self.predict_loss(zero, left),
+        }
+        rest, commit = self.quantise_rest(left)
+        straight = latent + (zero - latent).detach()
+        drop = (torch.rand(len(audio), 1, 1) < 0.1).float()
+        rebuilt = straight + (1 - drop) * self.widen(rest)
+        losses["mel"] = mel_loss(self.decoder(rebuilt), mel)
+        losses["commit"] = functional.mse_loss(latent, zero.detach()) + commit
+        return losses
+
+    def predict_loss(self, zero: Tensor, left: Tensor) -> Tensor:
+        """Share of the residual's variance that codebook 0 and the crop mean do not tell."""
+        mean = left.mean(dim=1, keepdim=True).expand_as(left).detach()
+        guess = mean + self.predict(torch.cat([zero, mean], dim=2)).float()
+        scale = left.var().detach().clamp(min=1e-4)
+        learn = ((guess - left.detach()) ** 2).mean() / scale
+        pull = ((guess.detach() - left) ** 2).mean() / scale
+        return 0.5 * (learn + pull / learn.detach().clamp(min=1))
+
+    def quantise_rest(self, left: Tensor) -> tuple[Tensor, Tensor]:
+        """Seven residual books with quantiser dropout -> straight-through vector, commitment loss."""
+        keep = torch.where(
+            torch.rand(len(left)) < 0.5, torch.randint(1, CODEBOOKS, (len(left),)), CODEBOOKS - 1
+        )
+        total, remainder, commit = torch.zeros_like(left), left, left.new_zeros(())
+        for book in range(CODEBOOKS - 1):
+            word = self.quantise_with(
+                remainder, self.encoder.rest[book], self.rest_sum[book], self.rest_count[book]
+            )
+            commit = commit + functional.mse_loss(remainder, word.detach())
+            used = (book < keep).float()[:, None, None]
+            total = total + used * word.detach()
+            remainder = remainder - word.detach()
+        return left + (total - left).detach(), commit
+
+    def decoder_tables(self) -> Tensor:
+        """The folded tables (8, 1024, latent): codebook 0, and the residual books widened."""
+        with torch.no_grad():
+            return torch.cat([self.encoder.first[None], self.widen(self.encoder.rest)])
+
+
+def mel_loss(guess: Tensor, mel: Tensor) -> Tensor:
+    difference = guess.float() - mel
+    return difference.abs().mean() + (difference**2).mean()
+
+
+def crops(utterances: list[Utterance], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """BATCH random crops of CROP frames: audio (B, N) float32 and symbol labels (B, T)."""
+    audio, labels = np.zeros((BATCH, CROP * HOP), np.float32), np.full((BATCH, CROP), -1)
+    for row in range(BATCH):
+        item = utterances[rng.integers(len(utterances))]
+        start = int(rng.integers(max(1, item.frames - CROP)))
+        sound = item.audio[start * HOP : (start + CROP) * HOP]
+        audio[row, : len(sound)] = sound / 32768 * rng.uniform(0.5, 1.0)
+        found = item.labels()[start : start + CROP]
+        labels[row, : len(found)] = found
+    return torch.from_numpy(audio), torch.from_numpy(labels)
+
+
+def balanced(work: Path, known: dict[Path, list[Utterance]], rng: np.random.Generator) -> list[Utterance]:
+    """Load new shards and draw as many utterances of each voice, held-out shard 0 left out."""
+    for path in shards(work):
+        if path not in known and not path.stem.endswith("-0000"):
+            known[path] = read_shard(path)
+    voices: dict[str, list[Utterance]] = {}
+    for items in known.values():
+        for item in items:
+            voices.setdefault(item.voice, []).append(item)
+    return [items[i] for items in voices.values() for i in rng.integers(len(items), size=1000)]
+
+
+def train(work: Path, steps: int, seed: int) -> None:
+    """Run to `steps`, saving every 200; continues from W/codec.pt when it is there."""
+    torch.manual_seed(seed)
+    model = CodecTrainer(CodecConfig(), len(symbols()))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.8, 0.99), weight_decay=0.01)
+    start, path = 0, work / "codec.pt"
+    if path.exists():
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    known: dict[Path, list[Utterance]] = {}
+    began = time.monotonic()
+    for step in range(start, steps):
+        rng = np.random.default_rng([seed, step])
+        if step == start or step % 200 == 0:
+            pool = balanced(work, known, rng)
+        rate = 1e-3 * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        audio, labels = crops(pool, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model(audio, labels, step)
+            loss = sum((WEIGHTS[name] * value for name, value in losses.items()), torch.zeros(()))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0:
+            text = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
+            print(f"{step} {time.monotonic() - began:.0f}s {text}", flush=True)
+        if (step + 1) % 200 == 0 or step + 1 == steps:
+            save(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint aside, then put it in place."""
+    aside = path.with_suffix(".tmp")
+    torch.save(state, aside)
+    aside.replace(path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    train(args.work, args.steps, args.seed)

@@ -1,0 +1,30 @@
+"""Graphs to sessions: bundles, backends and buffers. Knows named arrays, never speech."""
+
+from valle2.engine.backend import Backend, Buffer, FakeBackend, Step, open_backend
+from valle2.engine.errors import BackendError, ManifestError, QueueFullError, Valle2Error
+from valle2.engine.manifest import (
+    GraphSpec,
+    Manifest,
+    TensorSpec,
+    hash_files,
+    read_manifest,
+    write_manifest,
+)
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "Buffer",
+    "FakeBackend",
+    "GraphSpec",
+    "Manifest",
+    "ManifestError",
+    "QueueFullError",
+    "Step",
+    "TensorSpec",
+    "Valle2Error",
+    "hash_files",
+    "open_backend",
+    "read_manifest",
+    "write_manifest",
+]

@@ -1,0 +1,174 @@
+"""The interface every backend has, and its checks. Named arrays in, named arrays out; never speech.
+
+`Backend.run` takes and returns numpy arrays. `Backend.bind` fixes the buffers of a call once and
+gives a `Step` whose call moves no address and allocates nothing: the decode loop's door.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from valle2.engine.errors import BackendError
+from valle2.engine.manifest import GraphSpec, TensorSpec
+
+Array = NDArray[Any]
+Step = Callable[[], None]
+
+
+class Buffer(ABC):
+    """Memory of one tensor on the backend's device, at an address that does not move."""
+
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def read(self) -> Array:
+        """The values. On a CPU a view of the buffer, valid until the next step; elsewhere a copy."""
+
+    @abstractmethod
+    def write(self, values: Array) -> None:
+        """Overwrite the whole buffer. values: the buffer's shape and dtype."""
+
+    @abstractmethod
+    def view(self, shape: tuple[int, ...]) -> Buffer:
+        """The same memory from its first element on under a smaller contiguous shape."""
+
+
+class Backend(ABC):
+    """One loaded graph."""
+
+    spec: GraphSpec
+
+    def run(self, feeds: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
+        """Run once.
+
+        Args:
+            feeds: every input by name. outputs: the outputs wanted, all when empty.
+
+        Returns:
+            Arrays owned by the caller.
+
+        Raises:
+            BackendError: a name, dtype or shape does not fit the graph, or the device failed.
+        """
+        check_feeds(self.spec, feeds)
+        return self.run_checked(feeds, outputs or tuple(tensor.name for tensor in self.spec.outputs))
+
+    @abstractmethod
+    def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
+        """Run with inputs that have been checked."""
+
+    @abstractmethod
+    def buffer(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
+        """Allocate a zeroed buffer on the device."""
+
+    @abstractmethod
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
+        """Fix every buffer of a call. An input and an output may share one (in-place caches)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the graph and its device memory."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_feeds(spec: GraphSpec, feeds: Mapping[str, Array]) -> None:
+    """Compare names, dtypes and shapes with the graph; named axes must agree across inputs."""
+    expected = {tensor.name: tensor for tensor in spec.inputs}
+    if set(feeds) != set(expected):
+        missing, extra = sorted(set(expected) - set(feeds)), sorted(set(feeds) - set(expected))
+        raise BackendError(f"{spec.file}: missing inputs {missing}, unknown inputs {extra}")
+    sizes: dict[str, int] = {}
+    for name, tensor in expected.items():
+        check_feed(spec.file, tensor, feeds[name], sizes)
+
+
+def check_feed(file: str, tensor: TensorSpec, value: Array, sizes: dict[str, int]) -> None:
+    """Check one input; `sizes` collects what the named axes are."""
+    fits = len(value.shape) == len(tensor.axes) and all(
+        size == (axis if isinstance(axis, int) else sizes.setdefault(axis, size))
+        for axis, size in zip(tensor.axes, value.shape, strict=True)
+    )
+    if not fits or value.dtype != np.dtype(tensor.dtype):
+        known = {axis: sizes[axis] for axis in tensor.axes if axis in sizes}
+        raise BackendError(
+            f"{file}: input {tensor.name} is {value.dtype} {value.shape}; "
+            f"expected {tensor.dtype} {tensor.axes} with {known}"
+        )
+
+
+class ArrayBuffer(Buffer):
+    """A numpy array as a buffer."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.shape = array.shape
+
+    def read(self) -> Array:
+        return self.array
+
+    def write(self, values: Array) -> None:
+        self.array[...] = values
+
+    def view(self, shape: tuple[int, ...]) -> ArrayBuffer:
+        size = int(np.prod(shape))
+        return ArrayBuffer(self.array.reshape(-1)[:size].reshape(shape))
+
+
+class FakeBackend(Backend):
+    """A Python function in place of a graph: the test double that ships with the real ones."""
+
+    def __init__(
+        self, spec: GraphSpec, function: Callable[[Mapping[str, Array]], dict[str, Array]]
+    ) -> None:
+        self.spec = spec
+        self.function = function
+
+    def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
+        found = self.function(feeds)
+        return {name: found[name] for name in outputs}
+
+    def buffer(self, shape: tuple[int, ...], dtype: DTypeLike) -> ArrayBuffer:
+        return ArrayBuffer(np.zeros(shape, dtype))
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
+        def step() -> None:
+            found = self.function({name: buffer.read() for name, buffer in inputs.items()})
+            for name, buffer in outputs.items():
+                buffer.write(found[name])
+
+        return step
+
+    def close(self) -> None:
+        pass
+
+
+def open_backend(folder: Path, spec: GraphSpec, device: str = "cpu", threads: int = 0) -> Backend:
+    """Load one graph of a bundle.
+
+    Args:
+        folder: the bundle. spec: the graph's entry in the manifest.
+        device: "cpu" or "cuda"; never replaced by another one. threads: CPU threads, 0 for all cores.
+
+    Raises:
+        BackendError: the device is unknown or absent, or the graph does not load.
+    """
+    from valle2.engine.ort import OrtBackend
+
+    return OrtBackend(folder / spec.file, spec, device, threads)

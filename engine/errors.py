@@ -1,0 +1,19 @@
+"""Every error a user can cause. One line each: what was received, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class Valle2Error(ValueError):
+    """Base of all errors that valle2 raises for bad input or a bad machine."""
+
+
+class ManifestError(Valle2Error):
+    """A bundle is incomplete, damaged, of another format, or reaches outside its folder."""
+
+
+class BackendError(Valle2Error):
+    """A device or provider is absent, or a graph was fed something it does not take."""
+
+
+class QueueFullError(Valle2Error):
+    """More requests are waiting than the scheduler was told to hold."""

@@ -1,0 +1,119 @@
+"""ONNX Runtime: sessions, providers and I/O binding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import DTypeLike
+
+from valle2.engine.backend import Array, ArrayBuffer, Backend, Buffer, Step
+from valle2.engine.errors import BackendError
+from valle2.engine.manifest import GraphSpec
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+EXTRAS = {"cpu": "onnxruntime", "cuda": "valle2[cuda]"}
+ERRORS_ONLY = 3
+
+
+class OrtBuffer(ArrayBuffer):
+    """A numpy array and the OrtValue that shares its memory (CPU)."""
+
+    def __init__(self, array: Array) -> None:
+        super().__init__(array)
+        self.value = ort.OrtValue.ortvalue_from_numpy(array)
+
+    def view(self, shape: tuple[int, ...]) -> OrtBuffer:
+        return OrtBuffer(super().view(shape).array)
+
+
+class DeviceBuffer(Buffer):
+    """An OrtValue in device memory."""
+
+    def __init__(self, value: Any, shape: tuple[int, ...]) -> None:
+        self.value = value
+        self.shape = shape
+
+    def read(self) -> Array:
+        return np.asarray(self.value.numpy())
+
+    def write(self, values: Array) -> None:
+        self.value.update_inplace(values)
+
+    def view(self, shape: tuple[int, ...]) -> Buffer:
+        raise BackendError(f"a device buffer has the fixed shape {self.shape}; allocate one of {shape}")
+
+
+def provider(device: str) -> str:
+    """The execution provider of a device, if this machine has it."""
+    if device not in PROVIDERS:
+        raise BackendError(f"unknown device {device!r}; expected one of {', '.join(PROVIDERS)}")
+    if PROVIDERS[device] not in ort.get_available_providers():
+        raise BackendError(
+            f"device {device!r} is not available here; install it with: pip install '{EXTRAS[device]}'"
+        )
+    return PROVIDERS[device]
+
+
+class OrtBackend(Backend):
+    """A graph in an ONNX Runtime session on exactly the device asked for."""
+
+    def __init__(self, path: Path, spec: GraphSpec, device: str, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        options.intra_op_num_threads = threads
+        self.spec = spec
+        self.device = device
+        chosen = provider(device)
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=[chosen])
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            raise BackendError(f"{path} does not load: {first_line(error)}") from None
+        if self.session.get_providers()[0] != chosen:
+            raise BackendError(f"{path}: {chosen} failed to start; check the driver with: valle2 doctor")
+
+    def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
+        try:
+            found = self.session.run(list(outputs), dict(feeds))
+        except Exception as error:
+            raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None
+        return dict(zip(outputs, found, strict=True))
+
+    def buffer(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
+        if self.device == "cpu":
+            return OrtBuffer(np.zeros(shape, dtype))
+        value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), self.device, 0)
+        return DeviceBuffer(value, shape)
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
+        binding = self.session.io_binding()
+        for name, buffer in inputs.items():
+            binding.bind_ortvalue_input(name, ort_value(buffer))
+        for name, buffer in outputs.items():
+            binding.bind_ortvalue_output(name, ort_value(buffer))
+        run = self.session.run_with_iobinding
+
+        def step() -> None:
+            try:
+                run(binding)
+            except Exception as error:
+                raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None
+
+        return step
+
+    def close(self) -> None:
+        del self.session
+
+
+def ort_value(buffer: Buffer) -> Any:
+    """The OrtValue behind one of our buffers."""
+    assert isinstance(buffer, OrtBuffer | DeviceBuffer), "buffer of another backend"
+    return buffer.value
+
+
+def first_line(error: Exception) -> str:
+    """onnxruntime's messages carry stack traces; the first line says what happened."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

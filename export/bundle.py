@@ -1,0 +1,179 @@
+"""Checkpoint to bundle: export every graph, compare it with eager PyTorch, write the folder at once.
+
+Everything is made in a hidden folder beside the target and renamed at the end, so a failure or Ctrl-C
+leaves neither a half-written bundle nor a lost one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_backend, write_manifest
+from valle2.engine.errors import Valle2Error
+from valle2.engine.manifest import FILE_NAME, sha256
+from valle2.export.checkpoint import Checkpoint, read_checkpoint, weights_file
+from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
+from valle2.export.lowering import LOWERINGS
+from valle2.export.verify import verify_ar, verify_codec, verify_nar
+
+CARRIED = ("text", "voices")
+VERIFY_CAPACITY = 128
+Progress = Callable[[str], None]
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    lowering: str = "ort",
+    cache_length: int = 0,
+    progress: Progress = lambda message: None,
+) -> Path:
+    """Turn a checkpoint into a bundle.
+
+    Args:
+        checkpoint: a folder in valle2's format, or its safetensors file (text and voices lie beside it).
+        out: the bundle's folder; an earlier bundle there is replaced, any other folder is refused.
+        lowering: "ort" (fused attention) or "portable" (standard operators, fixed cache length).
+        cache_length: cache slots of the portable graph; 0 covers the position tables.
+        progress: called with a line per stage.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit. ParityError: a graph differs from PyTorch.
+        Valle2Error: unknown lowering, or the target cannot be written.
+    """
+    if lowering not in LOWERINGS:
+        raise Valle2Error(f"unknown lowering {lowering!r}; expected one of {', '.join(LOWERINGS)}")
+    source, target = Path(checkpoint), Path(out)
+    check_target(target)
+    loaded = read_checkpoint(source)
+    capacity = cache_length or loaded.config.max_text + loaded.config.max_groups
+    file = weights_file(source)
+    with replacing(target) as folder:
+        graphs, parity = export_graphs(loaded, folder, lowering, capacity, progress)
+        for name in CARRIED:
+            if (file.parent / name).is_dir():
+                shutil.copytree(file.parent / name, folder / name)
+        manifest = describe(loaded, graphs, parity, lowering, capacity if lowering != "ort" else 0)
+        provenance = manifest.provenance | {"checkpoint_sha256": sha256(file)}
+        files = hash_files(folder)
+        write_manifest(folder, replace(manifest, provenance=provenance, files=files))
+    return target
+
+
+def export_graphs(
+    checkpoint: Checkpoint, folder: Path, lowering: str, capacity: int, progress: Progress
+) -> tuple[dict[str, GraphSpec], dict[str, float]]:
+    """Export the rows of the table and compare each with its module."""
+    rows = [ar_graph(checkpoint.ar, lowering, capacity), nar_graph(checkpoint.nar)]
+    if checkpoint.codec:
+        encoder, decoder, sizes = checkpoint.codec
+        rows += codec_graphs(encoder, decoder, sizes.hop)
+    specs = {}
+    for row in rows:
+        progress(f"exporting {row.name}")
+        specs[row.name] = graph_spec(export_graph(row, folder), row)
+    progress("comparing with PyTorch")
+    return specs, compare(checkpoint, folder, specs, lowering, capacity)
+
+
+def compare(
+    checkpoint: Checkpoint, folder: Path, specs: dict[str, GraphSpec], lowering: str, capacity: int
+) -> dict[str, float]:
+    """The greatest differences by graph; raises where one is too great."""
+    backends = {name: open_backend(folder, spec) for name, spec in specs.items()}
+    slots = min(capacity, VERIFY_CAPACITY) if lowering == "ort" else capacity
+    parity = {
+        "ar": verify_ar(checkpoint.ar, backends["ar"], slots),
+        "nar": verify_nar(checkpoint.nar, backends["nar"]),
+    }
+    if checkpoint.codec:
+        parity |= verify_codec(*checkpoint.codec, backends)
+    return parity
+
+
+def describe(
+    checkpoint: Checkpoint,
+    graphs: dict[str, GraphSpec],
+    parity: dict[str, float],
+    lowering: str,
+    cache_length: int,
+) -> Manifest:
+    """The manifest without its hashes."""
+    codec = {}
+    if checkpoint.codec:
+        sizes = checkpoint.codec[2]
+        codec = {"sample_rate": sizes.sample_rate, "hop": sizes.hop}
+    return Manifest(
+        name=checkpoint.name,
+        sizes=checkpoint.config.to_dict(),
+        lowering=lowering,
+        cache_length=cache_length,
+        graphs=graphs,
+        codec=codec,
+        text=checkpoint.text,
+        sampling=checkpoint.sampling,
+        provenance=checkpoint.provenance | {"exporter": f"torch {torch.__version__}"},
+        parity=parity,
+    )
+
+
+def graph_spec(path: Path, graph: Graph) -> GraphSpec:
+    """Read the tensors of a written graph into manifest entries."""
+    model = onnx.load(str(path), load_external_data=False)
+
+    def specs(values: Any) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(
+                value.name,
+                onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+                tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim),
+            )
+            for value in values
+        )
+
+    return GraphSpec(path.name, specs(model.graph.input), specs(model.graph.output))
+
+
+def check_target(target: Path) -> None:
+    """Refuse a target that is a file, a folder with other things, or below a missing folder."""
+    if not target.parent.is_dir():
+        raise Valle2Error(f"{target.parent} does not exist; make it first with: mkdir -p {target.parent}")
+    if not os.access(target.parent, os.W_OK):
+        raise Valle2Error(f"{target.parent} is read-only; choose another folder for the bundle")
+    if target.is_symlink() or target.is_file():
+        raise Valle2Error(f"{target} is not a folder; choose another name for the bundle")
+    if target.is_dir() and any(target.iterdir()) and not (target / FILE_NAME).is_file():
+        raise Valle2Error(f"{target} holds other files than a bundle; choose an empty or new folder")
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A folder beside the target that takes its place when the block ends well."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield aside
+        aside.chmod(0o755)
+        if target.exists():
+            old = aside.with_name(f"{aside.name}.old")
+            target.rename(old)
+            aside.rename(target)
+            shutil.rmtree(old)
+        else:
+            aside.rename(target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

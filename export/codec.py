@@ -1,0 +1,192 @@
+"""A small neural codec with EnCodec's geometry: 24 kHz, 75 frames a second, 8 codebooks of 1024.
+
+Its codes are its own, not EnCodec's. Codebook 0 quantises the 64-wide latent itself; codebooks 1..7
+quantise what is left in a narrow projection. Everything is matmul, convolution and gather, so the
+graphs need neither complex numbers nor STFT operators. Axes: B batch, N samples, T frames.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
+
+OVERLAP = 4
+MEL_FLOOR = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class CodecConfig:
+    """Sizes of the codec. The window is four hops long; `width`/`ffn` are the encoder's."""
+
+    sample_rate: int = 24000
+    hop: int = 320
+    mels: int = 100
+    width: int = 192
+    ffn: int = 576
+    blocks: int = 3
+    latent: int = 64
+    residual: int = 12
+    decoder_width: int = 256
+    decoder_ffn: int = 768
+    decoder_blocks: int = 5
+
+    @property
+    def window(self) -> int:
+        return OVERLAP * self.hop
+
+
+def mel_matrix(config: CodecConfig) -> Tensor:
+    """Triangular mel filters (bins, mels), HTK scale, 0 Hz to half the sample rate."""
+    bins = config.window // 2 + 1
+    top = 2595 * math.log10(1 + config.sample_rate / 2 / 700)
+    mel = torch.linspace(0, top, config.mels + 2, dtype=torch.float64)
+    edges = 700 * (10 ** (mel / 2595) - 1)
+    hertz = torch.linspace(0, config.sample_rate / 2, bins, dtype=torch.float64)[:, None]
+    rise = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rise, fall).clamp(min=0).float()
+
+
+def fourier_basis(size: int) -> Tensor:
+    """Windowed real Fourier basis (size, 2 * bins): cosines, then sines; periodic Hann window."""
+    time = torch.arange(size, dtype=torch.float64)[:, None]
+    phase = time * torch.arange(size // 2 + 1, dtype=torch.float64) % size * (2 * math.pi / size)
+    hann = 0.5 - 0.5 * torch.cos(2 * math.pi * time / size)
+    return (hann * torch.cat([phase.cos(), -phase.sin()], dim=1)).float()
+
+
+def inverse_basis(size: int) -> Tensor:
+    """(2 * bins, size): real and imaginary parts to windowed samples, overlap gain (1.5) divided out."""
+    bins = size // 2 + 1
+    weight = torch.full((bins,), 2.0)
+    weight[0] = weight[-1] = 1.0
+    return fourier_basis(size).T * weight.repeat(2)[:, None] / (size * 1.5)
+
+
+class ConvNeXt(nn.Module):
+    """Depthwise convolution over time, LayerNorm and a two-layer network, on (B, T, C)."""
+
+    def __init__(self, width: int, ffn: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, ffn)
+        self.down = nn.Linear(ffn, width)
+        self.scale = nn.Parameter(torch.full((width,), 0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.norm(self.conv(x.transpose(1, 2)).transpose(1, 2))
+        return x + self.scale * self.down(functional.gelu(self.up(mixed)))
+
+
+class Trunk(nn.Module):
+    """Convolution, ConvNeXt blocks, LayerNorm and a linear layer: (B, T, in) -> (B, T, out)."""
+
+    def __init__(self, sizes: tuple[int, int, int, int], blocks: int) -> None:
+        super().__init__()
+        inputs, width, ffn, outputs = sizes
+        self.conv = nn.Conv1d(inputs, width, 5, padding=2)
+        self.blocks = nn.Sequential(*(ConvNeXt(width, ffn) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv(x.transpose(1, 2)).transpose(1, 2)
+        out: Tensor = self.out(self.norm(self.blocks(hidden)))
+        return out
+
+
+class LogMel(nn.Module):
+    """audio (B, N) -> normalised log-mel (B, N / hop, mels); frame t is centred at hop * (t + 1/2)."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.hop, self.bins = config.hop, config.window // 2 + 1
+        self.register_buffer("basis", fourier_basis(config.window), persistent=False)
+        self.register_buffer("filters", mel_matrix(config), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        margin = (OVERLAP - 1) * self.hop // 2
+        hops = functional.pad(audio, (margin, margin)).unflatten(1, (-1, self.hop))
+        frames = hops.shape[1] - OVERLAP + 1
+        pieces = [hops.narrow(1, i, frames) for i in range(OVERLAP)]
+        spectrum = torch.cat(pieces, dim=2) @ self.get_buffer("basis")
+        real, imaginary = spectrum[..., : self.bins], spectrum[..., self.bins :]
+        magnitude = (real * real + imaginary * imaginary + 1e-12).sqrt()
+        return ((magnitude @ self.get_buffer("filters")).clamp(min=MEL_FLOOR)).log() * 0.4 + 0.8
+
+
+def nearest(x: Tensor, table: Tensor) -> Tensor:
+    """Index of the closest row of table (K, D) for each x (B, T, D)."""
+    return ((table * table).sum(dim=1) - 2 * (x @ table.T)).argmin(dim=2)
+
+
+class CodecEncoder(nn.Module):
+    """audio (B, N) float32, N a multiple of the hop -> codes (B, N / hop, 8) int64."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        sizes = (config.mels, config.width, config.ffn, config.latent)
+        self.mel = LogMel(config)
+        self.trunk = Trunk(sizes, config.blocks)
+        self.narrow = nn.Linear(config.latent, config.residual, bias=False)
+        self.first = nn.Parameter(torch.randn(CODEBOOK_SIZE, config.latent))
+        self.rest = nn.Parameter(torch.randn(CODEBOOKS - 1, CODEBOOK_SIZE, config.residual))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return self.quantise(self.trunk(self.mel(audio)))
+
+    def quantise(self, latent: Tensor) -> Tensor:
+        """latent (B, T, latent) -> codes (B, T, 8)."""
+        codes = [nearest(latent, self.first)]
+        left = self.narrow(latent - functional.embedding(codes[0], self.first))
+        for table in self.rest.unbind(0):
+            codes.append(nearest(left, table))
+            left = left - functional.embedding(codes[-1], table)
+        return torch.stack(codes, dim=2)
+
+
+class CodecDecoder(nn.Module):
+    """codes (B, T, 8) int64 -> audio (B, T * hop) float32: a ConvNeXt vocoder with an inverse STFT."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.hop, self.bins = config.hop, config.window // 2 + 1
+        self.tables = nn.Parameter(torch.randn(CODEBOOKS, CODEBOOK_SIZE, config.latent))
+        sizes = (config.latent, config.decoder_width, config.decoder_ffn, 2 * self.bins)
+        self.trunk = Trunk(sizes, config.decoder_blocks)
+        self.register_buffer("basis", inverse_basis(config.window), persistent=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.synthesise(self.embed(codes))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """codes (B, T, 8) -> the sum of their vectors (B, T, latent)."""
+        total = functional.embedding(codes[:, :, 0], self.tables[0])
+        for book in range(1, CODEBOOKS):
+            total = total + functional.embedding(codes[:, :, book], self.tables[book])
+        return total
+
+    def synthesise(self, latent: Tensor) -> Tensor:
+        """latent (B, T, latent) -> audio (B, T * hop)."""
+        out = self.trunk(latent)
+        magnitude = out[..., : self.bins].clamp(max=7.0).exp()
+        phase = out[..., self.bins :]
+        spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2)
+        return self.overlap_add(spectrum @ self.get_buffer("basis"))
+
+    def overlap_add(self, frames: Tensor) -> Tensor:
+        """Windowed frames (B, T, 4 * hop), centred at hop * (t + 1/2) -> (B, T * hop)."""
+        hops = frames.unflatten(2, (OVERLAP, self.hop))
+        pad = functional.pad(hops[:, :, 0], (0, 0, 0, OVERLAP - 1))
+        for i in range(1, OVERLAP):
+            pad = pad + functional.pad(hops[:, :, i], (0, 0, i, OVERLAP - 1 - i))
+        margin = (OVERLAP - 1) * self.hop // 2
+        audio = pad.flatten(1)
+        return audio[:, margin : audio.shape[1] - margin]

@@ -1,0 +1,241 @@
+"""The table of graphs and the loop that exports them.
+
+A row says which module is traced, on which example inputs, and which axes stay dynamic; the exporter
+is the loop over the rows. Axis names in the graphs are the names used here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from valle2.export.config import CODEBOOKS, ModelConfig
+from valle2.export.lowering import LOWERINGS, PORTABLE_OPSET
+from valle2.export.model import ARModel, Attend, NARModel, causal_window
+from valle2.export.sampler import EMPTY, Sampling, sample_group
+from valle2.export.storage import write_graph
+
+PRODUCER = "valle2"
+
+
+class ARGraph(nn.Module):
+    """One AR call: embed, attend over the cache, predict a group and sample it.
+
+    Prefill and decode are the same graph. What one step puts out (`*_out`) is what the next takes in,
+    so a decode loop only swaps two sets of small buffers.
+    """
+
+    def __init__(self, model: ARModel, attend: Attend) -> None:
+        super().__init__()
+        self.model = model
+        self.attend = attend
+
+    def forward(
+        self,
+        text: Tensor,
+        codes: Tensor,
+        text_lengths: Tensor,
+        past_lengths: Tensor,
+        new_lengths: Tensor,
+        steps: Tensor,
+        history: Tensor,
+        uniforms: Tensor,
+        top_p: Tensor,
+        repeat_window: Tensor,
+        threshold: Tensor,
+        *caches: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """See `ar_graph` for shapes."""
+        window = causal_window(past_lengths, new_lengths, text.shape[1], caches[0].shape[2])
+        pairs = list(zip(caches[::2], caches[1::2], strict=True))
+        logits, updated = self.model.forward_cached(
+            text, codes, text_lengths, window, pairs, self.attend
+        )
+        index = steps.clamp(max=uniforms.shape[1] - 1)[:, None, None, None]
+        draws = uniforms.gather(1, index.expand(-1, 1, *uniforms.shape[2:]))[:, 0]
+        sampling = Sampling(history, draws, top_p, repeat_window, threshold)
+        group, history_out, finished, log_probs = sample_group(logits, sampling)
+        flat = [tensor for pair in updated for tensor in pair]
+        state = (past_lengths + new_lengths, steps + 1, history_out)
+        return (group[:, None], *state, finished, log_probs, logits, *flat)
+
+
+class NARGraph(nn.Module):
+    """One NAR stage: logits of the target frames and the argmax codes."""
+
+    def __init__(self, model: NARModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        codes: Tensor,
+        prompt_lengths: Tensor,
+        frame_lengths: Tensor,
+        stage: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        logits = self.model(text, text_lengths, codes, prompt_lengths, frame_lengths, stage)
+        return logits.argmax(dim=2), logits
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One row of the table: a module, example inputs by name, dynamic axes by input, output names."""
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    axes: dict[str, dict[int, str]]
+    outputs: tuple[str, ...]
+    opset: int = PORTABLE_OPSET
+    variadic: tuple[str, ...] = field(default=())
+
+
+def cache_names(layers: int, suffix: str = "") -> tuple[str, ...]:
+    """`cache_key_0`, `cache_value_0`, ... in the graph's order."""
+    return tuple(
+        f"cache_{part}_{layer}{suffix}" for layer in range(layers) for part in ("key", "value")
+    )
+
+
+def ar_inputs(
+    config: ModelConfig, batch: int, steps: int, capacity: int, *, slots: int = 10, draws: int = 5
+) -> dict[str, Tensor]:
+    """Idle inputs of the AR graph with the given sizes: every row is empty and all draws are zero."""
+    group = config.group_size
+    rows = torch.zeros(batch, dtype=torch.int64)
+    inputs = {
+        "text": torch.zeros(batch, steps, dtype=torch.int64),
+        "codes": torch.zeros(batch, steps, group, dtype=torch.int64),
+        "text_lengths": torch.ones_like(rows),
+        "past_lengths": rows,
+        "new_lengths": torch.full_like(rows, steps),
+        "steps": torch.zeros_like(rows),
+        "history": torch.full((batch, slots), EMPTY),
+        "uniforms": torch.zeros(batch, draws, group, 2),
+        "top_p": torch.zeros(batch),
+        "repeat_window": torch.full_like(rows, slots),
+        "threshold": torch.ones(batch),
+    }
+    shape = (batch, config.heads, capacity, config.d_model // config.heads)
+    caches = {name: torch.zeros(shape) for name in cache_names(config.layers)}
+    return inputs | caches
+
+
+AR_AXES: dict[str, dict[int, str]] = {
+    "text": {0: "batch", 1: "new"},
+    "codes": {0: "batch", 1: "new"},
+    "text_lengths": {0: "batch"},
+    "past_lengths": {0: "batch"},
+    "new_lengths": {0: "batch"},
+    "steps": {0: "batch"},
+    "history": {0: "batch", 1: "slots"},
+    "uniforms": {0: "batch", 1: "draws"},
+    "top_p": {0: "batch"},
+    "repeat_window": {0: "batch"},
+    "threshold": {0: "batch"},
+}
+AR_OUTPUTS = (
+    "codes_out",
+    "past_lengths_out",
+    "steps_out",
+    "history_out",
+    "finished",
+    "log_probs",
+    "logits",
+)
+
+
+def ar_graph(model: ARModel, lowering: str, capacity: int) -> Graph:
+    """The AR row. The cache length is dynamic where the lowering allows it, else `capacity`."""
+    layers = model.config.layers
+    cache_axes = {0: "batch"} | ({2: "cache"} if lowering == "ort" else {})
+    axes = AR_AXES | {name: cache_axes for name in cache_names(layers)}
+    return Graph(
+        "ar",
+        ARGraph(model, LOWERINGS[lowering]),
+        ar_inputs(model.config, 2, 3, capacity),
+        axes,
+        AR_OUTPUTS + cache_names(layers, "_out"),
+        variadic=cache_names(layers),
+    )
+
+
+def nar_graph(model: NARModel) -> Graph:
+    """The NAR row: one graph for all stages."""
+    inputs = {
+        "text": torch.zeros(2, 5, dtype=torch.int64),
+        "text_lengths": torch.tensor([5, 3]),
+        "codes": torch.zeros(2, 12, CODEBOOKS, dtype=torch.int64),
+        "prompt_lengths": torch.tensor([4, 3]),
+        "frame_lengths": torch.tensor([12, 9]),
+        "stage": torch.tensor(2),
+    }
+    axes = {
+        "text": {0: "batch", 1: "tokens"},
+        "text_lengths": {0: "batch"},
+        "codes": {0: "batch", 1: "frames"},
+        "prompt_lengths": {0: "batch"},
+        "frame_lengths": {0: "batch"},
+        "stage": {},
+    }
+    return Graph("nar", NARGraph(model), inputs, axes, ("codes_out", "logits"))
+
+
+def codec_graphs(encoder: nn.Module, decoder: nn.Module, hop: int) -> list[Graph]:
+    """The codec's two rows; audio length in samples is a multiple of the hop."""
+    audio = {"audio": torch.zeros(2, 8 * hop)}
+    codes = {"codes": torch.zeros(2, 7, CODEBOOKS, dtype=torch.int64)}
+    return [
+        Graph("codec_encoder", encoder, audio, {"audio": {0: "batch", 1: "samples"}}, ("codes",)),
+        Graph("codec_decoder", decoder, codes, {"codes": {0: "batch", 1: "frames"}}, ("audio",)),
+    ]
+
+
+def dynamic_shapes(graph: Graph) -> list[Any]:
+    """Axis specifications in the order of the inputs, the variadic ones as one tuple."""
+    dim = torch.export.Dim.DYNAMIC
+    rows = [
+        {axis: dim for axis in graph.axes[name]} for name in graph.inputs if name not in graph.variadic
+    ]
+    if not graph.variadic:
+        return rows
+    return [*rows, tuple({axis: dim for axis in graph.axes[name]} for name in graph.variadic)]
+
+
+def export_graph(graph: Graph, folder: Path) -> Path:
+    """Trace one row and write `NAME.onnx` with its weights in `NAME.weights` beside it."""
+    with torch.no_grad():
+        program = torch.onnx.export(
+            graph.module.eval(),
+            tuple(graph.inputs.values()),
+            dynamo=True,
+            opset_version=graph.opset,
+            dynamic_shapes=dynamic_shapes(graph),
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    name_axes(model, graph)
+    return write_graph(model, folder / f"{graph.name}.onnx")
+
+
+def name_axes(model: onnx.ModelProto, graph: Graph) -> None:
+    """Give the dynamic input axes our names; drop traces of this machine from the graph."""
+    for value in model.graph.input:
+        for axis, name in graph.axes[value.name].items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del model.graph.metadata_props[:]
+    model.producer_name = PRODUCER

@@ -1,0 +1,78 @@
+"""How cached attention is written into a graph: one function per lowering, all taking the same arguments.
+
+Each has the signature of `valle2.export.model.Attend` and the numbers of `attend_eager`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from valle2.export.model import Attend, Cache, Window, attend_eager, merge_heads, split_heads
+
+PORTABLE_OPSET = 24
+
+
+def attend_ort(
+    query: Tensor, key: Tensor, value: Tensor, cache: Cache, window: Window
+) -> tuple[Tensor, Cache]:
+    """ONNX Runtime's fused `GroupQueryAttention`, past and present meant to share one buffer."""
+    heads = cache[0].shape[1]
+    total = window.past + window.new
+    out, keys, values = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        [
+            query,
+            key,
+            value,
+            cache[0],
+            cache[1],
+            (total - 1).clamp(min=0).to(torch.int32),
+            total.max().to(torch.int32),
+            *[None] * 9,
+            window.new.to(torch.int32),
+        ],
+        {"num_heads": heads, "kv_num_heads": heads},
+        dtypes=[query.dtype, query.dtype, query.dtype],
+        shapes=[query.shape, cache[0].shape, cache[1].shape],
+        version=1,
+    )
+    return out, (keys, values)
+
+
+def attend_portable(
+    query: Tensor, key: Tensor, value: Tensor, cache: Cache, window: Window
+) -> tuple[Tensor, Cache]:
+    """Standard opset 24: `TensorScatter` at each row's position, `Attention` with an explicit mask.
+
+    The mask is explicit because TensorRT ignores `nonpad_kv_seqlen` and aligns `is_causal` to the
+    upper left, which is wrong against a cache.
+    """
+    heads, width = cache[0].shape[1], cache[0].shape[3]
+    updated = [
+        torch.onnx.ops.symbolic(
+            "TensorScatter",
+            [old, split_heads(fresh, heads), window.past],
+            {"axis": 2},
+            dtype=old.dtype,
+            shape=old.shape,
+            version=PORTABLE_OPSET,
+        )
+        for old, fresh in zip(cache, (key, value), strict=True)
+    ]
+    split = split_heads(query, heads)
+    out = torch.onnx.ops.symbolic(
+        "Attention",
+        [split, updated[0], updated[1], window.mask],
+        {"scale": 1 / math.sqrt(width)},
+        dtype=query.dtype,
+        shape=split.shape,
+        version=PORTABLE_OPSET,
+    )
+    return merge_heads(out), (updated[0], updated[1])
+
+
+LOWERINGS: dict[str, Attend] = {"ort": attend_ort, "portable": attend_portable}
+EAGER: Attend = attend_eager

@@ -1,0 +1,112 @@
+"""Eager PyTorch against an exported graph: the greatest difference of every output.
+
+Run before a bundle is written, on shapes that were not traced: ragged batches, a prefill and then cached
+steps whose inputs are the same for both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from valle2.engine import Backend
+from valle2.engine.errors import Valle2Error
+from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
+from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
+from valle2.export.graphs import ar_inputs, cache_names
+from valle2.export.model import ARModel, NARModel, causal_window
+
+LOGITS_TOLERANCE = 1e-4
+AUDIO_TOLERANCE = 1e-3
+CHECK_STEPS = 8
+Array = NDArray[Any]
+
+
+class ParityError(Valle2Error):
+    """An exported graph does not compute what the PyTorch module computes."""
+
+
+def check(name: str, difference: float, bound: float) -> float:
+    """Pass a difference on, or refuse it."""
+    if not difference <= bound:
+        raise ParityError(
+            f"{name}: the graph differs from PyTorch by {difference:.2e}, more than {bound:.0e}; "
+            "nothing was written. Please report the model's sizes and the versions of torch and onnxruntime"
+        )
+    return difference
+
+
+def gap(found: Array, expected: Array) -> float:
+    return float(np.abs(found - expected).max(initial=0.0))
+
+
+@torch.no_grad()
+def verify_ar(model: ARModel, backend: Backend, capacity: int, *, batch: int = 3) -> float:
+    """Ragged prefill, then mixed cached calls. -> greatest difference of the logits."""
+    generator = np.random.default_rng(0)
+    config, names = model.config, cache_names(model.config.layers)
+    lengths = generator.integers(1, min(24, config.max_text), batch)
+    groups = generator.integers(0, min(12, config.max_groups - CHECK_STEPS), batch)
+    new = lengths + 1 + groups
+    past = np.zeros(batch, np.int64)
+    feeds = {name: value.numpy() for name, value in ar_inputs(config, batch, 1, capacity).items()}
+    caches = model.empty_caches(batch, capacity)
+    worst = 0.0
+    for step in range(CHECK_STEPS):
+        steps = int(new.max())
+        feeds["text"] = generator.integers(0, config.vocab_size + 1, (batch, steps))
+        feeds["codes"] = generator.integers(0, CODEBOOK_SIZE, (batch, steps, config.group_size))
+        feeds |= {"text_lengths": lengths, "past_lengths": past, "new_lengths": new}
+        window = causal_window(torch.from_numpy(past), torch.from_numpy(new), steps, capacity)
+        inputs = [torch.from_numpy(feeds[name]) for name in ("text", "codes", "text_lengths")]
+        logits, caches = model.forward_cached(inputs[0], inputs[1], inputs[2], window, caches)
+        found = backend.run(feeds)
+        worst = max(worst, gap(found["logits"], logits.numpy()))
+        feeds |= {name: found[f"{name}_out"] for name in names}
+        past = past + new
+        new = 1 + (np.arange(batch) + step) % 2
+    return check("ar", worst, LOGITS_TOLERANCE)
+
+
+@torch.no_grad()
+def verify_nar(model: NARModel, backend: Backend) -> float:
+    """Every stage on a ragged batch. -> greatest difference of the valid logits."""
+    generator = np.random.default_rng(1)
+    frames = min(40, model.config.max_frames)
+    feeds: dict[str, Array] = {
+        "text": generator.integers(0, model.config.vocab_size, (2, 9)),
+        "text_lengths": np.array([9, 4]),
+        "codes": generator.integers(0, CODEBOOK_SIZE, (2, frames, CODEBOOKS)),
+        "prompt_lengths": np.array([frames // 3, frames // 4]),
+        "frame_lengths": np.array([frames, frames - 5]),
+    }
+    worst = 0.0
+    for stage in range(1, CODEBOOKS):
+        feeds["stage"] = np.array(stage)
+        expected = model(*(torch.from_numpy(value) for value in feeds.values())).numpy()
+        worst = max(worst, gap(backend.run(feeds)["logits"], expected))
+    return check("nar", worst, LOGITS_TOLERANCE)
+
+
+@torch.no_grad()
+def verify_codec(
+    encoder: CodecEncoder, decoder: CodecDecoder, config: CodecConfig, backends: Mapping[str, Backend]
+) -> dict[str, float]:
+    """-> share of codes that differ (encoder) and greatest sample difference (decoder)."""
+    generator = np.random.default_rng(2)
+    audio = generator.standard_normal((1, 50 * config.hop)).astype(np.float32) * 0.1
+    expected = encoder(torch.from_numpy(audio)).numpy()
+    found = backends["codec_encoder"].run({"audio": audio})["codes"]
+    codes = generator.integers(0, CODEBOOK_SIZE, (1, 45, CODEBOOKS))
+    wave = decoder(torch.from_numpy(codes)).numpy()
+    scale = max(1.0, float(np.abs(wave).max()))
+    decoded = gap(backends["codec_decoder"].run({"codes": codes})["audio"], wave) / scale
+    return {
+        "codec_encoder": check("codec_encoder", float((found != expected).mean()), 0.01),
+        "codec_decoder": check("codec_decoder", decoded, AUDIO_TOLERANCE),
+    }
+

@@ -1,0 +1,82 @@
+"""Nucleus and repetition-aware sampling (VALL-E 2, Algorithm 1) in numpy: the reference rule.
+
+Pure functions over one request; the AR graph holds the same rule as tensors. Random numbers come
+from a counter-based stream, so a request's draws do not depend on what else is in its batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+EOS_CODE = 1024
+DRAWS = 2  # uniform numbers per slot: the nucleus draw and the redraw
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.int64]
+
+
+def uniforms(seed: int, stream: int, steps: int, group_size: int) -> Floats:
+    """The random numbers of one request: (steps, G, 2) float32 in [0, 1).
+
+    Args:
+        seed: the request's seed. stream: which sample of the request (candidate, sentence).
+        steps: AR steps to cover; a longer call begins with the same numbers.
+    """
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))
+    return generator.random((steps, group_size, DRAWS), dtype=np.float32)
+
+
+def ranked_probabilities(logits: Floats) -> tuple[Codes, Floats]:
+    """Classes from likely to unlikely (ties: lower class first) and their probabilities."""
+    order = np.argsort(-logits, kind="stable")
+    exps = np.exp(logits[order] - logits[order[0]], dtype=np.float32)
+    return order, exps / exps.sum(dtype=np.float32)
+
+
+def nucleus(probs: Floats, top_p: float, uniform: float) -> int:
+    """Draw a rank among the smallest set of leading classes whose mass reaches top_p; 0 is argmax."""
+    cumulative = np.cumsum(probs, dtype=np.float32)
+    kept = max(1, int(np.sum((cumulative - probs) < np.float32(top_p))))
+    target = np.float32(uniform) * cumulative[kept - 1]
+    return min(int(np.sum(cumulative <= target)), kept - 1)
+
+
+def repeats_too_often(code: int, history: Codes, window: int, threshold: float) -> bool:
+    """Is the code's share of the last K codes, itself counted, above the threshold?
+
+    A share is at most 1, so threshold 1 switches the rule off.
+    """
+    repeats = int(np.sum(history[-window:] == code))
+    share = np.float32(min(repeats + 1, window)) / np.float32(window)
+    return bool(share > np.float32(threshold))
+
+
+def sample_group(
+    logits: Floats,
+    history: Codes,
+    draws: Floats,
+    *,
+    top_p: float,
+    window: int,
+    threshold: float,
+) -> tuple[Codes, Codes, bool]:
+    """Draw the G codes of one step.
+
+    Args:
+        logits: (G, 1025). history: (N,) codes so far, prompt included. draws: (G, 2) uniforms.
+
+    Returns:
+        The codes before `<eos>` (at most G), the grown history, and whether `<eos>` was drawn.
+    """
+    kept: list[int] = []
+    for slot_logits, (first, second) in zip(logits, draws, strict=True):
+        order, probs = ranked_probabilities(slot_logits)
+        code = int(order[nucleus(probs, top_p, first)])
+        if repeats_too_often(code, history, window, threshold):
+            code = int(order[nucleus(probs, np.inf, second)])
+        if code == EOS_CODE:
+            return np.array(kept, np.int64), history, True
+        kept.append(code)
+        history = np.append(history, code)
+    return np.array(kept, np.int64), history, False

@@ -1,0 +1,99 @@
+"""Per-request settings and the requests themselves: frozen values, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle2.runtime.errors import PromptError, SettingsError
+
+SEED_LIMIT = 2**63
+MAX_WINDOW = 1000
+MAX_CANDIDATES = 32
+
+RANGES: dict[str, tuple[float, float, str]] = {
+    "top_p": (0.0, 1.0, "0 is argmax, 1 the full distribution"),
+    "window": (1, MAX_WINDOW, "codes that the repetition rule looks back on"),
+    "threshold": (0.0, 1.0, "1 switches repetition-aware sampling off"),
+    "seed": (0, SEED_LIMIT - 1, "any non-negative 63-bit number"),
+    "candidates": (1, MAX_CANDIDATES, "samples of which the best is kept"),
+    "max_frames": (0, 1_000_000, "0 takes the model's own limit"),
+}
+WHOLE = ("window", "seed", "candidates", "max_frames")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How codes are drawn (VALL-E 2, section 3.4 and Algorithm 1).
+
+    Args:
+        top_p: nucleus mass v in 0..1; 0 is argmax.
+        window: K, the codes before the drawn one in which repeats are counted.
+        threshold: t_r in 0..1; a share of the window above it is drawn again from the full
+            distribution. 1 switches the rule off.
+        seed: names the request's stream of random numbers.
+        candidates: samples drawn side by side, of which the best is kept (see `select`).
+        max_frames: frames of speech per sentence at the most; 0 takes the model's own limit.
+
+    Raises:
+        SettingsError: a value is not a finite number within its range.
+    """
+
+    top_p: float = 0.2
+    window: int = 10
+    threshold: float = 0.1
+    seed: int = 0
+    candidates: int = 1
+    max_frames: int = 0
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            object.__setattr__(self, entry.name, checked(entry.name, getattr(self, entry.name)))
+
+
+def checked(name: str, value: Any) -> float | int:
+    """The value as a plain number, or an error that names its range."""
+    low, high, meaning = RANGES[name]
+    kind = Integral if name in WHOLE else Real
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits or not math.isfinite(value) or not low <= value <= high:
+        noun = "a whole number" if name in WHOLE else "a number"
+        raise SettingsError(f"{name} is {value!r}; expected {noun} from {low} to {high} ({meaning})")
+    return int(value) if name in WHOLE else float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A voice: codes of recorded speech and what it says.
+
+    Args:
+        codes: (P, 8) int64. transcript: the words spoken. name, source, licence, consent: for people.
+    """
+
+    codes: NDArray[np.int64] = field(repr=False)
+    transcript: str
+    name: str = "prompt"
+    source: str = ""
+    licence: str = ""
+    consent: str = ""
+
+    def __post_init__(self) -> None:
+        codes = self.codes
+        if codes.ndim != 2 or codes.shape[1] != 8 or not len(codes) or codes.dtype != np.int64:
+            raise PromptError(f"prompt codes are {codes.dtype} {codes.shape}; expected int64 (P, 8), P >= 1")
+        if codes.min() < 0 or codes.max() > 1023:
+            raise PromptError(f"prompt codes span {codes.min()}..{codes.max()}; expected 0..1023")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One text to be spoken in one voice."""
+
+    text: str
+    prompt: Prompt
+    settings: Settings = field(default_factory=Settings)
