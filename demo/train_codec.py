@@ -25,7 +25,8 @@ from valle2.export.config import CODEBOOKS
 BATCH, CROP, HOP = 16, 96, 320
 DECAY = 0.98
 QUANTISE_FROM = 200
-WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "predict": 0.3}
+RESIDUAL_PREDICT = 0.02
+WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "predict": 0.05}
 
 
 class CodecTrainer(nn.Module):
@@ -33,6 +34,7 @@ class CodecTrainer(nn.Module):
 
     def __init__(self, config: CodecConfig, classes: int) -> None:
         super().__init__()
+        self.residual_only = False
         self.encoder = CodecEncoder(config)
         width, ffn, latent = config.width, config.ffn, config.latent
         self.widen = nn.Linear(config.residual, latent, bias=False)
@@ -71,7 +73,11 @@ class CodecTrainer(nn.Module):
         latent = self.encoder.trunk(mel).float()
         if step < QUANTISE_FROM:
             return {"mel": mel_loss(self.decoder(latent), mel)}
-        zero = self.quantise_with(latent, self.encoder.first, self.first_sum, self.first_count)
+        if self.residual_only:
+            latent = latent.detach()
+            zero = functional.embedding(nearest(latent, self.encoder.first), self.encoder.first)
+        else:
+            zero = self.quantise_with(latent, self.encoder.first, self.first_sum, self.first_count)
         left = self.encoder.narrow(latent - zero.detach()).float()
         losses = {
             "symbol": functional.cross_entropy(
@@ -148,8 +154,21 @@ def balanced(work: Path, known: dict[Path, list[Utterance]], rng: np.random.Gene
     return [items[i] for items in voices.values() for i in rng.integers(len(items), size=1000)]
 
 
-def train(work: Path, steps: int, seed: int) -> None:
-    """Run to `steps`, saving every 200; continues from W/codec.pt when it is there."""
+def restart_residual(model: CodecTrainer) -> None:
+    """Draw the residual branch anew: the narrow projection, its codebooks and what reads them."""
+    nn.init.orthogonal_(model.encoder.narrow.weight)
+    nn.init.orthogonal_(model.widen.weight)
+    nn.init.zeros_(model.predict.out.weight)
+    model.rest_sum.zero_()
+    model.rest_count.zero_()
+
+
+def train(work: Path, steps: int, seed: int, residual_only: bool) -> None:
+    """Run to `steps`, saving every 200; continues from W/codec.pt when it is there.
+
+    residual_only: the encoder and codebook 0 stay as they are, so an AR model trained on them stays
+    valid, and books 1..7 are learned anew.
+    """
     torch.manual_seed(seed)
     model = CodecTrainer(CodecConfig(), len(symbols()))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.8, 0.99), weight_decay=0.01)
@@ -159,19 +178,25 @@ def train(work: Path, steps: int, seed: int) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
+    weights = dict(WEIGHTS)
+    if residual_only:
+        model.residual_only = True
+        weights["predict"] = RESIDUAL_PREDICT
+        restart_residual(model)
     known: dict[Path, list[Utterance]] = {}
     began = time.monotonic()
     for step in range(start, steps):
         rng = np.random.default_rng([seed, step])
         if step == start or step % 200 == 0:
             pool = balanced(work, known, rng)
-        rate = 1e-3 * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        done = (step - start) / (steps - start) if residual_only else step / steps
+        rate = 1e-3 * min(1, step / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         audio, labels = crops(pool, rng)
         with torch.autocast("cpu", torch.bfloat16):
             losses = model(audio, labels, step)
-            loss = sum((WEIGHTS[name] * value for name, value in losses.items()), torch.zeros(()))
+            loss = sum((weights[name] * value for name, value in losses.items()), torch.zeros(()))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -195,5 +220,6 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--residual-only", action="store_true", help="learn books 1 to 7 anew")
     args = parser.parse_args()
-    train(args.work, args.steps, args.seed)
+    train(args.work, args.steps, args.seed, args.residual_only)

@@ -19,3 +19,7 @@ class AudioError(Valle2Error):
 
 class SettingsError(Valle2Error):
     """A setting is not a number or outside its range."""
+
+
+class ModelError(Valle2Error):
+    """No such model, or one that lacks the part that was asked for."""

@@ -1,0 +1,109 @@
+"""Training batches of the AR and NAR models: utterances, half of them two of one voice joined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from data import read_shard, shards, symbols
+
+from valle2.export.config import ModelConfig
+
+Array = np.ndarray[Any, Any]
+GROUP = 2
+RARE_SHARE = 0.5
+JOINED_SHARE = 0.5
+KEPT_SOURCES = ("kokoro",)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """ids: (S,) without `<eos>`; ends: (S,) frame where each symbol ends; codes: (T, 8); split: frames of
+    the first utterance, 0 if there is only one."""
+
+    voice: str
+    ids: Array
+    ends: Array
+    codes: Array
+    split: int = 0
+
+
+def demo_config() -> ModelConfig:
+    """The embedded model's sizes."""
+    return ModelConfig(
+        vocab_size=len(symbols()),
+        d_model=256,
+        heads=4,
+        layers=4,
+        ffn=1024,
+        group_size=GROUP,
+        max_text=640,
+        max_frames=2048,
+    )
+
+
+def load_samples(work: Path, *, held_out: bool = False) -> dict[str, list[Sample]]:
+    """Samples by voice; the first shard of each source is held out."""
+    out: dict[str, list[Sample]] = {}
+    for path in shards(work):
+        codes_path = work / "codes" / path.name
+        if codes_path.exists() and path.stem.endswith("-0000") == held_out:
+            with np.load(codes_path) as found:
+                codes = np.split(found["codes"], np.cumsum(found["lengths"])[:-1])
+            for item, code in zip(read_shard(path), codes, strict=True):
+                out.setdefault(item.voice, []).append(Sample(item.voice, item.ids, item.ends, code))
+    return out
+
+
+def join(first: Sample, second: Sample) -> Sample:
+    """Two utterances of one voice, a space between their texts; an even number of frames before."""
+    odd = len(first.codes) % GROUP
+    space = symbols().index(" ")
+    split = len(first.codes) - odd
+    return Sample(
+        first.voice,
+        np.concatenate([first.ids, [space], second.ids]),
+        np.concatenate([first.ends - odd, [split], second.ends + split]),
+        np.concatenate([first.codes[odd:], second.codes]),
+        split,
+    )
+
+
+def clipped(sample: Sample) -> Sample:
+    """Drop the leading frame of an odd number (section 3.1)."""
+    odd = (len(sample.codes)) % GROUP
+    if not odd:
+        return sample
+    if sample.split:
+        codes = np.concatenate([sample.codes[: sample.split], sample.codes[sample.split + odd :]])
+        ends = np.where(sample.ends > sample.split, sample.ends - odd, sample.ends)
+        return Sample(sample.voice, sample.ids, ends, codes, sample.split)
+    return Sample(sample.voice, sample.ids, sample.ends - odd, sample.codes[odd:], sample.split)
+
+
+def draw(samples: dict[str, list[Sample]], rng: np.random.Generator, positions: int) -> list[Sample]:
+    """Samples until their positions are used up; voices with little speech are drawn more often."""
+    names = sorted(samples)
+    counts = np.array([len(samples[name]) for name in names], float)
+    weights = counts**0.3 / (counts**0.3).sum()
+    out: list[Sample] = []
+    while positions > 0:
+        items = samples[names[rng.choice(len(names), p=weights)]]
+        sample = items[rng.integers(len(items))]
+        if rng.random() < JOINED_SHARE:
+            sample = join(sample, items[rng.integers(len(items))])
+        out.append(clipped(sample))
+        positions -= len(out[-1].ids) + len(out[-1].codes) // GROUP
+    return out
+
+
+def text_batch(batch: list[Sample], eos: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded ids with `<eos>` (B, L), and lengths (B,)."""
+    lengths = [len(item.ids) + 1 for item in batch]
+    text = np.full((len(batch), max(lengths)), eos)
+    for row, item in enumerate(batch):
+        text[row, : len(item.ids)] = item.ids
+    return torch.from_numpy(text), torch.tensor(lengths)

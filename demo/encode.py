@@ -1,0 +1,55 @@
+"""Codes of the training speech, one file a shard: `python demo/encode.py --work W`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import read_shard, shards, symbols
+from train_codec import HOP, CodecTrainer
+
+from valle2.export.codec import CodecConfig, CodecEncoder
+
+GROUP = 32
+
+
+def load_encoder(work: Path) -> CodecEncoder:
+    """The trained encoder."""
+    model = CodecTrainer(CodecConfig(), len(symbols()))
+    model.load_state_dict(torch.load(work / "codec.pt", weights_only=True)["model"])
+    return model.encoder.eval()
+
+
+@torch.no_grad()
+def encode(encoder: CodecEncoder, sounds: list[np.ndarray]) -> list[np.ndarray]:
+    """Encode int16 waves in padded groups of similar length."""
+    order = sorted(range(len(sounds)), key=lambda i: len(sounds[i]))
+    out: list[np.ndarray] = [np.zeros(0)] * len(sounds)
+    for start in range(0, len(order), GROUP):
+        part = order[start : start + GROUP]
+        audio = np.zeros((len(part), len(sounds[part[-1]])), np.float32)
+        for row, index in enumerate(part):
+            audio[row, : len(sounds[index])] = sounds[index] / 32768
+        codes = encoder(torch.from_numpy(audio)).numpy()
+        for row, index in enumerate(part):
+            out[index] = codes[row, : len(sounds[index]) // HOP].astype(np.int16)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    work = parser.parse_args().work
+    (work / "codes").mkdir(exist_ok=True)
+    encoder = load_encoder(work)
+    for path in shards(work):
+        target = work / "codes" / path.name
+        if not target.exists():
+            codes = encode(encoder, [item.audio for item in read_shard(path)])
+            np.savez(target, codes=np.concatenate(codes), lengths=np.array([len(c) for c in codes]))
+
+
+if __name__ == "__main__":
+    main()

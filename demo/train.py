@@ -1,0 +1,199 @@
+"""Train the demo's AR or NAR model, resumable: `python demo/train.py ar --work W --steps N --decay D`.
+
+The learning rate is flat but for the last `--decay` steps, so a run without decay can be continued for as
+long as it pays and a finished model be made from any of its checkpoints (`--from`, `--name`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batches import GROUP, Sample, demo_config, draw, load_samples, text_batch
+from torch import Tensor, nn
+from torch.nn import functional
+from train_codec import CodecTrainer, save
+from data import symbols
+
+from valle2.export.codec import CodecConfig
+from valle2.export.config import CODEBOOKS, EOS_CODE
+from valle2.export.model import ARModel, Block, NARModel, merge_heads, split_heads
+
+POSITIONS = {"ar": 1800, "nar": 2600}
+RATE = 1.5e-3
+GUIDED_LAYERS, GUIDED_HEADS, GUIDE_WEIGHT = (1, 2), 2, 0.2
+STAGE_SHARES = np.array([0.28, 0.20] + [0.104] * 5)
+ROW_NORM = 0.32
+
+
+def attend_causal(block: Block, x: Tensor, target: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Causal attention; with a target (query mask, text index), the guide loss of the first heads too."""
+    query, key, value = (split_heads(part, block.heads) for part in block.project(x))
+    out = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    loss = x.new_zeros((), dtype=torch.float32)
+    if target is not None:
+        mask, index = target
+        scores = query[:, :GUIDED_HEADS].float() @ key[:, :GUIDED_HEADS].float().transpose(2, 3)
+        steps = x.shape[1]
+        hidden = torch.ones(steps, steps, dtype=torch.bool).triu(1)
+        weights = (scores * query.shape[3] ** -0.5).masked_fill(hidden, -1e9).softmax(dim=3)
+        near = torch.stack([(index + shift).clamp(0, steps - 1) for shift in (-1, 0, 1)], dim=-1)
+        near = near[:, None].expand(-1, GUIDED_HEADS, -1, -1)
+        mass = weights.gather(3, near).sum(dim=3).clamp(1e-4, 1)
+        loss = -(mass.log() * mask[:, None]).sum() / (mask.sum() * GUIDED_HEADS)
+    return block.finish(x, merge_heads(out)), loss
+
+
+def ar_batch(batch: list[Sample], eos: int) -> dict[str, Tensor]:
+    """Rows of text, `<eos>`, `<bos>`, groups; targets (B, S, G) with -1 where nothing is predicted."""
+    words, lengths = text_batch(batch, eos)
+    groups = [len(item.codes) // GROUP for item in batch]
+    steps = max(int(n) + 1 + g for n, g in zip(lengths, groups, strict=True))
+    text = np.full((len(batch), steps), eos)
+    codes = np.zeros((len(batch), steps, GROUP), np.int64)
+    target = np.full((len(batch), steps, GROUP), -1)
+    spoken = np.zeros((len(batch), steps), np.int64)
+    for row, (item, count) in enumerate(zip(batch, groups, strict=True)):
+        length = int(lengths[row])
+        text[row, :length] = words[row, :length]
+        first = item.codes[:, 0].reshape(-1, GROUP)
+        codes[row, length + 1 : length + 1 + count] = first
+        target[row, length : length + count] = first
+        target[row, length + count] = EOS_CODE
+        middle = np.arange(count) * GROUP + GROUP / 2
+        spoken[row, length : length + count] = np.minimum(np.searchsorted(item.ends, middle), length - 1)
+    arrays = {"text": text, "codes": codes, "target": target, "spoken": spoken}
+    return {name: torch.from_numpy(value) for name, value in arrays.items()} | {"lengths": lengths}
+
+
+def ar_loss(model: ARModel, batch: dict[str, Tensor], guide: float) -> tuple[Tensor, dict[str, float]]:
+    """Cross entropy per code (Eq. 9-11) plus the guide."""
+    x = model.embed(batch["text"], batch["codes"], batch["lengths"], torch.zeros_like(batch["lengths"]))
+    speaking = (batch["target"][:, :, 0] >= 0) & (batch["target"][:, :, 0] != EOS_CODE)
+    guides = []
+    for index, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        wanted = (speaking.float(), batch["spoken"]) if index in GUIDED_LAYERS and guide else None
+        x, loss = attend_causal(block, x, wanted)
+        guides.append(loss)
+    valid = batch["target"][:, :, 0] >= 0
+    logits = model.head(x[valid]).float()
+    entropy = functional.cross_entropy(logits.flatten(0, 1), batch["target"][valid].flatten())
+    pull = torch.stack(guides).sum() / len(GUIDED_LAYERS)
+    return entropy + guide * pull, {"ce": entropy.item(), "mass": float(torch.exp(-pull))}
+
+
+def nar_batch(batch: list[Sample], eos: int, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Padded rows; the prompt is the first utterance, or a prefix of at most half (section 10)."""
+    text, lengths = text_batch(batch, eos)
+    frames = [len(item.codes) for item in batch]
+    codes = np.zeros((len(batch), max(frames), CODEBOOKS), np.int64)
+    prompts = []
+    for row, item in enumerate(batch):
+        codes[row, : frames[row]] = item.codes
+        prompts.append(item.split or int(rng.integers(0, frames[row] // 2)) // GROUP * GROUP)
+    stage = int(rng.choice(CODEBOOKS - 1, p=STAGE_SHARES)) + 1
+    return {
+        "text": text,
+        "lengths": lengths,
+        "codes": torch.from_numpy(codes),
+        "prompts": torch.tensor(prompts),
+        "frames": torch.tensor(frames),
+        "stage": torch.tensor(stage),
+    }
+
+
+def nar_loss(model: NARModel, batch: dict[str, Tensor], guide: float) -> tuple[Tensor, dict[str, float]]:
+    """Cross entropy of one stage over the target frames (Eq. 17)."""
+    names = ("text", "lengths", "codes", "prompts", "frames", "stage")
+    hidden = model.hidden(*(batch[name] for name in names))
+    start, index = batch["text"].shape[1], torch.arange(batch["codes"].shape[1])
+    target = (index >= batch["prompts"][:, None]) & (index < batch["frames"][:, None])
+    spoken = hidden[:, start : start + len(index)][target]
+    stage = int(batch["stage"])
+    logits = functional.linear(model.norm(spoken), model.code_tables[stage]).float()
+    loss = functional.cross_entropy(logits, batch["codes"][:, :, stage][target])
+    return loss, {f"ce{stage}": loss.item()}
+
+
+def start_tables(model: ARModel | NARModel, work: Path) -> None:
+    """Code tables begin as the codec's own, centred and turned; positions as faint sinusoids."""
+    codec = CodecTrainer(CodecConfig(), len(symbols()))
+    codec.load_state_dict(torch.load(work / "codec.pt", weights_only=True)["model"])
+    turn = torch.linalg.qr(torch.randn(model.config.d_model, model.config.d_model))[0]
+    with torch.no_grad():
+        for book, table in enumerate(codec.decoder_tables()):
+            rows = (table - table.mean(dim=0)) @ turn[: table.shape[1]]
+            rows = rows * ROW_NORM / rows.norm(dim=1).mean()
+            if isinstance(model, NARModel):
+                model.code_tables[book] = rows
+            elif book == 0:
+                model.code_table.weight[:-1] = rows
+        for positions in (model.text_positions, model.code_positions):
+            count, width = positions.weight.shape
+            rate = 10000 ** (-torch.arange(0, width, 2) / width)
+            phase = torch.arange(count)[:, None] * rate
+            positions.weight.copy_(0.03 * torch.cat([phase.sin(), phase.cos()], dim=1))
+
+
+def rate_at(step: int, steps: int, decay: int) -> float:
+    """Warm-up, flat, then linear to 2 % over the last `decay` steps."""
+    left = (steps - step) / decay if decay else 1.0
+    return RATE * min(1.0, (step + 1) / 100, max(0.02, left))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run to `--steps`, saving every 100 under `--name`."""
+    torch.manual_seed(args.seed)
+    config = demo_config()
+    model: Any = ARModel(config) if args.model == "ar" else NARModel(config)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    path = args.work / f"{args.name or args.model}.pt"
+    source, start = (path if path.exists() else args.from_), 0
+    if source:
+        state = torch.load(source, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    else:
+        start_tables(model, args.work)
+    samples, began = load_samples(args.work), time.monotonic()
+    shown: dict[str, float] = {}
+    for step in range(start, args.steps):
+        rng = np.random.default_rng([args.seed, step])
+        items = draw(samples, rng, POSITIONS[args.model])
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, args.steps, args.decay)
+        with torch.autocast("cpu", torch.bfloat16):
+            if args.model == "ar":
+                loss, values = ar_loss(model, ar_batch(items, config.vocab_size), GUIDE_WEIGHT)
+            else:
+                loss, values = nar_loss(model, nar_batch(items, config.vocab_size, rng), 0.0)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        shown = {k: values.get(k, v) * 0.05 + v * 0.95 if k in values else v for k, v in shown.items()} | {
+            k: v for k, v in values.items() if k not in shown
+        }
+        if step % 50 == 0:
+            text = " ".join(f"{k} {v:.3f}" for k, v in sorted(shown.items()))
+            print(f"{step} {time.monotonic() - began:.0f}s {text}", flush=True)
+        if (step + 1) % 100 == 0 or step + 1 == args.steps:
+            save(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=["ar", "nar"])
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    parser.add_argument("--steps", type=int, default=10000)
+    parser.add_argument("--decay", type=int, default=0)
+    parser.add_argument("--name", help="checkpoint's name, by default the model's")
+    parser.add_argument("--from", dest="from_", type=Path, help="checkpoint to start a new name from")
+    parser.add_argument("--seed", type=int, default=0)
+    train(parser.parse_args())

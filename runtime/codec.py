@@ -1,0 +1,42 @@
+"""Waves to codes and back through the bundle's codec graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle2.engine import Backend
+
+Audio = NDArray[np.float32]
+Codes = NDArray[np.int64]
+
+
+class Codec:
+    """The codec of a bundle.
+
+    Args:
+        encoder, decoder: its graphs. sizes: `sample_rate` in Hz and `hop` in samples a frame.
+    """
+
+    def __init__(self, encoder: Backend, decoder: Backend, sizes: Mapping[str, int]) -> None:
+        self.encoder = encoder
+        self.decoder = decoder
+        self.sample_rate = sizes["sample_rate"]
+        self.hop = sizes["hop"]
+
+    @property
+    def frame_rate(self) -> float:
+        return self.sample_rate / self.hop
+
+    def encode(self, audio: Audio) -> Codes:
+        """(N,) float32 -> (N // hop, 8) int64; the last incomplete frame is dropped."""
+        whole = audio[: len(audio) // self.hop * self.hop]
+        return np.asarray(self.encoder.run({"audio": whole[None]})["codes"][0])
+
+    def decode(self, codes: Codes) -> Audio:
+        """(T, 8) int64 -> (T * hop,) float32."""
+        if not len(codes):
+            return np.zeros(0, np.float32)
+        return np.asarray(self.decoder.run({"codes": codes[None]})["audio"][0])

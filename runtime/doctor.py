@@ -1,0 +1,41 @@
+"""`valle2 doctor`: what this machine has, what is missing, and the command that installs it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+import onnxruntime
+
+PARTS = {
+    "export": (("torch", "onnx", "onnxscript"), "pip install 'valle2[export]'"),
+    "tensorrt": (("tensorrt",), "pip install 'valle2[tensorrt]'"),
+    "tensorrt-rtx": (("tensorrt_rtx",), "pip install 'valle2[tensorrt-rtx]'"),
+}
+
+
+def installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def report() -> dict[str, Any]:
+    """Versions, devices, and a line per optional part."""
+    providers = onnxruntime.get_available_providers()
+    cuda = "CUDAExecutionProvider" in providers
+    parts = {"cpu": "ready", "cuda": "ready" if cuda else "missing; pip install 'valle2[cuda]' (needs an NVIDIA GPU)"}
+    for name, (modules, command) in PARTS.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        parts[name] = f"missing {', '.join(missing)}; {command}" if missing else "installed"
+    return {
+        "valle2": installed("valle2"),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "can run": parts,
+    }
