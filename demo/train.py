@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from batches import GROUP, Sample, demo_config, draw, load_samples, text_batch
+from data import symbols
 from torch import Tensor, nn
 from torch.nn import functional
 from train_codec import CodecTrainer, save
-from data import symbols
 
 from valle2.export.codec import CodecConfig
 from valle2.export.config import CODEBOOKS, EOS_CODE
@@ -184,7 +184,14 @@ def train(args: argparse.Namespace) -> None:
             text = " ".join(f"{k} {v:.3f}" for k, v in sorted(shown.items()))
             print(f"{step} {time.monotonic() - began:.0f}s {text}", flush=True)
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
-            save(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+            save(
+                path,
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                },
+            )
 
 
 if __name__ == "__main__":

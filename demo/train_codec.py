@@ -25,7 +25,7 @@ from valle2.export.config import CODEBOOKS
 BATCH, CROP, HOP = 16, 96, 320
 DECAY = 0.98
 QUANTISE_FROM = 200
-RESIDUAL_PREDICT = 0.02
+RESIDUAL_PREDICT = 0.1
 WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "predict": 0.05}
 
 
@@ -81,7 +81,9 @@ class CodecTrainer(nn.Module):
         left = self.encoder.narrow(latent - zero.detach()).float()
         losses = {
             "symbol": functional.cross_entropy(
-                self.classify(latent + (zero - latent).detach()).transpose(1, 2), labels, ignore_index=-1
+                self.classify(latent + (zero - latent).detach()).transpose(1, 2),
+                labels,
+                ignore_index=-1,
             ),
             "predict": self.predict_loss(zero, left),
         }
@@ -205,7 +207,14 @@ def train(work: Path, steps: int, seed: int, residual_only: bool) -> None:
             text = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
             print(f"{step} {time.monotonic() - began:.0f}s {text}", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            save(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+            save(
+                path,
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                },
+            )
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

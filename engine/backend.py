@@ -134,9 +134,7 @@ class ArrayBuffer(Buffer):
 class FakeBackend(Backend):
     """A Python function in place of a graph: the test double that ships with the real ones."""
 
-    def __init__(
-        self, spec: GraphSpec, function: Callable[[Mapping[str, Array]], dict[str, Array]]
-    ) -> None:
+    def __init__(self, spec: GraphSpec, function: Callable[[Mapping[str, Array]], dict[str, Array]]) -> None:
         self.spec = spec
         self.function = function
 

@@ -1,8 +1,8 @@
 """A training checkpoint in valle2's own format: a folder, read strictly, never a pickle.
 
 model.safetensors holds `ar.*`, `nar.*` and, where there is a codec, `codec_encoder.*` and `codec_decoder.*`;
-its metadata entry `valle2` is JSON with `model`, `codec`, `name`, `text`, `sampling` and `provenance`. Text files
-lie in `text/`, ready voices in `voices/`.
+its metadata entry `valle2` is JSON with `model`, `codec`, `name`, `text`, `sampling` and `provenance`.
+Text files lie in `text/`, ready voices in `voices/`.
 """
 
 from __future__ import annotations
@@ -121,9 +121,7 @@ def fill(checkpoint: Checkpoint, weights: dict[str, Tensor], file: Path) -> None
     for name, target in expected.items():
         found = weights[name]
         if found.shape != target.shape:
-            raise CheckpointError(
-                f"{file}: {name} is {tuple(found.shape)}; expected {tuple(target.shape)}"
-            )
+            raise CheckpointError(f"{file}: {name} is {tuple(found.shape)}; expected {tuple(target.shape)}")
         if not bool(torch.isfinite(found).all()):
             raise CheckpointError(f"{file}: {name} holds NaN or infinity; train or save it again")
         target.copy_(found)

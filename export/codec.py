@@ -82,7 +82,8 @@ class ConvNeXt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = self.norm(self.conv(x.transpose(1, 2)).transpose(1, 2))
-        return x + self.scale * self.down(functional.gelu(self.up(mixed)))
+        out: Tensor = x + self.scale * self.down(functional.gelu(self.up(mixed)))
+        return out
 
 
 class Trunk(nn.Module):
@@ -113,7 +114,8 @@ class LogMel(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         margin = (OVERLAP - 1) * self.hop // 2
-        hops = functional.pad(audio, (margin, margin)).unflatten(1, (-1, self.hop))
+        padded = functional.pad(audio, (margin, margin))
+        hops = padded.reshape(padded.shape[0], -1, self.hop)
         frames = hops.shape[1] - OVERLAP + 1
         pieces = [hops.narrow(1, i, frames) for i in range(OVERLAP)]
         spectrum = torch.cat(pieces, dim=2) @ self.get_buffer("basis")
@@ -175,7 +177,10 @@ class CodecDecoder(nn.Module):
 
     def synthesise(self, latent: Tensor) -> Tensor:
         """latent (B, T, latent) -> audio (B, T * hop)."""
-        out = self.trunk(latent)
+        return self.waves(self.trunk(latent))
+
+    def waves(self, out: Tensor) -> Tensor:
+        """Log magnitude and phase (B, T, 2 * bins) -> audio (B, T * hop)."""
         magnitude = out[..., : self.bins].clamp(max=7.0).exp()
         phase = out[..., self.bins :]
         spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2)
@@ -183,7 +188,7 @@ class CodecDecoder(nn.Module):
 
     def overlap_add(self, frames: Tensor) -> Tensor:
         """Windowed frames (B, T, 4 * hop), centred at hop * (t + 1/2) -> (B, T * hop)."""
-        hops = frames.unflatten(2, (OVERLAP, self.hop))
+        hops = frames.reshape(frames.shape[0], frames.shape[1], OVERLAP, self.hop)
         pad = functional.pad(hops[:, :, 0], (0, 0, 0, OVERLAP - 1))
         for i in range(1, OVERLAP):
             pad = pad + functional.pad(hops[:, :, i], (0, 0, i, OVERLAP - 1 - i))

@@ -6,6 +6,10 @@ is the loop over the rows. Axis names in the graphs are the names used here.
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,9 +57,7 @@ class ARGraph(nn.Module):
         """See `ar_graph` for shapes."""
         window = causal_window(past_lengths, new_lengths, text.shape[1], caches[0].shape[2])
         pairs = list(zip(caches[::2], caches[1::2], strict=True))
-        logits, updated = self.model.forward_cached(
-            text, codes, text_lengths, window, pairs, self.attend
-        )
+        logits, updated = self.model.forward_cached(text, codes, text_lengths, window, pairs, self.attend)
         index = steps.clamp(max=uniforms.shape[1] - 1)[:, None, None, None]
         draws = uniforms.gather(1, index.expand(-1, 1, *uniforms.shape[2:]))[:, 0]
         sampling = Sampling(history, draws, top_p, repeat_window, threshold)
@@ -100,9 +102,7 @@ class Graph:
 
 def cache_names(layers: int, suffix: str = "") -> tuple[str, ...]:
     """`cache_key_0`, `cache_value_0`, ... in the graph's order."""
-    return tuple(
-        f"cache_{part}_{layer}{suffix}" for layer in range(layers) for part in ("key", "value")
-    )
+    return tuple(f"cache_{part}_{layer}{suffix}" for layer in range(layers) for part in ("key", "value"))
 
 
 def ar_inputs(
@@ -202,17 +202,29 @@ def codec_graphs(encoder: nn.Module, decoder: nn.Module, hop: int) -> list[Graph
 def dynamic_shapes(graph: Graph) -> list[Any]:
     """Axis specifications in the order of the inputs, the variadic ones as one tuple."""
     dim = torch.export.Dim.DYNAMIC
-    rows = [
-        {axis: dim for axis in graph.axes[name]} for name in graph.inputs if name not in graph.variadic
-    ]
+    rows = [{axis: dim for axis in graph.axes[name]} for name in graph.inputs if name not in graph.variadic]
     if not graph.variadic:
         return rows
     return [*rows, tuple({axis: dim for axis in graph.axes[name]} for name in graph.variadic)]
 
 
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Keep the exporter's notes on its own deprecations and on absent packages from the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def export_graph(graph: Graph, folder: Path) -> Path:
     """Trace one row and write `NAME.onnx` with its weights in `NAME.weights` beside it."""
-    with torch.no_grad():
+    with torch.no_grad(), quiet_export():
         program = torch.onnx.export(
             graph.module.eval(),
             tuple(graph.inputs.values()),

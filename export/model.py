@@ -46,7 +46,7 @@ def causal_window(past: Tensor, new: Tensor, steps: int, capacity: int) -> Windo
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, S, H*D) -> (B, H, S, D)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -95,7 +95,8 @@ class Block(nn.Module):
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add the attention output and the feed-forward part to the residual stream."""
         x = x + self.out(attended)
-        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+        out: Tensor = x + self.down(functional.gelu(self.up(self.norm2(x))))
+        return out
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Attend without a cache. mask: broadcastable to (B, H, S, S) bool, None for no mask."""
@@ -123,9 +124,7 @@ class ARModel(nn.Module):
         if group > 1:
             self.group_embed = nn.Linear(group * width, width, bias=False)
             self.group_predict = nn.Linear(width, group * width, bias=False)
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.ffn) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.ffn) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.apply(initialise)
         nn.init.normal_(self.bos, std=INIT_STD)
@@ -155,7 +154,7 @@ class ARModel(nn.Module):
         hidden = self.norm(hidden)
         if self.config.group_size > 1:
             hidden = self.group_predict(hidden)
-        parts = hidden.unflatten(-1, (self.config.group_size, self.config.d_model))
+        parts = hidden.reshape(*hidden.shape[:-1], self.config.group_size, self.config.d_model)
         return functional.linear(parts, self.code_table.weight)
 
     def forward(self, text: Tensor, codes: Tensor, text_lengths: Tensor) -> Tensor:
@@ -237,9 +236,7 @@ class NARModel(nn.Module):
         total = functional.embedding(codes[:, :, 0], self.code_tables[0])
         for book in range(1, CODEBOOKS):
             seen = (in_prompt | (book < stage)).to(total.dtype)
-            total = total + seen[..., None] * functional.embedding(
-                codes[:, :, book], self.code_tables[book]
-            )
+            total = total + seen[..., None] * functional.embedding(codes[:, :, book], self.code_tables[book])
         return total
 
     def tail(self, frame_lengths: Tensor, stage: Tensor) -> Tensor:

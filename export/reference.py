@@ -81,7 +81,8 @@ def whole_logits(model: ARModel, text: Codes, prompt: Codes) -> Run:
     def run(group: Codes | None) -> Tensor:
         nonlocal row
         row = row if group is None else np.concatenate([row, group])
-        return model(*layout(model, text, row))[0, -1]
+        logits: Tensor = model(*layout(model, text, row))[0, -1]
+        return logits
 
     return run
 

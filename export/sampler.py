@@ -65,9 +65,7 @@ def sample_group(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Te
     return codes, history, finished, log_probs.gather(2, ranks)[:, :, 0]
 
 
-def choose(
-    order: Tensor, first: Tensor, redraw: Tensor, sampling: Sampling
-) -> tuple[Tensor, Tensor]:
+def choose(order: Tensor, first: Tensor, redraw: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Apply the repetition rule slot by slot, so that each slot sees the earlier ones.
 
     -> ranks (B, G, 1) int64 of the chosen codes, history (B, W) int64.

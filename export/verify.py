@@ -94,7 +94,10 @@ def verify_nar(model: NARModel, backend: Backend) -> float:
 
 @torch.no_grad()
 def verify_codec(
-    encoder: CodecEncoder, decoder: CodecDecoder, config: CodecConfig, backends: Mapping[str, Backend]
+    encoder: CodecEncoder,
+    decoder: CodecDecoder,
+    config: CodecConfig,
+    backends: Mapping[str, Backend],
 ) -> dict[str, float]:
     """-> share of codes that differ (encoder) and greatest sample difference (decoder)."""
     generator = np.random.default_rng(2)
@@ -109,4 +112,3 @@ def verify_codec(
         "codec_encoder": check("codec_encoder", float((found != expected).mean()), 0.01),
         "codec_decoder": check("codec_decoder", decoded, AUDIO_TOLERANCE),
     }
-

@@ -4,4 +4,13 @@ from valle2.engine.errors import Valle2Error
 from valle2.runtime.pipeline import Generated, Speech, Timings, Valle2
 from valle2.runtime.settings import Prompt, Request, Settings
 
-__all__ = ["Generated", "Prompt", "Request", "Settings", "Speech", "Timings", "Valle2", "Valle2Error"]
+__all__ = [
+    "Generated",
+    "Prompt",
+    "Request",
+    "Settings",
+    "Speech",
+    "Timings",
+    "Valle2",
+    "Valle2Error",
+]

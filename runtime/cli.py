@@ -75,7 +75,9 @@ def say(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
         "finish_reason": speech.finish_reason,
         "rtf": round(times.rtf, 4),
         "steps": times.steps,
-        "timings": {name: round(getattr(times, name), 4) for name in ("prefill", "ar", "nar", "codec", "total")},
+        "timings": {
+            name: round(getattr(times, name), 4) for name in ("prefill", "ar", "nar", "codec", "total")
+        },
     }
 
 

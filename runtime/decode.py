@@ -7,8 +7,9 @@ in place. Axes: B rows, G codes per group, S new positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +61,7 @@ class Decoder:
         self.max_positions = sizes["max_frames"] // self.group_size
         self.cache_length = cache_length
         self.cache_axes = (sizes["heads"], sizes["d_model"] // sizes["heads"])
-        self.cache_names = tuple(
-            spec.name for spec in backend.spec.inputs if spec.name.startswith("cache_")
-        )
+        self.cache_names = tuple(spec.name for spec in backend.spec.inputs if spec.name.startswith("cache_"))
         self.caches: dict[str, Buffer] = {}
         self.cache_shape = (0, 0)
 
@@ -73,7 +72,7 @@ class Decoder:
             left = min(left, self.cache_length - row.positions(self.group_size) + 1)
         return left
 
-    def decode(self, rows: Sequence[Row], max_steps: int) -> Iterator[Group]:
+    def decode(self, rows: Sequence[Row], max_steps: int) -> Generator[Group, None, None]:
         """Yield at most `max_steps` groups, the first from the prefill itself.
 
         The caller stops iterating when it has what it needs; a row that has finished is decoded on
@@ -93,9 +92,7 @@ class Decoder:
             if index:
                 steps[(index - 1) % 2]()
             current = states[(index + 1) % 2]
-            yield Group(
-                current["codes"].read()[:, 0], outs["finished"].read(), outs["log_probs"].read()
-            )
+            yield Group(current["codes"].read()[:, 0], outs["finished"].read(), outs["log_probs"].read())
 
     def reserve(self, batch: int, capacity: int) -> None:
         """Keep caches of at least this many rows and slots; memory is only touched where used."""
@@ -112,7 +109,7 @@ class Decoder:
         for index, row in enumerate(rows):
             uniforms[index, : len(row.uniforms)] = row.uniforms
         settings = [row.settings for row in rows]
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "text_lengths": np.array([len(row.text) for row in rows], np.int64),
             "uniforms": uniforms,
             "top_p": np.array([s.top_p for s in settings], np.float32),
@@ -129,8 +126,10 @@ class Decoder:
             tail = row.prompt[-slots:]
             history[index, slots - len(tail) :] = tail
         zeros = np.zeros(len(rows), np.int64)
-        arrays = (np.zeros((len(rows), 1, self.group_size), np.int64), zeros, zeros, history)
-        return {name: self.filled(array) for name, array in zip(STATE, arrays, strict=True)}
+        codes = np.zeros((len(rows), 1, self.group_size), np.int64)
+        arrays: tuple[Codes, ...] = (codes, zeros, zeros, history)
+        named = zip(STATE, arrays, strict=True)
+        return {name: self.filled(array) for name, array in named}
 
     def step_inputs(self, batch: int) -> dict[str, Buffer]:
         """A decode step has one new position per row and no text."""
@@ -172,7 +171,7 @@ class Decoder:
         outputs |= {f"{name}_out": buffer for name, buffer in self.caches.items()}
         return self.backend.bind({**fixed, **before}, outputs)
 
-    def filled(self, array: NDArray[np.generic]) -> Buffer:
+    def filled(self, array: NDArray[Any]) -> Buffer:
         buffer = self.backend.buffer(array.shape, array.dtype)
         buffer.write(array)
         return buffer

@@ -28,7 +28,10 @@ def report() -> dict[str, Any]:
     """Versions, devices, and a line per optional part."""
     providers = onnxruntime.get_available_providers()
     cuda = "CUDAExecutionProvider" in providers
-    parts = {"cpu": "ready", "cuda": "ready" if cuda else "missing; pip install 'valle2[cuda]' (needs an NVIDIA GPU)"}
+    parts = {
+        "cpu": "ready",
+        "cuda": "ready" if cuda else "missing; pip install 'valle2[cuda]' (needs an NVIDIA GPU)",
+    }
     for name, (modules, command) in PARTS.items():
         missing = [module for module in modules if find_spec(module) is None]
         parts[name] = f"missing {', '.join(missing)}; {command}" if missing else "installed"

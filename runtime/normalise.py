@@ -5,10 +5,20 @@ from __future__ import annotations
 import re
 import unicodedata
 
-SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen""".split()
-TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
-SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"), (100, "hundred"))
+SMALL: tuple[str, ...] = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+TENS: tuple[str, ...] = (
+    "zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
+)  # fmt: skip
+SCALES = (
+    (10**12, "trillion"),
+    (10**9, "billion"),
+    (10**6, "million"),
+    (1000, "thousand"),
+    (100, "hundred"),
+)
 LARGEST = 10**15
 IRREGULAR = {
     "one": "first",
@@ -25,9 +35,25 @@ ABBREVIATIONS = {
     "no": "number", "gen": "general", "col": "colonel", "capt": "captain", "rev": "reverend",
     "e.g": "for example", "i.e": "that is",
 }  # fmt: skip
-SYMBOLS = {"&": " and ", "%": " percent", "+": " plus ", "=": " equals ", "@": " at ", "°": " degrees"}
+SYMBOLS = {
+    "&": " and ",
+    "%": " percent",
+    "+": " plus ",
+    "=": " equals ",
+    "@": " at ",
+    "°": " degrees",
+}
 CURRENCIES = {"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "penny")}
-PUNCTUATION = {"‘": "'", "’": "'", "“": '"', "”": '"', "–": ", ", "—": ", ", "…": ".", "\u2212": "-"}
+PUNCTUATION = {
+    "‘": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "–": ", ",
+    "—": ", ",
+    "…": ".",
+    "\u2212": "-",
+}
 NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 
 
@@ -50,10 +76,8 @@ def cardinal(value: int) -> str:
 def ordinal(value: int) -> str:
     """21 -> "twenty first"."""
     head, _, last = cardinal(value).rpartition(" ")
-    if last in IRREGULAR:
-        last = IRREGULAR[last]
-    else:
-        last = f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th"
+    plain = f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th"
+    last = IRREGULAR.get(last, plain)
     return f"{head} {last}".strip()
 
 
@@ -104,7 +128,10 @@ def expand(match: re.Match[str]) -> str:
 
 
 RULES: tuple[tuple[re.Pattern[str], object], ...] = (
-    (re.compile(r"\b(" + "|".join(map(re.escape, ABBREVIATIONS)) + r")\.(?=\s+\S|,)\s*", re.I), expand),
+    (
+        re.compile(r"\b(" + "|".join(map(re.escape, ABBREVIATIONS)) + r")\.(?=\s+\S|,)\s*", re.I),
+        expand,
+    ),
     (re.compile(rf"(?P<sign>[$€£])(?P<amount>{NUMBER})"), money),
     (re.compile(r"\b([01]?\d|2[0-3]):([0-5]\d)\b"), clock),
     (re.compile(r"\b(\d{1,9})(?:st|nd|rd|th)\b", re.I), lambda m: ordinal(int(m[1]))),
@@ -127,7 +154,14 @@ def normalise(text: str) -> str:
     for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)  # type: ignore[call-overload]
     folded = unicodedata.normalize("NFKD", text)
-    plain = "".join(c if c.isascii() and c.isprintable() else " " if not c.isalpha() and not unicodedata.combining(c) else "" for c in folded)
+    plain = "".join(
+        c
+        if c.isascii() and c.isprintable()
+        else " "
+        if not c.isalpha() and not unicodedata.combining(c)
+        else ""
+        for c in folded
+    )
     plain = re.sub(r"[^A-Za-z',.?!;:\- ]", " ", plain)
     plain = re.sub(r"(?<=\w)-(?=\w)", " ", plain).replace("-", " ")
     plain = re.sub(r"\s+([,.?!;:])", r"\1", re.sub(r"\s+", " ", plain))

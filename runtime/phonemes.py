@@ -80,7 +80,12 @@ class Pronouncer:
             if stem == word or len(stem) < 2:
                 continue
             doubled = stem[:-1] if stem[-1:] == stem[-2:-1] else stem
-            for form in (stem, f"{stem}e", doubled, f"{stem[:-1]}y" if stem.endswith("i") else stem):
+            for form in (
+                stem,
+                f"{stem}e",
+                doubled,
+                f"{stem[:-1]}y" if stem.endswith("i") else stem,
+            ):
                 if form in self.lexicon:
                     return add(self.lexicon[form])
         return ""

@@ -103,7 +103,12 @@ class Valle2:
 
     @classmethod
     def load(
-        cls, model: str | Path = "demo", *, device: str = "cpu", precision: str = "fp32", threads: int = 0
+        cls,
+        model: str | Path = "demo",
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        threads: int = 0,
     ) -> Valle2:
         """Open a bundle.
 
@@ -184,11 +189,9 @@ class Valle2:
 
     def settings(self) -> Settings:
         """The model's own defaults."""
-        return Settings(**self.manifest.sampling)
+        return replace(Settings(), **self.manifest.sampling)  # type: ignore[arg-type]
 
-    def pieces(
-        self, request: Request, timings: Timings, parts: list[Generated]
-    ) -> Iterator[Audio]:
+    def pieces(self, request: Request, timings: Timings, parts: list[Generated]) -> Iterator[Audio]:
         """Audio of every sentence, faded at the seams, with a pause between two."""
         codec = self.need_codec()
         for index, ids in enumerate(self.sentence_ids(request)):
@@ -260,7 +263,8 @@ class Valle2:
         means = [s.log_prob / max(1, len(s.codes)) for s in samples]
         best = samples[best_sample(lengths, [s.ended for s in samples], means)]
         began = time.perf_counter()
-        codes = refine(self.nar, text, prompt, np.array(best.codes, np.int64))
+        kept = best.codes[: settings.max_frames or None]
+        codes = refine(self.nar, text, prompt, np.array(kept, np.int64))
         timings.nar += time.perf_counter() - began
         return Generated(codes, "eos" if best.ended else "max_frames")
 
@@ -312,5 +316,7 @@ def find_model(model: str | Path) -> Path:
     path = Path(model)
     if not path.exists():
         names = sorted(p.name for p in MODELS.iterdir()) if MODELS.is_dir() else []
-        raise ModelError(f"unknown model {str(model)!r}; expected a bundle's folder or one of: {', '.join(names)}")
+        raise ModelError(
+            f"unknown model {str(model)!r}; expected a bundle's folder or one of: {', '.join(names)}"
+        )
     return path

@@ -12,9 +12,7 @@ from statistics import median
 LENGTH_TOLERANCE = 0.25
 
 
-def best_sample(
-    lengths: Sequence[int], ended: Sequence[bool], mean_log_probs: Sequence[float]
-) -> int:
+def best_sample(lengths: Sequence[int], ended: Sequence[bool], mean_log_probs: Sequence[float]) -> int:
     """Index of the sample to keep; ties go to the earlier one.
 
     Args:

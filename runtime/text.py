@@ -43,7 +43,9 @@ class TextFrontEnd:
         """
         ids = self.tokenizer.encode(self.prepare(check_text(text))).ids
         if not ids:
-            raise TextError(f"{shown(text)} holds nothing that can be spoken; expected words in Latin letters")
+            raise TextError(
+                f"{shown(text)} holds nothing that can be spoken; expected words in Latin letters"
+            )
         return np.array(ids, np.int64)
 
     def split(self, text: str, max_tokens: int) -> list[str]:
@@ -103,7 +105,7 @@ def shown(text: str) -> str:
 def read_lexicon(path: Path) -> dict[str, str]:
     """word<TAB>phonemes per line."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return dict(line.split("\t", 1) for line in lines if "\t" in line)  # type: ignore[misc]
+    return dict(line.split("\t", 1) for line in lines if "\t" in line)
 
 
 def load_front_end(folder: Path, entry: Mapping[str, Any]) -> TextFrontEnd:
@@ -122,4 +124,6 @@ def load_front_end(folder: Path, entry: Mapping[str, Any]) -> TextFrontEnd:
             return TextFrontEnd(tokenizer, lambda text: pronounce(normalise(text)))
     except Exception as error:  # tokenizers raises bare Exception
         raise ManifestError(f"{folder}: the text front end does not load: {error}") from None
-    raise ManifestError(f"{folder}: unknown text front end {kind!r}; expected bpe or phonemes; upgrade valle2")
+    raise ManifestError(
+        f"{folder}: unknown text front end {kind!r}; expected bpe or phonemes; upgrade valle2"
+    )

@@ -1,0 +1,111 @@
+"""Train the codec's decoder (the vocoder) from codes, resumable: `python demo/train_vocoder.py --work W`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from data import HOP, Utterance, read_shard, shards, symbols
+from torch import Tensor, nn
+from torch.nn import functional
+from train_codec import CodecTrainer, save
+
+from valle2.export.codec import CodecConfig, CodecDecoder, LogMel
+
+BATCH, CROP = 12, 56
+RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))
+RATE = 1e-3
+EDGE = 2 * HOP
+
+
+def spectral_loss(guess: Tensor, sound: Tensor) -> Tensor:
+    """Log magnitude, spectral convergence and half the complex distance over four resolutions."""
+    total = guess.new_zeros(())
+    for size, hop in RESOLUTIONS:
+        window = torch.hann_window(size)
+        a, b = (torch.stft(x, size, hop, window=window, return_complex=True) for x in (guess, sound))
+        near, far = a.abs().clamp(min=1e-4), b.abs().clamp(min=1e-4)
+        total = total + (near.log() - far.log()).abs().mean()
+        total = total + (near - far).norm() / far.norm() + 0.5 * (a - b).abs().mean()
+    return total / len(RESOLUTIONS)
+
+
+def load_items(work: Path) -> dict[str, list[tuple[Utterance, np.ndarray[Any, Any]]]]:
+    """Utterances with their codes by voice, the held-out shards left out."""
+    out: dict[str, list[tuple[Utterance, np.ndarray[Any, Any]]]] = {}
+    for path in shards(work):
+        codes_path = work / "codes" / path.name
+        if codes_path.exists() and not path.stem.endswith("-0000"):
+            with np.load(codes_path) as found:
+                codes = np.split(found["codes"], np.cumsum(found["lengths"])[:-1])
+            for item, code in zip(read_shard(path), codes, strict=True):
+                if item.frames > CROP:
+                    out.setdefault(item.voice, []).append((item, code))
+    return out
+
+
+def crops(items: Any, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """BATCH crops, the voices in equal shares: codes (B, CROP, 8), audio (B, CROP * HOP)."""
+    names, codes, sounds = sorted(items), [], []
+    for _ in range(BATCH):
+        pool = items[names[rng.integers(len(names))]]
+        item, code = pool[rng.integers(len(pool))]
+        start = int(rng.integers(len(code) - CROP + 1))
+        codes.append(code[start : start + CROP].astype(np.int64))
+        sounds.append(item.audio[start * HOP : (start + CROP) * HOP].astype(np.float32) / 32768)
+    return torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(sounds))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run to `--steps`, saving every 100."""
+    torch.manual_seed(args.seed)
+    config = CodecConfig()
+    model, mel = CodecDecoder(config), LogMel(config)
+    codec = CodecTrainer(config, len(symbols()))
+    codec.load_state_dict(torch.load(args.work / "codec.pt", weights_only=True)["model"])
+    model.tables.data.copy_(codec.decoder_tables())
+    model.tables.requires_grad_(False)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, RATE, betas=(0.8, 0.99))
+    path, start = args.work / "vocoder.pt", 0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    items, began = load_items(args.work), time.monotonic()
+    for step in range(start, args.steps):
+        codes, sound = crops(items, np.random.default_rng([args.seed, step]))
+        left = (args.steps - step) / args.decay if args.decay else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 100, max(0.02, left))
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model.trunk(model.embed(codes)).float()
+        guess = model.waves(out)[:, EDGE:-EDGE]
+        target = sound[:, EDGE:-EDGE]
+        close = functional.l1_loss(mel(guess), mel(target))
+        loss = spectral_loss(guess, target) + 2.0 * close
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        if step % 50 == 0:
+            print(
+                f"{step} {time.monotonic() - began:.0f}s loss {loss.item():.3f} mel {close.item():.3f}",
+                flush=True,
+            )
+        if (step + 1) % 100 == 0 or step + 1 == args.steps:
+            save(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--decay", type=int, default=0, help="last steps in which the rate falls to 2 %%")
+    parser.add_argument("--seed", type=int, default=0)
+    train(parser.parse_args())

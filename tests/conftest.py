@@ -1,0 +1,141 @@
+"""A toy checkpoint and its bundles, exported once a session; where the shared test data lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from valle2.engine import Backend, open_backend
+from valle2.export import Checkpoint, ModelConfig, export_checkpoint, save_checkpoint
+from valle2.export.bundle import graph_spec
+from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
+from valle2.export.graphs import ar_graph, export_graph
+from valle2.export.model import ARModel, NARModel
+from valle2.runtime import Prompt, Valle2
+
+SHARED = Path(__file__).parents[2] / "shared"
+SYMBOLS = list(" ,.?!abcdefghijklmnopqrstuvwxyzˈəðɪ")
+WORDS = {"hello": "hˈelo", "there": "ðˈer", "the": "ði", "a": "a", "fox": "fˈoks", "apple": "ˈapl"}
+
+
+def shared(name: str) -> Path:
+    """A file of the shared test data, or a skip that says it is absent."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"shared test data {name} is not on this machine")
+    return path
+
+
+def toy_config(group_size: int, max_frames: int = 1024) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=len(SYMBOLS),
+        d_model=32,
+        heads=4,
+        layers=2,
+        ffn=64,
+        group_size=group_size,
+        max_text=96,
+        max_frames=max_frames,
+    )
+
+
+def toy_checkpoint(group_size: int, max_frames: int = 1024) -> Checkpoint:
+    """Random weights large enough that codes depend on everything."""
+    torch.manual_seed(group_size)
+    config = toy_config(group_size, max_frames)
+    codec = CodecConfig(width=32, ffn=48, blocks=1, decoder_width=32, decoder_ffn=48, decoder_blocks=1)
+    checkpoint = Checkpoint(
+        config,
+        ARModel(config).eval(),
+        NARModel(config).eval(),
+        (CodecEncoder(codec).eval(), CodecDecoder(codec).eval(), codec),
+        name="toy",
+        text={"kind": "phonemes"},
+        provenance={"licence": "Apache-2.0"},
+    )
+    for model in (checkpoint.ar, checkpoint.nar):
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                torch.nn.init.normal_(weight, std=0.15)
+    return checkpoint
+
+
+def write_toy(folder: Path, checkpoint: Checkpoint) -> Path:
+    """The checkpoint with a front end and two voices beside it."""
+    from safetensors.numpy import save_file
+
+    from valle2.runtime.voices import DETAILS
+
+    save_checkpoint(checkpoint, folder, torch.float16)
+    (folder / "text").mkdir()
+    (folder / "voices").mkdir()
+    lines = [f"{word}\t{sounds}" for word, sounds in WORDS.items()]
+    (folder / "text" / "lexicon.tsv").write_text("\n".join(lines), encoding="utf-8")
+    tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(SYMBOLS)}, unk_token="<none>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.save(str(folder / "text" / "tokenizer.json"))
+    for index, name in enumerate(("amber", "basalt")):
+        codes = np.random.default_rng(index).integers(0, 1024, (30, 8)).astype(np.int16)
+        details = dict.fromkeys(DETAILS, "") | {"transcript": "hello there"}
+        save_file({"codes": codes}, str(folder / "voices" / f"{name}.safetensors"), metadata=details)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("checkpoint"), toy_checkpoint(2, 400))
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy bundle with codec, text and voices; do not change it."""
+    return export_checkpoint(checkpoint_folder, tmp_path_factory.mktemp("bundles") / "toy")
+
+
+@pytest.fixture(scope="session")
+def tts(bundle: Path) -> Valle2:
+    return Valle2.load(bundle)
+
+
+@pytest.fixture
+def voice(tts: Valle2) -> Prompt:
+    return tts.voice("amber")
+
+
+@pytest.fixture
+def broken(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle to be damaged."""
+    import shutil
+
+    return Path(shutil.copytree(bundle, tmp_path / "broken"))
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
+    """Rewrite manifest.json with a change."""
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+@pytest.fixture(scope="session")
+def ar_backend(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[int, str, int], tuple[ARModel, Backend]]:
+    """(group size, lowering, cache length) -> the eager model and its graph, exported once."""
+
+    @cache
+    def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Backend]:
+        model = toy_checkpoint(group_size, 256 * group_size).ar
+        row = ar_graph(model, lowering, capacity)
+        path = export_graph(row, tmp_path_factory.mktemp(f"ar{group_size}{lowering}"))
+        return model, open_backend(path.parent, graph_spec(path, row))
+
+    return make

@@ -1,0 +1,101 @@
+"""Backends: input checks, devices, I/O binding in place, the test double."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from valle2.engine import BackendError, FakeBackend, GraphSpec, TensorSpec, open_backend, read_manifest
+
+SPEC = GraphSpec(
+    "add.onnx",
+    (TensorSpec("a", "float32", ("n",)), TensorSpec("b", "float32", ("n",))),
+    (TensorSpec("sum", "float32", ("n",)),),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("a", "b", "sum")]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["sum"])], "add", values[:2], values[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, str(tmp_path / SPEC.file))
+    return tmp_path
+
+
+def ones(count: int, dtype: type = np.float32) -> np.ndarray[tuple[int], np.dtype[np.generic]]:
+    return np.ones(count, dtype)
+
+
+def test_run_and_bound_step_write_the_same(folder: Path) -> None:
+    with open_backend(folder, SPEC) as backend:
+        assert backend.run({"a": ones(3), "b": ones(3)})["sum"].tolist() == [2, 2, 2]
+        a, b = backend.buffer((3,), np.float32), backend.buffer((3,), np.float32)
+        a.write(ones(3))
+        step = backend.bind({"a": a, "b": b}, {"sum": b})
+        for expected in (1, 2, 3):
+            step()
+            assert b.read().tolist() == [expected] * 3
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({"a": ones(3)}, r"missing inputs \['b'\]"),
+        ({"a": ones(3), "b": ones(3), "c": ones(3)}, r"unknown inputs \['c'\]"),
+        ({"a": ones(3), "b": ones(4)}, r"input b is float32 \(4,\).*'n': 3"),
+        ({"a": ones(3), "b": ones(3, np.float64)}, "float64"),
+    ],
+)
+def test_wrong_inputs(
+    folder: Path, feeds: dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]], message: str
+) -> None:
+    with pytest.raises(BackendError, match=message):
+        open_backend(folder, SPEC).run(feeds)
+
+
+def test_devices_are_never_replaced(folder: Path) -> None:
+    import onnxruntime
+
+    with pytest.raises(BackendError, match="unknown device 'tpu'"):
+        open_backend(folder, SPEC, "tpu")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(BackendError, match=r"pip install 'valle2\[cuda\]'"):
+            open_backend(folder, SPEC, "cuda")
+
+
+def test_a_file_that_is_no_graph(folder: Path) -> None:
+    (folder / SPEC.file).write_bytes(b"not a graph")
+    with pytest.raises(BackendError, match="does not load"):
+        open_backend(folder, SPEC)
+
+
+def test_fake_backend_follows_the_interface() -> None:
+    fake = FakeBackend(SPEC, lambda feeds: {"sum": feeds["a"] + feeds["b"]})
+    assert fake.run({"a": ones(2), "b": ones(2)})["sum"].tolist() == [2, 2]
+    a, b = fake.buffer((2,), np.float32), fake.buffer((2,), np.float32)
+    a.write(ones(2))
+    fake.bind({"a": a, "b": b}, {"sum": b})()
+    assert b.read().tolist() == [1, 1]
+
+
+def test_caches_stay_at_one_address_and_are_updated_in_place(bundle: Path) -> None:
+    from valle2.runtime.decode import Decoder, Row
+    from valle2.runtime.sampling import uniforms
+    from valle2.runtime.settings import Settings
+
+    manifest = read_manifest(bundle)
+    backend = open_backend(bundle, manifest.graphs["ar"])
+    decoder = Decoder(backend, manifest.sizes, manifest.cache_length)
+    text = np.array([3, 4, manifest.sizes["vocab_size"]])
+    row = Row(text, np.arange(4), uniforms(0, 0, 12, 2), Settings(top_p=1.0))
+    filled = []
+    for _ in decoder.decode([row], 12):
+        cache = decoder.caches["cache_key_0"].read()
+        filled.append((cache.ctypes.data, int((np.abs(cache[0, 0]).sum(axis=1) > 0).sum())))
+    assert len({address for address, _ in filled}) == 1
+    assert [count for _, count in filled] == list(range(6, 18))

@@ -1,0 +1,141 @@
+"""Checkpoints and bundles: what is refused, and that nothing is lost or half written."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from valle2.engine import Valle2Error, read_manifest
+from valle2.export import CheckpointError, ParityError, export_checkpoint, read_checkpoint
+from valle2.export import bundle as bundle_module
+from valle2.export.checkpoint import METADATA
+
+
+def altered(folder: Path, out: Path, change: str) -> Path:
+    """The toy checkpoint with one thing wrong."""
+    weights = load_file(str(folder / "model.safetensors"))
+    from safetensors import safe_open
+
+    with safe_open(str(folder / "model.safetensors"), framework="pt") as opened:
+        metadata = dict(opened.metadata())
+    if change == "missing":
+        del weights["ar.bos"]
+    elif change == "extra":
+        weights["ar.surplus"] = torch.zeros(3)
+    elif change == "misshapen":
+        weights["nar.code_eos"] = torch.zeros(5)
+    elif change == "nan":
+        weights["ar.bos"][0] = float("nan")
+    elif change == "metadata":
+        metadata = {}
+    elif change == "sizes":
+        metadata[METADATA] = json.dumps({"model": {"vocab_size": -1}})
+    out.mkdir()
+    save_file(weights, str(out / "model.safetensors"), metadata=metadata)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", r"missing weights \['ar.bos'\]"),
+        ("extra", "ar.surplus"),
+        ("misshapen", r"nar.code_eos is \(5,\); expected \(32,\)"),
+        ("nan", "NaN"),
+        ("metadata", "no 'valle2' metadata"),
+        ("sizes", "positive integer"),
+    ],
+)
+def test_bad_weights_name_the_key(checkpoint_folder: Path, tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(altered(checkpoint_folder, tmp_path / "bad", change))
+
+
+class Exploit:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("raise SystemExit('code of the pickle ran')",))
+
+
+def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(pickle.dumps(Exploit()))
+    with pytest.raises(CheckpointError, match="safetensors"):
+        read_checkpoint(path)
+
+
+def test_a_pickle_named_safetensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(pickle.dumps(Exploit()))
+    with pytest.raises(CheckpointError, match="not a readable safetensors"):
+        read_checkpoint(path)
+
+
+def test_export_writes_parity_hashes_and_half_size_weights(bundle: Path, checkpoint_folder: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert set(manifest.parity) == {"ar", "nar", "codec_encoder", "codec_decoder"}
+    assert max(manifest.parity["ar"], manifest.parity["nar"]) < 1e-4
+    assert {"voices/amber.safetensors", "text/lexicon.tsv", "ar.onnx", "ar.weights"} <= set(manifest.files)
+    parameters = sum(p.numel() for p in read_checkpoint(checkpoint_folder).ar.parameters())
+    assert (bundle / "ar.weights").stat().st_size < 2.3 * parameters
+
+
+def test_a_graph_that_differs_is_refused_and_nothing_is_left(
+    checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> float:
+        raise ParityError("ar: the graph differs")
+
+    monkeypatch.setattr(bundle_module, "verify_ar", fail)
+    with pytest.raises(ParityError):
+        export_checkpoint(checkpoint_folder, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_leaves_the_earlier_bundle(
+    checkpoint_folder: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (broken / "manifest.json").read_bytes()
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle_module, "export_graph", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(checkpoint_folder, broken)
+    assert (broken / "manifest.json").read_bytes() == before
+    assert [path.name for path in broken.parent.iterdir()] == ["broken"]
+
+
+def test_targets_that_would_lose_something_are_refused(checkpoint_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for target in ("full", "file", "absent/out"):
+        with pytest.raises(Valle2Error):
+            export_checkpoint(checkpoint_folder, tmp_path / target)
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+
+
+def test_half_stored_weights_are_exact(bundle: Path, checkpoint_folder: Path) -> None:
+    from valle2.engine import open_backend
+
+    model = read_checkpoint(checkpoint_folder).nar
+    manifest = read_manifest(bundle)
+    feeds = {
+        "text": np.arange(5)[None],
+        "text_lengths": np.array([5]),
+        "codes": np.arange(80).reshape(1, 10, 8),
+        "prompt_lengths": np.array([4]),
+        "frame_lengths": np.array([10]),
+        "stage": np.array(1),
+    }
+    with torch.no_grad():
+        expected = model(*map(torch.from_numpy, feeds.values())).numpy()
+    found = open_backend(bundle, manifest.graphs["nar"]).run(feeds)["logits"]
+    assert np.abs(found - expected).max() < 1e-5

@@ -1,0 +1,124 @@
+"""Every lowering against eager PyTorch: logits within 1e-4, codes equal, greedy and seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from valle2.engine import Backend
+from valle2.export.graphs import ar_inputs, cache_names
+from valle2.export.model import ARModel, causal_window
+from valle2.export.reference import generate
+from valle2.export.verify import verify_ar
+from valle2.runtime import Settings
+from valle2.runtime.decode import Decoder, Row
+from valle2.runtime.sampling import sample_group, uniforms
+
+LOWERINGS = ("ort", "portable")
+GROUPS = (1, 2, 4, 8)
+CAPACITY = 320
+STEPS = 200
+TOLERANCE = 1e-4
+Make = Callable[[int, str, int], tuple[ARModel, Backend]]
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("group_size", GROUPS)
+@pytest.mark.parametrize("batch", [1, 4])
+@torch.no_grad()
+def test_logits_of_prefill_and_200_cached_steps(
+    ar_backend: Make, group_size: int, lowering: str, batch: int
+) -> None:
+    model, backend = ar_backend(group_size, lowering, CAPACITY)
+    rng = np.random.default_rng(batch)
+    lengths = rng.integers(3, 20, batch)
+    new = lengths + 1 + rng.integers(0, 9, batch)
+    past = np.zeros(batch, np.int64)
+    feeds = {k: v.numpy() for k, v in ar_inputs(model.config, batch, 1, CAPACITY).items()}
+    caches = model.empty_caches(batch, CAPACITY)
+    worst = 0.0
+    for _ in range(STEPS + 1):
+        width = int(new.max())
+        feeds["text"] = rng.integers(0, model.config.vocab_size + 1, (batch, width))
+        feeds["codes"] = rng.integers(0, 1024, (batch, width, group_size))
+        feeds |= {"text_lengths": lengths, "past_lengths": past, "new_lengths": new}
+        window = causal_window(torch.from_numpy(past), torch.from_numpy(new), width, CAPACITY)
+        inputs = [torch.from_numpy(feeds[name]) for name in ("text", "codes", "text_lengths")]
+        expected, caches = model.forward_cached(inputs[0], inputs[1], inputs[2], window, caches)
+        found = backend.run(feeds)
+        worst = max(worst, float(np.abs(found["logits"] - expected.numpy()).max()))
+        feeds |= {name: found[f"{name}_out"] for name in cache_names(model.config.layers)}
+        past = past + new
+        assert np.array_equal(found["past_lengths_out"], past)
+        new = np.ones(batch, np.int64)
+    assert worst < TOLERANCE
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_rows_may_prefill_while_others_decode(ar_backend: Make, lowering: str) -> None:
+    model, backend = ar_backend(2, lowering, CAPACITY)
+    assert verify_ar(model, backend, CAPACITY, batch=4) < TOLERANCE
+
+
+def reference_codes(model: ARModel, row: Row, steps: int, *, cached: bool) -> tuple[list[int], bool]:
+    """Codes of the eager model under the numpy rule."""
+    history = row.prompt
+
+    def sample(logits: NDArray[np.float32], step: int) -> tuple[NDArray[np.int64], bool]:
+        nonlocal history
+        settings = row.settings
+        codes, history, ended = sample_group(
+            logits,
+            history,
+            row.uniforms[step],
+            top_p=settings.top_p,
+            window=settings.window,
+            threshold=settings.threshold,
+        )
+        return codes, ended
+
+    codes, ended = generate(model, row.text, row.prompt, steps, sample, cached=cached)
+    return codes.tolist(), ended
+
+
+def decoded(decoder: Decoder, rows: list[Row], steps: int) -> list[tuple[list[int], bool]]:
+    """Codes of every row up to its `<eos>`."""
+    out: list[list[int]] = [[] for _ in rows]
+    ended = [False] * len(rows)
+    for group in decoder.decode(rows, steps):
+        for index, codes in enumerate(group.codes.tolist()):
+            if not ended[index]:
+                ended[index] = 1024 in codes
+                out[index] += codes[: codes.index(1024)] if ended[index] else codes
+    return list(zip(out, ended, strict=True))
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("group_size", GROUPS)
+@pytest.mark.parametrize(
+    "settings", [Settings(top_p=0.0, threshold=1.0), Settings(top_p=0.6)], ids=["greedy", "seeded"]
+)
+def test_codes_equal_the_reference_in_a_ragged_batch(
+    ar_backend: Make, group_size: int, lowering: str, settings: Settings
+) -> None:
+    model, backend = ar_backend(group_size, lowering, CAPACITY)
+    decoder = Decoder(backend, model.config.to_dict(), CAPACITY)
+    rng, steps = np.random.default_rng(group_size), 40
+    rows = [
+        Row(
+            np.append(rng.integers(0, model.config.vocab_size, length), model.config.vocab_size),
+            rng.integers(0, 1024, groups * group_size),
+            uniforms(seed, 0, steps, group_size),
+            settings,
+        )
+        for seed, (length, groups) in enumerate([(5, 6), (11, 0), (3, 9), (8, 1)])
+    ]
+    batch = decoded(decoder, rows, steps)
+    for row, found in zip(rows, batch, strict=True):
+        assert found == reference_codes(model, row, steps, cached=True)
+        assert found == decoded(decoder, [row], steps)[0]
+    assert batch[0] == reference_codes(model, rows[0], steps, cached=False)
