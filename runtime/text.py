@@ -121,7 +121,10 @@ def load_front_end(folder: Path, entry: Mapping[str, Any]) -> TextFrontEnd:
             return TextFrontEnd(tokenizer, normalise)
         if kind == "phonemes":
             pronounce = Pronouncer(read_lexicon(folder / LEXICON))
-            return TextFrontEnd(tokenizer, lambda text: pronounce(normalise(text)))
+            known = tokenizer.get_vocab()
+            return TextFrontEnd(
+                tokenizer, lambda text: "".join(s for s in pronounce(normalise(text)) if s in known)
+            )
     except Exception as error:  # tokenizers raises bare Exception
         raise ManifestError(f"{folder}: the text front end does not load: {error}") from None
     raise ManifestError(

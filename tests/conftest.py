@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from valle2.engine import Backend, open_backend
@@ -19,6 +20,7 @@ from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
 from valle2.export.graphs import ar_graph, export_graph
 from valle2.export.model import ARModel, NARModel
 from valle2.runtime import Prompt, Valle2
+from valle2.runtime import sampling as rule
 
 SHARED = Path(__file__).parents[2] / "shared"
 SYMBOLS = list(" ,.?!abcdefghijklmnopqrstuvwxyzˈəðɪ")
@@ -86,6 +88,17 @@ def write_toy(folder: Path, checkpoint: Checkpoint) -> Path:
         details = dict.fromkeys(DETAILS, "") | {"transcript": "hello there"}
         save_file({"codes": codes}, str(folder / "voices" / f"{name}.safetensors"), metadata=details)
     return folder
+
+
+def near_a_boundary(
+    logits: NDArray[np.float32], draws: NDArray[np.float32], top_p: float, rounding: float
+) -> bool:
+    """Is a draw, or the nucleus's edge, within rounding of a step of the cumulative sum?"""
+    _, probs = rule.ranked_probabilities(logits)
+    cumulative = np.cumsum(probs, dtype=np.float64)
+    kept = max(1, int(np.sum(cumulative - probs < top_p)))
+    points = [top_p, draws[0] * cumulative[kept - 1], draws[1] * cumulative[-1]]
+    return any(float(np.abs(cumulative - point).min()) < rounding for point in points)
 
 
 @pytest.fixture(scope="session")

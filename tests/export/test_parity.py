@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.conftest import near_a_boundary
 from valle2.engine import Backend
 from valle2.export.graphs import ar_inputs, cache_names
 from valle2.export.model import ARModel, causal_window
@@ -23,6 +24,7 @@ GROUPS = (1, 2, 4, 8)
 CAPACITY = 320
 STEPS = 200
 TOLERANCE = 1e-4
+LOGITS_ROUNDING = 1e-5
 Make = Callable[[int, str, int], tuple[ARModel, Backend]]
 
 
@@ -64,13 +66,15 @@ def test_rows_may_prefill_while_others_decode(ar_backend: Make, lowering: str) -
     assert verify_ar(model, backend, CAPACITY, batch=4) < TOLERANCE
 
 
-def reference_codes(model: ARModel, row: Row, steps: int, *, cached: bool) -> tuple[list[int], bool]:
-    """Codes of the eager model under the numpy rule."""
-    history = row.prompt
+def reference_codes(
+    model: ARModel, row: Row, steps: int, *, cached: bool
+) -> tuple[list[int], bool, list[NDArray[np.float32]]]:
+    """Codes of the eager model under the numpy rule, and the logits of every step."""
+    history, trace, settings = row.prompt, list[NDArray[np.float32]](), row.settings
 
     def sample(logits: NDArray[np.float32], step: int) -> tuple[NDArray[np.int64], bool]:
         nonlocal history
-        settings = row.settings
+        trace.append(logits)
         codes, history, ended = sample_group(
             logits,
             history,
@@ -82,7 +86,21 @@ def reference_codes(model: ARModel, row: Row, steps: int, *, cached: bool) -> tu
         return codes, ended
 
     codes, ended = generate(model, row.text, row.prompt, steps, sample, cached=cached)
-    return codes.tolist(), ended
+    return codes.tolist(), ended, trace
+
+
+def agrees(model: ARModel, row: Row, found: tuple[list[int], bool], steps: int, *, cached: bool) -> bool:
+    """Are these the reference's codes? Where they part, the draw must lie on a boundary within rounding."""
+    codes, ended, trace = reference_codes(model, row, steps, cached=cached)
+    if found == (codes, ended):
+        return True
+    same = 0
+    while same < min(len(codes), len(found[0])) and codes[same] == found[0][same]:
+        same += 1
+    step, slot = divmod(same, model.config.group_size)
+    logits, draws = trace[step][slot], row.uniforms[step, slot]
+    assert near_a_boundary(logits, draws, row.settings.top_p, LOGITS_ROUNDING), (same, found, codes)
+    return False
 
 
 def decoded(decoder: Decoder, rows: list[Row], steps: int) -> list[tuple[list[int], bool]]:
@@ -118,7 +136,9 @@ def test_codes_equal_the_reference_in_a_ragged_batch(
         for seed, (length, groups) in enumerate([(5, 6), (11, 0), (3, 9), (8, 1)])
     ]
     batch = decoded(decoder, rows, steps)
-    for row, found in zip(rows, batch, strict=True):
-        assert found == reference_codes(model, row, steps, cached=True)
-        assert found == decoded(decoder, [row], steps)[0]
-    assert batch[0] == reference_codes(model, rows[0], steps, cached=False)
+    agreed = [agrees(model, row, found, steps, cached=True) for row, found in zip(rows, batch, strict=True)]
+    alone = [agrees(model, row, decoded(decoder, [row], steps)[0], steps, cached=True) for row in rows]
+    agreed.append(agrees(model, rows[0], batch[0], steps, cached=False))
+    if settings.top_p == 0:
+        assert all(agreed) and all(alone)
+    assert sum(agreed) >= len(agreed) - 1 and sum(alone) >= len(alone) - 1

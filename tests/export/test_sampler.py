@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.conftest import near_a_boundary
+from valle2.export.graphs import quiet_export
+from valle2.export.lowering import PORTABLE_OPSET
 from valle2.export.sampler import EMPTY, Sampling, sample_group
 from valle2.runtime import sampling as rule
 
@@ -25,16 +31,32 @@ def random_logits(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
     return logits.astype(np.float32)
 
 
-def near_a_boundary(logits: NDArray[np.float32], draws: NDArray[np.float32], top_p: float) -> bool:
-    """Is a draw, or the nucleus's edge, within rounding of a step of the cumulative sum?"""
-    _, probs = rule.ranked_probabilities(logits)
-    cumulative = np.cumsum(probs, dtype=np.float64)
-    kept = max(1, int(np.sum(cumulative - probs < top_p)))
-    points = [top_p, draws[0] * cumulative[kept - 1], draws[1] * cumulative[-1]]
-    return any(float(np.abs(cumulative - point).min()) < ROUNDING for point in points)
+class SamplerGraph(torch.nn.Module):
+    """The sampler alone, as the AR graph holds it."""
+
+    def forward(self, logits: torch.Tensor, *fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return sample_group(logits, Sampling(*fields))
 
 
-def test_ten_thousand_random_cases() -> None:
+def run_graph(arrays: tuple[NDArray[Any], ...], folder: Path) -> list[NDArray[Any]]:
+    """Export the sampler for a dynamic batch and run it in ONNX Runtime."""
+    import onnxruntime
+
+    examples = tuple(torch.from_numpy(array[:2]) for array in arrays)
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in arrays)
+    with quiet_export(), torch.no_grad():
+        program = torch.onnx.export(
+            SamplerGraph(), examples, dynamo=True, opset_version=PORTABLE_OPSET,
+            dynamic_shapes=(shapes[0], shapes[1:]), verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    program.save(str(folder / "sampler.onnx"))
+    session = onnxruntime.InferenceSession(str(folder / "sampler.onnx"))
+    names = [value.name for value in session.get_inputs()]
+    return list(session.run(None, dict(zip(names, arrays, strict=True))))
+
+
+def test_ten_thousand_random_cases(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     logits = random_logits(rng, CASES)
     top_p = rng.choice([0.0, 0.2, 0.7, 0.95, 1.0], CASES).astype(np.float32)
@@ -46,8 +68,8 @@ def test_ten_thousand_random_cases() -> None:
     short = rng.integers(0, 25, CASES)
     history[np.arange(25)[None, :] < 25 - short[:, None]] = EMPTY
     draws = rng.random((CASES, 1, 2), dtype=np.float32)
-    inputs = Sampling(*map(torch.from_numpy, (history, draws, top_p, window, threshold)))
-    codes, after, finished, _ = sample_group(torch.from_numpy(logits), inputs)
+    arrays = (logits, history, draws, top_p, window, threshold)
+    codes, after, finished, _ = run_graph(arrays, tmp_path)
     differing = 0
     for i in range(CASES):
         past = history[i][history[i] != EMPTY]
@@ -61,11 +83,11 @@ def test_ten_thousand_random_cases() -> None:
         )
         assert bool(finished[i]) == (int(codes[i, 0]) == CLASSES - 1)
         if ended == bool(finished[i]) and expected.tolist() == codes[i][: len(expected)].tolist():
-            kept = after[i].numpy()
+            kept = after[i]
             assert np.array_equal(kept[kept != EMPTY], grown[-25:])
         else:
             differing += 1
-            assert near_a_boundary(logits[i, 0], draws[i, 0], float(top_p[i])), i
+            assert near_a_boundary(logits[i, 0], draws[i, 0], float(top_p[i]), ROUNDING), i
     assert differing <= CASES // 500
 
 
