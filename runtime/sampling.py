@@ -36,9 +36,9 @@ def ranked_probabilities(logits: Floats) -> tuple[Codes, Floats]:
 
 def nucleus(probs: Floats, top_p: float, uniform: float) -> int:
     """Draw a rank among the smallest set of leading classes whose mass reaches top_p; 0 is argmax."""
-    cumulative = np.cumsum(probs, dtype=np.float32)
-    kept = max(1, int(np.sum((cumulative - probs) < np.float32(top_p))))
-    target = np.float32(uniform) * cumulative[kept - 1]
+    cumulative = np.cumsum(probs, dtype=np.float64)  # a float32 sum of 1025 terms drifts by 2e-5
+    kept = max(1, int(np.sum((cumulative - probs) < top_p)))
+    target = uniform * cumulative[kept - 1]
     return min(int(np.sum(cumulative <= target)), kept - 1)
 
 

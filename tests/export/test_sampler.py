@@ -18,7 +18,7 @@ from valle2.runtime import sampling as rule
 
 CASES = 10_000
 CLASSES = 1025
-ROUNDING = 2e-6
+ROUNDING = CLASSES * 2**-24  # worst drift of the graph's float32 cumulative sum
 
 
 def random_logits(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
@@ -88,7 +88,7 @@ def test_ten_thousand_random_cases(tmp_path: Path) -> None:
         else:
             differing += 1
             assert near_a_boundary(logits[i, 0], draws[i, 0], float(top_p[i]), ROUNDING), i
-    assert differing <= CASES // 500
+    assert differing <= CASES // 1000
 
 
 def one(
