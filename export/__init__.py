@@ -1,10 +1,17 @@
-"""PyTorch checkpoint to bundle. Needs the extra `export` (torch); the runtime never imports it."""
+"""PyTorch checkpoint to bundle. Needs the extra `export` (torch); the runtime never imports it.
 
-from valle2.export.bundle import export_checkpoint
-from valle2.export.checkpoint import Checkpoint, CheckpointError, read_checkpoint, save_checkpoint
-from valle2.export.config import ModelConfig
-from valle2.export.model import ARModel, NARModel
-from valle2.export.verify import ParityError
+The names are loaded on first use, so that the command line can describe `export` without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from valle2.export.bundle import export_checkpoint
+    from valle2.export.checkpoint import Checkpoint, CheckpointError, read_checkpoint, save_checkpoint
+    from valle2.export.config import ModelConfig
+    from valle2.export.model import ARModel, NARModel
+    from valle2.export.verify import ParityError
 
 __all__ = [
     "ARModel",
@@ -17,3 +24,21 @@ __all__ = [
     "read_checkpoint",
     "save_checkpoint",
 ]
+
+_HOMES = {
+    "ARModel": "model",
+    "Checkpoint": "checkpoint",
+    "CheckpointError": "checkpoint",
+    "ModelConfig": "config",
+    "NARModel": "model",
+    "ParityError": "verify",
+    "export_checkpoint": "bundle",
+    "read_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -316,7 +316,8 @@ def find_model(model: str | Path) -> Path:
     path = Path(model)
     if not path.exists():
         names = sorted(p.name for p in MODELS.iterdir()) if MODELS.is_dir() else []
+        embedded_names = ", ".join(names) or "none is embedded in this version"
         raise ModelError(
-            f"unknown model {str(model)!r}; expected a bundle's folder or one of: {', '.join(names)}"
+            f"unknown model {str(model)!r}; expected a bundle's folder or an embedded model ({embedded_names})"
         )
     return path

@@ -55,19 +55,24 @@ def voice_path(folder: Path, name: str) -> Path:
 
 
 def write_voice(folder: Path, prompt: Prompt) -> Path:
-    """Store a prompt under its name; codes as int16 (T, 8), the rest as metadata."""
+    """Add a prompt to a bundle under its name."""
     path = voice_path(folder, prompt.name)
-    details = {key: getattr(prompt, key) for key in DETAILS}
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)
-        save_file({"codes": prompt.codes.astype(np.int16)}, str(aside), metadata=details)
+        store_prompt(aside, prompt)
         os.replace(aside, path)
         update_hash(folder, path)
     except (OSError, SafetensorError) as error:
         aside.unlink(missing_ok=True)
         raise PromptError(f"{path} cannot be written ({error}); is the model's folder writable?") from None
     return path
+
+
+def store_prompt(path: Path, prompt: Prompt) -> None:
+    """Write a prompt: codes as int16 (T, 8), the rest as metadata."""
+    details = {key: getattr(prompt, key) for key in DETAILS}
+    save_file({"codes": prompt.codes.astype(np.int16)}, str(path), metadata=details)
 
 
 def remove_voice(folder: Path, name: str) -> None:

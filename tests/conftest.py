@@ -21,6 +21,7 @@ from valle2.export.graphs import ar_graph, export_graph
 from valle2.export.model import ARModel, NARModel
 from valle2.runtime import Prompt, Valle2
 from valle2.runtime import sampling as rule
+from valle2.runtime.voices import store_prompt
 
 SHARED = Path(__file__).parents[2] / "shared"
 SYMBOLS = list(" ,.?!abcdefghijklmnopqrstuvwxyzˈəðɪ")
@@ -71,10 +72,6 @@ def toy_checkpoint(group_size: int, max_frames: int = 1024) -> Checkpoint:
 
 def write_toy(folder: Path, checkpoint: Checkpoint) -> Path:
     """The checkpoint with a front end and two voices beside it."""
-    from safetensors.numpy import save_file
-
-    from valle2.runtime.voices import DETAILS
-
     save_checkpoint(checkpoint, folder, torch.float16)
     (folder / "text").mkdir()
     (folder / "voices").mkdir()
@@ -84,9 +81,9 @@ def write_toy(folder: Path, checkpoint: Checkpoint) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.save(str(folder / "text" / "tokenizer.json"))
     for index, name in enumerate(("amber", "basalt")):
-        codes = np.random.default_rng(index).integers(0, 1024, (30, 8)).astype(np.int16)
-        details = dict.fromkeys(DETAILS, "") | {"transcript": "hello there"}
-        save_file({"codes": codes}, str(folder / "voices" / f"{name}.safetensors"), metadata=details)
+        codes = np.random.default_rng(index).integers(0, 1024, (30, 8))
+        prompt = Prompt(codes, "hello there", name)
+        store_prompt(folder / "voices" / f"{name}.safetensors", prompt)
     return folder
 
 

@@ -38,3 +38,16 @@ def test_every_command_has_help() -> None:
         args = [sys.executable, "-m", "valle2.runtime.cli", command, "--help"]
         done = subprocess.run(args, capture_output=True, text=True)
         assert done.returncode == 0 and "--json" in done.stdout
+
+
+def test_the_command_line_loads_no_torch(bundle: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from valle2.runtime.cli import main\n"
+        "assert main(['doctor']) == 0\n"
+        f"assert main(['say', 'hello', '--model', {str(bundle)!r}, '-o', {str(tmp_path / 'o.wav')!r}]) == 0\n"
+        "heavy = {'torch', 'onnx', 'onnxscript'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,78 @@
+"""Put the trained parts together as a checkpoint: `python demo/assemble.py --work W --out FOLDER`.
+
+The weights are rounded to float16, so what is shipped, exported and tested is one and the same model.
+Each voice's prompt is a held-out utterance of three to five seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from batches import Sample, demo_config, load_samples
+from data import read_shard, shards
+from encode import load_encoder
+from speak import KOKORO, PITCHES
+
+from valle2.export.checkpoint import Checkpoint, save_checkpoint
+from valle2.export.codec import CodecConfig, CodecDecoder
+from valle2.export.model import ARModel, NARModel
+from valle2.runtime import Prompt
+from valle2.runtime.voices import store_prompt
+
+PROMPT_FRAMES = (225, 375)
+LICENCE = "Apache-2.0"
+
+
+def trained(work: Path, name: str, module: torch.nn.Module) -> torch.nn.Module:
+    """Load one part's weights strictly."""
+    module.load_state_dict(torch.load(work / f"{name}.pt", weights_only=True)["model"])
+    return module.eval()
+
+
+def held_out_prompts(work: Path) -> dict[str, tuple[Sample, str]]:
+    """One held-out utterance a voice, with its text."""
+    texts: dict[str, list[str]] = {}
+    for path in shards(work):
+        if path.stem.endswith("-0000"):
+            for item in read_shard(path):
+                texts.setdefault(item.voice, []).append(item.text)
+    out = {}
+    for voice, samples in load_samples(work, held_out=True).items():
+        for sample, text in zip(samples, texts[voice], strict=True):
+            if PROMPT_FRAMES[0] <= len(sample.codes) <= PROMPT_FRAMES[1]:
+                out.setdefault(voice, (sample, text))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ar", default="ar", help="checkpoint's name")
+    parser.add_argument("--nar", default="nar", help="checkpoint's name")
+    args = parser.parse_args()
+    config, codec = demo_config(), CodecConfig()
+    ar, nar = trained(args.work, args.ar, ARModel(config)), trained(args.work, args.nar, NARModel(config))
+    decoder = trained(args.work, "vocoder", CodecDecoder(codec))
+    assert isinstance(ar, ARModel) and isinstance(nar, NARModel) and isinstance(decoder, CodecDecoder)
+    checkpoint = Checkpoint(
+        config,
+        ar,
+        nar,
+        (load_encoder(args.work), decoder, codec),
+        name="demo",
+        text={"kind": "phonemes"},
+        provenance={"licence": LICENCE, "notes": "synthetic voices of hibari-tts and Kokoro-82M"},
+    )
+    save_checkpoint(checkpoint, args.out, torch.float16)
+    (args.out / "voices").mkdir(exist_ok=True)
+    for voice, (sample, text) in held_out_prompts(args.work).items():
+        source = f"Kokoro-82M {KOKORO[voice]}" if voice in KOKORO else f"hibari-tts x {PITCHES[voice]}"
+        prompt = Prompt(sample.codes.astype("int64"), text, voice, source, LICENCE, "synthetic voice")
+        store_prompt(args.out / "voices" / f"{voice}.safetensors", prompt)
+
+
+if __name__ == "__main__":
+    main()
