@@ -318,6 +318,6 @@ def find_model(model: str | Path) -> Path:
         names = sorted(p.name for p in MODELS.iterdir()) if MODELS.is_dir() else []
         embedded_names = ", ".join(names) or "none is embedded in this version"
         raise ModelError(
-            f"unknown model {str(model)!r}; expected a bundle's folder or an embedded model ({embedded_names})"
+            f"unknown model {str(model)!r}; expected a bundle or an embedded model ({embedded_names})"
         )
     return path
