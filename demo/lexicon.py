@@ -1,6 +1,9 @@
-"""Make the demo's text front end: lexicon.tsv and tokenizer.json from hibari's lexicons (Apache-2.0).
+"""Make the demo's text front end from hibari-tts's American lexicons (Apache-2.0, from misaki).
 
-`python demo/lexicon.py --out FOLDER` writes both; `--compare` prints how often our phonemes are hibari's.
+`python demo/lexicon.py --out FOLDER` writes FOLDER/text/: lexicon.tsv (words the rules would misread),
+letters.tsv (letter-to-sound rules learnt from all words) and tokenizer.json.
+`--evaluate` reads held-out words by the rules alone; `--compare FILE` prints how often our phonemes of
+the file's sentences (one a line) are hibari's own.
 """
 
 from __future__ import annotations
@@ -8,39 +11,94 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+from collections.abc import Container, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
 from data import symbols
+from letters import evaluate, learn
 from speak import hibari_asset
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from valle2.runtime.text import LEXICON, TOKENIZER, load_front_end
+from valle2.runtime.letters import LetterRules
+from valle2.runtime.phonemes import Pronouncer
+from valle2.runtime.text import LETTERS, LEXICON, TOKENIZER, load_front_end
 
-WEAK = {
-    "i": "ˌI", "we": "wˌi", "my": "mˌI", "she": "ʃˌi", "he": "hˌi", "they": "ðˌA", "could": "kˌʊd",
-}  # fmt: skip
-FLAP = ("ɾ", "T")
+VARIANTS = str.maketrans("ɾʔ", "Tt")
+USUAL = "DEFAULT"
+PAUSE = {"None": "pause"}
+EXTRA = {"used": "jˈuzd\tto=jˈust", "to": "tu", "a": "ˈA", "that's": "ðˈæts"}
+UNSPOKEN_MARKS = {";": ",", ":": ",", "—": ",", "…": "."}
+LONGEST_WORD = 16
+LONGEST_STEM = 8
+LONGEST_RARE = 10
+GAIN = 2
+
+
+def entries_of(*names: str) -> Iterator[tuple[str, str | dict[str, str | None]]]:
+    """Lower-case words and their readings, those without capitals last."""
+    for name in names:
+        with gzip.open(hibari_asset(f"lexicon_us_{name}.json.gz"), "rt", encoding="utf-8") as file:
+            entries = json.load(file)
+        for word, readings in sorted(entries.items(), key=lambda item: (item[0].islower(), item[0])):
+            plain = word.replace("'", "").replace("-", "")
+            if plain.isalpha() and plain.isascii() and word[0].isalpha() and len(word) < LONGEST_WORD:
+                yield word.lower(), readings
 
 
 def build_lexicon() -> dict[str, str]:
-    """Lower-case words as hibari says them alone; the curated entries win."""
+    """All words -> entries: the usual reading, then those by place in the sentence."""
     out: dict[str, str] = {}
-    for name in ("silver", "gold"):
-        path = hibari_asset(f"lexicon_us_{name}.json.gz")
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            entries = json.load(file)
-        for word, sounds in sorted(entries.items(), key=lambda item: item[0].islower()):
-            found = sounds if isinstance(sounds, str) else sounds["DEFAULT"]
-            if found and word.replace("'", "").isalpha() and word.isascii() and len(word) < 16:
-                out[word.lower()] = found.replace(*FLAP)
-    return out | WEAK
+    for word, readings in entries_of("silver", "gold"):
+        forms = {USUAL: readings} if isinstance(readings, str) else readings
+        usual = forms.get(USUAL)
+        if not usual:
+            continue
+        others = [
+            f"{PAUSE.get(tag, tag)}={sounds}"
+            for tag, sounds in sorted(forms.items())
+            if sounds and sounds != usual
+        ]
+        out[word] = "\t".join([usual, *others]).translate(VARIANTS)
+    return out | EXTRA
+
+
+def learnable(lexicon: Mapping[str, str]) -> dict[str, str]:
+    """Words to learn letter rules from: plain ones, by their usual reading."""
+    return {w: e.partition("\t")[0] for w, e in lexicon.items() if w.isalpha() and len(w) > 2}
+
+
+def needed(lexicon: Mapping[str, str], stems: Container[str], rules: LetterRules) -> dict[str, str]:
+    """The entries without which our rules would say another thing, and short stems, as endings need them.
+
+    Long words of the lexicon that is not curated are left to the rules.
+    """
+    kept: dict[str, str] = {}
+    derived = Pronouncer(lexicon).inflected
+    say = Pronouncer(kept, rules).word
+    words = [word for word in lexicon if word in stems or len(word) <= LONGEST_RARE]
+    for word in sorted(words, key=lambda w: (len(w), w)):
+        stem = word in stems and len(word) <= LONGEST_STEM and derived(word) != lexicon[word]
+        if stem or len(word) < 3 or not word.isalpha() or "\t" in lexicon[word] or say(word) != lexicon[word]:
+            kept[word] = lexicon[word]
+    while wrong := [w for w in words if w not in kept and say(w) != lexicon[w]]:
+        kept.update((word, lexicon[word]) for word in wrong)
+    return kept
+
+
+def write_table(path: Path, table: Mapping[str, str]) -> None:
+    text = "".join(f"{key}\t{value}\n" for key, value in sorted(table.items()))
+    path.write_text(text, encoding="utf-8")
+    print(f"{path}: {len(table)} lines, {len(text.encode()) / 1e6:.2f} MB")
 
 
 def write_tokenizer(path: Path) -> None:
-    """One token per symbol; what is no symbol is dropped."""
+    """One token per symbol; marks that the training sentences lack become ones they have."""
     vocab = {symbol: index for index, symbol in enumerate(symbols())}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<none>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(*pair) for pair in UNSPOKEN_MARKS.items()]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.save(str(path), pretty=False)
 
@@ -61,13 +119,21 @@ def compare(folder: Path, sentences: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the checkpoint's folder")
+    parser.add_argument("--evaluate", action="store_true", help="read held-out words by the letter rules")
     parser.add_argument("--compare", type=Path, help="file with a sentence per line")
+    parser.add_argument("--keep", action="store_true", help="compare what is in the folder already")
     args = parser.parse_args()
-    (args.out / "text").mkdir(parents=True, exist_ok=True)
-    lines = [f"{word}\t{sounds}" for word, sounds in sorted(build_lexicon().items())]
-    (args.out / LEXICON).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_tokenizer(args.out / TOKENIZER)
+    if not args.keep:
+        (args.out / "text").mkdir(parents=True, exist_ok=True)
+        lexicon = build_lexicon()
+        stems = {word for word, _ in entries_of("gold")}
+        rules = learn(learnable(lexicon), GAIN)
+        write_table(args.out / LETTERS, rules)
+        write_table(args.out / LEXICON, needed(lexicon, stems, LetterRules(rules)))
+        write_tokenizer(args.out / TOKENIZER)
+    if args.evaluate:
+        print(evaluate(learnable(build_lexicon()), GAIN))
     if args.compare:
         compare(args.out, args.compare.read_text(encoding="utf-8").splitlines())
 

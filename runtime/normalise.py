@@ -1,168 +1,146 @@
-"""Written English to speakable words: numbers, money, times, abbreviations, symbols. Pure functions."""
+"""Written English to speakable words: numbers, times, units, abbreviations, acronyms."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-SMALL: tuple[str, ...] = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-)  # fmt: skip
-TENS: tuple[str, ...] = (
-    "zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
-)  # fmt: skip
-SCALES = (
-    (10**12, "trillion"),
-    (10**9, "billion"),
-    (10**6, "million"),
-    (1000, "thousand"),
-    (100, "hundred"),
+from valle2.runtime.abbreviations import (
+    ABBREVIATIONS,
+    AT_THE_END,
+    PLURALS,
+    PUNCTUATION,
+    SHORT_WORDS,
+    SYMBOLS,
+    TITLES,
+    UNITS,
 )
-LARGEST = 10**15
-IRREGULAR = {
-    "one": "first",
-    "two": "second",
-    "three": "third",
-    "five": "fifth",
-    "eight": "eighth",
-    "nine": "ninth",
-    "twelve": "twelfth",
-}
-ABBREVIATIONS = {
-    "mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": "professor", "st": "saint",
-    "jr": "junior", "sr": "senior", "vs": "versus", "etc": "et cetera", "approx": "approximately",
-    "no": "number", "gen": "general", "col": "colonel", "capt": "captain", "rev": "reverend",
-    "e.g": "for example", "i.e": "that is",
-}  # fmt: skip
-SYMBOLS = {
-    "&": " and ",
-    "%": " percent",
-    "+": " plus ",
-    "=": " equals ",
-    "@": " at ",
-    "°": " degrees",
-}
-CURRENCIES = {"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "penny")}
-PUNCTUATION = {
-    "‘": "'",
-    "’": "'",
-    "“": '"',
-    "”": '"',
-    "–": ", ",
-    "—": ", ",
-    "…": ".",
-    "\u2212": "-",
-}
-NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+from valle2.runtime.numerals import (
+    CURRENCIES,
+    NUMBER,
+    clock,
+    decade,
+    fraction,
+    money,
+    number,
+    ordinal,
+)
+
+SMALLEST_SHOUT = 3
 
 
-def cardinal(value: int) -> str:
-    """1204 -> "one thousand two hundred four"; digit by digit above a thousand trillion."""
-    if value >= LARGEST:
-        return " ".join(SMALL[int(digit)] for digit in str(value))
-    if value < 20:
-        return SMALL[value]
-    if value < 100:
-        tens, ones = divmod(value, 10)
-        return TENS[tens] + (f" {SMALL[ones]}" if ones else "")
-    for scale, name in SCALES:
-        if value >= scale:
-            count, rest = divmod(value, scale)
-            return f"{cardinal(count)} {name}" + (f" {cardinal(rest)}" if rest else "")
-    raise AssertionError("unreachable")
+def either(words: object) -> str:
+    """A regular expression for any of the words, longest first."""
+    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))  # type: ignore[call-overload]
 
 
-def ordinal(value: int) -> str:
-    """21 -> "twenty first"."""
-    head, _, last = cardinal(value).rpartition(" ")
-    plain = f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th"
-    last = IRREGULAR.get(last, plain)
-    return f"{head} {last}".strip()
-
-
-def year(value: int) -> str:
-    """1999 -> "nineteen ninety nine", 2005 -> "two thousand five", 1900 -> "nineteen hundred"."""
-    century, rest = divmod(value, 100)
-    if century % 10 == 0 and rest < 10:
-        return cardinal(value)
-    if not rest:
-        return f"{cardinal(century)} hundred"
-    return f"{cardinal(century)} {'oh ' if rest < 10 else ''}{cardinal(rest)}"
-
-
-def number(text: str) -> str:
-    """ "1,250" or "3.14" in words; four plain digits from 1100 to 2099 are a year."""
-    whole, _, decimals = text.replace(",", "").partition(".")
-    if not decimals and "," not in text and len(whole) == 4 and 1100 <= int(whole) < 2100:
-        return year(int(whole))
-    words = cardinal(int(whole))
-    return f"{words} point {' '.join(SMALL[int(d)] for d in decimals)}" if decimals else words
-
-
-def money(match: re.Match[str]) -> str:
-    """$3.50 -> "three dollars and fifty cents"."""
-    unit, small = CURRENCIES[match["sign"]]
-    whole, _, decimals = match["amount"].replace(",", "").partition(".")
-    words = f"{cardinal(int(whole))} {unit}{'' if int(whole) == 1 else 's'}"
-    cents = int(decimals[:2].ljust(2, "0")) if decimals else 0
-    plural = {"penny": "pence"}.get(small, f"{small}s")
-    return words + (f" and {cardinal(cents)} {small if cents == 1 else plural}" if cents else "")
-
-
-def clock(match: re.Match[str]) -> str:
-    """10:05 -> "ten oh five", 7:00 -> "seven o'clock"."""
-    hour, minute = int(match[1]), int(match[2])
-    if not minute:
-        return f"{cardinal(hour)} o'clock"
-    return f"{cardinal(hour)} {'oh ' if minute < 10 else ''}{cardinal(minute)}"
-
-
-def spell(match: re.Match[str]) -> str:
-    """An acronym without vowels between its capitals is read letter by letter."""
-    return " ".join(match[0])
+def title(match: re.Match[str]) -> str:
+    return f"{TITLES[match[1].lower()]} "
 
 
 def expand(match: re.Match[str]) -> str:
-    return f"{ABBREVIATIONS[match[1].lower()]} "
+    """An abbreviation in words; its full stop stays where the sentence ends with it."""
+    short, rest = match[1].lower(), match.string[match.end() :].lstrip()
+    ends = not rest or (rest[0].isupper() and short in ("etc", "jr", "sr", "inc", "ltd", "co", "st"))
+    return (AT_THE_END | ABBREVIATIONS)[short] + ("." if ends else "")
 
 
+def measure(match: re.Match[str]) -> str:
+    """5 km -> "5 kilometers"."""
+    amount, unit = match[1], UNITS[match[2].lower()]
+    head, _, tail = unit.partition(" ")
+    many = unit if amount == "1" else f"{PLURALS.get(head, f'{head}s')} {tail}".strip()
+    return f"{amount} {'kilowatt hours' if unit == 'kilowatt hour' and amount != '1' else many}"
+
+
+def acronym(match: re.Match[str]) -> str:
+    """BBC -> "B B C"; NASA, and words in capitals, stay words."""
+    word = match[1]
+    vowels = any(letter in "AEIOUY" for letter in word)
+    if word in SHORT_WORDS or (vowels and len(word) > 3):
+        return match[0]
+    return " ".join(word) + ("'s" if match[2] else "")
+
+
+def quiet(text: str) -> str:
+    """Text that is all capitals in lower case, so that it is read and not spelt."""
+    words = re.findall(r"[A-Za-z]{2,}", text)
+    shouted = len(words) >= SMALLEST_SHOUT and all(word.isupper() for word in words)
+    return text.lower() if shouted else text
+
+
+MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+TIME = r"\b(?P<hour>[01]?\d|2[0-4]):(?P<minute>[0-5]\d)(?!\d)(?:\s?(?P<half>[AaPp])\s?[Mm]\b)?"
+SCALE = "thousand|million|billion|trillion"
+SIGN = either(CURRENCIES)
 RULES: tuple[tuple[re.Pattern[str], object], ...] = (
-    (
-        re.compile(r"\b(" + "|".join(map(re.escape, ABBREVIATIONS)) + r")\.(?=\s+\S|,)\s*", re.I),
-        expand,
-    ),
-    (re.compile(rf"(?P<sign>[$€£])(?P<amount>{NUMBER})"), money),
-    (re.compile(r"\b([01]?\d|2[0-3]):([0-5]\d)\b"), clock),
+    (re.compile(r"https?://(?:www\.)?|www\.", re.I), " "),
+    (re.compile(r"(?<=\w)\.(?=(?:com|org|net|edu|gov|io|py|txt|html)\b)"), " dot "),
+    (re.compile(r"\b([apAP])\.[mM]\.(?=\s+[A-Z]|\s*$)"), lambda m: f"{m[1].upper()} M."),
+    (re.compile(r"\b([ap])\.m\.", re.I), lambda m: f"{m[1].upper()} M"),
+    (re.compile(rf"\b((?i:{either(TITLES)}))\.\s+(?=[A-Z&])"), title),
+    (re.compile(rf"\b({either(ABBREVIATIONS | AT_THE_END)})\.(?!\w)", re.I), expand),
+    (re.compile(r"\bvs\b"), "versus"),
+    (re.compile(r"\bfig\.\s*(?=\d)", re.I), "figure "),
+    (re.compile(r"\bvol\.\s*(?=\d)", re.I), "volume "),
+    (re.compile(r"\b(No|Nos)\.\s*(?=\d)"), "number "),
+    (re.compile(r"#\s*(?=\d)"), "number "),
+    (re.compile(r"\b((?:[A-Z]\.){2,})"), lambda m: " ".join(m[1].replace(".", "")) + " "),
+    (re.compile(rf"(?P<sign>{SIGN})\s?(?P<amount>{NUMBER})(?:\s?(?P<scale>{SCALE})\b)?"), money),
+    (re.compile(TIME), clock),
+    (re.compile(r"\b(\d{1,2})\s?([ap])m\b", re.I), lambda m: f"{m[1]} {m[2].upper()} M"),
+    (re.compile(rf"\b({NUMBER})\s?((?i:{either(UNITS)}))\b(?:\.(?=\s[a-z]))?"), measure),
+    (re.compile(r"\b(\d{2,4})'?s\b"), decade),
+    (re.compile(rf"\b({MONTHS})\s(\d{{1,2}})\b(?![:.]\d)"), lambda m: f"{m[1]} {ordinal(int(m[2]))}"),
     (re.compile(r"\b(\d{1,9})(?:st|nd|rd|th)\b", re.I), lambda m: ordinal(int(m[1]))),
-    (re.compile(rf"({NUMBER})\s*[-\u2013]\s*(?=\d)"), r"\1 to "),
-    (re.compile(rf"(?<!\w)-(?=\d)"), "minus "),  # noqa: F541
-    (re.compile(NUMBER), lambda m: f" {number(m[0])} "),
-    (re.compile(r"\b(?=[A-Z]{2,5}\b)(?:[B-DF-HJ-NP-TV-XZ]{2,5}|[A-Z]{2,3})\b"), spell),
-)
+    (re.compile(r"(?<=\d)\s?(\d)/(?=\d)"), r" and \1/"),
+    (re.compile(r"\b(\d{1,3})/(\d{1,3})\b"), fraction),
+    (re.compile(r"\b(\d{3})-(\d{4})\b"), lambda m: f"{' '.join(m[1])}, {' '.join(m[2])}"),
+    (re.compile(rf"(?<![\d.,])({NUMBER})\s*[-\u2013]\s*(?=\d)"), r"\1 to "),
+    (re.compile(r"(?<![\w.])-(?=\d)"), "minus "),
+    (re.compile(rf"({NUMBER})"), lambda m: f" {number(m[1])} "),
+    (re.compile(r"\b([A-Z]{2,5})((?:'?s)?)\b"), acronym),
+)  # fmt: skip
 
 
 def normalise(text: str) -> str:
-    """Text to speakable English: ASCII words with , . ? ! ; : and apostrophes, single spaces.
+    """Text to speakable English: ASCII words with , . ? ! ; : ' and inner hyphens, single spaces.
 
-    Accents are folded, emoji and scripts other than Latin are dropped.
+    Accents are folded; emoji, control characters and scripts other than Latin are dropped.
     """
-    text = unicodedata.normalize("NFKC", text)
-    for table in (PUNCTUATION, SYMBOLS):
-        for symbol, words in table.items():
-            text = text.replace(symbol, words)
+    text = unicodedata.normalize("NFKC", spaced(text)).translate(PUNCTUATION)
+    text = quiet(re.sub(r"\s+", " ", re.sub(r"\s-+\s(?!\d)", ", ", text)))
     for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)  # type: ignore[call-overload]
-    folded = unicodedata.normalize("NFKD", text)
-    plain = "".join(
-        c
-        if c.isascii() and c.isprintable()
-        else " "
-        if not c.isalpha() and not unicodedata.combining(c)
-        else ""
-        for c in folded
-    )
-    plain = re.sub(r"[^A-Za-z',.?!;:\- ]", " ", plain)
-    plain = re.sub(r"(?<=\w)-(?=\w)", " ", plain).replace("-", " ")
-    plain = re.sub(r"\s+([,.?!;:])", r"\1", re.sub(r"\s+", " ", plain))
-    return re.sub(r"([,.?!;:])[,.;:]+", r"\1", plain).strip()
+    for symbol, words in SYMBOLS.items():
+        text = text.replace(symbol, words)
+    return tidy(fold(text.replace("–", ", ")))
+
+
+def spaced(text: str) -> str:
+    """Vulgar fractions apart from the digit before them; control characters as spaces."""
+    text = re.sub(r"(?<=\d)(?=[¼½¾⅐-⅞])", " and ", text)
+    return "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
+
+
+def fold(text: str) -> str:
+    """Accented letters without their accents, everything else that is not ASCII as a space."""
+    out = []
+    for c in unicodedata.normalize("NFKD", text):
+        if c.isascii():
+            out.append(c)
+        elif not unicodedata.combining(c):
+            out.append(" ")
+    return "".join(out)
+
+
+def tidy(text: str) -> str:
+    """Only speakable characters, each punctuation mark once and after its word."""
+    text = re.sub(r"\.{2,}", ".", re.sub(r"--+", ", ", text))
+    text = re.sub(r"[^A-Za-z',.?!;:\- ]", " ", text)
+    text = re.sub(r"(?<![A-Za-z])-+|-+(?![A-Za-z])", " ", text)
+    text = re.sub(r"(?<![A-Za-z])'+(?![A-Za-z])", " ", text)
+    text = re.sub(r"\s+([,.?!;:])", r"\1", re.sub(r"\s+", " ", text))
+    text = re.sub(r"([,;:])[,;:]+", r"\1", text)
+    text = re.sub(r"[,;:](?=[.?!])|(?<=[.?!;:,])[,.;:]+", "", text)
+    return re.sub(r"([,.?!;:])(?=[A-Za-z])", r"\1 ", text).lstrip(" ,;:").strip()

@@ -1,32 +1,75 @@
 """Words to phonemes: a pronouncing lexicon, endings, compounds, and letters as the last resort.
 
-Symbols follow the lexicon (one character a phoneme, stress marks before the vowel).
+Symbols follow the lexicon (one character a phoneme, stress marks before the vowel). An entry is the
+usual form and, after tabs, forms for a place in the sentence: `pause=` before a pause, `VERB=`, `NOUN=` ...
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-VOWELS = frozenset("AIOQWYaeiouæɑɐɒɔəɛɜɪʊʌᵊᵻ")
+from valle2.runtime.letters import PRIMARY, SECONDARY, STRESS, VOWELS, letter_groups, stress_first_vowel
+
 VOICELESS = frozenset("ptkfθ")
 SIBILANTS = frozenset("szʃʒʧʤ")
-TOKEN = re.compile(r"[A-Za-z']+|[,.?!;:]")
-LETTERS = {
-    "a": "æ", "b": "b", "c": "k", "d": "d", "e": "ɛ", "f": "f", "g": "ɡ", "h": "h", "i": "ɪ", "j": "ʤ",
-    "k": "k", "l": "l", "m": "m", "n": "n", "o": "ɑ", "p": "p", "q": "k", "r": "ɹ", "s": "s", "t": "t",
-    "u": "ʌ", "v": "v", "w": "w", "x": "ks", "y": "i", "z": "z", "ch": "ʧ", "sh": "ʃ", "th": "θ",
-    "ph": "f", "ck": "k", "ee": "i", "ea": "i", "oo": "u", "ou": "W", "ow": "O", "ai": "A", "ay": "A",
-    "oa": "O", "oi": "Y", "oy": "Y", "igh": "I", "qu": "kw", "ng": "ŋ", "tion": "ʃən", "ing": "ɪŋ",
-    "er": "əɹ", "or": "ɔɹ", "ar": "ɑɹ", "kn": "n", "wr": "ɹ", "wh": "w", "dge": "ʤ", "tch": "ʧ",
-}  # fmt: skip
-LONGEST = max(map(len, LETTERS))
+BEFORE_FLAP = frozenset("AIOWYiuæɑəɛɪɹʊʌ")
+REDUCED = frozenset("ɐᵊ")
+LETTERS_OF_VOWELS = frozenset("aeiouy")
+PUNCTUATION = frozenset(",.?!;:")
+TOKEN = re.compile(r"(?P<spelt>\b[A-Z](?: [A-Z])+(?:'s)?(?![A-Za-z'-]))|[A-Za-z']+(?:-[A-Za-z']+)*|[,.?!;:]")
 SHORTEST_PART = 3
+CLITICS = frozenset(["the", "a", "an", "to", "in", "am", "i"])
+BEFORE_VERB = """
+to will would can could may might must shall should do does did don't doesn't didn't can't won't
+couldn't wouldn't shouldn't cannot i you we they who let's please never always i'll you'll we'll
+they'll i'd you'd we'd they'd
+"""
+BEFORE_PARTICIPLE = """
+have has had having i've you've we've they've haven't hasn't hadn't be been being is are was were
+get got getting he's she's it's we're they're you're i'm
+"""
+BEFORE_NOUN = """
+the a an my your his her its our their this these those some any no every each another of in on at
+for with by from
+"""
+BEFORE_THAT = """
+of in on at for with by from like do doing about and but not
+"""
+VERB_CONTEXT, PARTICIPLE_CONTEXT, NOUN_CONTEXT, THAT_CONTEXT = (
+    frozenset(words.split()) for words in (BEFORE_VERB, BEFORE_PARTICIPLE, BEFORE_NOUN, BEFORE_THAT)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a word stands: the lower-case words around it and the sounds that follow ("" before a pause)."""
+
+    previous: str = ""
+    following: str = ""
+    sounds: str = ""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The forms that fit here, best first."""
+        out: tuple[str, ...] = () if self.sounds else ("pause", "DT")
+        if self.following == "to" and self.previous not in PARTICIPLE_CONTEXT:
+            out += ("to",)
+        if not self.previous or self.previous in THAT_CONTEXT:
+            out += ("DT",)
+        if self.previous in PARTICIPLE_CONTEXT:
+            return (*out, "VBN")
+        if self.previous in VERB_CONTEXT:
+            return (*out, "VBP", "VERB")
+        return (*out, "NOUN") if self.previous in NOUN_CONTEXT or self.following == "of" else out
 
 
 def starts_with_vowel(phonemes: str) -> bool:
-    return phonemes.lstrip("ˈˌ")[:1] in VOWELS
+    """Does it count as a vowel for the, to? The reduced ones do not."""
+    return phonemes.lstrip(STRESS)[:1] in VOWELS - REDUCED
 
 
 def plural(stem: str) -> str:
@@ -36,9 +79,16 @@ def plural(stem: str) -> str:
 
 
 def past(stem: str) -> str:
-    """The ending -ed after a stem's last sound."""
+    """The ending -ed after a stem's last sound; t between vowels is a flap."""
     last = stem[-1]
-    return stem + ("ᵻd" if last in "td" else "t" if last in VOICELESS | SIBILANTS - set("zʒʤ") else "d")
+    if last == "t" and stem[-2:-1] in BEFORE_FLAP:
+        return f"{stem[:-1]}Tᵻd"
+    return stem + ("ᵻd" if last in "td" else "t" if last in "pkfθʃsʧ" else "d")
+
+
+def progressive(stem: str) -> str:
+    """The ending -ing."""
+    return (f"{stem[:-1]}T" if stem[-1] == "t" and stem[-2:-1] in BEFORE_FLAP else stem) + "ɪŋ"
 
 
 def attach(ending: str, stem: str) -> str:
@@ -46,74 +96,127 @@ def attach(ending: str, stem: str) -> str:
 
 
 ENDINGS = (
-    ("'s", plural), ("s", plural), ("ed", past), ("d", past), ("ing", partial(attach, "ɪŋ")),
+    ("'s", plural), ("s", plural), ("ed", past), ("d", past), ("ing", progressive),
     ("ly", partial(attach, "li")), ("ness", partial(attach, "nəs")), ("er", partial(attach, "əɹ")),
 )  # fmt: skip
 
 
 class Pronouncer:
-    """Pronounces normalised English with a lexicon of lower-case words."""
+    """Pronounces normalised English.
 
-    def __init__(self, lexicon: Mapping[str, str]) -> None:
+    Args:
+        lexicon: lower-case words and their entries. guess: sounds out a word that is not in it.
+    """
+
+    def __init__(self, lexicon: Mapping[str, str], guess: Callable[[str], str] = letter_groups) -> None:
         self.lexicon = lexicon
+        self.guess = guess
 
     def __call__(self, text: str) -> str:
         """Normalised text -> phonemes, words apart by a space, punctuation attached."""
-        tokens = TOKEN.findall(text)
-        spoken = [t if t in ",.?!;:" else self.word(t.strip("'").lower()) for t in tokens]
-        out = ""
-        for index, (token, sounds) in enumerate(zip(tokens, spoken, strict=True)):
-            following = next((s for s in spoken[index + 1 :] if s and s[0] not in ",.?!;:"), "")
-            if not sounds:
+        tokens = [(match[0], match["spelt"] is not None) for match in TOKEN.finditer(text)]
+        words = ["" if text in PUNCTUATION else text.strip("'") for text, _ in tokens]
+        out: list[str] = []
+        following, sounds = "", ""
+        for index in range(len(tokens) - 1, -1, -1):
+            token, spelt = tokens[index]
+            if token in PUNCTUATION:
+                out.append(token)
+                following, sounds = "", ""
                 continue
-            separate = out and token not in ",.?!;:"
-            out += (" " if separate else "") + weak_form(token.lower(), sounds, following)
-        return out
+            place = Place(words[index - 1].lower() if index else "", following, sounds)
+            spoken = self.spelt(token) if spelt else self.compounded(words[index], place)
+            if spoken:
+                out.append(f" {spoken}")
+                following, sounds = words[index].lower(), spoken
+        return "".join(reversed(out)).strip()
+
+    def spelt(self, letters: str) -> str:
+        """Letters read one by one as one word, the last one stressed: "B B C"."""
+        names = [self.word(letter) for letter in letters.removesuffix("'s").lower().split()]
+        head, mark, tail = "".join(names).replace(PRIMARY, SECONDARY).rpartition(SECONDARY)
+        sounds = head + (PRIMARY if mark else "") + tail
+        return plural(sounds) if letters.endswith("'s") else sounds
+
+    def compounded(self, word: str, place: Place) -> str:
+        """A word, or words joined by hyphens with less stress on all but the last."""
+        whole = self.lexicon.get(word.lower(), "").partition("\t")[0]
+        parts = [part for part in word.split("-") if part]
+        if whole or len(parts) < 2:
+            return self.placed("-".join(parts), place)
+        sounds = [s for s in (self.placed(part, Place(sounds="-")) for part in parts) if s]
+        if sum(PRIMARY in s for s in sounds) <= (len(sounds) + 1) // 2 and len(sounds) > 2:
+            return "".join(sounds)
+        weak = [s.replace(SECONDARY, "").replace(PRIMARY, SECONDARY) for s in sounds[:-1]]
+        return "".join(weak + sounds[-1:])
+
+    def placed(self, word: str, place: Place) -> str:
+        """One word in the form its place asks for; capitals give stress to a word that has none."""
+        lower = word.lower()
+        if lower in CLITICS:
+            return self.clitic(lower, place)
+        usual, *others = self.lexicon.get(lower, "").split("\t")
+        forms = dict(other.split("=", 1) for other in others)
+        sounds = next((forms[tag] for tag in place.tags if tag in forms), usual) or self.word(lower)
+        return sounds if word == lower else stressed(sounds, word.isupper() and len(word) > 1)
+
+    def clitic(self, word: str, place: Place) -> str:
+        """Little words that lean on the next word's first sound."""
+        usual = self.lexicon.get(word, "").partition("\t")[0] or self.guess(word)
+        vowel = starts_with_vowel(place.sounds)
+        leaning = {
+            "the": "ði" if vowel else "ðə", "to": "tʊ" if vowel else "tə", "a": "ɐ", "an": "ɐn",
+            "in": "ɪn", "am": "ɐm", "i": "ˌI",
+        }  # fmt: skip
+        alone = {"the": "ðə", "a": "ˈA", "an": "ɐn", "in": "ˈɪn", "i": "ˌI"}
+        return leaning[word] if place.sounds else alone.get(word, usual)
 
     def word(self, word: str) -> str:
-        """One lower-case word, however it can be had."""
-        return self.lexicon.get(word) or self.inflected(word) or self.compound(word) or letters(word)
+        """One lower-case word by itself, however it can be had."""
+        known = self.lexicon.get(word, "").partition("\t")[0]
+        if not known and len(word) > 1 and not LETTERS_OF_VOWELS.intersection(word) and word.isalpha():
+            return self.spelt(" ".join(word))
+        return known or self.inflected(word) or self.compound(word) or self.guess(word.replace("'", ""))
 
     def inflected(self, word: str) -> str:
+        """A known stem and an ending."""
         for ending, add in ENDINGS:
             stem = word.removesuffix(ending)
             if stem == word or len(stem) < 2:
                 continue
-            doubled = stem[:-1] if stem[-1:] == stem[-2:-1] else stem
-            for form in (
-                stem,
-                f"{stem}e",
-                doubled,
-                f"{stem[:-1]}y" if stem.endswith("i") else stem,
-            ):
-                if form in self.lexicon:
-                    return add(self.lexicon[form])
-        return ""
+            for form in stem_spellings(stem, add is plural):
+                known = self.lexicon.get(form, "").partition("\t")[0]
+                if known:
+                    return add(known)
+        return plural(self.word(word[:-2])) if word.endswith("'s") and len(word) > 2 else ""
 
     def compound(self, word: str) -> str:
+        """Two known words written as one."""
         for cut in range(len(word) - SHORTEST_PART, SHORTEST_PART - 1, -1):
-            head, tail = self.lexicon.get(word[:cut]), self.lexicon.get(word[cut:])
+            head, tail = (self.lexicon.get(w, "").partition("\t")[0] for w in (word[:cut], word[cut:]))
             if head and tail:
-                return head + tail.replace("ˈ", "ˌ")
+                return head + tail.replace(PRIMARY, SECONDARY)
         return ""
 
 
-def weak_form(word: str, sounds: str, following: str) -> str:
-    """ "the", "a" and "to" by the next word's first sound."""
-    vowel = starts_with_vowel(following)
-    forms = {"the": "ði" if vowel else "ðə", "to": "tʊ" if vowel else "tə", "a": "ɐ", "an": "ɐn"}
-    return forms.get(word, sounds) if following else sounds
+def stem_spellings(stem: str, before_s: bool) -> list[str]:
+    """How a stem may be written without its ending: tries -> trie, try; making -> mak, make."""
+    if stem.endswith("ie") and before_s:
+        return [stem, f"{stem[:-2]}y"]
+    if before_s:
+        return [stem, stem.removesuffix("e")]
+    doubled = stem[:-1] if stem[-1:] == stem[-2:-1] else stem
+    return [stem, f"{stem}e", doubled, f"{stem[:-1]}y" if stem.endswith("i") else stem]
 
 
-def letters(word: str) -> str:
-    """Letter groups, longest first."""
-    out, index = "", 0
-    while index < len(word):
-        for size in range(LONGEST, 0, -1):
-            if sounds := LETTERS.get(word[index : index + size]):
-                out, index = out + sounds, index + size
-                break
-        else:
-            index += 1
-    first = next((i for i, symbol in enumerate(out) if symbol in VOWELS), 0)
-    return f"{out[:first]}ˈ{out[first:]}" if out else ""
+def stressed(sounds: str, strongly: bool) -> str:
+    """Unstressed sounds with a stress: secondary, or primary where a whole word is in capitals."""
+    if not any(mark in sounds for mark in STRESS):
+        return stress_first_vowel(sounds, PRIMARY if strongly else SECONDARY)
+    return sounds.replace(SECONDARY, PRIMARY) if strongly and PRIMARY not in sounds else sounds
+
+
+def read_lexicon(path: Path) -> dict[str, str]:
+    """Lines of word<TAB>phonemes[<TAB>TAG=phonemes ...]."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t", 1) for line in lines if "\t" in line)

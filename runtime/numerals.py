@@ -1,0 +1,122 @@
+"""Numbers in English words: cardinals, ordinals, years, decimals, money, times. Pure functions."""
+
+from __future__ import annotations
+
+import re
+
+SMALL: tuple[str, ...] = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+TENS: tuple[str, ...] = (
+    "zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
+)  # fmt: skip
+SCALES = (
+    (10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"), (100, "hundred"),
+)  # fmt: skip
+LARGEST = 10**15
+IRREGULAR = {
+    "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth",
+    "nine": "ninth", "twelve": "twelfth",
+}  # fmt: skip
+CURRENCIES = {
+    "$": ("dollar", "dollars", "cent", "cents"),
+    "€": ("euro", "euros", "cent", "cents"),
+    "£": ("pound", "pounds", "penny", "pence"),
+    "¥": ("yen", "yen", "", ""),
+}
+NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+
+
+def cardinal(value: int) -> str:
+    """1204 -> "one thousand two hundred four"; digit by digit from a thousand trillion."""
+    if value >= LARGEST:
+        return digits(str(value))
+    if value < 20:
+        return SMALL[value]
+    if value < 100:
+        tens, ones = divmod(value, 10)
+        return TENS[tens] + (f" {SMALL[ones]}" if ones else "")
+    scale, name = next(row for row in SCALES if value >= row[0])
+    count, rest = divmod(value, scale)
+    return f"{cardinal(count)} {name}" + (f" {cardinal(rest)}" if rest else "")
+
+
+def digits(text: str) -> str:
+    """ "007" -> "zero zero seven"."""
+    return " ".join(SMALL[int(digit)] for digit in text)
+
+
+def ordinal(value: int) -> str:
+    """21 -> "twenty first"."""
+    head, _, last = cardinal(value).rpartition(" ")
+    plain = f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th"
+    return f"{head} {IRREGULAR.get(last, plain)}".strip()
+
+
+def year(value: int) -> str:
+    """1999 -> "nineteen ninety nine", 2005 -> "two thousand five", 1900 -> "nineteen hundred"."""
+    century, rest = divmod(value, 100)
+    if century % 10 == 0 and rest < 10:
+        return cardinal(value)
+    if not rest:
+        return f"{cardinal(century)} hundred"
+    return f"{cardinal(century)} {'oh ' if rest < 10 else ''}{cardinal(rest)}"
+
+
+def number(text: str) -> str:
+    """ "1,250" or "3.14" in words; four plain digits from 1000 to 2099 are a year, "007" is digits."""
+    whole, _, decimals = text.replace(",", "").partition(".")
+    if not decimals and "," not in text and len(whole) == 4 and 1000 <= int(whole) < 2100:
+        return year(int(whole))
+    spell = len(whole) > 15 or (len(whole) > 1 and whole[0] == "0")
+    words = digits(whole) if spell else cardinal(int(whole))
+    return f"{words} point {digits(decimals)}" if decimals else words
+
+
+def plural_words(words: str) -> str:
+    """ "nineteen ninety" -> "nineteen nineties"."""
+    return f"{words[:-1]}ies" if words.endswith("y") else f"{words}{'es' if words.endswith('x') else 's'}"
+
+
+def decade(match: re.Match[str]) -> str:
+    """1990s or 80s -> "nineteen nineties", "eighties"."""
+    return plural_words(number(match[1]))
+
+
+def money(match: re.Match[str]) -> str:
+    """$3.50 -> "three dollars and fifty cents", $2 million -> "two million dollars"."""
+    one, many, cent, cents = CURRENCIES[match["sign"]]
+    if match["scale"]:
+        return f"{number(match['amount'])} {match['scale'].lower()} {many}"
+    whole, _, decimals = match["amount"].replace(",", "").partition(".")
+    if decimals and (len(decimals) > 2 or not cent):
+        return f"{number(match['amount'])} {many}"
+    parts = []
+    rest = int(decimals.ljust(2, "0")) if decimals else 0
+    whole = whole.lstrip("0")
+    if whole or not rest:
+        words = digits(whole) if len(whole) > 15 else cardinal(int(whole or 0))
+        parts.append(f"{words} {one if whole == '1' else many}")
+    if rest:
+        parts.append(f"{cardinal(rest)} {cent if rest == 1 else cents}")
+    return " and ".join(parts)
+
+
+def clock(match: re.Match[str]) -> str:
+    """10:05 -> "ten oh five", 7:00 -> "seven o'clock", 7:30 am -> "seven thirty A M"."""
+    hour, minute = int(match["hour"]), int(match["minute"])
+    half = f" {match['half'].upper()} M" if match["half"] else ""
+    if not minute:
+        return cardinal(hour) + (half or " o'clock")
+    return f"{cardinal(hour)} {'oh ' if minute < 10 else ''}{cardinal(minute)}{half}"
+
+
+def fraction(match: re.Match[str]) -> str:
+    """1/2 -> "one half", 3/4 -> "three quarters", 7/16 -> "seven sixteenths"."""
+    top, bottom = int(match[1]), int(match[2])
+    if not 0 < top < bottom:
+        return f"{cardinal(top)} over {cardinal(bottom)}"
+    name = {2: "half", 4: "quarter"}.get(bottom) or ordinal(bottom)
+    many = "halves" if bottom == 2 else f"{name}s"
+    return f"{cardinal(top)} {name if top == 1 else many}"
