@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -21,48 +23,88 @@ Audio = NDArray[np.float32]
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 STDOUT = "-"
 SILENCE = 1e-3
+MIN_RATE, MAX_RATE = 4000, 384000
+BLOCK = 65536
 FADE_SECONDS = 0.005
 PAUSE_SECONDS = 0.12
 
 
-def read_audio(path: Path, rate: int, min_seconds: float, max_seconds: float) -> Audio:
+def read_audio(
+    source: str | Path | bytes | BinaryIO, rate: int, min_seconds: float, max_seconds: float
+) -> Audio:
     """Read a recording as mono float32 at `rate`.
 
     Args:
-        path: WAV, FLAC, OGG or MP3 with any rate and channels. rate: Hz wanted.
-        min_seconds, max_seconds: the length accepted; a longer file is not decoded.
+        source: WAV, FLAC, OGG or MP3 with any rate and channels: a path, its bytes, or an open file.
+        rate: Hz wanted. min_seconds, max_seconds: the length accepted; a longer file is not decoded.
 
     Returns:
-        (N,) float32 in -1..1.
+        (N,) float32.
 
     Raises:
         PromptError: not there, not audio, of a wrong length, silent, or not finite.
     """
+    name = "the recording"
+    if isinstance(source, bytes):
+        source = BytesIO(source)
+    elif isinstance(source, str | Path):
+        name, source = str(source), Path(source)
+        check_readable(source)
+    try:
+        with soundfile.SoundFile(source) as file:
+            original = int(file.samplerate)
+            check_header(name, original, file.frames, min_seconds, max_seconds)
+            mono = join(list(mono_blocks(file, file.frames)))
+    except (soundfile.SoundFileError, OSError) as error:
+        reason = getattr(error, "error_string", None) or error
+        raise PromptError(f"{name} is not audio that can be read (WAV, FLAC, OGG, MP3): {reason}") from None
+    # a damaged file holds less than its header says
+    check_header(name, original, len(mono), min_seconds, max_seconds)
+    if not np.isfinite(mono).all():
+        raise PromptError(f"{name} holds NaN or infinite samples; record or convert it again")
+    if np.abs(mono).max(initial=0.0) < SILENCE:
+        raise PromptError(f"{name} is silent; expected a recording of speech")
+    return mono if original == rate else np.asarray(soxr.resample(mono, original, rate), np.float32)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse what is not a file with something in it; a pipe or device would block."""
+    if path.is_dir():
+        raise PromptError(f"{path} is a folder; give an audio file in it")
     if not path.is_file():
         raise PromptError(f"{path}: no such audio file")
-    try:
-        with soundfile.SoundFile(path) as file:
-            seconds = file.frames / file.samplerate
-            if not min_seconds <= seconds <= max_seconds:
-                raise PromptError(
-                    f"{path} lasts {seconds:.1f} s; expected {min_seconds:g} to {max_seconds:g} s of speech: "
-                    "cut it to one or two sentences"
-                )
-            samples = file.read(dtype="float32", always_2d=True)
-            original = file.samplerate
-    except (soundfile.SoundFileError, OSError) as error:
-        raise PromptError(f"{path} is not audio that can be read (WAV, FLAC, OGG, MP3): {error}") from None
-    mono = samples.mean(axis=1, dtype=np.float32)
-    if not np.isfinite(mono).all():
-        raise PromptError(f"{path} holds NaN or infinite samples; record or convert it again")
-    if np.abs(mono).max(initial=0.0) < SILENCE:
-        raise PromptError(f"{path} is silent; expected a recording of speech")
-    return mono if original == rate else np.asarray(soxr.resample(mono, original, rate), np.float32)
+    if not path.stat().st_size:
+        raise PromptError(f"{path} is empty; expected a recording of speech")
+
+
+def check_header(name: str, rate: int, frames: int, min_seconds: float, max_seconds: float) -> None:
+    """Refuse a rate or length that is no prompt's."""
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise PromptError(f"{name} has a rate of {rate} Hz; expected {MIN_RATE} to {MAX_RATE}: convert it")
+    seconds = frames / rate
+    if not min_seconds <= seconds <= max_seconds:
+        remedy = "cut it to" if seconds > max_seconds else "record"
+        raise PromptError(
+            f"{name} lasts {seconds:.2f} s; expected {min_seconds:g} to {max_seconds:g} s of speech: "
+            f"{remedy} one or two sentences"
+        )
+
+
+def mono_blocks(file: Any, frames: int) -> Iterator[Audio]:
+    """Channels averaged block by block, so that many channels take no memory; never more than `frames`."""
+    while frames > 0:
+        block = file.read(min(BLOCK, frames), dtype="float32", always_2d=True)
+        if not len(block):
+            return
+        frames -= len(block)
+        yield block.mean(axis=1, dtype=np.float32)
 
 
 def check_writable(path: str) -> None:
     """Refuse a target that could not be written, before any work is done for it."""
     if path == STDOUT:
+        if sys.stdout.isatty():
+            raise AudioError("standard output is a terminal; send it to a program or a file, or give a name")
         return
     target = Path(path)
     if target.suffix.lower() not in FORMATS:
@@ -73,6 +115,8 @@ def check_writable(path: str) -> None:
         raise AudioError(f"{target.parent} does not exist; make it with: mkdir -p {target.parent}")
     if not os.access(target.parent, os.W_OK):
         raise AudioError(f"{target.parent} is read-only; choose another folder")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise AudioError(f"{path} is write-protected; choose another name")
 
 
 def write_audio(path: str, audio: Audio, rate: int) -> None:
@@ -86,34 +130,44 @@ def write_audio(path: str, audio: Audio, rate: int) -> None:
         sys.stdout.buffer.write(encode(audio, rate, "WAV"))
         sys.stdout.buffer.flush()
         return
-    target = Path(path)
-    data = encode(audio, rate, FORMATS[target.suffix.lower()])
-    aside = None
+    data = encode(audio, rate, FORMATS[Path(path).suffix.lower()])
+    target = Path(os.path.realpath(path))  # a link stays one
+    aside = target.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        handle, aside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
+        with open(aside, "xb") as file:
             file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)
+        if target.exists():
+            shutil.copymode(target, aside)
         os.replace(aside, target)
-    except BaseException as error:
-        if aside:
-            Path(aside).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise AudioError(f"{path} cannot be written: {error.strerror}") from None
-        raise
+    except OSError as error:
+        raise AudioError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def encode(audio: Audio, rate: int, kind: str) -> bytes:
-    """Encode with a note that says the speech is synthetic."""
+    """Encode, never clipped, with a note that says the speech is synthetic."""
+    if not np.isfinite(audio).all():
+        raise AudioError("the audio holds NaN or infinite samples; nothing was written: check the model")
     memory = BytesIO()
     subtype = {"WAV": "PCM_16", "FLAC": "PCM_16"}.get(kind)
-    with soundfile.SoundFile(memory, "w", rate, 1, subtype=subtype, format=kind) as file:
-        file.comment = "Synthetic speech"
-        file.software = f"valle2 {version('valle2')}"
-        file.write(np.clip(audio, -1.0, 1.0))
+    limited = peak_limit(audio)
+    maker = f"valle2 {version('valle2')}"
+    try:
+        with soundfile.SoundFile(memory, "w", rate, 1, subtype=subtype, format=kind) as file:
+            file.comment = f"Synthetic speech made by {maker}"
+            file.software = maker
+            for start in range(0, len(limited), BLOCK):  # one long write overflows Vorbis's stack
+                file.write(limited[start : start + BLOCK])
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{kind} at {rate} Hz cannot be written: {error.error_string} Use .wav") from None
     return memory.getvalue()
+
+
+def peak_limit(audio: Audio) -> Audio:
+    """The audio, quieter as a whole where its peak is beyond full scale."""
+    peak = float(np.abs(audio).max(initial=0.0))
+    return audio / np.float32(peak) if peak > 1.0 else audio
 
 
 def faded(audio: Audio, rate: int) -> Audio:

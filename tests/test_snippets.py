@@ -1,31 +1,50 @@
-"""Every snippet of README and docs runs: shell lines that start with valle2 or python, and Python blocks."""
+"""Every snippet of README and docs runs: shell lines that start with valle2 or python, and Python blocks.
+
+A block is left out where the line before it reads `<!-- not run: reason -->`; the reason is the skip's.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from tests.conftest import toy_checkpoint, write_toy
-from valle2.export import export_checkpoint
 from valle2.runtime.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<kind>python|bash)\n(?P<code>.*?)^```", re.M | re.S
+)
 
 
-def blocks(kind: str) -> list[tuple[str, str]]:
-    """(page:line, text) of every block of one language."""
+def blocks(kind: str) -> Sequence[object]:
+    """(place, code) of every block of one language; the place, `page:line`, names the test."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for match in BLOCK.finditer(text):
-            if match[1] == kind:
-                found.append((f"{page.name}:{text[: match.start()].count(chr(10)) + 1}", match[2]))
+            if match["kind"] == kind:
+                place = f"{page.name}:{text[: match.start('code')].count(chr(10))}"
+                marks = [pytest.mark.skip(reason=match["reason"])] if match["reason"] else []
+                found.append(pytest.param(place, match["code"], id=place, marks=marks))
     return found
+
+
+@pytest.fixture
+def folder(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a snippet runs: with the toy bundle and a recording, as the pages assume."""
+    shutil.copytree(bundle, tmp_path / "toy-bundle")
+    soundfile.write(tmp_path / "me.wav", 0.3 * np.sin(np.arange(44100 * 2) / 30), 44100)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def test_there_are_snippets() -> None:
@@ -33,18 +52,15 @@ def test_there_are_snippets() -> None:
 
 
 @pytest.mark.parametrize(("place", "code"), blocks("python"))
-def test_python(
-    place: str, code: str, checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    export_checkpoint(checkpoint_folder, tmp_path / "toy-bundle")
+def test_python(place: str, code: str, folder: Path) -> None:
     exec(compile(code, place, "exec"), {})
 
 
 @pytest.mark.parametrize(("place", "code"), blocks("bash"))
-def test_shell(place: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shell(place: str, code: str, folder: Path) -> None:
     """Install lines are what .ci/run does; every other line runs here."""
-    monkeypatch.chdir(tmp_path)
+    if "-o toy-bundle" in code:
+        shutil.rmtree("toy-bundle")
     for line in code.strip().splitlines():
         words = shlex.split(line, comments=True)
         if words[0] == "valle2":

@@ -28,7 +28,7 @@ def random_logits(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
     single = logits[2::8]
     single[:] = -1e4
     single[np.arange(len(single)), 0, rng.integers(0, CLASSES, len(single))] = 5.0
-    return logits.astype(np.float32)
+    return np.asarray(logits, np.float32)
 
 
 class SamplerGraph(torch.nn.Module):

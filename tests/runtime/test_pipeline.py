@@ -129,7 +129,7 @@ def test_a_prompt_from_a_recording(tts: Valle2, voice: Prompt) -> None:
         (np.arange(200) % 5, np.zeros((2, 8), np.int64)),
     ],
 )
-def test_bad_tokens(tts: Valle2, ids: np.ndarray, codes: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_bad_tokens(tts: Valle2, ids: np.ndarray, codes: np.ndarray) -> None:
     with pytest.raises(Valle2Error):
         tts.generate_codes(ids, codes)
 
