@@ -1,0 +1,1 @@
+"""Benchmarks: terms defined, warmed up, medians of several, ratios within one run."""
