@@ -32,17 +32,18 @@ def trained(work: Path, name: str, module: torch.nn.Module) -> torch.nn.Module:
 
 
 def held_out_prompts(work: Path) -> dict[str, tuple[Sample, str]]:
-    """One held-out utterance a voice, with its text."""
+    """The shortest held-out utterance of at least three seconds of each voice, with its text."""
     texts: dict[str, list[str]] = {}
     for path in shards(work):
         if path.stem.endswith("-0000"):
             for item in read_shard(path):
                 texts.setdefault(item.voice, []).append(item.text)
-    out = {}
+    out: dict[str, tuple[Sample, str]] = {}
     for voice, samples in load_samples(work, held_out=True).items():
         for sample, text in zip(samples, texts[voice], strict=True):
-            if PROMPT_FRAMES[0] <= len(sample.codes) <= PROMPT_FRAMES[1]:
-                out.setdefault(voice, (sample, text))
+            known = len(out[voice][0].codes) if voice in out else PROMPT_FRAMES[1]
+            if PROMPT_FRAMES[0] <= len(sample.codes) < known:
+                out[voice] = (sample, text)
     return out
 
 

@@ -15,7 +15,9 @@ from valle2.export.config import ModelConfig
 Array = np.ndarray[Any, Any]
 GROUP = 2
 RARE_SHARE = 0.5
-JOINED_SHARE = 0.5
+JOINED_SHARES = (0.3, 0.4, 0.3)
+"""Of batches of one, two and three utterances joined; three, so that late positions are learnt too."""
+POOL = 64
 KEPT_SOURCES = ("kokoro",)
 
 
@@ -84,20 +86,28 @@ def clipped(sample: Sample) -> Sample:
     return Sample(sample.voice, sample.ids, sample.ends - odd, sample.codes[odd:], sample.split)
 
 
-def draw(samples: dict[str, list[Sample]], rng: np.random.Generator, positions: int) -> list[Sample]:
-    """Samples until their positions are used up; voices with little speech are drawn more often."""
+def draw(
+    samples: dict[str, list[Sample]], rng: np.random.Generator, positions: int, group: int
+) -> list[Sample]:
+    """Samples of similar length until their padded positions are used up, `group` frames a position.
+
+    Voices with little speech are drawn more often. All rows of a batch join the same number of
+    utterances: mixing them would pad half of it.
+    """
     names = sorted(samples)
     counts = np.array([len(samples[name]) for name in names], float)
     weights = counts**0.3 / (counts**0.3).sum()
-    out: list[Sample] = []
-    while positions > 0:
+    joined, pool = int(rng.choice(3, p=JOINED_SHARES)), []
+    for _ in range(POOL):
         items = samples[names[rng.choice(len(names), p=weights)]]
         sample = items[rng.integers(len(items))]
-        if rng.random() < JOINED_SHARE:
+        for _ in range(joined):
             sample = join(sample, items[rng.integers(len(items))])
-        out.append(clipped(sample))
-        positions -= len(out[-1].ids) + len(out[-1].codes) // GROUP
-    return out
+        pool.append(clipped(sample))
+    pool.sort(key=lambda item: len(item.ids) + len(item.codes) // group)
+    end = int(rng.integers(1, POOL + 1))
+    longest = len(pool[end - 1].ids) + len(pool[end - 1].codes) // group
+    return pool[max(0, end - max(1, positions // longest)) : end]
 
 
 def text_batch(batch: list[Sample], eos: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -165,7 +165,7 @@ def train(args: argparse.Namespace) -> None:
     shown: dict[str, float] = {}
     for step in range(start, args.steps):
         rng = np.random.default_rng([args.seed, step])
-        items = draw(samples, rng, POSITIONS[args.model])
+        items = draw(samples, rng, POSITIONS[args.model], GROUP if args.model == "ar" else 1)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, args.steps, args.decay)
         with torch.autocast("cpu", torch.bfloat16):

@@ -25,8 +25,7 @@ from valle2.export.config import CODEBOOKS
 BATCH, CROP, HOP = 16, 96, 320
 DECAY = 0.98
 QUANTISE_FROM = 200
-RESIDUAL_PREDICT = 0.1
-WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "predict": 0.05}
+WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "predict": 0.02}
 
 
 class CodecTrainer(nn.Module):
@@ -159,7 +158,7 @@ def balanced(work: Path, known: dict[Path, list[Utterance]], rng: np.random.Gene
 def restart_residual(model: CodecTrainer) -> None:
     """Draw the residual branch anew: the narrow projection, its codebooks and what reads them."""
     nn.init.orthogonal_(model.encoder.narrow.weight)
-    nn.init.orthogonal_(model.widen.weight)
+    model.widen.weight.data.copy_(model.encoder.narrow.weight.T)
     nn.init.zeros_(model.predict.out.weight)
     model.rest_sum.zero_()
     model.rest_count.zero_()
@@ -180,10 +179,8 @@ def train(work: Path, steps: int, seed: int, residual_only: bool) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    weights = dict(WEIGHTS)
     if residual_only:
         model.residual_only = True
-        weights["predict"] = RESIDUAL_PREDICT
         restart_residual(model)
     known: dict[Path, list[Utterance]] = {}
     began = time.monotonic()
@@ -198,7 +195,7 @@ def train(work: Path, steps: int, seed: int, residual_only: bool) -> None:
         audio, labels = crops(pool, rng)
         with torch.autocast("cpu", torch.bfloat16):
             losses = model(audio, labels, step)
-            loss = sum((weights[name] * value for name, value in losses.items()), torch.zeros(()))
+            loss = sum((WEIGHTS[name] * value for name, value in losses.items()), torch.zeros(()))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -67,7 +67,6 @@ def train(args: argparse.Namespace) -> None:
     model, mel = CodecDecoder(config), LogMel(config)
     codec = CodecTrainer(config, len(symbols()))
     codec.load_state_dict(torch.load(args.work / "codec.pt", weights_only=True)["model"])
-    model.tables.data.copy_(codec.decoder_tables())
     model.tables.requires_grad_(False)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, RATE, betas=(0.8, 0.99))
@@ -77,6 +76,7 @@ def train(args: argparse.Namespace) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
+    model.tables.data.copy_(codec.decoder_tables())
     items, began = load_items(args.work), time.monotonic()
     for step in range(start, args.steps):
         codes, sound = crops(items, np.random.default_rng([args.seed, step]))
