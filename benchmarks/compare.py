@@ -45,7 +45,7 @@ def compare(checkpoint: Path, model: str, text: str, repeats: int, seed: int, th
     settings = Settings(top_p=0.0, threshold=1.0, seed=seed)
     ids = tts.front.encode(f"{voice.transcript} {text}")
     words = np.append(ids, tts.manifest.sizes["vocab_size"])
-    prompt = voice.codes[len(voice.codes) % tts.generator.group_size :]
+    prompt = voice.codes[len(voice.codes) % tts.graphs.batch.slots.group_size :]
     ours, eager = list[Timings](), list[EagerTimes]()
     for repeat in range(repeats + 1):
         speech = tts.synthesize(text, voice, settings)
@@ -85,7 +85,7 @@ def report(
         "seed": seed,
         "threads": threads,
         "model": tts.manifest.name,
-        "group_size": tts.generator.group_size,
+        "group_size": tts.graphs.batch.slots.group_size,
         "checkpoint_sha256": tts.manifest.provenance["checkpoint_sha256"],
         "versions": {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

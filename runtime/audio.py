@@ -170,13 +170,15 @@ def peak_limit(audio: Audio) -> Audio:
     return audio / np.float32(peak) if peak > 1.0 else audio
 
 
-def faded(audio: Audio, rate: int) -> Audio:
-    """A copy with 5 ms ramps at both ends, so that joined pieces do not click."""
+def faded(audio: Audio, rate: int, *, first: bool = True, last: bool = True) -> Audio:
+    """A copy with 5 ms ramps at the sentence's ends that it holds, so that joined sentences do not click."""
     out = audio.copy()
     size = min(int(FADE_SECONDS * rate), len(out) // 2)
     ramp = np.linspace(0, 1, size, dtype=np.float32)
-    out[:size] *= ramp
-    out[len(out) - size :] *= ramp[::-1]
+    if first:
+        out[:size] *= ramp
+    if last:
+        out[len(out) - size :] *= ramp[::-1]
     return out
 
 

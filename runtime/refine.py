@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Backend
+from valle2.runtime.scheduler import Need
+from valle2.runtime.timings import Timings
 
 Codes = NDArray[np.int64]
 CODEBOOKS = 8
 
 
-def refine(backend: Backend, text: Codes, prompt: Codes, first: Codes) -> Codes:
-    """Fill codebooks 1..7.
+def refine(
+    backend: Backend, text: Codes, prompt: Codes, first: Codes, timings: Timings
+) -> Generator[Need, None, Codes]:
+    """Fill codebooks 1..7, one pass at a turn.
 
     Args:
         backend: the NAR graph. text: (L,) int64 with `<eos>`. prompt: (P, 8) int64.
-        first: (T,) int64, codebook 0 of the target.
+        first: (T,) int64, codebook 0 of the target. timings: gets the seconds.
 
     Returns:
         (T, 8) int64.
@@ -34,6 +40,8 @@ def refine(backend: Backend, text: Codes, prompt: Codes, first: Codes) -> Codes:
         "frame_lengths": np.array([codes.shape[1]]),
     }
     for stage in range(1, CODEBOOKS):
-        found = backend.run({**feeds, "stage": np.array(stage)}, ("codes_out",))
+        yield Need.WORK
+        with timings.stage("nar"):
+            found = backend.run({**feeds, "stage": np.array(stage)}, ("codes_out",))
         codes[0, len(prompt) :, stage] = found["codes_out"][0]
     return codes[0, len(prompt) :]
