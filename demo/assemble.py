@@ -1,7 +1,7 @@
 """Put the trained parts together as a checkpoint: `python demo/assemble.py --work W --out FOLDER`.
 
 The weights are rounded to float16, so what is shipped, exported and tested is one and the same model.
-Each voice's prompt is a held-out utterance of three to five seconds.
+Each voice's prompt is a held-out utterance of three to five seconds that suits the AR model.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from batches import Sample, demo_config, load_samples
+from batches import Sample, clipped, demo_config, load_samples
 from data import read_shard, shards
 from encode import load_encoder
 from speak import KOKORO, PITCHES
+from train import ar_batch, ar_loss
 
 from valle2.export.checkpoint import Checkpoint, save_checkpoint
 from valle2.export.codec import CodecConfig, CodecDecoder
@@ -31,20 +32,26 @@ def trained(work: Path, name: str, module: torch.nn.Module) -> torch.nn.Module:
     return module.eval()
 
 
-def held_out_prompts(work: Path) -> dict[str, tuple[Sample, str]]:
-    """The shortest held-out utterance of at least three seconds of each voice, with its text."""
+@torch.no_grad()
+def held_out_prompts(work: Path, ar: ARModel) -> dict[str, tuple[Sample, str]]:
+    """Of each voice the held-out utterance of a fitting length that the AR model finds least surprising."""
     texts: dict[str, list[str]] = {}
     for path in shards(work):
         if path.stem.endswith("-0000"):
             for item in read_shard(path):
                 texts.setdefault(item.voice, []).append(item.text)
-    out: dict[str, tuple[Sample, str]] = {}
+    out = {}
     for voice, samples in load_samples(work, held_out=True).items():
-        for sample, text in zip(samples, texts[voice], strict=True):
-            known = len(out[voice][0].codes) if voice in out else PROMPT_FRAMES[1]
-            if PROMPT_FRAMES[0] <= len(sample.codes) < known:
-                out[voice] = (sample, text)
+        pairs = zip(samples, texts[voice], strict=True)
+        fitting = [pair for pair in pairs if PROMPT_FRAMES[0] <= len(pair[0].codes) <= PROMPT_FRAMES[1]]
+        out[voice] = min(fitting, key=lambda pair: surprise(ar, pair[0]))
     return out
+
+
+def surprise(ar: ARModel, sample: Sample) -> float:
+    """Nats per code of codebook 0, teacher forced."""
+    _, values = ar_loss(ar, ar_batch([clipped(sample)], ar.config.vocab_size), guide=0.0)
+    return values["ce"]
 
 
 def main() -> None:
@@ -69,7 +76,7 @@ def main() -> None:
     )
     save_checkpoint(checkpoint, args.out, torch.float16)
     (args.out / "voices").mkdir(exist_ok=True)
-    for voice, (sample, text) in held_out_prompts(args.work).items():
+    for voice, (sample, text) in held_out_prompts(args.work, ar).items():
         source = f"Kokoro-82M {KOKORO[voice]}" if voice in KOKORO else f"hibari-tts x {PITCHES[voice]}"
         prompt = Prompt(sample.codes.astype("int64"), text, voice, source, LICENCE, "synthetic voice")
         store_prompt(args.out / "voices" / f"{voice}.safetensors", prompt)
