@@ -119,13 +119,14 @@ def describe(
         codec = {"sample_rate": sizes.sample_rate, "hop": sizes.hop}
     return Manifest(
         name=checkpoint.name,
-        sizes=checkpoint.config.to_dict(),
+        sizes=checkpoint.config.sizes(),
         lowering=lowering,
         cache_length=cache_length,
         graphs=graphs,
         codec=codec,
         text=checkpoint.text,
         sampling=checkpoint.sampling,
+        rules=checkpoint.rules,
         provenance=checkpoint.provenance | {"exporter": f"torch {torch.__version__}"},
         parity=parity,
     )
