@@ -27,8 +27,8 @@ class Style:
 
     Args:
         norm: "layer" (mean and variance, 1e-5), "rms" (1e-6), "l2" (length 1 times root of the width).
-        norm_first: normalise before attention and feed-forward, and once at the end; else after each of them.
-        activation: "gelu" (exact), "relu" or "silu". gated: one half of the feed-forward part gates the other.
+        norm_first: normalise before attention and feed-forward, and at the end; else after each of them.
+        activation: "gelu" (exact), "relu" or "silu". gated: half of the feed-forward part gates the rest.
         qkv_bias, bias: biases of query, key and value; of a block's other matrices.
         positions: "table" adds rows to the embeddings, text and codes counted apart; "rotary" turns queries
             and keys, counted over the whole row.

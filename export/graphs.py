@@ -126,7 +126,7 @@ def ar_inputs(
         "repeat_window": torch.full_like(rows, slots),
         "threshold": torch.ones(batch),
     }
-    shape = (batch, config.heads, capacity, config.head_width)
+    shape = (batch, config.heads, capacity, config.ar_head)
     caches = {name: torch.zeros(shape) for name in cache_names(config.layers)}
     return inputs | caches
 

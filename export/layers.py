@@ -6,6 +6,7 @@ H heads, D head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -52,19 +53,22 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor, stage: Tensor | None = None) -> Tensor:
         """x (B, S, d); stage () int64 where there is a gain per stage."""
-        weight, bias = self.weight, self.bias
-        if self.staged:
-            assert stage is not None
-            row = stage.reshape(1)
-            weight = weight.index_select(0, row)[0]
-            bias = None if bias is None else bias.index_select(0, row)[0]
+        weight, bias = self.row(self.weight, stage), self.row(self.bias, stage)
+        assert weight is not None
         epsilon = EPSILON[self.kind]
         if self.kind == "layer":
             return functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
         if self.kind == "rms":
             return x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + epsilon) * weight
         length = (x * x).sum(dim=-1, keepdim=True).sqrt().clamp(min=epsilon)
-        return x / length * x.shape[-1] ** 0.5 * weight
+        return x / length * math.sqrt(x.shape[-1]) * weight
+
+    def row(self, table: Tensor | None, stage: Tensor | None) -> Tensor | None:
+        """The stage's row of a gain or shift that has one per stage."""
+        if not self.staged or table is None:
+            return table
+        assert stage is not None
+        return table.index_select(0, stage.reshape(1))[0]
 
 
 class Activation(nn.Module):
@@ -86,8 +90,8 @@ class Rotary(nn.Module):
 
     def __init__(self, head_width: int, positions: int) -> None:
         super().__init__()
-        rate = 1.0 / ROTARY_BASE ** (torch.arange(0, head_width, 2).float() / head_width)
-        phase = torch.arange(positions).float()[:, None] * rate
+        rate = 1.0 / ROTARY_BASE ** (torch.arange(0, head_width, 2, device="cpu").float() / head_width)
+        phase = torch.arange(positions, device="cpu").float()[:, None] * rate
         self.register_buffer("cosines", phase.cos(), persistent=False)
         self.register_buffer("sines", phase.sin(), persistent=False)
 

@@ -157,14 +157,14 @@ class ARModel(nn.Module):
             self.text_positions = nn.Embedding(config.max_text, width)
             self.code_positions = nn.Embedding(config.max_groups, width)
         else:
-            self.rotary = Rotary(config.head_width, config.max_text + config.max_groups)
+            self.rotary = Rotary(config.ar_head, config.max_text + config.max_groups)
         if style.prenet:
             self.text_prenet = TextPrenet(width)
         if group > 1:
             self.group_embed = nn.Linear(group * width, width, bias=False)
             self.group_predict = nn.Linear(width, group * width, bias=False)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.head_width, config.ffn, style) for _ in range(config.layers)
+            Block(width, config.heads, config.ar_head, config.ffn, style) for _ in range(config.layers)
         )
         self.norm = Norm(width, style.norm) if style.norm_first else nn.Identity()
         if style.head != "tied":
@@ -269,5 +269,5 @@ class ARModel(nn.Module):
     def empty_caches(self, batch: int, capacity: int) -> list[Cache]:
         """Zeroed caches, a (key, value) pair of (B, H, C, D) float32 per layer."""
         config = self.config
-        shape = (batch, config.heads, capacity, config.head_width)
+        shape = (batch, config.heads, capacity, config.ar_head)
         return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.layers)]

@@ -37,10 +37,10 @@ class NARModel(nn.Module):
             self.text_positions = nn.Embedding(config.max_text, width)
             self.code_positions = nn.Embedding(config.max_frames + 2, width)
         else:
-            self.rotary = Rotary(config.nar_head_width, config.max_text + config.max_frames)
+            self.rotary = Rotary(config.nar_head, config.max_text + config.max_frames)
         if style.prenet:
             self.text_prenet, self.code_prenet = TextPrenet(width), code_prenet(width)
-        sizes = (width, config.nar_heads, config.nar_head_width, config.nar_ffn)
+        sizes = (width, config.nar_heads, config.nar_head, config.nar_ffn)
         self.blocks = nn.ModuleList(Block(*sizes, style, stages) for _ in range(config.nar_layers))
         self.norm = Norm(width, style.norm, stages) if style.norm_first else None
         if style.head != "tied":
