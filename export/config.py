@@ -39,6 +39,7 @@ class Style:
         stage: the NAR learns its stage from a "token" at the end, or from gains and shifts of every "norm".
         stage_position: the stage token has a position. whole_prompt: the NAR sees all codebooks of the prompt
             at every stage, not only those below it. prenet: layers between embedding and positions.
+        argmax_ends: `<eos>` ends speech where it is the likeliest code, whatever would be drawn.
 
     Raises:
         ValueError: an unknown choice.
@@ -60,6 +61,7 @@ class Style:
     stage_position: bool = True
     whole_prompt: bool = True
     prenet: bool = False
+    argmax_ends: bool = False
 
     def __post_init__(self) -> None:
         for entry in fields(self):

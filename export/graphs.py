@@ -63,7 +63,9 @@ class ARGraph(nn.Module):
         index = steps.clamp(max=uniforms.shape[1] - 1)[:, None, None, None]
         draws = uniforms.gather(1, index.expand(-1, 1, *uniforms.shape[2:]))[:, 0]
         sampling = Sampling(history, draws, top_p, repeat_window, threshold)
-        group, history_out, finished, log_probs = sample_group(logits, sampling)
+        group, history_out, finished, log_probs = sample_group(
+            logits, sampling, self.model.config.style.argmax_ends
+        )
         flat = [tensor for pair in updated for tensor in pair]
         state = (past_lengths + new_lengths, steps + 1, history_out)
         return (group[:, None], *state, finished, log_probs, logits, *flat)

@@ -115,6 +115,7 @@ def read_network(
         stage="norm",
         whole_prompt=mode != 0,
         prenet=prenet,
+        argmax_ends=family == "lifeiteng",
     )
     languages = rules.get("languages", 1)
     config = ModelConfig(
@@ -138,7 +139,6 @@ def read_network(
     weights = ar_weights(claims, ar, config, rows), nar_weights(claims, nar, config)
     claims.finish("num_batches_tracked")
     ends = {"frames_per_token": 16, "frames_extra": 1 - bos, "frames_least": 0, "code_bos": bos}
-    ends["argmax_ends"] = family == "lifeiteng"
     return assemble(config, *weights, family, rules | ends, [claims.path])
 
 

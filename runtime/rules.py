@@ -33,7 +33,6 @@ class Rules:
         code_bos: the codes begin with a start position; without one, a prompt is needed.
         frames_per_token, frames_extra, frames_least: the limit of length when none is asked for, per text id
             of the AR; 0 per token: no such limit. max_positions: of text, start, prompt and speech; 0: none.
-        argmax_ends: speech ends where `<eos>` is the likeliest code, whatever was drawn.
         family: the code base that the weights come from.
     """
 
@@ -49,7 +48,6 @@ class Rules:
     frames_extra: int = 0
     frames_least: int = 150
     max_positions: int = 0
-    argmax_ends: bool = False
     family: str = "valle2"
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -234,7 +235,8 @@ def test_a_wrapped_container_with_paths_and_a_second_set_of_weights(tmp_path: Pa
     container["model"] = {f"module.{name}": value for name, value in container["model"].items()}
     container |= {"exp_dir": PurePosixPath("exp/valle"), "text_tokens": Path("data/tokens"), "sampler": None}
     container["optimizer"] = {"state": {0: {"step": torch.tensor(3)}}, "param_groups": [{"lr": 0.1}]}
-    wrapped = read_any([saved(tmp_path, container)])
+    (tmp_path / "other").mkdir()  # the first file is mapped, not copied
+    wrapped = read_any([saved(tmp_path / "other", container)])
     for one, other in zip(plain.ar.parameters(), wrapped.ar.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -316,3 +318,29 @@ def test_one_of_two_files_and_other_networks_are_refused(tmp_path: Path) -> None
     for container in (other, {"model": other}):
         with pytest.raises(ValueError, match="no checkpoint that valle2 knows"):
             read_any([saved(tmp_path, container)])
+
+
+def test_the_command_line_passes_flags_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from valle2.export import bundle, cli
+
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    container = Lifeiteng().container()
+    del container["nhead"]
+    path = saved(tmp_path, container)
+    args = [str(path), "-o", str(tmp_path / "b"), "--format", "lifeiteng"]
+    with pytest.raises(ValueError, match="pass --heads"):
+        cli.run(parser.parse_args([*args, "--no-codec"]), print)
+    with pytest.raises(ValueError, match="pass --no-codec"):
+        cli.run(parser.parse_args([*args, "--heads", "4"]), print)
+    seen: list[Checkpoint] = []
+
+    def stop(checkpoint: Checkpoint, *rest: object) -> None:
+        seen.append(checkpoint)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle, "export_graphs", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(parser.parse_args([*args, "--heads", "4", "--prefix-mode", "1", "--no-codec"]), print)
+    assert seen[0].config.heads == 4 and seen[0].codec is None
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
