@@ -152,16 +152,20 @@ def encode(audio: Audio, rate: int, kind: str) -> bytes:
     memory = BytesIO()
     subtype = {"WAV": "PCM_16", "FLAC": "PCM_16"}.get(kind)
     limited = peak_limit(audio)
-    maker = f"valle2 {version('valle2')}"
     try:
         with soundfile.SoundFile(memory, "w", rate, 1, subtype=subtype, format=kind) as file:
-            file.comment = f"Synthetic speech made by {maker}"
-            file.software = maker
+            file.comment, file.software = provenance()
             for start in range(0, len(limited), BLOCK):  # one long write overflows Vorbis's stack
                 file.write(limited[start : start + BLOCK])
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{kind} at {rate} Hz cannot be written: {error.error_string} Use .wav") from None
     return memory.getvalue()
+
+
+def provenance() -> tuple[str, str]:
+    """The note in every file that its speech is synthetic, and what made it."""
+    maker = f"valle2 {version('valle2')}"
+    return f"Synthetic speech made by {maker}", maker
 
 
 def peak_limit(audio: Audio) -> Audio:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import BackendError, Manifest, open_backend, read_manifest
-from valle2.runtime.audio import Audio, pause, read_audio
+from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
 from valle2.runtime.decode import Slots
 from valle2.runtime.errors import ModelError, PromptError, SettingsError
@@ -23,7 +23,7 @@ from valle2.runtime.generate import Generated, Graphs, Utterance
 from valle2.runtime.rules import Rules, Text, check_prompt, check_text
 from valle2.runtime.scheduler import Batch, Job, Need, Scheduler
 from valle2.runtime.settings import MAX_WINDOW, Prompt, Request, Settings
-from valle2.runtime.speech import Speech, Spoken
+from valle2.runtime.speech import Speech, Spoken, Stream
 from valle2.runtime.streaming import LATENCY_SECONDS, Seams, chunk_sizes
 from valle2.runtime.text import load_front_end
 from valle2.runtime.timings import Timings
@@ -140,8 +140,8 @@ class Valle2:
         settings: Settings | None = None,
         *,
         latency: float = LATENCY_SECONDS,
-    ) -> Iterator[Audio]:
-        """Yield audio (N,) float32 as it is made.
+    ) -> Stream:
+        """Audio (N,) float32 piece by piece, as it is made.
 
         Args:
             latency: seconds of speech in the first chunk; later chunks grow. Small is early; long chunks are
@@ -151,15 +151,7 @@ class Valle2:
             raise SettingsError(f"latency is {latency!r}; expected seconds, 0 or more")
         spoken = Spoken(Request(text, voice, settings or self.settings()))
         task = self.scheduler.add(self.speak(spoken, latency))
-        try:
-            while not task.done:
-                self.scheduler.tick()
-                yield from spoken.take()
-            yield from spoken.take()  # what was made while another stream was read
-            if task.error:
-                raise task.error
-        finally:
-            task.cancel()
+        return Stream(self.scheduler, task, spoken, self.need_codec().sample_rate)
 
     def settings(self) -> Settings:
         """The model's own defaults."""

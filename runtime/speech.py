@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle2.runtime.audio import Audio, join
+from valle2.runtime.scheduler import Scheduler, Task
 from valle2.runtime.settings import Request
 from valle2.runtime.timings import Timings
 
@@ -45,14 +49,50 @@ class Spoken:
         if codes is not None:
             self.codes.append(codes)
 
-    def take(self) -> list[Audio]:
-        """The pieces since the last call, which are not kept."""
-        pieces, self.audio = self.audio, []
-        return pieces
-
     def speech(self, rate: int) -> Speech:
         """All of it."""
         audio = join(self.audio)
         self.timings.audio = len(audio) / rate
         reason = "max_frames" if "max_frames" in self.reasons else "eos"
         return Speech(audio, rate, np.concatenate(self.codes), reason, self.timings)
+
+
+class Stream(Iterator[Audio]):
+    """Audio (N,) float32 piece by piece, as it is made. Closing it, or leaving its `with`, frees its rows."""
+
+    def __init__(self, scheduler: Scheduler, task: Task, spoken: Spoken, rate: int) -> None:
+        self.scheduler, self.task, self.spoken = scheduler, task, spoken
+        self.sample_rate = rate
+        self.taken = 0
+
+    def __next__(self) -> Audio:
+        while self.taken == len(self.spoken.audio) and not self.task.done:
+            self.scheduler.tick()
+        if self.task.error:
+            raise self.task.error
+        if self.taken == len(self.spoken.audio):
+            raise StopIteration
+        self.taken += 1
+        return self.spoken.audio[self.taken - 1]
+
+    def speech(self) -> Speech:
+        """Everything so far; the whole once the stream has ended."""
+        return self.spoken.speech(self.sample_rate)
+
+    def close(self) -> None:
+        """Stop making more."""
+        self.task.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()

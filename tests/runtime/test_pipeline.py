@@ -57,7 +57,7 @@ def test_stream_joined_is_synthesize(tts: Valle2, voice: Prompt) -> None:
 def test_an_abandoned_stream_leaves_the_model_usable(tts: Valle2, voice: Prompt) -> None:
     stream = tts.stream("hello. there. fox.", voice, SHORT)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert len(tts.synthesize("hello", voice, SHORT).audio)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from valle2.runtime import Prompt, Request, Settings, Speech, Valle2, streaming
+from valle2.runtime.audio import faded
 from valle2.runtime.errors import PromptError, SettingsError
 from valle2.runtime.scheduler import Need
 from valle2.runtime.streaming import Seams, chunk_sizes
@@ -50,15 +51,18 @@ def test_many_at_once_are_each_as_if_alone(three: Valle2, voice: Prompt) -> None
     assert three.graphs.batch.active == 0 and not three.graphs.batch.waiting
 
 
-def test_steps_are_shared(three: Valle2, voice: Prompt) -> None:
+def test_steps_are_shared(three: Valle2, voice: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    step = three.graphs.batch.slots.step
-    three.graphs.batch.slots.step = lambda count, idle=(): (counted.append(count), step(count, idle))[1]  # type: ignore[method-assign, assignment, func-returns-value]
+    slots = three.graphs.batch.slots
+    step = slots.step
+
+    def counting(count: int, idle: tuple[int, ...] = ()) -> None:
+        counted.append(count)
+        step(count, idle)
+
+    monkeypatch.setattr(slots, "step", counting)
     fixed = replace(SHORT, top_p=1.0, threshold=1.0, max_frames=20)
-    try:
-        speeches = three.synthesize_batch([Request("hello", voice, replace(fixed, seed=i)) for i in range(3)])
-    finally:
-        three.graphs.batch.slots.step = step  # type: ignore[method-assign]
+    speeches = three.synthesize_batch([Request("hello", voice, replace(fixed, seed=i)) for i in range(3)])
     assert max(counted) == 3
     assert len(counted) < sum(speech.timings.steps for speech in speeches)
 
@@ -88,7 +92,7 @@ def test_a_stream_begins_before_the_decode_ends(three: Valle2, voice: Prompt) ->
 def test_a_closed_stream_frees_its_row(three: Valle2, voice: Prompt) -> None:
     stream = three.stream("hello there", voice, replace(SHORT, max_frames=200), latency=0.1)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     three.graphs.batch.retire()
     assert three.graphs.batch.active == 0 and not any(not s.done for s in three.graphs.batch.waiting)
 
@@ -107,17 +111,14 @@ def test_an_error_of_one_request_is_not_anothers(three: Valle2, voice: Prompt) -
 
 def test_a_failing_graph_ends_all_and_the_model_stays_usable(three: Valle2, voice: Prompt) -> None:
     slots = three.graphs.batch.slots
-    before, enter = three.synthesize("hello", voice, SHORT), slots.enter
+    before = three.synthesize("hello", voice, SHORT)
 
     def broken(index: int, row: object) -> None:
         raise RuntimeError("device lost")
 
-    slots.enter = broken  # type: ignore[method-assign, assignment]
-    try:
-        with pytest.raises(RuntimeError, match="device lost"):
-            three.synthesize("hello", voice, SHORT)
-    finally:
-        slots.enter = enter  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="device lost"):
+        patch.setattr(slots, "enter", broken)
+        three.synthesize("hello", voice, SHORT)
     again = three.synthesize("hello", voice, SHORT)
     assert isinstance(again, Speech) and np.array_equal(again.codes, before.codes)
 
@@ -155,7 +156,7 @@ def test_seams_with_enough_context_are_exactly_the_whole(
     monkeypatch.setattr(streaming, "HELD_FRAMES", 14)
     seams, parts = Seams(codec), np.split(codes, [20, 50, 90])
     pieces = [seams.add(part, last=index == 3) for index, part in enumerate(parts)]
-    whole = streaming.faded(codec.decode(codes), codec.sample_rate)
+    whole = faded(codec.decode(codes), codec.sample_rate)
     assert np.allclose(np.concatenate(pieces), whole, atol=1e-4)
 
 
@@ -164,7 +165,7 @@ def test_seams_as_shipped_are_near_the_whole(three: Valle2) -> None:
     codes = np.random.default_rng(1).integers(0, 1024, (160, 8))
     seams, parts = Seams(codec), np.split(codes, [20, 50, 90])
     pieces = [seams.add(part, last=index == 3) for index, part in enumerate(parts)]
-    whole = streaming.faded(codec.decode(codes), codec.sample_rate)
+    whole = faded(codec.decode(codes), codec.sample_rate)
     joined = np.concatenate(pieces)
     assert len(joined) == len(whole)
     assert np.sum((joined - whole) ** 2) < 0.01 * np.sum(whole**2)
