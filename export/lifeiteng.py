@@ -138,7 +138,7 @@ def read_network(
     )
     weights = ar_weights(claims, ar, config, rows), nar_weights(claims, nar, config)
     claims.finish("num_batches_tracked")
-    ends = {"frames_per_token": 16, "frames_extra": 1 - bos, "frames_least": 0, "code_bos": bos}
+    ends = {"frames_per_token": 16, "frames_extra": int(not bos), "frames_least": 0, "code_bos": bos}
     return assemble(config, *weights, family, rules | ends, [claims.path])
 
 

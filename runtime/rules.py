@@ -6,7 +6,7 @@ ids, never text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,14 @@ class Rules:
         unknown = set(values) - {entry.name for entry in fields(cls)}
         if unknown or values.get("nar_text", "same") not in NAR_TEXTS:
             raise ManifestError(f"the manifest has unknown rules {sorted(unknown)}; upgrade valle2")
-        try:
-            for name in ("text_begin", "text_end"):
-                values[name] = tuple(int(value) for value in values.get(name, ()))
-        except (TypeError, ValueError):
-            raise ManifestError("the manifest's rules are damaged; export the bundle again") from None
+        for name in ("text_begin", "text_end"):
+            found = values.get(name, [])
+            values[name] = tuple(found) if isinstance(found, list) else found
+        kinds = {entry.name: type(entry.default) for entry in fields(cls) if entry.default is not MISSING}
+        kinds |= dict.fromkeys(("vocab_size", "max_text"), int)
+        bad = [name for name, value in values.items() if type(value) is not kinds[name]]
+        if bad or not all(type(value) is int for value in values["text_begin"] + values["text_end"]):
+            raise ManifestError(f"the manifest's rules are damaged {bad}; export the bundle again")
         return cls(**values)
 
     def texts(self, text: Text) -> tuple[Codes, Codes]:

@@ -344,3 +344,26 @@ def test_the_command_line_passes_flags_on(tmp_path: Path, monkeypatch: pytest.Mo
         cli.run(parser.parse_args([*args, "--heads", "4", "--prefix-mode", "1", "--no-codec"]), print)
     assert seen[0].config.heads == 4 and seen[0].codec is None
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
+
+
+@torch.no_grad()
+def test_vall_e_x_with_languages_and_without_a_prompt(tmp_path: Path) -> None:
+    file = Lifeiteng(bos=True, languages=True)
+    container = {"model": file.state()}
+    with pytest.raises(ValueError, match="pass --heads"):
+        read_any([saved(tmp_path, container)])
+    checkpoint = read_any([tmp_path / "model.pt"], "vallex", Options(4))
+    oracle = Oracle(file, container["model"])
+    text, codes = random_row(file, 7)
+    languages = torch.arange(len(text)) % 3
+    ids = (text + file.vocab * languages).numpy()
+    found = checkpoint.ar(*layout(checkpoint.ar, ids, codes[:, 0].numpy()))[0, len(text) :, 0]
+    assert (found - oracle.ar(text, codes[:, 0], languages)).abs().max() < TOLERANCE
+    first, _ = generate(checkpoint.ar, ids, codes[:0, 0].numpy(), 6)
+    assert first[0] == oracle.ar(text, codes[:0, 0], languages)[-1].argmax()
+    count = torch.tensor([len(text)])
+    for start, stage in ((0, 1), (3, 7)):
+        prompt = torch.tensor([start])
+        words = torch.from_numpy(ids)[None]
+        logits = checkpoint.nar(words, count, codes[None], prompt, torch.tensor([7]), torch.tensor(stage))[0]
+        assert (logits - oracle.nar(text, codes, start, stage, languages)).abs().max() < TOLERANCE
