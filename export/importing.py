@@ -20,15 +20,16 @@ from valle2.export.supervoice import read_supervoice
 from valle2.export.unpickle import read_container, tensors_of
 
 OWN = "valle2"
-KINDS: dict[str, tuple[bool, tuple[str, ...]]] = {
-    "vallex": (True, ("ar_language_embedding.word_embeddings.weight",)),
-    "lifeiteng": (True, ("ar_text_embedding.word_embeddings.weight",)),
-    "amphion AR": (False, ("model.lm_head.weight", "model.model.embed_tokens.weight")),
-    "amphion NAR": (False, ("model.lm_head.0.weight", "phone_embedder.weight")),
-    "supervoice AR": (True, ("bos_embedding.weight", "transformer.output_norm.gamma")),
-    "supervoice NAR": (True, ("codec_index_embedding.weight",)),
+PLAIN = (bool, int, float, str)
+KINDS: dict[str, tuple[str, ...]] = {
+    "vallex": ("ar_language_embedding.word_embeddings.weight",),
+    "lifeiteng": ("ar_text_embedding.word_embeddings.weight",),
+    "amphion AR": ("model.lm_head.weight", "model.model.embed_tokens.weight"),
+    "amphion NAR": ("model.lm_head.0.weight", "phone_embedder.weight"),
+    "supervoice AR": ("bos_embedding.weight", "transformer.output_norm.gamma"),
+    "supervoice NAR": ("codec_index_embedding.weight",),
 }
-"""By kind: whether the weights lie under `model`, and names that only this kind has (first match wins)."""
+"""Tensor names that only this kind has; the first match wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,12 @@ def read_any(paths: Sequence[Path], form: str = "auto", options: Options | None 
     if len(sources) != len(kinds) or set(found) != set(kinds):
         got = ", ".join(source.kind for source in sources)
         raise CheckpointError(f"{paths[0]}: got {got}; expected the files {' and '.join(kinds)} of one model")
-    return reader([found[kind] for kind in kinds], options or Options())
+    try:
+        return reader([found[kind] for kind in kinds], options or Options())
+    except CheckpointError:
+        raise
+    except ValueError as error:  # sizes that make no network
+        raise CheckpointError(f"{paths[0]}: {error}") from None
 
 
 def is_own(path: Path) -> bool:
@@ -96,9 +102,9 @@ def read_source(path: Path) -> Source:
     container = read_container(path)
     wrapped = isinstance(container.get("model"), dict)
     tensors = tensors_of(container["model"] if wrapped else container, path)
-    for kind, (inside, names) in KINDS.items():
-        if inside == wrapped and all(name in tensors for name in names):
-            extras = {name: value for name, value in container.items() if name != "model"} if wrapped else {}
+    extras = {name: value for name, value in container.items() if isinstance(value, PLAIN)}
+    for kind, names in KINDS.items():
+        if all(name in tensors for name in names):
             return Source(kind, Claims(path, tensors), extras)
     raise CheckpointError(
         f"{path} is no checkpoint that valle2 knows (it has {sorted(tensors)[0]}); "

@@ -18,13 +18,12 @@ from valle2.export.checkpoint import Checkpoint, CheckpointError
 from valle2.export.claims import Claims
 from valle2.export.config import CODEBOOK_SIZE, ModelConfig, Style
 from valle2.export.families import MAX_FRAMES, MAX_TEXT, Options, assemble, heads_of
-from valle2.export.layers import PRENET_CONVOLUTIONS, PRENET_KERNEL, PRENET_WIDTH
+from valle2.export.prenets import code_prenet, text_prenet, through_prenet
 
 LANGUAGES = 3
 BOS, EOS = 1, 2
 PREFIX_MODES = (0, 1, 2, 4)
 NAMES = ("vall-e", "valle")
-BATCH_NORM_EPSILON = 1e-5
 PUBLISHED_HEADS = {1024: 16}
 Weights = dict[str, Tensor]
 
@@ -162,7 +161,12 @@ def head_counts(
     said = extras.get("nhead") or published
     heads = heads_of(claims.path, said, options, ar.width)
     scale = extras.get("scale_factor") or nar.width / ar.width
-    return heads, max(1, int(heads * scale))
+    if isinstance(scale, str) or abs(ar.width * scale - nar.width) >= 1:
+        raise CheckpointError(
+            f"{claims.path} says scale_factor is {scale!r}, but its halves are {ar.width} "
+            f"and {nar.width} wide; it is damaged or another network"
+        )
+    return heads, max(1, int(heads * scale + 1e-6))
 
 
 def sinusoids(rows: int, width: int, scale: Tensor) -> Tensor:
@@ -197,8 +201,8 @@ def ar_weights(claims: Claims, part: Part, config: ModelConfig, rows: int) -> We
     codes = claims.take("ar_audio_embedding.word_embeddings.weight", rows, width)
     found = text_weights(claims, part, config)
     if config.style.prenet:
-        found |= text_prenet(claims, part)
-        codes = through_prenet(codes, code_prenet(claims, part))
+        found |= text_prenet(claims, part.name, width)
+        codes = through_prenet(codes, code_prenet(claims, part.name, width))
     found["code_table.weight"] = codes[: CODEBOOK_SIZE + 1]
     if config.style.code_bos:
         found["bos"] = codes[CODEBOOK_SIZE + 1]
@@ -212,7 +216,7 @@ def nar_weights(claims: Claims, part: Part, config: ModelConfig) -> Weights:
     width, books = part.width, config.codebooks
     found = text_weights(claims, part, config)
     if config.style.prenet:
-        found |= text_prenet(claims, part) | code_prenet(claims, part)
+        found |= text_prenet(claims, part.name, width) | code_prenet(claims, part.name, width)
     first = claims.take("nar_audio_embeddings.0.word_embeddings.weight", CODEBOOK_SIZE + 1, width)
     tables = [first[:CODEBOOK_SIZE]] + [
         claims.take(f"nar_audio_embeddings.{j}.word_embeddings.weight", CODEBOOK_SIZE, width)
@@ -266,44 +270,3 @@ def norm(claims: Claims, source: str, target: str, width: int, stages: Tensor | 
 def staged(table: Tensor) -> Tensor:
     """Rows of stages 1, 2, ... with an unused row 0 before them."""
     return torch.cat([torch.zeros_like(table[:1]), table])
-
-
-def text_prenet(claims: Claims, part: Part) -> Weights:
-    """Convolutions with their batch norms folded in, and the linear layer."""
-    source, width = f"{part.name}_text_prenet", part.width
-    found = Weights()
-    for index in range(PRENET_CONVOLUTIONS):
-        here, after = 1 + 4 * index, 2 + 4 * index
-        weight = claims.take(f"{source}.{here}.weight", width, width, PRENET_KERNEL).double()
-        bias = claims.take(f"{source}.{here}.bias", width).double()
-        names = ("weight", "bias", "running_mean", "running_var")
-        gain, shift, mean, variance = (
-            claims.take(f"{source}.{after}.{name}", width).double() for name in names
-        )
-        scale = gain / (variance + BATCH_NORM_EPSILON).sqrt()
-        target = f"text_prenet.convolutions.{index}"
-        found[f"{target}.weight"] = (weight * scale[:, None, None]).float()
-        found[f"{target}.bias"] = ((bias - mean) * scale + shift).float()
-    last = 2 + 4 * PRENET_CONVOLUTIONS
-    found["text_prenet.out.weight"] = claims.take(f"{source}.{last}.weight", width, width)
-    found["text_prenet.out.bias"] = claims.take(f"{source}.{last}.bias", width)
-    return found
-
-
-def code_prenet(claims: Claims, part: Part) -> Weights:
-    """The three linear layers before the positions of the codes."""
-    widths = (part.width, PRENET_WIDTH, PRENET_WIDTH, part.width)
-    found = Weights()
-    for index, (source, before, after) in enumerate(zip((0, 3, 6), widths[:3], widths[1:], strict=True)):
-        name = f"{part.name}_audio_prenet.{source}"
-        found[f"code_prenet.{2 * index}.weight"] = claims.take(f"{name}.weight", after, before)
-        found[f"code_prenet.{2 * index}.bias"] = claims.take(f"{name}.bias", after)
-    return found
-
-
-def through_prenet(table: Tensor, layers: Weights) -> Tensor:
-    """Every row of a table through the code prenet."""
-    for index in range(3):
-        weight, bias = (layers[f"code_prenet.{2 * index}.{kind}"] for kind in ("weight", "bias"))
-        table = torch.nn.functional.linear(table.relu() if index else table, weight, bias)
-    return table

@@ -6,6 +6,8 @@ of the NAR, and the stage token has no position.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -20,48 +22,71 @@ PUBLISHED_HEADS = {(1024, 256): 16}
 Weights = dict[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Sizes of one file. inner: of query, key and value. texts, frames: rows of the position tables."""
+
+    vocab: int
+    width: int
+    inner: int
+    layers: int
+    ffn: int
+    texts: int
+    frames: int
+
+
 def read_supervoice(ar: Claims, nar: Claims, options: Options) -> Checkpoint:
     """Both files."""
-    vocab, width = ar.shape("text_embedding.weight", 2)
-    inner = ar.shape("transformer.layers.0.attention_output.weight", 2)[1]
-    texts, frames = (ar.shape(f"positional_embedding_{kind}.weight", 2)[0] for kind in ("text", "audio"))
-    heads = heads_of(ar.path, PUBLISHED_HEADS.get((width, inner)), options, inner)
-    sizes = {
-        part: (
-            claims.count("transformer.layers.{}.mlp_input.weight"),
-            claims.shape("transformer.layers.0.mlp_input.weight", 2)[0],
-        )
-        for part, claims in (("ar", ar), ("nar", nar))
-    }
+    one, other = part_of(ar), part_of(nar)
+    heads = heads_of(ar.path, PUBLISHED_HEADS.get((one.width, one.inner)), options, one.inner)
+    head_width = one.inner // heads
+    if other.vocab != one.vocab or other.inner % head_width:
+        raise CheckpointError(f"{nar.path} does not belong to {ar.path}; expected the two files of one model")
     config = ModelConfig(
-        vocab_size=vocab,
-        d_model=width,
+        vocab_size=one.vocab,
+        d_model=one.width,
         heads=heads,
-        layers=sizes["ar"][0],
-        ffn=sizes["ar"][1],
+        layers=one.layers,
+        ffn=one.ffn,
         group_size=1,
-        max_text=min(texts, MAX_TEXT),
-        max_frames=min(frames - 1, MAX_FRAMES),
-        nar_layers=sizes["nar"][0],
-        nar_ffn=sizes["nar"][1],
-        head_width=inner // heads,
-        nar_head_width=inner // heads,
+        max_text=min(one.texts, other.texts, MAX_TEXT),
+        max_frames=min(one.frames - 1, other.frames - 1, MAX_FRAMES),
+        nar_d_model=other.width,
+        nar_heads=other.inner // head_width,
+        nar_layers=other.layers,
+        nar_ffn=other.ffn,
+        head_width=head_width,
+        nar_head_width=head_width,
         codebooks=nar.shape("codec_index_embedding.weight", 2)[0] + 1,
         style=Style(
             norm="l2", qkv_bias=False, head="one", head_bias=True, one_table=True, stage_position=False
         ),
     )
-    weights = ar_weights(ar, config, (texts, frames)), nar_weights(nar, config, (texts, frames))
+    weights = ar_weights(ar, config, one), nar_weights(nar, config, other)
     ar.finish()
     nar.finish()
     return assemble(config, *weights, "supervoice", {"frames_per_token": 0}, [ar.path, nar.path])
 
 
-def ar_weights(claims: Claims, config: ModelConfig, positions: tuple[int, int]) -> Weights:
+def part_of(claims: Claims) -> Part:
+    """Sizes of one file, read from its shapes."""
+    vocab, width = claims.shape("text_embedding.weight", 2)
+    texts, frames = (claims.shape(f"positional_embedding_{kind}.weight", 2)[0] for kind in ("text", "audio"))
+    return Part(
+        vocab,
+        width,
+        inner=claims.shape("transformer.layers.0.attention_output.weight", 2)[1],
+        layers=claims.count("transformer.layers.{}.mlp_input.weight"),
+        ffn=claims.shape("transformer.layers.0.mlp_input.weight", 2)[0],
+        texts=texts,
+        frames=frames,
+    )
+
+
+def ar_weights(claims: Claims, config: ModelConfig, part: Part) -> Weights:
     """The AR; the end mark's embedding is never read as a code."""
-    width, classes = config.d_model, CODEBOOK_SIZE + 1
-    found = shared(claims, config, positions, config.max_groups)[0]
-    found |= decoder(claims, config, config.layers, config.ffn)
+    width, classes = part.width, CODEBOOK_SIZE + 1
+    found = shared(claims, config, part, config.max_groups)[0] | decoder(claims, part)
     codes = claims.take("audio_embedding.weight", CODEBOOK_SIZE, width)
     found["code_table.weight"] = torch.cat([codes, torch.zeros_like(codes[:1])])
     found["bos"] = claims.take("bos_embedding.weight", 1, width)[0]
@@ -70,11 +95,11 @@ def ar_weights(claims: Claims, config: ModelConfig, positions: tuple[int, int]) 
     return found
 
 
-def nar_weights(claims: Claims, config: ModelConfig, positions: tuple[int, int]) -> Weights:
+def nar_weights(claims: Claims, config: ModelConfig, part: Part) -> Weights:
     """The NAR; its frames are closed by the same vector as its text."""
-    width = config.nar_d_model
-    found, eos = shared(claims, config, positions, config.max_frames + 2)
-    found |= decoder(claims, config, config.nar_layers, config.nar_ffn)
+    width = part.width
+    found, eos = shared(claims, config, part, config.max_frames + 2)
+    found |= decoder(claims, part)
     stages = claims.take("codec_index_embedding.weight", config.codebooks - 1, width)
     found["stage_table.weight"], found["code_eos"] = staged(stages), eos[0]
     found["code_tables"] = claims.take("audio_embedding.weight", CODEBOOK_SIZE, width)[None]
@@ -83,27 +108,24 @@ def nar_weights(claims: Claims, config: ModelConfig, positions: tuple[int, int])
     return found
 
 
-def shared(
-    claims: Claims, config: ModelConfig, positions: tuple[int, int], rows: int
-) -> tuple[Weights, Tensor]:
+def shared(claims: Claims, config: ModelConfig, part: Part, rows: int) -> tuple[Weights, Tensor]:
     """Text and position tables, cut or filled to ours; and the end mark (1, d)."""
-    width, (texts, frames) = config.d_model, positions
+    width = part.width
     eos = claims.take("eos_embedding.weight", 1, width)
-    text = claims.take("text_embedding.weight", config.vocab_size, width)
-    code_positions = claims.take("positional_embedding_audio.weight", frames, width)[:rows]
+    text = claims.take("text_embedding.weight", part.vocab, width)
+    text_positions = claims.take("positional_embedding_text.weight", part.texts, width)
+    code_positions = claims.take("positional_embedding_audio.weight", part.frames, width)[:rows]
     filling = torch.zeros(rows - len(code_positions), width)
     return {
         "text_table.weight": torch.cat([text, eos]),
-        "text_positions.weight": claims.take("positional_embedding_text.weight", texts, width)[
-            : config.max_text
-        ],
+        "text_positions.weight": text_positions[: config.max_text],
         "code_positions.weight": torch.cat([code_positions, filling]),
     }, eos
 
 
-def decoder(claims: Claims, config: ModelConfig, layers: int, ffn: int) -> Weights:
+def decoder(claims: Claims, part: Part) -> Weights:
     """Blocks and final norm."""
-    width, inner = config.d_model, config.heads * config.ar_head
+    width, inner, ffn = part.width, part.inner, part.ffn
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
         "attention_ln.gamma": ("norm1.weight", (width,)),
         "attention.weight": ("qkv.weight", (3 * inner, width)),
@@ -115,11 +137,9 @@ def decoder(claims: Claims, config: ModelConfig, layers: int, ffn: int) -> Weigh
         "mlp_output.weight": ("down.weight", (width, ffn)),
         "mlp_output.bias": ("down.bias", (width,)),
     }
-    if not layers:
-        raise CheckpointError(f"{claims.path} has no layers; is the file complete?")
     found = {
         f"blocks.{layer}.{ours}": claims.take(f"transformer.layers.{layer}.{name}", *shape)
-        for layer in range(layers)
+        for layer in range(part.layers)
         for name, (ours, shape) in shapes.items()
     }
     return found | {"norm.weight": claims.take("transformer.output_norm.gamma", width)}
