@@ -54,7 +54,7 @@ def export_checkpoint(
         out: the bundle's folder; an earlier bundle there is replaced, any other folder is refused.
         lowering: "ort" (fused attention) or "portable" (standard operators, fixed cache length).
         cache_length: cache slots of the portable graph; 0 covers the position tables.
-        second: the other file of a model that comes in two. form: one of `importing.FORMATS`.
+        second: the other file of a model that comes in two. form: one of `config.FORMATS`.
         heads, prefix_mode: what such a file does not say itself. codec: False leaves the codec out.
         progress: called with a line per stage.
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from valle2.engine.errors import Valle2Error
+from valle2.export.config import FORMATS
 
 HELP = "turn a trained checkpoint into a bundle"
-FORMATS = ("auto", "valle2", "vallex", "lifeiteng", "amphion", "supervoice")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ CODEBOOKS = 8
 CODEBOOK_SIZE = 1024
 EOS_CODE = CODEBOOK_SIZE
 GROUP_SIZES = (1, 2, 4, 8)
+FORMATS = ("auto", "valle2", "vallex", "lifeiteng", "amphion", "supervoice")
 
 
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ from typing import Any
 from valle2.export.amphion import read_amphion
 from valle2.export.checkpoint import WEIGHTS, Checkpoint, CheckpointError, read_checkpoint
 from valle2.export.claims import Claims
-from valle2.export.cli import FORMATS
+from valle2.export.config import FORMATS
 from valle2.export.families import Options
 from valle2.export.lifeiteng import read_lifeiteng, read_vallex
 from valle2.export.supervoice import read_supervoice
@@ -63,7 +63,7 @@ def read_any(paths: Sequence[Path], form: str = "auto", options: Options | None 
     """Load a checkpoint of valle2 or of a code base that it knows.
 
     Args:
-        paths: the file, or the two files in any order. form: one of `FORMATS`.
+        paths: the file, or the two files in any order. form: one of `config.FORMATS`.
         options: what the files may not say.
 
     Raises:

@@ -111,7 +111,7 @@ def read_container(path: Path) -> dict[str, Any]:
 def check_file(path: Path) -> None:
     """Refuse what is no file, is empty, or is an archive that torch would run or inflate."""
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; expected a checkpoint file")
+        raise CheckpointError(f"{path} is a folder without model.safetensors; expected a checkpoint file")
     if not path.is_file():
         raise CheckpointError(f"{path}: no checkpoint there; check the path")
     size = path.stat().st_size

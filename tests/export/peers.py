@@ -195,8 +195,9 @@ class Oracle:
                     x.T[None], self.at(f"{base}.weight"), self.at(f"{base}.bias"), padding=2
                 )
                 after = f"{part}_text_prenet.{at + 1}"
-                rows = (self.at(f"{after}.{n}") for n in ("running_mean", "running_var", "weight", "bias"))
-                x = functional.batch_norm(x, *rows, training=False, eps=1e-5)[0].T.relu()
+                names = ("running_mean", "running_var", "weight", "bias")
+                mean, variance, gain, shift = (self.at(f"{after}.{name}") for name in names)
+                x = functional.batch_norm(x, mean, variance, gain, shift, eps=1e-5)[0].T.relu()
             x = self.dense(x, f"{part}_text_prenet.14")
         return x + self.at(f"{part}_text_position.alpha") * sinusoid(len(text), x.shape[1])
 
