@@ -12,7 +12,7 @@ from typing import Any
 
 from valle2.engine.errors import Valle2Error
 
-HELP = "measure speed"
+HELP = "measure speed and quality"
 Result = dict[str, Any]
 
 
@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", type=int, default=8, help="requests decoded side by side (throughput)")
     parser.add_argument("--requests", type=int, default=40, help="requests of the open loop (throughput)")
     parser.add_argument("--rate", type=float, default=0.0, help="their number a second (default: 70 %% load)")
+    parser.add_argument("--sentences", type=Path, help="a sentence a line (quality)")
+    parser.add_argument("--count", type=int, default=50, help="how many of them (quality)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(quality)")
+    parser.add_argument("--top-p", type=float, help="(quality; default: the model's)")
+    parser.add_argument("--threshold", type=float, help="(quality; default: the model's)")
     parser.add_argument("--table", action="store_true", help="print a Markdown table")
 
 
@@ -88,8 +93,21 @@ def throughput(args: argparse.Namespace) -> tuple[Result, Table]:
     return found, throughput.table
 
 
+def quality(args: argparse.Namespace) -> tuple[Result, Table]:
+    """Is it understood, and whose voice is it."""
+    from valle2.benchmarks import quality
+
+    if args.sentences is None:
+        raise Valle2Error("bench quality needs --sentences FILE, a sentence a line")
+    settings = {name: getattr(args, name) for name in ("top_p", "threshold")}
+    given = {name: value for name, value in settings.items() if value is not None}
+    found = quality.quality(args.model, args.sentences, args.count, args.seeds, given, args.threads)
+    return found, quality.table
+
+
 KINDS: dict[str, tuple[str, Callable[[argparse.Namespace], tuple[Result, Table]]]] = {
     "compare": ("our runtime against eager PyTorch", compare),
     "latency": ("one request at a time, whole and streamed", latency),
+    "quality": ("words and voice as judged by whisper and resemblyzer", quality),
     "throughput": ("many requests at once, and Poisson arrivals", throughput),
 }
