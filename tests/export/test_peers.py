@@ -133,6 +133,8 @@ def test_bundles_make_the_code_bases_own_codes(family: str, lowering: str, tmp_p
     assert max(tts.manifest.parity.values()) < 1e-4 and not tts.manifest.codec
     found = tts.generate_codes(peer.ids, peer.prompt, GREEDY, **peer.extra)
     assert np.array_equal(found.codes, peer.greedy) and found.finish_reason == "eos"
+    beside = tts.generate_codes(peer.ids, peer.prompt, replace(GREEDY, candidates=2), **peer.extra)
+    assert np.array_equal(beside.codes, peer.greedy)  # two rows at different positions share the steps
     if family == "vallex" and lowering == "ort":
         check_real_prompt(tts, read_peer(peer))
 
