@@ -18,7 +18,8 @@ from train import ar_batch, ar_loss
 
 from valle2.export.checkpoint import Checkpoint, save_checkpoint
 from valle2.export.codec import CodecConfig, CodecDecoder
-from valle2.export.model import ARModel, NARModel
+from valle2.export.model import ARModel
+from valle2.export.nar import NARModel
 from valle2.runtime import Prompt
 from valle2.runtime.voices import store_prompt
 

@@ -28,17 +28,18 @@ class Row:
     """One sequence to decode.
 
     text: (L,) int64 with `<eos>`. prompt: (P,) int64 codes of codebook 0, P a multiple of G.
-    uniforms: (N, G, 2) float32, the random numbers of its N steps.
+    uniforms: (N, G, 2) float32, the random numbers of its N steps. start: positions between text and codes.
     """
 
     text: Codes
     prompt: Codes
     uniforms: NDArray[np.float32]
     settings: Settings
+    start: int = 1
 
     def positions(self, group_size: int) -> int:
         """Positions before the first decoded group: text, `<bos>`, prompt groups."""
-        return len(self.text) + 1 + len(self.prompt) // group_size
+        return len(self.text) + self.start + len(self.prompt) // group_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class Slots:
         self.capacity = cache_length or sizes["max_text"] + 1 + self.max_groups
         self.tensors = {spec.name: spec.dtype for spec in (*backend.spec.inputs, *backend.spec.outputs)}
         names = [spec.name for spec in backend.spec.inputs if spec.name.startswith("cache_")]
-        shape = (count, sizes["heads"], self.capacity, sizes["d_model"] // sizes["heads"])
+        width = sizes.get("head_width") or sizes["d_model"] // sizes["heads"]
+        shape = (count, sizes["heads"], self.capacity, width)
         self.caches = {name: self.empty(name, shape) for name in names}
         rows, group = (count,), self.group_size
         self.fixed = {
@@ -159,7 +161,7 @@ class Slots:
         text = np.zeros((1, positions), np.int64)
         codes = np.zeros((1, positions, self.group_size), np.int64)
         text[0, :length] = row.text
-        codes[0, length + 1 :] = row.prompt.reshape(-1, self.group_size)
+        codes[0, length + row.start :] = row.prompt.reshape(-1, self.group_size)
         history = np.full((1, self.states[0]["history"].shape[1]), EMPTY, np.int64)
         tail = row.prompt[-history.shape[1] :]
         history[0, history.shape[1] - len(tail) :] = tail

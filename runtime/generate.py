@@ -6,7 +6,7 @@ It knows ids and codes, never text or audio.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -15,17 +15,16 @@ from numpy.typing import NDArray
 
 from valle2.engine import Backend
 from valle2.runtime.decode import Row
-from valle2.runtime.errors import PromptError, TextError
-from valle2.runtime.refine import CODEBOOKS, refine
+from valle2.runtime.errors import PromptError
+from valle2.runtime.refine import refine
+from valle2.runtime.rules import Rules, Text
 from valle2.runtime.sampling import uniforms
 from valle2.runtime.scheduler import Batch, Need, Sample
 from valle2.runtime.select import best_sample
-from valle2.runtime.settings import Prompt, Settings
+from valle2.runtime.settings import Settings
 from valle2.runtime.timings import Timings
 
 Codes = NDArray[np.int64]
-FRAMES_PER_TOKEN = 16
-MIN_CAP_FRAMES = 150
 SENTENCE_STREAMS = 2**16
 
 
@@ -39,36 +38,38 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Graphs:
-    """What generating needs: the rows of the AR graph, the NAR graph, the manifest's sizes."""
+    """What generating needs: the rows of the AR graph, the NAR graph, the manifest's sizes, the rules."""
 
     batch: Batch
     nar: Backend
     sizes: Mapping[str, int]
+    rules: Rules
 
 
 class Utterance:
     """One sentence being generated; as a context manager it frees its rows.
 
     Args:
-        graphs: what it runs on. ids: (S,) int64, transcript and text without `<eos>`. prompt: (P, 8) int64.
+        graphs: what it runs on. text: transcript and text without marks. prompt: (P, Q) int64.
         index: which sentence of its request, so that each draws its own random numbers.
         timings: gets the seconds of its stages.
     """
 
     def __init__(
-        self, graphs: Graphs, ids: Codes, prompt: Codes, settings: Settings, index: int, timings: Timings
+        self, graphs: Graphs, text: Text, prompt: Codes, settings: Settings, index: int, timings: Timings
     ) -> None:
         self.graphs, self.settings, self.timings = graphs, settings, timings
         group = graphs.batch.slots.group_size
-        self.text = np.append(ids, graphs.sizes["vocab_size"])
+        words, self.text = graphs.rules.texts(text)
         self.prompt = prompt[len(prompt) % group :]
-        row = Row(self.text, self.prompt[:, 0], np.zeros((0, group, 2), np.float32), settings)
+        start = int(graphs.rules.code_bos)
+        row = Row(words, self.prompt[:, 0], np.zeros((0, group, 2), np.float32), settings, start)
         steps = self.step_limit(row)
         numbers = [
             uniforms(settings.seed, index * SENTENCE_STREAMS + candidate, steps, group)
             for candidate in range(settings.candidates)
         ]
-        rows = [Row(row.text, row.prompt, draws, settings) for draws in numbers]
+        rows = [replace(row, uniforms=draws) for draws in numbers]
         self.samples = [graphs.batch.submit(row, steps) for row in rows]
         self.refined = 0
         self.done = False
@@ -124,7 +125,8 @@ class Utterance:
     def step_limit(self, row: Row) -> int:
         """Steps allowed: what was asked for, else a share of the text, within the model's room."""
         slots = self.graphs.batch.slots
-        frames = row.settings.max_frames or max(MIN_CAP_FRAMES, FRAMES_PER_TOKEN * len(row.text))
+        usual = self.graphs.rules.frame_limit(len(row.text), len(row.prompt))
+        frames = row.settings.max_frames or usual
         room = slots.room(row)
         if room < 1:
             raise PromptError(
@@ -132,19 +134,3 @@ class Utterance:
                 f"{self.graphs.sizes['max_frames']}; use a shorter prompt"
             )
         return min(-(-frames // slots.group_size), room)
-
-
-def check_tokens(text_ids: Codes, prompt_codes: Codes, sizes: Mapping[str, int]) -> tuple[Codes, Codes]:
-    """Ids (S,) and prompt codes (P, 8) as int64, or an error that names what does not fit the model."""
-    ids = np.asarray(text_ids)
-    vocab, longest = sizes["vocab_size"], sizes["max_text"] - 1
-    if ids.ndim != 1 or not 1 <= len(ids) <= longest or ids.dtype.kind not in "iu":
-        raise TextError(f"text ids are {ids.dtype} {ids.shape}; expected whole numbers (1..{longest},)")
-    if ids.min() < 0 or ids.max() >= vocab:
-        raise TextError(f"text ids span {ids.min()}..{ids.max()}; expected 0..{vocab - 1}")
-    prompt = np.asarray(prompt_codes)
-    if prompt.ndim != 2 or prompt.shape[1] != CODEBOOKS or prompt.dtype.kind not in "iu":
-        raise PromptError(f"prompt codes are {prompt.dtype} {prompt.shape}; expected integers (P, 8)")
-    if len(prompt):
-        Prompt(prompt.astype(np.int64), "")
-    return ids.astype(np.int64), prompt.astype(np.int64)

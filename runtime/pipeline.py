@@ -19,7 +19,8 @@ from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
 from valle2.runtime.decode import Slots
 from valle2.runtime.errors import ModelError, PromptError, SettingsError
-from valle2.runtime.generate import Generated, Graphs, Utterance, check_tokens
+from valle2.runtime.generate import Generated, Graphs, Utterance
+from valle2.runtime.rules import Rules, Text, check_prompt, check_text
 from valle2.runtime.scheduler import Batch, Job, Need, Scheduler
 from valle2.runtime.settings import MAX_WINDOW, Prompt, Request, Settings
 from valle2.runtime.speech import Speech, Spoken, Stream
@@ -46,7 +47,7 @@ class Valle2:
             name: open_backend(path, graph, device, threads) for name, graph in manifest.graphs.items()
         }
         rows = Slots(backends["ar"], manifest.sizes, manifest.cache_length, slots, MAX_WINDOW)
-        self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes)
+        self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, Rules.of(manifest))
         self.scheduler = Scheduler(self.graphs.batch)
         self.codec = None
         if manifest.codec:
@@ -159,13 +160,12 @@ class Valle2:
     def speak(self, spoken: Spoken, latency: float) -> Job:
         """The stages in their order, sentence by sentence and chunk by chunk."""
         codec, request, timings = self.need_codec(), spoken.request, spoken.timings
+        prompt = check_prompt(self.graphs.rules, request.prompt.codes)
         for index, ids in enumerate(self.sentence_ids(request)):
             if index:
                 spoken.add(pause(codec.sample_rate))
             seams, sizes = Seams(codec), chunk_sizes(latency, codec.frame_rate)
-            with Utterance(
-                self.graphs, ids, request.prompt.codes, request.settings, index, timings
-            ) as utterance:
+            with Utterance(self.graphs, Text(ids), prompt, request.settings, index, timings) as utterance:
                 while not utterance.done:
                     codes = yield from utterance.chunk(next(sizes))
                     yield Need.WORK
@@ -188,25 +188,37 @@ class Valle2:
     # -- tokens ---------------------------------------------------------------------------------
 
     def generate_codes(
-        self, text_ids: Codes, prompt_codes: Codes, settings: Settings | None = None
+        self,
+        text_ids: Codes,
+        prompt_codes: Codes,
+        settings: Settings | None = None,
+        *,
+        language_ids: Codes | None = None,
+        prompt_text_length: int | None = None,
     ) -> Generated:
         """Tokens in, codes out.
 
         Args:
-            text_ids: (S,) int64, transcript of the prompt and the target text, without `<eos>`.
-            prompt_codes: (P, 8) int64, P may be 0.
+            text_ids: (S,) int64, transcript of the prompt and the target text, without `<eos>`. A mark
+                that the model's family puts at each end may be there or not.
+            prompt_codes: (P, Q) int64, P may be 0 unless the model has no start mark.
+            language_ids: (S,) int64, the language of every id, for models with languages.
+            prompt_text_length: ids of the transcript among them, for models whose NAR reads the target alone;
+                with a mark at each end if `text_ids` has them.
 
         Returns:
-            Codes (T, 8) of the target and why they ended.
+            Codes (T, Q) of the target and why they ended.
 
         Raises:
             TextError, PromptError: wrong shapes, ids out of range, or no room left.
         """
-        ids, prompt = check_tokens(text_ids, prompt_codes, self.manifest.sizes)
+        rules = self.graphs.rules
+        prompt = check_prompt(rules, prompt_codes)
+        text = check_text(rules, text_ids, language_ids, prompt_text_length, len(prompt))
         found: list[Generated] = []
 
         def job() -> Job:
-            with Utterance(self.graphs, ids, prompt, settings or self.settings(), 0, Timings()) as utterance:
+            with Utterance(self.graphs, text, prompt, settings or self.settings(), 0, Timings()) as utterance:
                 codes = yield from utterance.chunk()
                 found.append(Generated(codes, utterance.finish_reason))
 
