@@ -104,7 +104,9 @@ def test_exported_variants_make_the_oracles_codes(file: Lifeiteng, marked: bool,
     with pytest.raises(TextError, match="prompt_text_length"):
         tts.generate_codes(ids.numpy(), codes.numpy(), settings)
     with pytest.raises(TextError, match="no languages"):
-        tts.generate_codes(ids.numpy(), codes.numpy(), settings, language_ids=ids.numpy() * 0)
+        tts.generate_codes(
+            ids.numpy(), codes.numpy(), settings, language_ids=ids.numpy() * 0, prompt_text_length=length
+        )
     with pytest.raises(PromptError, match=rf"expected integers \(P, {file.books}\)"):
         tts.generate_codes(ids.numpy(), codes[:, :1].numpy(), settings, prompt_text_length=length)
     nothing = codes[:0].numpy()
