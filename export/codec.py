@@ -138,7 +138,8 @@ class LogMel(nn.Module):
         spectrum = torch.cat(pieces, dim=2) @ self.fourier()
         real, imaginary = spectrum[..., : self.bins], spectrum[..., self.bins :]
         magnitude = (real * real + imaginary * imaginary + 1e-12).sqrt()
-        return ((magnitude @ self.get_buffer("filters")).clamp(min=MEL_FLOOR)).log() * 0.4 + 0.8
+        mel: Tensor = (magnitude @ self.get_buffer("filters")).clamp(min=MEL_FLOOR).log() * 0.4 + 0.8
+        return mel
 
 
 def nearest(x: Tensor, table: Tensor) -> Tensor:
