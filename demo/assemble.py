@@ -30,6 +30,7 @@ TRIED = 4
 SAMPLING = {"top_p": 0.2, "threshold": 1.0}
 """A young model is judged with the repetition rule off: a third of real codes recur within its window."""
 LICENCE = "Apache-2.0"
+DEFAULT_VOICE = "elm"
 
 
 def trained(work: Path, names: list[str], module: torch.nn.Module) -> torch.nn.Module:
@@ -82,7 +83,11 @@ def main() -> None:
         name="demo",
         text={"kind": "phonemes"},
         sampling=SAMPLING,
-        provenance={"licence": LICENCE, "notes": "synthetic voices of hibari-tts and Kokoro-82M"},
+        provenance={
+            "licence": LICENCE,
+            "notes": "synthetic voices of hibari-tts and Kokoro-82M",
+            "default_voice": DEFAULT_VOICE,
+        },
     )
     save_checkpoint(checkpoint, args.out, torch.float16)
     (args.out / "voices").mkdir(exist_ok=True)

@@ -36,7 +36,7 @@ def add_say(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", nargs="?", help="what to say")
     parser.add_argument("--text-file", type=Path, help="read the text from a UTF-8 file")
     parser.add_argument("-o", "--out", default="speech.wav", help=".wav .flac .ogg .mp3, or - (WAV)")
-    parser.add_argument("--voice", help="a voice of the model (default: its first)")
+    parser.add_argument("--voice", help="a voice of the model (default: its own)")
     parser.add_argument("--prompt", type=Path, help="recording of the voice to use")
     parser.add_argument("--prompt-text", help="the words spoken in --prompt")
     parser.add_argument("--stream", action="store_true", help="make audio before the end; with -o - play it")
@@ -70,7 +70,7 @@ def say(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     if args.prompt is not None:
         voice = tts.prompt(args.prompt, args.prompt_text)
     else:
-        voice = tts.voice(args.voice or default_voice(tts.voices(), args.model))
+        voice = tts.voice(args.voice or tts.default_voice())
     progress(f"speaking as {voice.name}")
     if args.latency is not None and not args.stream:
         raise Valle2Error("--latency is for --stream; add it, or leave --latency out")
@@ -131,12 +131,6 @@ def chosen_settings(args: argparse.Namespace, defaults: dict[str, float]) -> Any
 
     given = {name: getattr(args, name) for name in RANGES if getattr(args, name) is not None}
     return Settings(**{**defaults, **given})
-
-
-def default_voice(voices: list[str], model: str) -> str:
-    if not voices:
-        raise Valle2Error(f"model {model} has no voices; pass --prompt and --prompt-text")
-    return voices[0]
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -87,6 +87,18 @@ class Valle2:
         """Names of the bundle's voices."""
         return voice_names(self.manifest)
 
+    def default_voice(self) -> str:
+        """The voice that the manifest names, else the first.
+
+        Raises:
+            ModelError: the bundle has no voices.
+        """
+        names = self.voices()
+        if not names:
+            raise ModelError(f"model {self.path} has no voices; pass a recording: --prompt and --prompt-text")
+        named = self.manifest.provenance.get("default_voice", "")
+        return named if named in names else names[0]
+
     def voice(self, name: str) -> Prompt:
         """One of the bundle's voices."""
         return read_voice(self.path, self.manifest, name)
