@@ -27,5 +27,5 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def pcm16(audio: Audio) -> bytes:
-    """(N,) float32 as little-endian 16-bit samples; what is beyond full scale is clipped."""
-    return (np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes()
+    """(N,) float32 as little-endian 16-bit samples, rounded as libsndfile does, clipped beyond full scale."""
+    return np.clip(np.floor(audio * 32768), -32768, 32767).astype("<i2").tobytes()
