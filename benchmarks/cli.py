@@ -13,6 +13,7 @@ from typing import Any
 from valle2.engine.errors import Valle2Error
 
 HELP = "measure speed and quality"
+TEXT = "The quick brown fox jumps over the lazy dog."
 Result = dict[str, Any]
 
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("checkpoint", type=Path, nargs="?", help="what the model was exported from (compare)")
     parser.add_argument("--model", default="demo", help="bundle folder or embedded model (default: demo)")
-    parser.add_argument("--text", help="what is said (default: the quick brown fox)")
+    parser.add_argument("--text", default=TEXT, help="what is said (default: the quick brown fox)")
     parser.add_argument("--repeats", type=int, default=7, help="timed repeats after a warm-up")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -58,31 +59,26 @@ def compare(args: argparse.Namespace) -> tuple[Result, Table]:
     if find_spec("torch") is None:
         raise Valle2Error("the baseline needs torch; install with: pip install 'valle2[export]'")
     from valle2.benchmarks import compare
-    from valle2.benchmarks.report import TEXT
 
-    text = args.text or TEXT
-    return compare.compare(
-        args.checkpoint, args.model, text, args.repeats, args.seed, args.threads
-    ), compare.table
+    found = compare.compare(args.checkpoint, args.model, args.text, args.repeats, args.seed, args.threads)
+    return found, compare.table
 
 
 def latency(args: argparse.Namespace) -> tuple[Result, Table]:
     """One request at a time."""
     from valle2.benchmarks import latency
-    from valle2.benchmarks.report import TEXT
 
-    found = latency.latency(args.model, args.text or TEXT, args.repeats, args.seed, args.threads)
+    found = latency.latency(args.model, args.text, args.repeats, args.seed, args.threads)
     return found, latency.table
 
 
 def throughput(args: argparse.Namespace) -> tuple[Result, Table]:
     """Many requests at once."""
     from valle2.benchmarks import throughput
-    from valle2.benchmarks.report import TEXT
 
     found = throughput.throughput(
         args.model,
-        args.text or TEXT,
+        args.text,
         args.requests,
         args.slots,
         args.rate,

@@ -14,7 +14,7 @@ import numpy as np
 from valle2.benchmarks.judges import Judges, need, words
 from valle2.benchmarks.report import markdown, measured_on
 from valle2.engine.errors import Valle2Error
-from valle2.runtime import Request, Settings, Valle2
+from valle2.runtime import Request, Settings, Speech, Valle2
 
 MEASURES = ("wer", "cer", "voice", "similarity", "capped")
 
@@ -62,17 +62,22 @@ def judge(tts: Valle2, judges: Judges, texts: list[str], settings: Settings) -> 
     speeches = tts.synthesize_batch(
         [Request(text, tts.voice(name), settings) for text, name in zip(texts, spoken, strict=True)]
     )
-    heard = [words(judges.transcribe(s.audio, s.sample_rate)) for s in speeches]
+    found = heard(judges, speeches)
     vectors = [judges.embed(s.audio, s.sample_rate) for s in speeches]
     near = [max(names, key=lambda name, v=vector: float(v @ prompts[name])) for vector in vectors]  # type: ignore[misc]
     said = [words(text) for text in texts]
     return {
-        "wer": 100 * float(jiwer.wer(said, heard)),
-        "cer": 100 * float(jiwer.cer(said, heard)),
+        "wer": 100 * float(jiwer.wer(said, found)),
+        "cer": 100 * float(jiwer.cer(said, found)),
         "voice": float(np.mean([one == other for one, other in zip(near, spoken, strict=True)])),
         "similarity": float(np.mean([v @ prompts[name] for v, name in zip(vectors, spoken, strict=True)])),
         "capped": float(np.mean([s.finish_reason != "eos" for s in speeches])),
     }
+
+
+def heard(judges: Judges, speeches: Sequence[Speech]) -> list[str]:
+    """The words of each."""
+    return [words(judges.transcribe(speech.audio, speech.sample_rate)) for speech in speeches]
 
 
 def table(result: dict[str, Any]) -> str:

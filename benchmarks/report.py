@@ -18,8 +18,6 @@ import onnxruntime
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Valle2
 
-TEXT = "The quick brown fox jumps over the lazy dog."
-
 
 def percentiles(seconds: Sequence[float], *points: int) -> dict[str, float]:
     """Percentiles in milliseconds, by name `p50`, `p95`, ..."""

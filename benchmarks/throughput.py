@@ -29,7 +29,7 @@ class Listener:
 
     def listen(self, now: float) -> None:
         """Note the audio that has been made since the last call."""
-        while self.stream.taken < len(self.stream.spoken.audio):
+        while self.stream.ready:
             self.heard.append((now, len(next(self.stream)) / self.stream.sample_rate))
 
     @property

@@ -14,11 +14,9 @@ from valle2.export.config import ModelConfig
 
 Array = np.ndarray[Any, Any]
 GROUP = 2
-RARE_SHARE = 0.5
 JOINED_SHARES = (0.3, 0.4, 0.3)
 """Of batches of one, two and three utterances joined; three, so that late positions are learnt too."""
 POOL = 64
-KEPT_SOURCES = ("kokoro",)
 
 
 @dataclass(frozen=True, slots=True)

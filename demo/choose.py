@@ -15,6 +15,7 @@ import jiwer
 from sentences import sentences
 
 from valle2.benchmarks.judges import Judges, words
+from valle2.benchmarks.quality import heard
 from valle2.runtime import Request, Valle2
 
 SEED = 77
@@ -23,8 +24,7 @@ SEED = 77
 def wer(tts: Valle2, judges: Judges, name: str, texts: list[str]) -> float:
     """WER in percent of one prompt."""
     speeches = tts.synthesize_batch([Request(text, tts.voice(name), tts.settings()) for text in texts])
-    heard = [words(judges.transcribe(speech.audio, speech.sample_rate)) for speech in speeches]
-    return 100 * float(jiwer.wer([words(text) for text in texts], heard))
+    return 100 * float(jiwer.wer([words(text) for text in texts], heard(judges, speeches)))
 
 
 def main() -> None:

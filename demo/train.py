@@ -116,7 +116,7 @@ def nar_loss(model: NARModel, batch: dict[str, Tensor], guide: float) -> tuple[T
     target = (index >= batch["prompts"][:, None]) & (index < batch["frames"][:, None])
     spoken = hidden[:, start : start + len(index)][target]
     stage = int(batch["stage"])
-    logits = functional.linear(model.norm(spoken), model.code_tables[stage]).float()
+    logits = model.head(spoken, batch["stage"]).float()
     loss = functional.cross_entropy(logits, batch["codes"][:, :, stage][target])
     return loss, {f"ce{stage}": loss.item()}
 

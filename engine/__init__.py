@@ -1,6 +1,6 @@
 """Graphs to sessions: bundles, backends and buffers. Knows named arrays, never speech."""
 
-from valle2.engine.backend import Backend, Buffer, FakeBackend, Step, open_backend
+from valle2.engine.backend import Backend, Buffer, Closing, FakeBackend, Step, open_backend
 from valle2.engine.errors import BackendError, ManifestError, QueueFullError, Valle2Error
 from valle2.engine.manifest import (
     GraphSpec,
@@ -15,6 +15,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "Buffer",
+    "Closing",
     "FakeBackend",
     "GraphSpec",
     "Manifest",

@@ -40,8 +40,27 @@ class Buffer(ABC):
         """The same memory, only these rows of the first axis; part: consecutive rows."""
 
 
-class Backend(ABC):
-    """One loaded graph."""
+class Closing(ABC):
+    """Something that is closed when its `with` ends."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what it holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Backend(Closing):
+    """One loaded graph. Closing it frees its device memory."""
 
     spec: GraphSpec
 
@@ -71,21 +90,6 @@ class Backend(ABC):
     @abstractmethod
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
         """Fix every buffer of a call. An input and an output may share one (in-place caches)."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free the graph and its device memory."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def check_feeds(spec: GraphSpec, feeds: Mapping[str, Array]) -> None:

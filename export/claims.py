@@ -52,6 +52,15 @@ class Claims:
         self.taken.add(name)
         return found.float()
 
+    def take_all(
+        self, source: str, target: str, shapes: Mapping[str, tuple[str, tuple[int, ...]]]
+    ) -> dict[str, Tensor]:
+        """Tensors below `source` by our names below `target`. shapes: our name and the shape by theirs."""
+        return {
+            f"{target}.{ours}": self.take(f"{source}.{name}", *shape)
+            for name, (ours, shape) in shapes.items()
+        }
+
     def found(self, name: str) -> Tensor:
         if name not in self.tensors:
             raise CheckpointError(f"{self.path} lacks the weight {name}; is the file complete?")

@@ -245,8 +245,7 @@ def decoder(claims: Claims, part: Part, config: ModelConfig, stages: Tensor | No
     }
     for layer in range(part.layers):
         source, target = f"{part.name}_decoder.layers.{layer}", f"blocks.{layer}"
-        for name, (ours, shape) in shapes.items():
-            found[f"{target}.{ours}"] = claims.take(f"{source}.{name}", *shape)
+        found |= claims.take_all(source, target, shapes)
         for name in ("norm1", "norm2"):
             found |= norm(claims, f"{source}.{name}", f"{target}.{name}", width, stages)
     if config.style.norm_first:

@@ -137,9 +137,7 @@ def decoder(claims: Claims, part: Part) -> Weights:
         "mlp_output.weight": ("down.weight", (width, ffn)),
         "mlp_output.bias": ("down.bias", (width,)),
     }
-    found = {
-        f"blocks.{layer}.{ours}": claims.take(f"transformer.layers.{layer}.{name}", *shape)
-        for layer in range(part.layers)
-        for name, (ours, shape) in shapes.items()
-    }
+    found = Weights()
+    for layer in range(part.layers):
+        found |= claims.take_all(f"transformer.layers.{layer}", f"blocks.{layer}", shapes)
     return found | {"norm.weight": claims.take("transformer.output_norm.gamma", width)}

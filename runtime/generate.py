@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.engine import Backend
+from valle2.engine import Backend, Closing
 from valle2.runtime.decode import Row
 from valle2.runtime.errors import PromptError
 from valle2.runtime.refine import refine
@@ -46,7 +44,7 @@ class Graphs:
     rules: Rules
 
 
-class Utterance:
+class Utterance(Closing):
     """One sentence being generated; as a context manager it frees its rows.
 
     Args:
@@ -74,15 +72,8 @@ class Utterance:
         self.refined = 0
         self.done = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Free its rows."""
         for sample in self.samples:
             sample.cancelled = not sample.done
 

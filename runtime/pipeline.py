@@ -161,9 +161,10 @@ class Valle2:
         """
         if not 0 <= latency < float("inf"):
             raise SettingsError(f"latency is {latency!r}; expected seconds, 0 or more")
+        rate = self.need_codec().sample_rate
         spoken = Spoken(Request(text, voice, settings or self.settings()))
         task = self.scheduler.add(self.speak(spoken, latency))
-        return Stream(self.scheduler, task, spoken, self.need_codec().sample_rate)
+        return Stream(self.scheduler, task, spoken, rate)
 
     def settings(self) -> Settings:
         """The model's own defaults."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from valle2.engine import Manifest, ManifestError
 from valle2.runtime.errors import PromptError, TextError
+from valle2.runtime.settings import check_span
 
 Codes = NDArray[np.int64]
 CODEBOOKS = 8
@@ -130,10 +131,7 @@ def check_text(
     """
     ids = np.asarray(text_ids)
     longest = rules.max_text - len(rules.text_begin) - len(rules.text_end)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
-        raise TextError(f"text ids are {ids.dtype} {ids.shape}; expected whole numbers (1..{longest},)")
-    marks = 2 * rules.marks(ids)
-    if not 1 <= len(ids) - marks <= longest:
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 1 <= len(rules.bare(ids)) <= longest:
         raise TextError(f"text ids are {ids.dtype} {ids.shape}; expected whole numbers (1..{longest},)")
     if rules.bare(ids).min() < 0 or rules.bare(ids).max() >= rules.vocab_size:
         raise TextError(f"text ids span {ids.min()}..{ids.max()}; expected 0..{rules.vocab_size - 1}")
@@ -179,6 +177,5 @@ def check_prompt(rules: Rules, prompt_codes: Codes) -> Codes:
         )
     if not len(prompt) and not rules.code_bos:
         raise PromptError("this model has no start mark, so its speech needs a prompt of at least one frame")
-    if len(prompt) and (prompt.min() < 0 or prompt.max() > 1023):
-        raise PromptError(f"prompt codes span {prompt.min()}..{prompt.max()}; expected 0..1023")
+    check_span(prompt)
     return prompt.astype(np.int64)

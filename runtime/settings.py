@@ -86,8 +86,13 @@ class Prompt:
         codes = self.codes
         if codes.ndim != 2 or codes.shape[1] != 8 or not len(codes) or codes.dtype != np.int64:
             raise PromptError(f"prompt codes are {codes.dtype} {codes.shape}; expected int64 (P, 8), P >= 1")
-        if codes.min() < 0 or codes.max() > 1023:
-            raise PromptError(f"prompt codes span {codes.min()}..{codes.max()}; expected 0..1023")
+        check_span(codes)
+
+
+def check_span(codes: NDArray[Any]) -> None:
+    """Refuse prompt codes that no codebook has."""
+    if len(codes) and (codes.min() < 0 or codes.max() > 1023):
+        raise PromptError(f"prompt codes span {codes.min()}..{codes.max()}; expected 0..1023")
 
 
 @dataclass(frozen=True, slots=True)

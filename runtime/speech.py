@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from valle2.engine import Closing
 from valle2.runtime.audio import Audio, join
 from valle2.runtime.scheduler import Scheduler, Task
 from valle2.runtime.settings import Request
@@ -57,7 +56,7 @@ class Spoken:
         return Speech(audio, rate, np.concatenate(self.codes), reason, self.timings)
 
 
-class Stream(Iterator[Audio]):
+class Stream(Closing, Iterator[Audio]):
     """Audio (N,) float32 piece by piece, as it is made. Closing it, or leaving its `with`, frees its rows."""
 
     def __init__(self, scheduler: Scheduler, task: Task, spoken: Spoken, rate: int) -> None:
@@ -66,14 +65,19 @@ class Stream(Iterator[Audio]):
         self.taken = 0
 
     def __next__(self) -> Audio:
-        while self.taken == len(self.spoken.audio) and not self.task.done:
+        while not self.ready and not self.task.done:
             self.scheduler.tick()
         if self.task.error:
             raise self.task.error
-        if self.taken == len(self.spoken.audio):
+        if not self.ready:
             raise StopIteration
         self.taken += 1
         return self.spoken.audio[self.taken - 1]
+
+    @property
+    def ready(self) -> bool:
+        """Has a piece been made that was not taken?"""
+        return self.taken < len(self.spoken.audio)
 
     def speech(self) -> Speech:
         """Everything so far; the whole once the stream has ended."""
@@ -82,17 +86,6 @@ class Stream(Iterator[Audio]):
     def close(self) -> None:
         """Stop making more."""
         self.task.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from valle2.runtime.audio import Audio, faded
 from valle2.runtime.codec import Codec
+from valle2.runtime.rules import CODEBOOKS
 
 Codes = NDArray[np.int64]
 LATENCY_SECONDS = 0.4
@@ -39,7 +40,7 @@ class Seams:
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
-        self.codes = np.zeros((0, 8), np.int64)
+        self.codes = np.zeros((0, CODEBOOKS), np.int64)
         self.sent = 0
         self.tail = np.zeros(0, np.float32)
 
