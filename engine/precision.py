@@ -21,6 +21,8 @@ from valle2.engine.manifest import GraphSpec
 PRECISIONS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 BOUNDARY = "logits"
 CACHE = "cache_"
+LEAST = float(np.finfo(np.float32).min)
+MASKED = -6e4  # in place of float32's least number, which hides a position and has no float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,10 @@ def retyped(tensor: TensorProto, kind: int, name: str) -> TensorProto:
         BackendError: a finite value does not fit the type.
     """
     values = numpy_helper.to_array(tensor)
-    small = values.astype(helper.tensor_dtype_to_np_dtype(kind))
-    if np.isinf(small).any() and not np.array_equal(np.isinf(small), np.isinf(values)):
+    if tensor.data_type == TensorProto.FLOAT:
+        values = np.where(values == LEAST, np.float32(MASKED), values)
+    with np.errstate(over="ignore"):
+        small = values.astype(helper.tensor_dtype_to_np_dtype(kind))
+    if not np.array_equal(np.isinf(small), np.isinf(values)):
         raise BackendError(f"weight {tensor.name} does not fit {helper.tensor_dtype_to_string(kind)}; use bf16")
     return numpy_helper.from_array(small, name)

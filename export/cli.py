@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("checkpoint", type=Path, help="folder or .safetensors file in valle2's format")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the bundle")
-    parser.add_argument("--lowering", default="ort", choices=["ort", "portable"])
+    parser.add_argument("--lowering", default="ort", choices=["ort", "portable", "primitive"])
     parser.add_argument(
-        "--cache-length", type=int, default=0, help="cache slots of the portable graph (0: all)"
+        "--cache-length", type=int, default=0, help="cache slots where the lowering fixes them (0: all)"
     )
 
 
