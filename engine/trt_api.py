@@ -63,23 +63,19 @@ def load(name: str) -> Any:
 
 
 class Messages:
-    """What TensorRT said while something was done: errors and warnings, in order."""
+    """The errors that TensorRT reported while something was done, in order."""
 
     def __init__(self, trt: Any) -> None:
         self.errors: list[str] = []
-        self.warnings: list[str] = []
         self.logger = make_logger(trt, self.take)
 
     def take(self, level: str, text: str) -> None:
         if level in ("INTERNAL_ERROR", "ERROR"):
             self.errors.append(text)
-        elif level == "WARNING":
-            self.warnings.append(text)
 
     def clear(self) -> None:
         """Forget what was said, before something new is begun."""
         self.errors.clear()
-        self.warnings.clear()
 
     def reason(self) -> str:
         """The first error, which is the one that led to the others."""
