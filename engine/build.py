@@ -152,8 +152,9 @@ def build_one(network: Parsed, plan: Plan, key: Key, model: onnx.ModelProto, pro
     spec = plan.manifest.graphs[key.graph]
     config = configure(network, plan, key, spec)
     cache = folder / TIMING_CACHE.format(version=key.version)
-    timings = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
-    config.set_timing_cache(timings, False)
+    if target_named(plan.target).timings:
+        known = cache.read_bytes() if cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), False)
     network.messages.clear()
     began = time.perf_counter()
     engine = network.builder.build_serialized_network(network.network, config)
@@ -164,7 +165,8 @@ def build_one(network: Parsed, plan: Plan, key: Key, model: onnx.ModelProto, pro
             "lower --max-batch or --max-frames if memory ran out"
         )
     record = store(folder, key, engine_spec(spec, model), memoryview(engine), seconds)
-    write_aside(cache, memoryview(timings.serialize()))
+    if target_named(plan.target).timings:
+        write_aside(cache, memoryview(config.get_timing_cache().serialize()))
     return record
 
 

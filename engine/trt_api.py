@@ -23,19 +23,24 @@ class Target:
     Args:
         module: its Python module. extra: what installs it. gpus: compute capabilities it can build for without
             having them, empty where it builds for the device it runs on.
-        lowering: how a bundle may be written for it; "primitive" fits older releases as well.
+        timings: whether it measures kernels and can keep what it measured; RTX compiles without measuring.
+        lowerings: how a bundle may be written for it; "primitive" fits older releases as well.
     """
 
     module: str
     extra: str
     gpus: tuple[str, ...]
+    timings: bool
     lowerings: tuple[str, ...] = ("portable", "primitive")
 
 
 TARGETS = {
-    "tensorrt": Target("tensorrt", "tensorrt", ()),
+    "tensorrt": Target("tensorrt", "tensorrt", (), timings=True),
     "tensorrt-rtx": Target(
-        "tensorrt_rtx", "tensorrt-rtx", ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+        "tensorrt_rtx",
+        "tensorrt-rtx",
+        ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
+        timings=False,
     ),
 }
 

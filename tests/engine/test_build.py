@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from valle2.engine import BackendError, read_manifest
-from valle2.engine.build import build_engine, check_gpus
+from valle2.engine.build import build_engine, check_gpus, check_lowering
 from valle2.engine.engines import engine_folder, find_engine, records, source_hash
 from valle2.engine.errors import Valle2Error
 from valle2.engine.profiles import Limits
@@ -65,10 +66,12 @@ def test_a_second_build_keeps_what_fits(copied: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.parametrize("lowering", ["portable", "primitive"])
-@pytest.mark.parametrize("gpu", ["sm80", "sm86", "sm120"])
-def test_the_ar_graph_builds_for_other_gpus(
-    fixed_bundles: dict[str, Path], tmp_path: Path, lowering: str, gpu: str
+@pytest.mark.parametrize(
+    "gpu, lowering",
+    [("sm80", "portable"), ("sm86", "portable"), ("sm120", "portable"), ("sm86", "primitive")],
+)
+def test_a_bundle_builds_for_other_gpus(
+    fixed_bundles: dict[str, Path], tmp_path: Path, gpu: str, lowering: str
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason=REASON)
     folder = Path(shutil.copytree(fixed_bundles[lowering], tmp_path / "toy"))
@@ -126,10 +129,10 @@ def test_a_key_changes_with_all_it_depends_on(built: Path) -> None:
     )
 
 
-def test_a_bundle_for_onnx_runtime_is_refused(bundle: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason=REASON)
+def test_a_bundle_for_onnx_runtime_is_refused(fixed_bundles: dict[str, Path]) -> None:
+    manifest = replace(read_manifest(fixed_bundles["portable"]), lowering="ort")
     with pytest.raises(BackendError, match="has the lowering ort; tensorrt-rtx takes portable or primitive"):
-        build_engine(bundle, RTX, gpus=["sm89"])
+        check_lowering(manifest, RTX)
 
 
 def test_gpus_and_targets_that_cannot_be_built_for(
