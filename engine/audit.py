@@ -102,8 +102,7 @@ def check_masks(case: Case, walk: Walk) -> Iterator[str]:
     masks = [mask for layer in walk.layers for mask in attention_masks(case, walk, layer, caches)]
     if len(masks) != len(caches) // 2:
         yield f"{len(masks)} attentions over the cache were found; expected {len(caches) // 2}"
-    for text in sorted({text for _, text in masks if text}):
-        yield text
+    yield from sorted({text for _, text in masks if text})
     for name in sorted({name for name, text in masks if name and not text}):
         if not mask_is_right(case.model, name):
             yield f"mask {name} lets a query see other slots than those up to its own position"

@@ -16,10 +16,19 @@ from typing import Any
 import onnx
 
 from valle2.engine.audit import Case, audit
-from valle2.engine.engines import Key, Record, engine_folder, source_hash, store, stored, write_aside
+from valle2.engine.engines import (
+    Key,
+    Record,
+    engine_folder,
+    graph_precision,
+    source_hash,
+    store,
+    stored,
+    write_aside,
+)
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec, Manifest, TensorSpec, read_manifest
-from valle2.engine.precision import graph_precision, load_graph
+from valle2.engine.precision import load_graph
 from valle2.engine.profiles import Limits, Profile, profiles
 from valle2.engine.trt_api import Parsed, attention_of, layers, load, parsed, target_named
 
@@ -81,8 +90,8 @@ def check_lowering(manifest: Manifest, target: str) -> None:
     fitting = target_named(target).lowerings
     if manifest.lowering not in fitting:
         raise BackendError(
-            f"bundle {manifest.name} has the lowering {manifest.lowering}; {target} takes {' or '.join(fitting)}: "
-            "export it with valle2 export --lowering portable"
+            f"bundle {manifest.name} has the lowering {manifest.lowering}; {target} takes "
+            f"{' or '.join(fitting)}: export it with valle2 export --lowering portable"
         )
 
 
@@ -93,15 +102,21 @@ def check_gpus(target: str, gpus: tuple[str, ...]) -> tuple[str, ...]:
     ahead = target_named(target).gpus
     wrong = [gpu for gpu in gpus if gpu not in ahead]
     if ahead and wrong:
-        raise BackendError(f"{target} does not build for {', '.join(wrong)}; expected some of {', '.join(ahead)}")
+        raise BackendError(
+            f"{target} does not build for {', '.join(wrong)}; expected some of {', '.join(ahead)}"
+        )
     if ahead and gpus:
         return gpus
     present = this_gpu()
     if present is None:
-        advice = f"name the GPUs with --gpu ({', '.join(ahead)})" if ahead else "build on the device that runs it"
+        advice = (
+            f"name the GPUs with --gpu ({', '.join(ahead)})" if ahead else "build on the device that runs it"
+        )
         raise BackendError(f"no CUDA GPU was found here, and {target} builds for it; {advice}")
     if gpus not in ((), (present,)):
-        raise BackendError(f"{target} builds for this GPU, {present}, alone; drop --gpu or build on {gpus[0]}")
+        raise BackendError(
+            f"{target} builds for this GPU, {present}, alone; drop --gpu or build on {gpus[0]}"
+        )
     return (present,)
 
 
@@ -137,7 +152,7 @@ def load_plain(path: Path) -> onnx.ModelProto:
 
 
 def decompose(network: Parsed, precision: str) -> None:
-    """Let attention fall apart into plain kernels where there is no fused one: float32 and odd head widths."""
+    """Let attention become plain kernels where there is no fused one: float32 and odd head widths."""
     for layer in layers(network.network):
         if layer.type.name == "ATTENTION_INPUT":
             width = layer.get_input(0).shape[-1]

@@ -23,6 +23,7 @@ FOLDER = "engines"
 SUFFIX = ".engine"
 RECORD = ".json"
 DIGITS = 12
+BOUNDARY = "logits"  # what a graph in half precision computes in it; behind it, float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,15 @@ def engine_folder(bundle: Path, target: str) -> Path:
 def source_hash(manifest: Manifest, graph: str) -> str:
     """One hash of a graph's file and its weights, from the manifest's own."""
     stem = Path(manifest.graphs[graph].file).stem
-    parts = sorted((n, digest) for n, digest in manifest.files.items() if Path(n).stem == stem and "/" not in n)
+    parts = sorted(
+        (n, digest) for n, digest in manifest.files.items() if Path(n).stem == stem and "/" not in n
+    )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def graph_precision(spec: GraphSpec, precision: str) -> str:
+    """The precision a graph is computed in: what was asked for if it has logits, else float32."""
+    return precision if any(tensor.name == BOUNDARY for tensor in spec.outputs) else "fp32"
 
 
 def store(folder: Path, key: Key, spec: GraphSpec, engine: bytes | memoryview, seconds: float) -> Record:
@@ -99,7 +107,9 @@ def write_aside(path: Path, data: bytes | memoryview) -> None:
         aside.write_bytes(data)
         os.replace(aside, path)
     except OSError as error:
-        raise BackendError(f"{path} cannot be written ({error.strerror}); free space or rights first") from None
+        raise BackendError(
+            f"{path} cannot be written ({error.strerror}); free space or rights first"
+        ) from None
     finally:
         aside.unlink(missing_ok=True)
 

@@ -15,11 +15,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from valle2.engine.engines import BOUNDARY
 from valle2.engine.errors import BackendError
-from valle2.engine.manifest import GraphSpec
 
 PRECISIONS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-BOUNDARY = "logits"
 CACHE = "cache_"
 LEAST = float(np.finfo(np.float32).min)
 MASKED = -6e4  # in place of float32's least number, which hides a position and has no float16
@@ -52,11 +51,6 @@ def load_graph(path: Path, precision: str) -> onnx.ModelProto:
     if precision != "fp32" and any(value.name == BOUNDARY for value in model.graph.output):
         convert(model, PRECISIONS[precision])
     return model
-
-
-def graph_precision(spec: GraphSpec, precision: str) -> str:
-    """The precision a graph is computed in: what was asked for if it has logits, else float32."""
-    return precision if any(tensor.name == BOUNDARY for tensor in spec.outputs) else "fp32"
 
 
 def unpack(model: onnx.ModelProto) -> None:
@@ -185,5 +179,7 @@ def retyped(tensor: TensorProto, kind: int, name: str) -> TensorProto:
     with np.errstate(over="ignore"):
         small = values.astype(helper.tensor_dtype_to_np_dtype(kind))
     if not np.array_equal(np.isinf(small), np.isinf(values)):
-        raise BackendError(f"weight {tensor.name} does not fit {helper.tensor_dtype_to_string(kind)}; use bf16")
+        raise BackendError(
+            f"weight {tensor.name} does not fit {helper.tensor_dtype_to_string(kind)}; use bf16"
+        )
     return numpy_helper.from_array(small, name)

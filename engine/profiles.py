@@ -28,7 +28,9 @@ class Range:
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.usual <= self.high:
-            raise BackendError(f"range {self.low}, {self.usual}, {self.high}; expected 0 < low <= usual <= high")
+            raise BackendError(
+                f"range {self.low}, {self.usual}, {self.high}; expected 0 < low <= usual <= high"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,9 @@ def profiles(manifest: Manifest, graph: str, limits: Limits) -> list[Profile]:
     if limits.max_frames > most:
         raise BackendError(f"max frames is {limits.max_frames}; expected at most the model's {most}")
     if graph not in PROFILES:
-        raise BackendError(f"no profiles are known for graph {graph!r}; expected one of {', '.join(PROFILES)}")
+        raise BackendError(
+            f"no profiles are known for graph {graph!r}; expected one of {', '.join(PROFILES)}"
+        )
     found = PROFILES[graph](manifest, limits, limits.max_frames or most)
     unknown = sorted(named_axes(manifest.graphs[graph]) - set(found[0].axes))
     if unknown:

@@ -21,8 +21,8 @@ class Target:
     """An edition.
 
     Args:
-        module: its Python module. extra: what installs it. gpus: compute capabilities it can build for without
-            having them, empty where it builds for the device it runs on.
+        module: its Python module. extra: what installs it. gpus: compute capabilities it can build for
+            without having them, empty where it builds for the device it runs on.
         timings: whether it measures kernels and can keep what it measured; RTX compiles without measuring.
         lowerings: how a bundle may be written for it; "primitive" fits older releases as well.
     """
@@ -89,7 +89,7 @@ class Messages:
 
 @cache
 def messages_of(trt: Any) -> Messages:
-    """The one listener of this process: TensorRT keeps the first logger it is given and ignores all others."""
+    """The one listener of this process: TensorRT keeps the first logger it is given."""
     return Messages(trt)
 
 
@@ -104,6 +104,27 @@ def make_logger(trt: Any, take: Callable[[str, str], None]) -> Any:
             take(severity.name, msg)
 
     return Logger()
+
+
+def make_allocator(trt: Any, address: int, note: Callable[[str, tuple[int, ...]], None]) -> Any:
+    """An allocator that gives an output its memory at `address` and notes the shape it turns out to have."""
+
+    class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IOutputAllocator.__init__(self)
+
+        def reallocate_output(self, name: str, memory: Any, size: int, alignment: int) -> int:
+            return address
+
+        def reallocate_output_async(
+            self, name: str, memory: Any, size: int, alignment: int, stream: int
+        ) -> int:
+            return address
+
+        def notify_shape(self, name: str, shape: Any) -> None:
+            note(name, tuple(shape))
+
+    return Allocator()
 
 
 @dataclass(frozen=True, slots=True)

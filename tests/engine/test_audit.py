@@ -43,9 +43,7 @@ def nodes(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
 
 @pytest.mark.parametrize("lowering", ["portable", "primitive"])
 @pytest.mark.parametrize("graph", ["ar", "nar", "codec_encoder", "codec_decoder"])
-def test_our_graphs_pass(
-    fixed_bundles: dict[str, Path], tmp_path: Path, graph: str, lowering: str
-) -> None:
+def test_our_graphs_pass(fixed_bundles: dict[str, Path], tmp_path: Path, graph: str, lowering: str) -> None:
     with case(fixed_bundles[lowering], tmp_path, graph, lambda m: None, lowering=lowering) as found:
         audit(found)
         trips = host_inputs(found, Walk.over(found.parsed.network))

@@ -143,7 +143,7 @@ def test_gpus_and_targets_that_cannot_be_built_for(
         check_gpus(RTX, ("sm42",))
     with pytest.raises(BackendError, match=r"no CUDA GPU was found here.*name the GPUs with --gpu"):
         check_gpus(RTX, ())
-    with pytest.raises(BackendError, match="no CUDA GPU was found here.*build on the device that runs it"):
+    with pytest.raises(BackendError, match=r"no CUDA GPU was found here.*build on the device that runs it"):
         check_gpus("tensorrt", ("sm87",))
     monkeypatch.setattr("valle2.engine.cuda.this_gpu", lambda: "sm87")
     assert check_gpus("tensorrt", ()) == ("sm87",) == check_gpus("tensorrt", ("sm87",))

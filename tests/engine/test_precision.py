@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from valle2.engine import BackendError, GraphSpec, TensorSpec, read_manifest
-from valle2.engine.precision import graph_precision, load_graph, retyped
+from valle2.engine.engines import graph_precision
+from valle2.engine.precision import load_graph, retyped
 
 HALF_TOLERANCE = {"ar": 2e-2, "nar": 2e-2}  # logits of the toy models span about 3
 FLOAT_TOLERANCE = 1e-6
@@ -57,7 +58,9 @@ def run(model: onnx.ModelProto, inputs: dict[str, NDArray[np.generic]]) -> dict[
 
 @pytest.mark.parametrize("lowering", ["portable", "primitive"])
 @pytest.mark.parametrize("graph", ["ar", "nar"])
-def test_half_precision_agrees_with_float32(fixed_bundles: dict[str, Path], lowering: str, graph: str) -> None:
+def test_half_precision_agrees_with_float32(
+    fixed_bundles: dict[str, Path], lowering: str, graph: str
+) -> None:
     folder = fixed_bundles[lowering]
     inputs = feeds(folder, graph)
     whole = run(load_graph(folder / f"{graph}.onnx", "fp32"), inputs)
@@ -96,7 +99,9 @@ def test_the_network_changes_type_and_the_sampler_does_not(
     assert heavy and all(kinds[node.output[0]] == kind for node in heavy)
     after = [n for n in model.graph.node if n.op_type in ("LogSoftmax", "CumSum", "Exp", "TopK")]
     assert all(kinds[node.output[0]] == TensorProto.FLOAT for node in after)
-    large = [w for w in model.graph.initializer if np.prod(w.dims) >= 1024 and w.data_type != TensorProto.INT64]
+    large = [
+        w for w in model.graph.initializer if np.prod(w.dims) >= 1024 and w.data_type != TensorProto.INT64
+    ]
     assert large and all(weight.data_type == kind for weight in large)
     assert not any(n.op_type == "Cast" and n.input[0] in kinds and n.input[0] in large for n in heavy)
 
