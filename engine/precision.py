@@ -164,7 +164,8 @@ def rename(names: Any, old: str, new: str) -> None:
 
 
 def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
-    return next(entry for entry in node.attribute if entry.name == name)
+    found: onnx.AttributeProto = next(entry for entry in node.attribute if entry.name == name)
+    return found
 
 
 def retyped(tensor: TensorProto, kind: int, name: str) -> TensorProto:

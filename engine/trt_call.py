@@ -29,7 +29,7 @@ class TrtBuffer(Buffer):
     ) -> None:
         self.cuda, self.shape, self.dtype, self.owner = cuda, shape, dtype, owner
         self.size = int(np.prod(shape)) * dtype.itemsize
-        self.address = owner.address if owner else cuda.allocate(self.size)
+        self.address: int = owner.address if owner else cuda.allocate(self.size)
 
     def read(self) -> Array:
         values = np.empty(self.shape, self.dtype)
