@@ -5,36 +5,109 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from valle2.engine.errors import Valle2Error
 
-HELP = "measure speed"
+HELP = "measure speed and quality"
+Result = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("what", choices=["compare"], help="compare: our runtime against eager PyTorch")
-    parser.add_argument("checkpoint", type=Path, help="the checkpoint that the model was exported from")
+    parser.add_argument(
+        "what", choices=sorted(KINDS), help="; ".join(f"{k}: {v[0]}" for k, v in KINDS.items())
+    )
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="what the model was exported from (compare)")
     parser.add_argument("--model", default="demo", help="bundle folder or embedded model (default: demo)")
-    parser.add_argument("--text", default=None, help="what is said (default: the quick brown fox)")
+    parser.add_argument("--text", help="what is said (default: the quick brown fox)")
     parser.add_argument("--repeats", type=int, default=7, help="timed repeats after a warm-up")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--table", action="store_true", help="print the stages as a Markdown table")
+    parser.add_argument("--slots", type=int, default=8, help="requests decoded side by side (throughput)")
+    parser.add_argument("--requests", type=int, default=40, help="requests of the open loop (throughput)")
+    parser.add_argument("--rate", type=float, default=0.0, help="their number a second (default: 70 %% load)")
+    parser.add_argument("--sentences", type=Path, help="a sentence a line (quality)")
+    parser.add_argument("--count", type=int, default=50, help="how many of them (quality)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(quality)")
+    parser.add_argument("--top-p", type=float, help="(quality; default: the model's)")
+    parser.add_argument("--threshold", type=float, help="(quality; default: the model's)")
+    parser.add_argument("--table", action="store_true", help="print a Markdown table")
 
 
-def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
+def run(args: argparse.Namespace, progress: Any) -> Result:
     """Measure; returns what `--json` prints."""
-    if find_spec("torch") is None:
-        raise Valle2Error("the baseline needs torch; install with: pip install 'valle2[export]'")
-    if args.repeats < 1 or args.threads < 1:
-        raise Valle2Error("--repeats and --threads are too small; expected 1 or more")
-    from valle2.benchmarks.compare import TEXT, compare, table
-
-    result = compare(args.checkpoint, args.model, args.text or TEXT, args.repeats, args.seed, args.threads)
+    if args.checkpoint is not None and args.what != "compare":
+        raise Valle2Error(f"{args.checkpoint} is for bench compare; bench {args.what} takes --model")
+    result, table = KINDS[args.what][1](args)
     if args.table and not args.json:
         print(table(result))
     return result if args.json else {"result": json.dumps(result)}
+
+
+Table = Callable[[Result], str]
+
+
+def compare(args: argparse.Namespace) -> tuple[Result, Table]:
+    """Our runtime against eager PyTorch."""
+    if args.checkpoint is None:
+        raise Valle2Error("bench compare needs the checkpoint that the model was exported from")
+    if find_spec("torch") is None:
+        raise Valle2Error("the baseline needs torch; install with: pip install 'valle2[export]'")
+    from valle2.benchmarks import compare
+    from valle2.benchmarks.report import TEXT
+
+    text = args.text or TEXT
+    return compare.compare(
+        args.checkpoint, args.model, text, args.repeats, args.seed, args.threads
+    ), compare.table
+
+
+def latency(args: argparse.Namespace) -> tuple[Result, Table]:
+    """One request at a time."""
+    from valle2.benchmarks import latency
+    from valle2.benchmarks.report import TEXT
+
+    found = latency.latency(args.model, args.text or TEXT, args.repeats, args.seed, args.threads)
+    return found, latency.table
+
+
+def throughput(args: argparse.Namespace) -> tuple[Result, Table]:
+    """Many requests at once."""
+    from valle2.benchmarks import throughput
+    from valle2.benchmarks.report import TEXT
+
+    found = throughput.throughput(
+        args.model,
+        args.text or TEXT,
+        args.requests,
+        args.slots,
+        args.rate,
+        args.seed,
+        args.threads,
+        args.repeats,
+    )
+    return found, throughput.table
+
+
+def quality(args: argparse.Namespace) -> tuple[Result, Table]:
+    """Is it understood, and whose voice is it."""
+    from valle2.benchmarks import quality
+
+    if args.sentences is None:
+        raise Valle2Error("bench quality needs --sentences FILE, a sentence a line")
+    settings = {name: getattr(args, name) for name in ("top_p", "threshold")}
+    given = {name: value for name, value in settings.items() if value is not None}
+    found = quality.quality(args.model, args.sentences, args.count, args.seeds, given, args.threads)
+    return found, quality.table
+
+
+KINDS: dict[str, tuple[str, Callable[[argparse.Namespace], tuple[Result, Table]]]] = {
+    "compare": ("our runtime against eager PyTorch", compare),
+    "latency": ("one request at a time, whole and streamed", latency),
+    "quality": ("words and voice as judged by whisper and resemblyzer", quality),
+    "throughput": ("many requests at once, and Poisson arrivals", throughput),
+}

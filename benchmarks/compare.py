@@ -1,31 +1,25 @@
 """Our runtime against eager PyTorch: the same model, text, prompt and seed, in turns, in one process.
 
-Terms: RTF = compute seconds / audio seconds of one stream (lower is better); step = one AR position of G
-codes; prefill = everything up to the first group. Figures are medians over the repeats, ratios eager / ours.
+Figures are medians over the repeats, ratios eager / ours.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from valle2.benchmarks.eager import EagerTimes, synthesize
+from valle2.benchmarks.latency import NAR_PASSES, STAGES
+from valle2.benchmarks.report import markdown, measured_on, need_positive
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import sha256
 from valle2.export import read_checkpoint
 from valle2.export.checkpoint import weights_file
 from valle2.runtime import Settings, Timings, Valle2
-
-STAGES = ("prefill", "ar", "nar", "codec", "total")
-TEXT = "The quick brown fox jumps over the lazy dog."
-NAR_PASSES = 7
 
 
 def compare(checkpoint: Path, model: str, text: str, repeats: int, seed: int, threads: int) -> dict[str, Any]:
@@ -35,6 +29,7 @@ def compare(checkpoint: Path, model: str, text: str, repeats: int, seed: int, th
         Valle2Error: the bundle is not the checkpoint's, or the two sides do not make the same codes, so
             that their times mean nothing.
     """
+    need_positive(repeats=repeats, threads=threads)
     torch.set_num_threads(threads)
     tts = Valle2.load(model, threads=threads)
     if sha256(weights_file(checkpoint)) != tts.manifest.provenance.get("checkpoint_sha256"):
@@ -45,7 +40,7 @@ def compare(checkpoint: Path, model: str, text: str, repeats: int, seed: int, th
     settings = Settings(top_p=0.0, threshold=1.0, seed=seed)
     ids = tts.front.encode(f"{voice.transcript} {text}")
     words = np.append(ids, tts.manifest.sizes["vocab_size"])
-    prompt = voice.codes[len(voice.codes) % tts.generator.group_size :]
+    prompt = voice.codes[len(voice.codes) % tts.manifest.sizes["group_size"] :]
     ours, eager = list[Timings](), list[EagerTimes]()
     for repeat in range(repeats + 1):
         speech = tts.synthesize(text, voice, settings)
@@ -82,19 +77,11 @@ def report(
         "steps": ours[0].steps,
         "repeats": len(ours),
         "text": text,
-        "seed": seed,
-        "threads": threads,
-        "model": tts.manifest.name,
-        "group_size": tts.generator.group_size,
-        "checkpoint_sha256": tts.manifest.provenance["checkpoint_sha256"],
-        "versions": {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+        "torch": torch.__version__,
+    } | measured_on(tts, seed, threads)
 
 
 def table(result: dict[str, Any]) -> str:
     """The stages as a Markdown table."""
-    lines = ["| stage | eager fp32, ms | valle2, ms | ratio |", "|---|---|---|---|"]
-    for stage, row in result["stages"].items():
-        lines.append(f"| {stage} | {row['eager_ms']} | {row['ours_ms']} | {row['ratio']} |")
-    return "\n".join(lines)
+    rows = [[stage, row["eager_ms"], row["ours_ms"], row["ratio"]] for stage, row in result["stages"].items()]
+    return markdown(["stage", "eager fp32, ms", "valle2, ms", "ratio"], rows)

@@ -1,62 +1,78 @@
 """Put the trained parts together as a checkpoint: `python demo/assemble.py --work W --out FOLDER`.
 
 The weights are rounded to float16, so what is shipped, exported and tested is one and the same model.
-Each voice's prompt is a held-out utterance of three to five seconds.
+Each voice's prompt is a held-out utterance of three to five seconds: without `--prompts` several of each,
+among which choose.py decides.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
-from batches import Sample, demo_config, load_samples
+from batches import Sample, clipped, demo_config, load_samples
 from data import read_shard, shards
 from encode import load_encoder
 from speak import KOKORO, PITCHES
+from train import ar_batch, ar_loss
 
 from valle2.export.checkpoint import Checkpoint, save_checkpoint
 from valle2.export.codec import CodecConfig, CodecDecoder
-from valle2.export.model import ARModel, NARModel
+from valle2.export.model import ARModel
+from valle2.export.nar import NARModel
 from valle2.runtime import Prompt
 from valle2.runtime.voices import store_prompt
 
 PROMPT_FRAMES = (225, 375)
+TRIED = 4
+SAMPLING = {"top_p": 0.2, "threshold": 1.0}
+"""A young model is judged with the repetition rule off: a third of real codes recur within its window."""
 LICENCE = "Apache-2.0"
 
 
-def trained(work: Path, name: str, module: torch.nn.Module) -> torch.nn.Module:
-    """Load one part's weights strictly."""
-    module.load_state_dict(torch.load(work / f"{name}.pt", weights_only=True)["model"])
+def trained(work: Path, names: list[str], module: torch.nn.Module) -> torch.nn.Module:
+    """Load one part's weights strictly, the mean of several checkpoints of one run."""
+    states = [torch.load(work / f"{name}.pt", weights_only=True)["model"] for name in names]
+    mean = {key: sum(state[key] for state in states) / len(states) for key in states[0]}
+    module.load_state_dict(mean)
     return module.eval()
 
 
-def held_out_prompts(work: Path) -> dict[str, tuple[Sample, str]]:
-    """The shortest held-out utterance of at least three seconds of each voice, with its text."""
+@torch.no_grad()
+def held_out_prompts(work: Path, ar: ARModel) -> dict[str, list[tuple[Sample, str]]]:
+    """Of each voice the held-out utterances of a fitting length, those first that least surprise the AR."""
     texts: dict[str, list[str]] = {}
     for path in shards(work):
         if path.stem.endswith("-0000"):
             for item in read_shard(path):
                 texts.setdefault(item.voice, []).append(item.text)
-    out: dict[str, tuple[Sample, str]] = {}
+    out = {}
     for voice, samples in load_samples(work, held_out=True).items():
-        for sample, text in zip(samples, texts[voice], strict=True):
-            known = len(out[voice][0].codes) if voice in out else PROMPT_FRAMES[1]
-            if PROMPT_FRAMES[0] <= len(sample.codes) < known:
-                out[voice] = (sample, text)
+        pairs = zip(samples, texts[voice], strict=True)
+        fitting = [pair for pair in pairs if PROMPT_FRAMES[0] <= len(pair[0].codes) <= PROMPT_FRAMES[1]]
+        out[voice] = sorted(fitting, key=lambda pair: surprise(ar, pair[0]))[:TRIED]
     return out
+
+
+def surprise(ar: ARModel, sample: Sample) -> float:
+    """Nats per code of codebook 0, teacher forced."""
+    _, values = ar_loss(ar, ar_batch([clipped(sample)], ar.config.vocab_size), guide=0.0)
+    return values["ce"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--ar", default="ar", help="checkpoint's name")
-    parser.add_argument("--nar", default="nar", help="checkpoint's name")
+    parser.add_argument("--ar", nargs="+", default=["ar"], help="checkpoints' names, averaged")
+    parser.add_argument("--nar", nargs="+", default=["nar"], help="checkpoints' names, averaged")
+    parser.add_argument("--prompts", type=Path, help="prompts.json; without it, all that choose.py tries")
     args = parser.parse_args()
     config, codec = demo_config(), CodecConfig()
     ar, nar = trained(args.work, args.ar, ARModel(config)), trained(args.work, args.nar, NARModel(config))
-    decoder = trained(args.work, "vocoder", CodecDecoder(codec))
+    decoder = trained(args.work, ["vocoder"], CodecDecoder(codec))
     assert isinstance(ar, ARModel) and isinstance(nar, NARModel) and isinstance(decoder, CodecDecoder)
     checkpoint = Checkpoint(
         config,
@@ -65,14 +81,20 @@ def main() -> None:
         (load_encoder(args.work), decoder, codec),
         name="demo",
         text={"kind": "phonemes"},
+        sampling=SAMPLING,
         provenance={"licence": LICENCE, "notes": "synthetic voices of hibari-tts and Kokoro-82M"},
     )
     save_checkpoint(checkpoint, args.out, torch.float16)
     (args.out / "voices").mkdir(exist_ok=True)
-    for voice, (sample, text) in held_out_prompts(args.work).items():
+    chosen = json.loads(args.prompts.read_text()) if args.prompts else {}
+    for voice, found in held_out_prompts(args.work, ar).items():
         source = f"Kokoro-82M {KOKORO[voice]}" if voice in KOKORO else f"hibari-tts x {PITCHES[voice]}"
-        prompt = Prompt(sample.codes.astype("int64"), text, voice, source, LICENCE, "synthetic voice")
-        store_prompt(args.out / "voices" / f"{voice}.safetensors", prompt)
+        for rank, (sample, text) in enumerate(found):
+            name = voice if args.prompts else f"{voice}{rank}"
+            if args.prompts and rank != chosen.get(voice):
+                continue
+            prompt = Prompt(sample.codes.astype("int64"), text, name, source, LICENCE, "synthetic voice")
+            store_prompt(args.out / "voices" / f"{name}.safetensors", prompt)
 
 
 if __name__ == "__main__":

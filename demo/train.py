@@ -21,7 +21,8 @@ from train_codec import CodecTrainer, save
 
 from valle2.export.codec import CodecConfig
 from valle2.export.config import CODEBOOKS, EOS_CODE
-from valle2.export.model import ARModel, Block, NARModel, merge_heads, split_heads
+from valle2.export.model import ARModel, Block, merge_heads, split_heads
+from valle2.export.nar import NARModel
 
 POSITIONS = {"ar": 1800, "nar": 2600}
 RATE = 1.5e-3

@@ -36,8 +36,8 @@ class Buffer(ABC):
         """Overwrite the whole buffer. values: the buffer's shape and dtype."""
 
     @abstractmethod
-    def view(self, shape: tuple[int, ...]) -> Buffer:
-        """The same memory from its first element on under a smaller contiguous shape."""
+    def rows(self, part: slice) -> Buffer:
+        """The same memory, only these rows of the first axis; part: consecutive rows."""
 
 
 class Backend(ABC):
@@ -126,9 +126,8 @@ class ArrayBuffer(Buffer):
     def write(self, values: Array) -> None:
         self.array[...] = values
 
-    def view(self, shape: tuple[int, ...]) -> ArrayBuffer:
-        size = int(np.prod(shape))
-        return ArrayBuffer(self.array.reshape(-1)[:size].reshape(shape))
+    def rows(self, part: slice) -> ArrayBuffer:
+        return ArrayBuffer(self.array[part])
 
 
 class FakeBackend(Backend):

@@ -48,6 +48,7 @@ class Manifest:
         graphs: by name. codec: sample rate, hop and codebooks, empty without a codec.
         text: the text front end's entry. sampling: default settings. provenance: source and licence.
         parity: the greatest differences from eager PyTorch found at export. files: sha256 by path.
+        rules: what a relative of VALL-E 2 wants around its tokens (see `runtime.rules`), empty for VALL-E 2.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Manifest:
     provenance: dict[str, str]
     parity: dict[str, float]
     files: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
@@ -102,6 +104,7 @@ def parse_manifest(text: str, path: Path) -> Manifest:
             f"{path} has format {found!r}; this valle2 reads format {FORMAT}: "
             "upgrade valle2 or export the bundle again"
         )
+    values.setdefault("rules", {})  # bundles of valle2 0.1 have none
     expected = {entry.name for entry in fields(Manifest)}
     if set(values) != expected:
         raise ManifestError(
@@ -133,6 +136,8 @@ def check_entries(manifest: Manifest) -> None:
     for entry in (manifest.sizes, manifest.codec):
         if not all(isinstance(value, int) and value >= 0 for value in entry.values()):
             raise ValueError("sizes must be whole numbers")
+    if not isinstance(manifest.rules, dict):
+        raise ValueError("rules must be named")
     if not all(isinstance(value, str) for value in manifest.files.values()):
         raise ValueError("hashes must be strings")
 

@@ -26,25 +26,33 @@ class OrtBuffer(ArrayBuffer):
         super().__init__(array)
         self.value = ort.OrtValue.ortvalue_from_numpy(array)
 
-    def view(self, shape: tuple[int, ...]) -> OrtBuffer:
-        return OrtBuffer(super().view(shape).array)
+    def rows(self, part: slice) -> OrtBuffer:
+        return OrtBuffer(self.array[part])
 
 
 class DeviceBuffer(Buffer):
-    """An OrtValue in device memory."""
+    """Rows of an OrtValue in device memory. Not run yet: no such device was at hand."""
 
-    def __init__(self, value: Any, shape: tuple[int, ...]) -> None:
-        self.value = value
-        self.shape = shape
+    def __init__(self, value: Any, dtype: DTypeLike, part: slice) -> None:
+        self.value, self.dtype, self.part = value, np.dtype(dtype), part
+        whole = value.shape()
+        self.shape = (part.stop - part.start, *whole[1:])
+        row_bytes = int(np.prod(whole[1:])) * self.dtype.itemsize
+        self.address = value.data_ptr() + part.start * row_bytes
 
     def read(self) -> Array:
-        return np.asarray(self.value.numpy())
+        return np.asarray(self.value.numpy())[self.part]
 
     def write(self, values: Array) -> None:
-        self.value.update_inplace(values)
+        whole = values
+        if self.shape != tuple(self.value.shape()):
+            whole = np.asarray(self.value.numpy()).copy()
+            whole[self.part] = values
+        self.value.update_inplace(whole)
 
-    def view(self, shape: tuple[int, ...]) -> Buffer:
-        raise BackendError(f"a device buffer has the fixed shape {self.shape}; allocate one of {shape}")
+    def rows(self, part: slice) -> DeviceBuffer:
+        first = self.part.start
+        return DeviceBuffer(self.value, self.dtype, slice(first + part.start, first + part.stop))
 
 
 def provider(device: str) -> str:
@@ -86,14 +94,14 @@ class OrtBackend(Backend):
         if self.device == "cpu":
             return OrtBuffer(np.zeros(shape, dtype))
         value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), self.device, 0)
-        return DeviceBuffer(value, shape)
+        return DeviceBuffer(value, dtype, slice(0, shape[0]))
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
         binding = self.session.io_binding()
         for name, buffer in inputs.items():
-            binding.bind_ortvalue_input(name, ort_value(buffer))
+            self.bind_one(buffer, name, binding.bind_ortvalue_input, binding.bind_input)
         for name, buffer in outputs.items():
-            binding.bind_ortvalue_output(name, ort_value(buffer))
+            self.bind_one(buffer, name, binding.bind_ortvalue_output, binding.bind_output)
         run = self.session.run_with_iobinding
 
         def step() -> None:
@@ -104,14 +112,16 @@ class OrtBackend(Backend):
 
         return step
 
+    def bind_one(self, buffer: Buffer, name: str, by_value: Any, by_address: Any) -> None:
+        """Bind host memory by its OrtValue, device memory by address, which allows rows of a buffer."""
+        if isinstance(buffer, DeviceBuffer):
+            by_address(name, self.device, 0, buffer.dtype, buffer.shape, buffer.address)
+        else:
+            assert isinstance(buffer, OrtBuffer), "buffer of another backend"
+            by_value(name, buffer.value)
+
     def close(self) -> None:
         del self.session
-
-
-def ort_value(buffer: Buffer) -> Any:
-    """The OrtValue behind one of our buffers."""
-    assert isinstance(buffer, OrtBuffer | DeviceBuffer), "buffer of another backend"
-    return buffer.value
 
 
 def first_line(error: Exception) -> str:

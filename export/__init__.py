@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from valle2.export.bundle import export_checkpoint
     from valle2.export.checkpoint import Checkpoint, CheckpointError, read_checkpoint, save_checkpoint
     from valle2.export.config import ModelConfig
-    from valle2.export.model import ARModel, NARModel
+    from valle2.export.model import ARModel
+    from valle2.export.nar import NARModel
     from valle2.export.verify import ParityError
 
 __all__ = [
@@ -30,7 +31,7 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "CheckpointError": "checkpoint",
     "ModelConfig": "config",
-    "NARModel": "model",
+    "NARModel": "nar",
     "ParityError": "verify",
     "export_checkpoint": "bundle",
     "read_checkpoint": "checkpoint",

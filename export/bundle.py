@@ -21,8 +21,10 @@ import torch
 from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_backend, write_manifest
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import FILE_NAME, sha256
-from valle2.export.checkpoint import Checkpoint, read_checkpoint, weights_file
+from valle2.export.checkpoint import Checkpoint, CheckpointError, weights_file
+from valle2.export.families import Options
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
+from valle2.export.importing import read_any
 from valle2.export.lowering import LOWERINGS, OPSETS
 from valle2.export.verify import verify_ar, verify_codec, verify_nar
 
@@ -35,6 +37,11 @@ def export_checkpoint(
     checkpoint: str | Path,
     out: str | Path,
     *,
+    second: str | Path | None = None,
+    form: str = "auto",
+    heads: int = 0,
+    prefix_mode: int | None = None,
+    codec: bool = True,
     lowering: str = "ort",
     cache_length: int = 0,
     progress: Progress = lambda message: None,
@@ -42,11 +49,14 @@ def export_checkpoint(
     """Turn a checkpoint into a bundle.
 
     Args:
-        checkpoint: a folder in valle2's format, or its safetensors file (text and voices lie beside it).
+        checkpoint: a folder in valle2's format, or its safetensors file (text and voices lie beside it); or
+            a file of a code base that valle2 knows (see docs/checkpoints.md).
         out: the bundle's folder; an earlier bundle there is replaced, any other folder is refused.
         lowering: "ort" (fused attention), "portable" (standard operators, fixed cache length) or "primitive"
             (the same without attention and cache operators, for TensorRT before 10.15).
         cache_length: cache slots of a graph with a fixed number; 0 covers the position tables.
+        second: the other file of a model that comes in two. form: one of `config.FORMATS`.
+        heads, prefix_mode: what such a file does not say itself. codec: False leaves the codec out.
         progress: called with a line per stage.
 
     Returns:
@@ -60,19 +70,29 @@ def export_checkpoint(
         raise Valle2Error(f"unknown lowering {lowering!r}; expected one of {', '.join(LOWERINGS)}")
     source, target = Path(checkpoint), Path(out)
     check_target(target)
-    loaded = read_checkpoint(source)
+    files = [source] if second is None else [source, Path(second)]
+    loaded = with_codec(read_any(files, form, Options(heads, prefix_mode)), codec, source)
     capacity = cache_length or loaded.config.max_text + loaded.config.max_groups
-    file = weights_file(source)
+    own = "family" not in loaded.rules
+    files = [weights_file(source)] if own else files
     with replacing(target) as folder:
         graphs, parity = export_graphs(loaded, folder, lowering, capacity, progress)
-        for name in CARRIED:
-            if (file.parent / name).is_dir():
-                shutil.copytree(file.parent / name, folder / name)
+        for name in CARRIED if own else ():
+            if (files[0].parent / name).is_dir():
+                shutil.copytree(files[0].parent / name, folder / name)
         manifest = describe(loaded, graphs, parity, lowering, capacity if lowering != "ort" else 0)
-        provenance = manifest.provenance | {"checkpoint_sha256": sha256(file)}
-        files = hash_files(folder)
-        write_manifest(folder, replace(manifest, provenance=provenance, files=files))
+        provenance = manifest.provenance | {"checkpoint_sha256": " ".join(map(sha256, files))}
+        write_manifest(folder, replace(manifest, provenance=provenance, files=hash_files(folder)))
     return target
+
+
+def with_codec(checkpoint: Checkpoint, wanted: bool, source: Path) -> Checkpoint:
+    """The checkpoint with its codec or, if none is wanted, without; refuse to leave it out unasked."""
+    if wanted and checkpoint.codec is None and "family" in checkpoint.rules:
+        raise CheckpointError(
+            f"{source} holds no codec; pass --no-codec for a bundle that turns tokens into codes"
+        )
+    return checkpoint if wanted else replace(checkpoint, codec=None)
 
 
 def export_graphs(
@@ -120,13 +140,14 @@ def describe(
         codec = {"sample_rate": sizes.sample_rate, "hop": sizes.hop}
     return Manifest(
         name=checkpoint.name,
-        sizes=checkpoint.config.to_dict(),
+        sizes=checkpoint.config.sizes(),
         lowering=lowering,
         cache_length=cache_length,
         graphs=graphs,
         codec=codec,
         text=checkpoint.text,
         sampling=checkpoint.sampling,
+        rules=checkpoint.rules,
         provenance=checkpoint.provenance | {"exporter": f"torch {torch.__version__}"},
         parity=parity,
     )

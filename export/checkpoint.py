@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from valle2.engine.errors import Valle2Error
 from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
 from valle2.export.config import ModelConfig
-from valle2.export.model import ARModel, NARModel
+from valle2.export.model import ARModel
+from valle2.export.nar import NARModel
 
 WEIGHTS = "model.safetensors"
 METADATA = "valle2"
 LISTED = 6
+CARRIED = ("name", "text", "sampling", "provenance", "rules")
 
 
 class CheckpointError(Valle2Error):
@@ -34,7 +36,10 @@ class CheckpointError(Valle2Error):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Loaded modules in evaluation mode and what the file says of itself. codec: None without one."""
+    """Loaded modules in evaluation mode and what the file says of itself. codec: None without one.
+
+    rules: what a relative of VALL-E 2 wants around its tokens, as in a bundle's manifest; empty for VALL-E 2.
+    """
 
     config: ModelConfig
     ar: ARModel
@@ -44,6 +49,7 @@ class Checkpoint:
     text: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
     sampling: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules by the prefix of their weights."""
@@ -104,7 +110,7 @@ def empty_checkpoint(values: Mapping[str, Any]) -> Checkpoint:
             raise ValueError(f"codec: unknown keys {sorted(set(values['codec']) - known)}")
         sizes = CodecConfig(**values["codec"])
         codec = (CodecEncoder(sizes).eval(), CodecDecoder(sizes).eval(), sizes)
-    rest = {name: values[name] for name in ("name", "text", "sampling", "provenance") if name in values}
+    rest = {name: values[name] for name in CARRIED if name in values}
     return Checkpoint(config, ARModel(config).eval(), NARModel(config).eval(), codec, **rest)
 
 
@@ -143,11 +149,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = t
     values = {
         "model": checkpoint.config.to_dict(),
         "codec": asdict(checkpoint.codec[2]) if checkpoint.codec else {},
-        "name": checkpoint.name,
-        "text": checkpoint.text,
-        "sampling": checkpoint.sampling,
-        "provenance": checkpoint.provenance,
-    }
+    } | {name: getattr(checkpoint, name) for name in CARRIED}
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{WEIGHTS}"
     save_file(weights, str(aside), metadata={METADATA: json.dumps(values)})

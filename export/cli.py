@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from valle2.engine.errors import Valle2Error
+from valle2.export.config import FORMATS
 
 HELP = "turn a trained checkpoint into a bundle"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", type=Path, help="folder or .safetensors file in valle2's format")
+    parser.add_argument("checkpoint", type=Path, help="folder, .safetensors or PyTorch file")
+    parser.add_argument("second", type=Path, nargs="?", help="the other file, where a model comes in two")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument("--format", default="auto", choices=FORMATS, help="code base that it comes from")
+    parser.add_argument("--heads", type=int, default=0, help="attention heads, if the file does not say")
+    parser.add_argument("--prefix-mode", type=int, help="how lifeiteng's NAR sees the prompt: 0, 1, 2 or 4")
+    parser.add_argument("--no-codec", action="store_true", help="a bundle of AR and NAR alone")
     parser.add_argument("--lowering", default="ort", choices=["ort", "portable", "primitive"])
     parser.add_argument(
         "--cache-length", type=int, default=0, help="cache slots where the lowering fixes them (0: all)"
@@ -33,6 +39,11 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     folder = export_checkpoint(
         args.checkpoint,
         args.out,
+        second=args.second,
+        form=args.format,
+        heads=args.heads,
+        prefix_mode=args.prefix_mode,
+        codec=not args.no_codec,
         lowering=args.lowering,
         cache_length=args.cache_length,
         progress=progress,

@@ -53,20 +53,37 @@ def mel_matrix(config: CodecConfig) -> Tensor:
     return torch.minimum(rise, fall).clamp(min=0).float()
 
 
-def fourier_basis(size: int) -> Tensor:
-    """Windowed real Fourier basis (size, 2 * bins): cosines, then sines; periodic Hann window."""
-    time = torch.arange(size, dtype=torch.float64)[:, None]
-    phase = time * torch.arange(size // 2 + 1, dtype=torch.float64) % size * (2 * math.pi / size)
-    hann = 0.5 - 0.5 * torch.cos(2 * math.pi * time / size)
-    return (hann * torch.cat([phase.cos(), -phase.sin()], dim=1)).float()
+class Fourier(nn.Module):
+    """Windowed real Fourier basis (size, 2 * bins): cosines, then negative sines; periodic Hann window.
 
+    inverse: (2 * bins, size) instead, from real and imaginary parts to windowed samples, with the overlap
+    gain (1.5) divided out. size: a multiple of 4.
 
-def inverse_basis(size: int) -> Tensor:
-    """(2 * bins, size): real and imaginary parts to windowed samples, overlap gain (1.5) divided out."""
-    bins = size // 2 + 1
-    weight = torch.full((bins,), 2.0)
-    weight[0] = weight[-1] = 1.0
-    return fourier_basis(size).T * weight.repeat(2)[:, None] / (size * 1.5)
+    Every entry is one of `size` cosines. A graph holds only these and gathers the basis when it is loaded:
+    stored, it would weigh as much as the network around it.
+    """
+
+    def __init__(self, size: int, *, inverse: bool = False) -> None:
+        super().__init__()
+        self.size, self.bins, self.inverse = size, size // 2 + 1, inverse
+        cosine = torch.cos(torch.arange(size, dtype=torch.float64) * (2 * math.pi / size))
+        self.register_buffer("cosine", cosine.float(), persistent=False)
+        self.register_buffer("hann", (0.5 - 0.5 * cosine).float(), persistent=False)
+        self.register_buffer("kept", self.gathered(), persistent=False)
+
+    def forward(self) -> Tensor:
+        return self.gathered() if torch.compiler.is_exporting() else self.get_buffer("kept")
+
+    def gathered(self) -> Tensor:
+        """-sin(x) is cos(x + a quarter turn), so every entry is a cosine."""
+        bins = torch.arange(self.bins).repeat(2)
+        quarter = torch.cat([torch.zeros(self.bins), torch.ones(self.bins)]).long() * (self.size // 4)
+        index = (torch.arange(self.size)[:, None] * bins + quarter) % self.size
+        basis = self.get_buffer("hann")[:, None] * self.get_buffer("cosine")[index]
+        if not self.inverse:
+            return basis
+        once = bins % (self.bins - 1) == 0  # 0 Hz and half the rate have no mirror image
+        return (basis * torch.where(once, 1.0, 2.0) / (self.size * 1.5)).T
 
 
 class ConvNeXt(nn.Module):
@@ -109,7 +126,7 @@ class LogMel(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.hop, self.bins = config.hop, config.window // 2 + 1
-        self.register_buffer("basis", fourier_basis(config.window), persistent=False)
+        self.fourier = Fourier(config.window)
         self.register_buffer("filters", mel_matrix(config), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
@@ -118,10 +135,11 @@ class LogMel(nn.Module):
         hops = padded.reshape(padded.shape[0], -1, self.hop)
         frames = hops.shape[1] - OVERLAP + 1
         pieces = [hops.narrow(1, i, frames) for i in range(OVERLAP)]
-        spectrum = torch.cat(pieces, dim=2) @ self.get_buffer("basis")
+        spectrum = torch.cat(pieces, dim=2) @ self.fourier()
         real, imaginary = spectrum[..., : self.bins], spectrum[..., self.bins :]
         magnitude = (real * real + imaginary * imaginary + 1e-12).sqrt()
-        return ((magnitude @ self.get_buffer("filters")).clamp(min=MEL_FLOOR)).log() * 0.4 + 0.8
+        mel: Tensor = (magnitude @ self.get_buffer("filters")).clamp(min=MEL_FLOOR).log() * 0.4 + 0.8
+        return mel
 
 
 def nearest(x: Tensor, table: Tensor) -> Tensor:
@@ -163,7 +181,7 @@ class CodecDecoder(nn.Module):
         self.tables = nn.Parameter(torch.randn(CODEBOOKS, CODEBOOK_SIZE, config.latent))
         sizes = (config.latent, config.decoder_width, config.decoder_ffn, 2 * self.bins)
         self.trunk = Trunk(sizes, config.decoder_blocks)
-        self.register_buffer("basis", inverse_basis(config.window), persistent=False)
+        self.fourier = Fourier(config.window, inverse=True)
 
     def forward(self, codes: Tensor) -> Tensor:
         return self.synthesise(self.embed(codes))
@@ -184,7 +202,7 @@ class CodecDecoder(nn.Module):
         magnitude = out[..., : self.bins].clamp(max=7.0).exp()
         phase = out[..., self.bins :]
         spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2)
-        return self.overlap_add(spectrum @ self.get_buffer("basis"))
+        return self.overlap_add(spectrum @ self.fourier())
 
     def overlap_add(self, frames: Tensor) -> Tensor:
         """Windowed frames (B, T, 4 * hop), centred at hop * (t + 1/2) -> (B, T * hop)."""

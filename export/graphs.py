@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from valle2.export.config import CODEBOOKS, ModelConfig
 from valle2.export.lowering import LOWERINGS, OPSETS, PORTABLE_OPSET
-from valle2.export.model import ARModel, Attend, NARModel, causal_window
+from valle2.export.model import ARModel, Attend
+from valle2.export.nar import NARModel
 from valle2.export.sampler import EMPTY, Sampling, sample_group
 from valle2.export.storage import write_graph
 
@@ -55,13 +56,16 @@ class ARGraph(nn.Module):
         *caches: Tensor,
     ) -> tuple[Tensor, ...]:
         """See `ar_graph` for shapes."""
-        window = causal_window(past_lengths, new_lengths, text.shape[1], caches[0].shape[2])
+        steps_new, capacity = text.shape[1], caches[0].shape[2]
+        window = self.model.window(past_lengths, new_lengths, steps_new, capacity, text_lengths)
         pairs = list(zip(caches[::2], caches[1::2], strict=True))
         logits, updated = self.model.forward_cached(text, codes, text_lengths, window, pairs, self.attend)
         index = steps.clamp(max=uniforms.shape[1] - 1)[:, None, None, None]
         draws = uniforms.gather(1, index.expand(-1, 1, *uniforms.shape[2:]))[:, 0]
         sampling = Sampling(history, draws, top_p, repeat_window, threshold)
-        group, history_out, finished, log_probs = sample_group(logits, sampling)
+        group, history_out, finished, log_probs = sample_group(
+            logits, sampling, self.model.config.style.argmax_ends
+        )
         flat = [tensor for pair in updated for tensor in pair]
         state = (past_lengths + new_lengths, steps + 1, history_out)
         return (group[:, None], *state, finished, log_probs, logits, *flat)
@@ -124,7 +128,7 @@ def ar_inputs(
         "repeat_window": torch.full_like(rows, slots),
         "threshold": torch.ones(batch),
     }
-    shape = (batch, config.heads, capacity, config.d_model // config.heads)
+    shape = (batch, config.heads, capacity, config.ar_head)
     caches = {name: torch.zeros(shape) for name in cache_names(config.layers)}
     return inputs | caches
 
@@ -174,10 +178,10 @@ def nar_graph(model: NARModel) -> Graph:
     inputs = {
         "text": torch.zeros(2, 5, dtype=torch.int64),
         "text_lengths": torch.tensor([5, 3]),
-        "codes": torch.zeros(2, 12, CODEBOOKS, dtype=torch.int64),
+        "codes": torch.zeros(2, 12, model.config.codebooks, dtype=torch.int64),
         "prompt_lengths": torch.tensor([4, 3]),
         "frame_lengths": torch.tensor([12, 9]),
-        "stage": torch.tensor(2),
+        "stage": torch.tensor(1),
     }
     axes = {
         "text": {0: "batch", 1: "tokens"},

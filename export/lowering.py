@@ -21,6 +21,8 @@ def attend_ort(
     query: Tensor, key: Tensor, value: Tensor, cache: Cache, window: Window
 ) -> tuple[Tensor, Cache]:
     """ONNX Runtime's fused `GroupQueryAttention`, past and present meant to share one buffer."""
+    if not window.causal:
+        return attend_ort_masked(query, key, value, cache, window)
     heads = cache[0].shape[1]
     total = window.past + window.new
     out, keys, values = torch.onnx.ops.symbolic_multi_out(
@@ -42,6 +44,33 @@ def attend_ort(
         version=1,
     )
     return out, (keys, values)
+
+
+def attend_ort_masked(
+    query: Tensor, key: Tensor, value: Tensor, cache: Cache, window: Window
+) -> tuple[Tensor, Cache]:
+    """`GroupQueryAttention` with an additive mask: one row of any length, or many rows of one position.
+
+    It refuses new lengths per row beside a mask, so every new position is written; what is padding there
+    is hidden by the mask until it is overwritten.
+    """
+    heads, capacity = cache[0].shape[1], cache[0].shape[2]
+    last = window.past + query.shape[1] - 1
+    hidden = torch.where(window.mask, 0.0, MASKED).to(query.dtype)
+    out, keys, values = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        [query, key, value, *cache, last.to(torch.int32), whole(capacity), *[None] * 3, hidden],
+        {"num_heads": heads, "kv_num_heads": heads, "causal": 0},
+        dtypes=[query.dtype, query.dtype, query.dtype],
+        shapes=[query.shape, cache[0].shape, cache[1].shape],
+        version=1,
+    )
+    return out, (keys, values)
+
+
+def whole(capacity: int) -> Tensor:
+    """A cache length as a scalar tensor, also where the length is dynamic."""
+    return torch.arange(capacity)[-1:].reshape(()).to(torch.int32) + 1
 
 
 def attend_portable(

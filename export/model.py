@@ -1,8 +1,9 @@
-"""The VALL-E 2 AR and NAR models in eager PyTorch: the reference that every graph is compared with.
+"""The VALL-E 2 AR model and its blocks in eager PyTorch: the reference that every graph is compared with.
 
 The modules know token ids and codes, never text or audio. They are written for export: caches and
 lengths come in as tensors and nothing branches on data. How attention over the cache is computed is
-a function passed in (`attend`), so one module serves the eager reference and every lowering.
+a function passed in (`attend`), so one module serves the eager reference and every lowering. What a relative
+of VALL-E 2 does otherwise is the `Style` of its configuration.
 Axes: B batch, S new positions, C cache positions, H heads, D head width, G group size, T frames.
 """
 
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS, ModelConfig
+from valle2.export.config import CODEBOOK_SIZE, ModelConfig, Style
+from valle2.export.layers import INIT_STD, Activation, Angles, Norm, Rotary, TextPrenet, initialise, rotate
 
 Cache = tuple[Tensor, Tensor]
-INIT_STD = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,13 @@ class Window:
 
     past: (B,) int64, valid positions before this call. new: (B,) int64, valid new positions; a row's
     positions beyond `new` are padding. mask: (B, 1, S, C) bool, which cache slots a query may see.
+    causal: the mask is "all slots up to the query's own".
     """
 
     past: Tensor
     new: Tensor
     mask: Tensor
+    causal: bool = True
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Cache, Window], tuple[Tensor, Cache]]
@@ -42,6 +45,14 @@ def causal_window(past: Tensor, new: Tensor, steps: int, capacity: int) -> Windo
     """Build the mask of a causal call: query s of row b sees cache slots <= past[b] + s."""
     query = past[:, None, None, None] + torch.arange(steps)[None, None, :, None]
     return Window(past, new, torch.arange(capacity)[None, None, None, :] <= query)
+
+
+def text_window(past: Tensor, new: Tensor, steps: int, capacity: int, text_lengths: Tensor) -> Window:
+    """A causal call but for the text, which sees all of itself: a row's text comes in one call."""
+    slot = torch.arange(capacity)[None, None, None, :]
+    query = past[:, None, None, None] + torch.arange(steps)[None, None, :, None]
+    length = text_lengths[:, None, None, None]
+    return Window(past, new, (slot <= query) | ((query < length) & (slot < length)), causal=False)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -82,59 +93,92 @@ def attend_eager(
 
 
 class Block(nn.Module):
-    """Pre-LayerNorm Transformer block with fused query, key and value (paper section 4.1.1)."""
+    """Transformer block with fused query, key and value (paper section 4.1.1)."""
 
-    def __init__(self, width: int, heads: int, ffn: int) -> None:
+    def __init__(
+        self, width: int, heads: int, head_width: int, ffn: int, style: Style, stages: int = 0
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.up = nn.Linear(width, ffn)
-        self.down = nn.Linear(ffn, width)
+        self.heads, self.norm_first = heads, style.norm_first
+        self.norm1 = Norm(width, style.norm, stages)
+        self.qkv = nn.Linear(width, 3 * heads * head_width, style.qkv_bias)
+        self.out = nn.Linear(heads * head_width, width, style.bias)
+        self.norm2 = Norm(width, style.norm, stages)
+        self.up = nn.Linear(width, 2 * ffn if style.gated else ffn, style.bias)
+        self.act = Activation(style)
+        self.down = nn.Linear(ffn, width, style.bias)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, S, d) -> query, key, value, each (B, S, d)."""
-        query, key, value = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+    def project(
+        self, x: Tensor, stage: Tensor | None = None, angles: Angles | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, S, d) -> query, key, value, each (B, S, H*D)."""
+        query, key, value = self.qkv(self.norm1(x, stage) if self.norm_first else x).chunk(3, dim=-1)
+        if angles is not None:
+            query, key = rotate(query, angles, self.heads), rotate(key, angles, self.heads)
         return query, key, value
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+    def finish(self, x: Tensor, attended: Tensor, stage: Tensor | None = None) -> Tensor:
         """Add the attention output and the feed-forward part to the residual stream."""
         x = x + self.out(attended)
-        out: Tensor = x + self.down(functional.gelu(self.up(self.norm2(x))))
+        if self.norm_first:
+            return x + self.feed(self.norm2(x, stage))
+        x = self.norm1(x, stage)
+        out: Tensor = self.norm2(x + self.feed(x), stage)
         return out
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def feed(self, x: Tensor) -> Tensor:
+        """The feed-forward part."""
+        out: Tensor = self.down(self.act(self.up(x)))
+        return out
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        stage: Tensor | None = None,
+        angles: Angles | None = None,
+    ) -> Tensor:
         """Attend without a cache. mask: broadcastable to (B, H, S, S) bool, None for no mask."""
-        query, key, value = (split_heads(part, self.heads) for part in self.project(x))
+        query, key, value = (split_heads(part, self.heads) for part in self.project(x, stage, angles))
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.finish(x, merge_heads(attended))
+        return self.finish(x, merge_heads(attended), stage)
 
 
 class ARModel(nn.Module):
     """Grouped autoregressive model of codebook 0 (section 3.3.1, Eq. 7-11).
 
     A row of positions is: text tokens, text `<eos>`, `<bos>`, then groups of G codes. Which one a
-    position is follows from its index and the row's text length, so no marker is passed.
+    position is follows from its index and the row's text length, so no marker is passed. Relatives may
+    have other marks in their text, and no `<bos>` (`code_bos`).
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width, group = config.d_model, config.group_size
+        width, group, style = config.d_model, config.group_size, config.style
         self.config = config
-        self.text_table = nn.Embedding(config.vocab_size + 1, width)
+        self.text_table = nn.Embedding(config.text_rows, width)
         self.code_table = nn.Embedding(CODEBOOK_SIZE + 1, width)
-        self.bos = nn.Parameter(torch.empty(width))
-        self.text_positions = nn.Embedding(config.max_text, width)
-        self.code_positions = nn.Embedding(config.max_groups, width)
+        if style.code_bos:
+            self.bos = nn.Parameter(torch.empty(width))
+        if style.positions == "table":
+            self.text_positions = nn.Embedding(config.max_text, width)
+            self.code_positions = nn.Embedding(config.max_groups, width)
+        else:
+            self.rotary = Rotary(config.ar_head, config.max_text + config.max_groups)
+        if style.prenet:
+            self.text_prenet = TextPrenet(width)
         if group > 1:
             self.group_embed = nn.Linear(group * width, width, bias=False)
             self.group_predict = nn.Linear(width, group * width, bias=False)
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.ffn) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.ar_head, config.ffn, style) for _ in range(config.layers)
+        )
+        self.norm = Norm(width, style.norm) if style.norm_first else nn.Identity()
+        if style.head != "tied":
+            self.predict = nn.Linear(width, CODEBOOK_SIZE + 1, style.head_bias)
         self.apply(initialise)
-        nn.init.normal_(self.bos, std=INIT_STD)
+        if style.code_bos:
+            nn.init.normal_(self.bos, std=INIT_STD)
 
     def embed(self, text: Tensor, codes: Tensor, text_lengths: Tensor, start: Tensor) -> Tensor:
         """Embed positions start[b] .. start[b] + S - 1 of each row (Eq. 7, 8).
@@ -145,24 +189,46 @@ class ARModel(nn.Module):
         index = start[:, None] + torch.arange(text.shape[1])[None, :]
         is_text = index < text_lengths[:, None]
         code_index = (index - text_lengths[:, None]).clamp(0, self.config.max_groups - 1)
-        text_index = index.clamp(max=self.config.max_text - 1)
-        group = self.code_table(codes).flatten(2)
+        words, group = self.text_table(text), self.embed_groups(codes, code_index)
+        if self.config.style.prenet:
+            words = self.text_prenet(words, is_text)
+        if self.config.style.positions == "table":
+            words = words + self.text_positions(index.clamp(max=self.config.max_text - 1))
+            group = group + self.code_positions(code_index)
+        return torch.where(is_text[..., None], words, group)
+
+    def embed_groups(self, codes: Tensor, code_index: Tensor) -> Tensor:
+        """Groups of codes (B, S, G), and `<bos>` where code_index (B, S) is 0, without positions."""
+        group: Tensor = self.code_table(codes).flatten(2)
         if self.config.group_size > 1:
             group = self.group_embed(group)
-        group = torch.where((code_index == 0)[..., None], self.bos, group)
-        return torch.where(
-            is_text[..., None],
-            self.text_table(text) + self.text_positions(text_index),
-            group + self.code_positions(code_index),
-        )
+        if self.config.style.code_bos:
+            group = torch.where((code_index == 0)[..., None], self.bos, group)
+        return group
+
+    def angles(self, start: Tensor, steps: int) -> Angles | None:
+        """Rotary angles of positions start[b] .. start[b] + steps - 1."""
+        if self.config.style.positions == "table":
+            return None
+        found: Angles = self.rotary(start[:, None] + torch.arange(steps)[None, :])
+        return found
+
+    def window(self, past: Tensor, new: Tensor, steps: int, capacity: int, text_lengths: Tensor) -> Window:
+        """What each new position sees of the cache; see `Window`."""
+        if self.config.style.text_ahead:
+            return text_window(past, new, steps, capacity, text_lengths)
+        return causal_window(past, new, steps, capacity)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """hidden (..., d) -> logits (..., G, 1025); the weight is the code table itself."""
+        """hidden (..., d) -> logits (..., G, 1025); tied, the weight is the code table itself."""
         hidden = self.norm(hidden)
         if self.config.group_size > 1:
             hidden = self.group_predict(hidden)
         parts = hidden.reshape(*hidden.shape[:-1], self.config.group_size, self.config.d_model)
-        return functional.linear(parts, self.code_table.weight)
+        if self.config.style.head == "tied":
+            return functional.linear(parts, self.code_table.weight)
+        out: Tensor = self.predict(parts)
+        return out
 
     def forward(self, text: Tensor, codes: Tensor, text_lengths: Tensor) -> Tensor:
         """Run whole rows without a cache, as in training.
@@ -174,11 +240,12 @@ class ARModel(nn.Module):
         Returns:
             (B, S, G, 1025) float32: position `<bos>` predicts group 0, group t predicts group t + 1.
         """
-        steps = text.shape[1]
-        x = self.embed(text, codes, text_lengths, torch.zeros_like(text_lengths))
-        mask = torch.ones(steps, steps, dtype=torch.bool).tril()
+        steps, start = text.shape[1], torch.zeros_like(text_lengths)
+        x = self.embed(text, codes, text_lengths, start)
+        mask = self.window(start, start + steps, steps, steps, text_lengths).mask
+        angles = self.angles(start, steps)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, mask, None, angles)
         return self.head(x)
 
     def forward_cached(
@@ -196,10 +263,11 @@ class ARModel(nn.Module):
             Logits (B, G, 1025) after the last valid new position of each row, and the new caches.
         """
         x = self.embed(text, codes, text_lengths, window.past)
+        angles = self.angles(window.past, x.shape[1])
         updated = []
         for block, cache in zip(self.blocks, caches, strict=True):
             assert isinstance(block, Block)
-            attended, fresh = attend(*block.project(x), cache, window)
+            attended, fresh = attend(*block.project(x, None, angles), cache, window)
             updated.append(fresh)
             x = block.finish(x, attended)
         last = (window.new - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[2])
@@ -208,104 +276,5 @@ class ARModel(nn.Module):
     def empty_caches(self, batch: int, capacity: int) -> list[Cache]:
         """Zeroed caches, a (key, value) pair of (B, H, C, D) float32 per layer."""
         config = self.config
-        shape = (batch, config.heads, capacity, config.d_model // config.heads)
+        shape = (batch, config.heads, capacity, config.ar_head)
         return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.layers)]
-
-
-class NARModel(nn.Module):
-    """Non-autoregressive model of codebooks 1..7 (section 3.3.2, Eq. 12-17).
-
-    A row is: text, `<eos>`, prompt and target frames, `<eos>`, stage id. With full attention and
-    learned positions the place of padding does not matter, so text and frames are padded apart.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width = config.nar_d_model
-        self.config = config
-        self.text_table = nn.Embedding(config.vocab_size + 1, width)
-        self.code_tables = nn.Parameter(torch.empty(CODEBOOKS, CODEBOOK_SIZE, width))
-        self.stage_table = nn.Embedding(CODEBOOKS, width)
-        self.code_eos = nn.Parameter(torch.empty(width))
-        self.text_positions = nn.Embedding(config.max_text, width)
-        self.code_positions = nn.Embedding(config.max_frames + 2, width)
-        self.blocks = nn.ModuleList(
-            Block(width, config.nar_heads, config.nar_ffn) for _ in range(config.nar_layers)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.apply(initialise)
-        nn.init.normal_(self.code_tables, std=INIT_STD)
-        nn.init.normal_(self.code_eos, std=INIT_STD)
-
-    def embed_frames(self, codes: Tensor, prompt_lengths: Tensor, stage: Tensor) -> Tensor:
-        """codes (B, T, 8) -> (B, T, d): prompt frames sum all codebooks, targets those < stage (Eq. 12)."""
-        in_prompt = torch.arange(codes.shape[1])[None, :] < prompt_lengths[:, None]
-        total = functional.embedding(codes[:, :, 0], self.code_tables[0])
-        for book in range(1, CODEBOOKS):
-            seen = (in_prompt | (book < stage)).to(total.dtype)
-            total = total + seen[..., None] * functional.embedding(codes[:, :, book], self.code_tables[book])
-        return total
-
-    def tail(self, frame_lengths: Tensor, stage: Tensor) -> Tensor:
-        """The closing `<eos>` and stage id (Eq. 13, 14), continuing the code positions: (B, 2, d)."""
-        eos = self.code_eos + self.code_positions(frame_lengths)
-        token = self.stage_table(stage) + self.code_positions(frame_lengths + 1)
-        return torch.stack([eos, token], dim=1)
-
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        codes: Tensor,
-        prompt_lengths: Tensor,
-        frame_lengths: Tensor,
-        stage: Tensor,
-    ) -> Tensor:
-        """One pass of one stage.
-
-        Args:
-            text: (B, L) int64 ids with `<eos>`, right-padded. text_lengths: (B,) int64, `<eos>` counted.
-            codes: (B, T, 8) int64, prompt then target; target codebooks >= stage are not read.
-            prompt_lengths, frame_lengths: (B,) int64, prompt frames, and prompt + target frames.
-            stage: () int64 in 1..7.
-
-        Returns:
-            (B, T - min(prompt_lengths), 1024) float32: row b's target frame i is at
-            prompt_lengths[b] - min(prompt_lengths) + i.
-        """
-        hidden = self.hidden(text, text_lengths, codes, prompt_lengths, frame_lengths, stage)
-        first = text.shape[1] + prompt_lengths.min()
-        steps = torch.arange(codes.shape[1] + text.shape[1])[first:]
-        table = self.code_tables.index_select(0, stage.reshape(1))[0]
-        return functional.linear(self.norm(hidden.index_select(1, steps)), table)
-
-    def hidden(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        codes: Tensor,
-        prompt_lengths: Tensor,
-        frame_lengths: Tensor,
-        stage: Tensor,
-    ) -> Tensor:
-        """The last block's output over [text | frames | eos, stage]: (B, L + T + 2, d)."""
-        text_index, frame_index = torch.arange(text.shape[1]), torch.arange(codes.shape[1])
-        frames = self.embed_frames(codes, prompt_lengths, stage) + self.code_positions(frame_index)
-        words = self.text_table(text) + self.text_positions(text_index)
-        x = torch.cat([words, frames, self.tail(frame_lengths, stage)], dim=1)
-        ends = torch.ones_like(text[:, :1].expand(-1, 2), dtype=torch.bool)
-        seen = torch.cat(
-            [text_index < text_lengths[:, None], frame_index < frame_lengths[:, None], ends], dim=1
-        )
-        mask = seen[:, None, None, :].expand(-1, 1, x.shape[1], -1)
-        for block in self.blocks:
-            x = block(x, mask)
-        return x
-
-
-def initialise(module: nn.Module) -> None:
-    """N(0, 0.02) for every table and matrix, zero biases; section 10 gives the reason."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INIT_STD)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

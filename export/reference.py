@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from valle2.export.config import CODEBOOKS, EOS_CODE
-from valle2.export.model import ARModel, NARModel, causal_window
+from valle2.export.config import EOS_CODE
+from valle2.export.model import ARModel
+from valle2.export.nar import NARModel
 
 Codes = NDArray[np.int64]
 Sample = Callable[[NDArray[np.float32], int], tuple[Codes, bool]]
@@ -31,11 +32,12 @@ def greedy(logits: NDArray[np.float32], step: int) -> tuple[Codes, bool]:
 def layout(model: ARModel, text: Codes, codes: Codes) -> tuple[Tensor, Tensor, Tensor]:
     """Lay out one row: text ids with `<eos>`, `<bos>`, groups -> text (1, S), codes (1, S, G), length."""
     groups = torch.from_numpy(codes).reshape(-1, model.config.group_size)
-    length = len(text) + 1 + len(groups)
+    start = len(text) + model.config.style.code_bos
+    length = start + len(groups)
     words = torch.zeros(1, length, dtype=torch.int64)
     words[0, : len(text)] = torch.from_numpy(text)
     laid = torch.zeros(1, length, model.config.group_size, dtype=torch.int64)
-    laid[0, len(text) + 1 :] = groups
+    laid[0, start:] = groups
     return words, laid, torch.tensor([len(text)])
 
 
@@ -101,7 +103,7 @@ def cached_logits(model: ARModel, text: Codes, prompt: Codes, max_steps: int) ->
             new_words = torch.zeros(1, 1, dtype=torch.int64)
             new_codes = torch.from_numpy(group).reshape(1, 1, -1)
         steps = new_words.shape[1]
-        window = causal_window(past, torch.tensor([steps]), steps, capacity)
+        window = model.window(past, torch.tensor([steps]), steps, capacity, length)
         logits, caches = model.forward_cached(new_words, new_codes, length, window, caches)
         past = past + steps
         return logits[0]
@@ -111,13 +113,13 @@ def cached_logits(model: ARModel, text: Codes, prompt: Codes, max_steps: int) ->
 
 @torch.no_grad()
 def refine(model: NARModel, text: Codes, prompt: Codes, first: Codes) -> Codes:
-    """Fill codebooks 1..7 by argmax. prompt (P, 8), first (T,) -> (T, 8)."""
-    codes = torch.zeros(1, len(prompt) + len(first), CODEBOOKS, dtype=torch.int64)
+    """Fill codebooks 1..Q-1 by argmax. prompt (P, Q), first (T,) -> (T, Q)."""
+    codes = torch.zeros(1, len(prompt) + len(first), model.config.codebooks, dtype=torch.int64)
     codes[0, : len(prompt)] = torch.from_numpy(prompt)
     codes[0, len(prompt) :, 0] = torch.from_numpy(first)
     words, lengths = torch.from_numpy(text)[None], torch.tensor([len(text)])
     start, total = torch.tensor([len(prompt)]), torch.tensor([codes.shape[1]])
-    for stage in range(1, CODEBOOKS):
+    for stage in range(1, model.config.codebooks):
         logits = model(words, lengths, codes, start, total, torch.tensor(stage))
         codes[0, len(prompt) :, stage] = logits[0].argmax(dim=1)
     return codes[0, len(prompt) :].numpy()

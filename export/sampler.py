@@ -39,12 +39,14 @@ def draw(cumulative: Tensor, uniform: Tensor, kept: Tensor) -> Tensor:
     return torch.minimum(index, kept - 1)
 
 
-def sample_group(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sample_group(
+    logits: Tensor, sampling: Sampling, argmax_ends: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw one group of codes per row.
 
     Args:
         logits: (B, G, V) float32, all from one forward pass.
-        sampling: see `Sampling`.
+        sampling: see `Sampling`. argmax_ends: where `<eos>` is the likeliest class it is what is drawn.
 
     Returns:
         codes (B, G) int64, history (B, W) int64 moved on by the codes before `<eos>`,
@@ -59,6 +61,9 @@ def sample_group(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Te
     kept = inside.to(torch.int64).sum(dim=2, keepdim=True).clamp(min=1)
     first = draw(cumulative, sampling.uniforms[:, :, :1], kept)
     redraw = draw(cumulative, sampling.uniforms[:, :, 1:], torch.full_like(kept, classes))
+    if argmax_ends:
+        ends = order[:, :, :1] == EOS_CODE
+        first, redraw = (torch.where(ends, torch.zeros_like(rank), rank) for rank in (first, redraw))
     ranks, history = choose(order, first, redraw, sampling)
     codes = order.gather(2, ranks)[:, :, 0]
     finished = (codes == EOS_CODE).to(torch.int64).sum(dim=1) > 0

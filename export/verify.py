@@ -18,7 +18,8 @@ from valle2.engine.errors import Valle2Error
 from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 from valle2.export.graphs import ar_inputs, cache_names
-from valle2.export.model import ARModel, NARModel, causal_window
+from valle2.export.model import ARModel
+from valle2.export.nar import NARModel
 
 LOGITS_TOLERANCE = 1e-4
 AUDIO_TOLERANCE = 1e-3
@@ -49,20 +50,22 @@ def verify_ar(model: ARModel, backend: Backend, capacity: int, *, batch: int = 3
     """Ragged prefill, then mixed cached calls. -> greatest difference of the logits."""
     generator = np.random.default_rng(0)
     config, names = model.config, cache_names(model.config.layers)
+    batch = 1 if config.style.text_ahead else batch  # its rows are prefilled one by one
     lengths = generator.integers(1, min(24, config.max_text), batch)
     groups = generator.integers(0, min(12, config.max_groups - CHECK_STEPS), batch)
-    new = lengths + 1 + groups
+    new = lengths + config.style.code_bos + groups
     past = np.zeros(batch, np.int64)
     feeds = {name: value.numpy() for name, value in ar_inputs(config, batch, 1, capacity).items()}
     caches = model.empty_caches(batch, capacity)
     worst = 0.0
     for step in range(CHECK_STEPS):
         steps = int(new.max())
-        feeds["text"] = generator.integers(0, config.vocab_size + 1, (batch, steps))
+        feeds["text"] = generator.integers(0, config.text_rows, (batch, steps))
         feeds["codes"] = generator.integers(0, CODEBOOK_SIZE, (batch, steps, config.group_size))
         feeds |= {"text_lengths": lengths, "past_lengths": past, "new_lengths": new}
-        window = causal_window(torch.from_numpy(past), torch.from_numpy(new), steps, capacity)
         inputs = [torch.from_numpy(feeds[name]) for name in ("text", "codes", "text_lengths")]
+        counts = torch.from_numpy(past), torch.from_numpy(new)
+        window = model.window(*counts, steps, capacity, inputs[2])
         logits, caches = model.forward_cached(inputs[0], inputs[1], inputs[2], window, caches)
         found = backend.run(feeds)
         worst = max(worst, gap(found["logits"], logits.numpy()))
@@ -78,14 +81,14 @@ def verify_nar(model: NARModel, backend: Backend) -> float:
     generator = np.random.default_rng(1)
     frames = min(40, model.config.max_frames)
     feeds: dict[str, Array] = {
-        "text": generator.integers(0, model.config.vocab_size, (2, 9)),
+        "text": generator.integers(0, model.config.nar_text_rows, (2, 9)),
         "text_lengths": np.array([9, 4]),
-        "codes": generator.integers(0, CODEBOOK_SIZE, (2, frames, CODEBOOKS)),
+        "codes": generator.integers(0, CODEBOOK_SIZE, (2, frames, model.config.codebooks)),
         "prompt_lengths": np.array([frames // 3, frames // 4]),
         "frame_lengths": np.array([frames, frames - 5]),
     }
     worst = 0.0
-    for stage in range(1, CODEBOOKS):
+    for stage in range(1, model.config.codebooks):
         feeds["stage"] = np.array(stage)
         expected = model(*(torch.from_numpy(value) for value in feeds.values())).numpy()
         worst = max(worst, gap(backend.run(feeds)["logits"], expected))

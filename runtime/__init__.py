@@ -1,9 +1,11 @@
 """Text and a voice to speech, without torch."""
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.generate import Generated, Timings
-from valle2.runtime.pipeline import Speech, Valle2
+from valle2.runtime.generate import Generated
+from valle2.runtime.pipeline import Valle2
 from valle2.runtime.settings import Prompt, Request, Settings
+from valle2.runtime.speech import Speech, Stream
+from valle2.runtime.timings import Timings
 
 __all__ = [
     "Generated",
@@ -11,6 +13,7 @@ __all__ = [
     "Request",
     "Settings",
     "Speech",
+    "Stream",
     "Timings",
     "Valle2",
     "Valle2Error",

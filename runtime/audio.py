@@ -152,16 +152,20 @@ def encode(audio: Audio, rate: int, kind: str) -> bytes:
     memory = BytesIO()
     subtype = {"WAV": "PCM_16", "FLAC": "PCM_16"}.get(kind)
     limited = peak_limit(audio)
-    maker = f"valle2 {version('valle2')}"
     try:
         with soundfile.SoundFile(memory, "w", rate, 1, subtype=subtype, format=kind) as file:
-            file.comment = f"Synthetic speech made by {maker}"
-            file.software = maker
+            file.comment, file.software = provenance()
             for start in range(0, len(limited), BLOCK):  # one long write overflows Vorbis's stack
                 file.write(limited[start : start + BLOCK])
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{kind} at {rate} Hz cannot be written: {error.error_string} Use .wav") from None
     return memory.getvalue()
+
+
+def provenance() -> tuple[str, str]:
+    """The note in every file that its speech is synthetic, and what made it."""
+    maker = f"valle2 {version('valle2')}"
+    return f"Synthetic speech made by {maker}", maker
 
 
 def peak_limit(audio: Audio) -> Audio:
@@ -170,13 +174,15 @@ def peak_limit(audio: Audio) -> Audio:
     return audio / np.float32(peak) if peak > 1.0 else audio
 
 
-def faded(audio: Audio, rate: int) -> Audio:
-    """A copy with 5 ms ramps at both ends, so that joined pieces do not click."""
+def faded(audio: Audio, rate: int, *, first: bool = True, last: bool = True) -> Audio:
+    """A copy with 5 ms ramps at the sentence's ends that it holds, so that joined sentences do not click."""
     out = audio.copy()
     size = min(int(FADE_SECONDS * rate), len(out) // 2)
     ramp = np.linspace(0, 1, size, dtype=np.float32)
-    out[:size] *= ramp
-    out[len(out) - size :] *= ramp[::-1]
+    if first:
+        out[:size] *= ramp
+    if last:
+        out[len(out) - size :] *= ramp[::-1]
     return out
 
 

@@ -12,9 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from valle2.engine.errors import Valle2Error
+
+if TYPE_CHECKING:
+    from valle2.runtime.speech import Speech, Stream
 
 GROUP = "valle2.commands"
 Result = dict[str, Any]
@@ -36,6 +39,8 @@ def add_say(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voice", help="a voice of the model (default: its first)")
     parser.add_argument("--prompt", type=Path, help="recording of the voice to use")
     parser.add_argument("--prompt-text", help="the words spoken in --prompt")
+    parser.add_argument("--stream", action="store_true", help="make audio before the end; with -o - play it")
+    parser.add_argument("--latency", type=float, help="seconds of speech in the first chunk (--stream)")
     add_model_arguments(parser)
     for name, kind, text in (
         ("top-p", float, "nucleus mass, 0 is argmax"),
@@ -50,8 +55,9 @@ def add_say(parser: argparse.ArgumentParser) -> None:
 
 def say(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     """Synthesise one text into one file."""
-    from valle2.runtime.audio import check_writable, write_audio
+    from valle2.runtime.audio import STDOUT, check_writable, write_audio
     from valle2.runtime.pipeline import Valle2
+    from valle2.runtime.streaming import LATENCY_SECONDS
 
     check_writable(args.out)
     text = read_text(args)
@@ -66,18 +72,42 @@ def say(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     else:
         voice = tts.voice(args.voice or default_voice(tts.voices(), args.model))
     progress(f"speaking as {voice.name}")
-    speech = tts.synthesize(text, voice, settings)
-    write_audio(args.out, speech.audio, speech.sample_rate)
+    if args.latency is not None and not args.stream:
+        raise Valle2Error("--latency is for --stream; add it, or leave --latency out")
+    if not args.stream:
+        speech = tts.synthesize(text, voice, settings)
+    else:
+        latency = LATENCY_SECONDS if args.latency is None else args.latency
+        with tts.stream(text, voice, settings, latency=latency) as stream:
+            speech = played(stream, args.out == STDOUT)
+    if not args.stream or args.out != STDOUT:
+        write_audio(args.out, speech.audio, speech.sample_rate)
+    return {"out": args.out, **speech_report(speech)}
+
+
+def played(stream: Stream, aloud: bool) -> Speech:
+    """Run a stream to its end; aloud: write each piece to standard output as soon as it is made."""
+    from valle2.runtime.wav import pcm16, stream_header
+
+    for index, piece in enumerate(stream):
+        if aloud:
+            sys.stdout.buffer.write(
+                pcm16(piece) if index else stream_header(stream.sample_rate) + pcm16(piece)
+            )
+            sys.stdout.buffer.flush()
+    return stream.speech()
+
+
+def speech_report(speech: Speech) -> Result:
+    """Length, end and times of one speech."""
     times = speech.timings
+    stages = ("prefill", "ar", "nar", "codec", "first_audio", "total")
     return {
-        "out": args.out,
         "seconds": round(times.audio, 3),
         "finish_reason": speech.finish_reason,
         "rtf": round(times.rtf, 4),
         "steps": times.steps,
-        "timings": {
-            name: round(getattr(times, name), 4) for name in ("prefill", "ar", "nar", "codec", "total")
-        },
+        "timings": {name: round(getattr(times, name), 4) for name in stages},
     }
 
 

@@ -7,52 +7,48 @@ It knows the stages and their order; tokens are `generate`'s, arrays `decode`'s.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import BackendError, Manifest, open_backend, read_manifest
-from valle2.runtime.audio import Audio, faded, join, pause, read_audio
+from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
-from valle2.runtime.errors import ModelError, PromptError
-from valle2.runtime.generate import Generated, Generator, Timings, check_tokens
-from valle2.runtime.settings import Prompt, Request, Settings
+from valle2.runtime.decode import Slots
+from valle2.runtime.errors import ModelError, PromptError, SettingsError
+from valle2.runtime.generate import Generated, Graphs, Utterance
+from valle2.runtime.rules import Rules, Text, check_prompt, check_text
+from valle2.runtime.scheduler import Batch, Job, Need, Scheduler
+from valle2.runtime.settings import MAX_WINDOW, Prompt, Request, Settings
+from valle2.runtime.speech import Speech, Spoken, Stream
+from valle2.runtime.streaming import LATENCY_SECONDS, Seams, chunk_sizes
 from valle2.runtime.text import load_front_end
+from valle2.runtime.timings import Timings
 from valle2.runtime.voices import read_voice, voice_names
 
 Codes = NDArray[np.int64]
 MODELS = Path(__file__).with_name("models")
 PRECISIONS = ("fp32",)
+SLOTS = 8
 MIN_PROMPT_SECONDS = 0.5
 MAX_PROMPT_SECONDS = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Speech:
-    """Synthesised speech. audio: (N,) float32. codes: (T, 8) int64. finish_reason: the worst of its
-    sentences, `eos` or `max_frames`."""
-
-    audio: Audio = field(repr=False)
-    sample_rate: int
-    codes: Codes = field(repr=False)
-    finish_reason: str
-    timings: Timings
 
 
 class Valle2:
     """A loaded model. Not for use from two threads at once."""
 
-    def __init__(self, path: Path, manifest: Manifest, device: str, threads: int) -> None:
+    def __init__(self, path: Path, manifest: Manifest, device: str, threads: int, slots: int) -> None:
         self.path = path
         self.manifest = manifest
         backends = {
             name: open_backend(path, graph, device, threads) for name, graph in manifest.graphs.items()
         }
-        self.generator = Generator(backends["ar"], backends["nar"], manifest.sizes, manifest.cache_length)
+        rows = Slots(backends["ar"], manifest.sizes, manifest.cache_length, slots, MAX_WINDOW)
+        self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, Rules.of(manifest))
+        self.scheduler = Scheduler(self.graphs.batch)
         self.codec = None
         if manifest.codec:
             self.codec = Codec(backends["codec_encoder"], backends["codec_decoder"], manifest.codec)
@@ -66,20 +62,24 @@ class Valle2:
         device: str = "cpu",
         precision: str = "fp32",
         threads: int = 0,
+        slots: int = SLOTS,
     ) -> Valle2:
         """Open a bundle.
 
         Args:
             model: "demo" for the embedded model, or a bundle's folder. device: "cpu" or "cuda".
-            precision: "fp32". threads: CPU threads, 0 for all cores.
+            precision: "fp32". threads: CPU threads, 0 for all cores. slots: rows decoded side by side.
 
         Raises:
             ManifestError: no bundle there, or a damaged one. BackendError: no such device.
+            SettingsError: slots or threads out of range.
         """
+        if slots < 1 or threads < 0:
+            raise SettingsError(f"slots is {slots}, threads {threads}; expected slots >= 1, threads >= 0")
         if precision not in PRECISIONS:
             raise BackendError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
         path = find_model(model)
-        return cls(path, read_manifest(path), device, threads)
+        return cls(path, read_manifest(path), device, threads, slots)
 
     # -- voices ---------------------------------------------------------------------------------
 
@@ -121,43 +121,58 @@ class Valle2:
         Raises:
             TextError: nothing in the text can be spoken. PromptError: the prompt leaves no room.
         """
-        request = Request(text, voice, settings or self.settings())
-        timings, parts = Timings(), list[Generated]()
-        began = time.perf_counter()
-        audio = join(list(self.pieces(request, timings, parts)))
-        timings.total = time.perf_counter() - began
-        timings.audio = len(audio) / self.need_codec().sample_rate
-        reasons = {part.finish_reason for part in parts}
-        return Speech(
-            audio,
-            self.need_codec().sample_rate,
-            np.concatenate([part.codes for part in parts]),
-            "max_frames" if "max_frames" in reasons else "eos",
-            timings,
-        )
-
-    def stream(self, text: str, voice: Prompt, settings: Settings | None = None) -> Iterator[Audio]:
-        """Yield audio (N,) float32 sentence by sentence; joined it is `synthesize`'s audio."""
-        yield from self.pieces(Request(text, voice, settings or self.settings()), Timings(), [])
+        return self.synthesize_batch([Request(text, voice, settings or self.settings())])[0]
 
     def synthesize_batch(self, requests: Iterable[Request]) -> list[Speech]:
-        """Speak several requests, each as if alone."""
-        return [self.synthesize(r.text, r.prompt, r.settings) for r in requests]
+        """Speak several requests side by side, each as if alone; they share the AR steps.
+
+        Raises:
+            TextError, PromptError: of the first request that cannot be spoken.
+        """
+        spoken = [Spoken(request) for request in requests]
+        self.scheduler.finish([self.scheduler.add(self.speak(item, latency=0.0)) for item in spoken])
+        return [item.speech(self.need_codec().sample_rate) for item in spoken]
+
+    def stream(
+        self,
+        text: str,
+        voice: Prompt,
+        settings: Settings | None = None,
+        *,
+        latency: float = LATENCY_SECONDS,
+    ) -> Stream:
+        """Audio (N,) float32 piece by piece, as it is made.
+
+        Args:
+            latency: seconds of speech in the first chunk; later chunks grow. Small is early; long chunks are
+                closer to `synthesize`. 0 yields whole sentences, which joined are `synthesize`'s audio.
+        """
+        if not 0 <= latency < float("inf"):
+            raise SettingsError(f"latency is {latency!r}; expected seconds, 0 or more")
+        spoken = Spoken(Request(text, voice, settings or self.settings()))
+        task = self.scheduler.add(self.speak(spoken, latency))
+        return Stream(self.scheduler, task, spoken, self.need_codec().sample_rate)
 
     def settings(self) -> Settings:
         """The model's own defaults."""
         return replace(Settings(), **self.manifest.sampling)  # type: ignore[arg-type]
 
-    def pieces(self, request: Request, timings: Timings, parts: list[Generated]) -> Iterator[Audio]:
-        """Audio of every sentence, faded at the seams, with a pause between two."""
-        codec = self.need_codec()
+    def speak(self, spoken: Spoken, latency: float) -> Job:
+        """The stages in their order, sentence by sentence and chunk by chunk."""
+        codec, request, timings = self.need_codec(), spoken.request, spoken.timings
+        prompt = check_prompt(self.graphs.rules, request.prompt.codes)
         for index, ids in enumerate(self.sentence_ids(request)):
-            generated = self.generator.generate(ids, request.prompt.codes, request.settings, index, timings)
-            parts.append(generated)
-            began = time.perf_counter()
-            audio = faded(codec.decode(generated.codes), codec.sample_rate)
-            timings.codec += time.perf_counter() - began
-            yield join([pause(codec.sample_rate), audio]) if index else audio
+            if index:
+                spoken.add(pause(codec.sample_rate))
+            seams, sizes = Seams(codec), chunk_sizes(latency, codec.frame_rate)
+            with Utterance(self.graphs, Text(ids), prompt, request.settings, index, timings) as utterance:
+                while not utterance.done:
+                    codes = yield from utterance.chunk(next(sizes))
+                    yield Need.WORK
+                    with timings.stage("codec"):
+                        audio = seams.add(codes, last=utterance.done)
+                    spoken.add(audio, codes)
+                spoken.reasons.add(utterance.finish_reason)
 
     def sentence_ids(self, request: Request) -> Iterator[Codes]:
         """Ids of each sentence, the prompt's transcript before it (section 3.4)."""
@@ -173,22 +188,42 @@ class Valle2:
     # -- tokens ---------------------------------------------------------------------------------
 
     def generate_codes(
-        self, text_ids: Codes, prompt_codes: Codes, settings: Settings | None = None
+        self,
+        text_ids: Codes,
+        prompt_codes: Codes,
+        settings: Settings | None = None,
+        *,
+        language_ids: Codes | None = None,
+        prompt_text_length: int | None = None,
     ) -> Generated:
         """Tokens in, codes out.
 
         Args:
-            text_ids: (S,) int64, transcript of the prompt and the target text, without `<eos>`.
-            prompt_codes: (P, 8) int64, P may be 0.
+            text_ids: (S,) int64, transcript of the prompt and the target text, without `<eos>`. A mark
+                that the model's family puts at each end may be there or not.
+            prompt_codes: (P, Q) int64, P may be 0 unless the model has no start mark.
+            language_ids: (S,) int64, the language of every id, for models with languages.
+            prompt_text_length: ids of the transcript among them, for models whose NAR reads the target alone;
+                with a mark at each end if `text_ids` has them.
 
         Returns:
-            Codes (T, 8) of the target and why they ended.
+            Codes (T, Q) of the target and why they ended.
 
         Raises:
             TextError, PromptError: wrong shapes, ids out of range, or no room left.
         """
-        ids, prompt = check_tokens(text_ids, prompt_codes, self.manifest.sizes)
-        return self.generator.generate(ids, prompt, settings or self.settings(), 0, Timings())
+        rules = self.graphs.rules
+        prompt = check_prompt(rules, prompt_codes)
+        text = check_text(rules, text_ids, language_ids, prompt_text_length, len(prompt))
+        found: list[Generated] = []
+
+        def job() -> Job:
+            with Utterance(self.graphs, text, prompt, settings or self.settings(), 0, Timings()) as utterance:
+                codes = yield from utterance.chunk()
+                found.append(Generated(codes, utterance.finish_reason))
+
+        self.scheduler.finish([self.scheduler.add(job())])
+        return found[0]
 
 
 def find_model(model: str | Path) -> Path:

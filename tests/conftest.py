@@ -18,7 +18,8 @@ from valle2.export import Checkpoint, ModelConfig, export_checkpoint, save_check
 from valle2.export.bundle import graph_spec
 from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
 from valle2.export.graphs import ar_graph, export_graph
-from valle2.export.model import ARModel, NARModel
+from valle2.export.model import ARModel
+from valle2.export.nar import NARModel
 from valle2.runtime import Prompt, Valle2
 from valle2.runtime import sampling as rule
 from valle2.runtime.voices import store_prompt

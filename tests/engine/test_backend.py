@@ -84,18 +84,24 @@ def test_fake_backend_follows_the_interface() -> None:
 
 
 def test_caches_stay_at_one_address_and_are_updated_in_place(bundle: Path) -> None:
-    from valle2.runtime.decode import Decoder, Row
+    from valle2.runtime.decode import Row, Slots
     from valle2.runtime.sampling import uniforms
     from valle2.runtime.settings import Settings
 
     manifest = read_manifest(bundle)
     backend = open_backend(bundle, manifest.graphs["ar"])
-    decoder = Decoder(backend, manifest.sizes, manifest.cache_length)
+    slots = Slots(backend, manifest.sizes, manifest.cache_length, 3, 10)
     text = np.array([3, 4, manifest.sizes["vocab_size"]])
     row = Row(text, np.arange(4), uniforms(0, 0, 12, 2), Settings(top_p=1.0))
     filled = []
-    for _ in decoder.decode([row], 12):
-        cache = decoder.caches["cache_key_0"].read()
-        filled.append((cache.ctypes.data, int((np.abs(cache[0, 0]).sum(axis=1) > 0).sum())))
-    assert len({address for address, _ in filled}) == 1
-    assert [count for _, count in filled] == list(range(6, 18))
+    for step in range(12):
+        if step:
+            slots.step(2, idle=(0,))
+        else:
+            slots.enter(1, row)
+        cache = slots.caches["cache_key_0"].read()
+        used = [int((np.abs(rows[0]).sum(axis=1) > 0).sum()) for rows in cache]
+        filled.append((cache.ctypes.data, *used))
+    assert len({address for address, *_ in filled}) == 1
+    assert [used[1] for _, *used in filled] == list(range(6, 18))
+    assert {(used[0], used[2]) for _, *used in filled[1:]} == {(1, 0)}  # an idle row stays where it is

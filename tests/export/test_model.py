@@ -7,7 +7,8 @@ import torch
 
 from tests.conftest import toy_checkpoint, toy_config
 from valle2.export.config import ModelConfig
-from valle2.export.model import ARModel, NARModel
+from valle2.export.model import ARModel
+from valle2.export.nar import NARModel
 
 
 def ar_row(model: ARModel, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

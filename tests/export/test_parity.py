@@ -17,8 +17,9 @@ from valle2.export.model import ARModel, causal_window
 from valle2.export.reference import generate
 from valle2.export.verify import verify_ar
 from valle2.runtime import Settings
-from valle2.runtime.decode import Decoder, Row
+from valle2.runtime.decode import Row, Slots
 from valle2.runtime.sampling import sample_group, uniforms
+from valle2.runtime.scheduler import Batch
 
 GROUPS = (1, 2, 4, 8)
 CAPACITY = 320
@@ -103,16 +104,13 @@ def agrees(model: ARModel, row: Row, found: tuple[list[int], bool], steps: int, 
     return False
 
 
-def decoded(decoder: Decoder, rows: list[Row], steps: int) -> list[tuple[list[int], bool]]:
-    """Codes of every row up to its `<eos>`."""
-    out: list[list[int]] = [[] for _ in rows]
-    ended = [False] * len(rows)
-    for group in decoder.decode(rows, steps):
-        for index, codes in enumerate(group.codes.tolist()):
-            if not ended[index]:
-                ended[index] = 1024 in codes
-                out[index] += codes[: codes.index(1024)] if ended[index] else codes
-    return list(zip(out, ended, strict=True))
+def decoded(slots: Slots, rows: list[Row], steps: int) -> list[tuple[list[int], bool]]:
+    """Codes of every row up to its `<eos>`; the rows enter one after another, each a step later."""
+    batch = Batch(slots)
+    samples = [batch.submit(row, steps) for row in rows]
+    while not all(sample.done for sample in samples):
+        batch.step()
+    return [(sample.codes, sample.ended) for sample in samples]
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -124,7 +122,7 @@ def test_codes_equal_the_reference_in_a_ragged_batch(
     ar_backend: Make, group_size: int, lowering: str, settings: Settings
 ) -> None:
     model, backend = ar_backend(group_size, lowering, CAPACITY)
-    decoder = Decoder(backend, model.config.to_dict(), CAPACITY)
+    slots = Slots(backend, model.config.to_dict(), CAPACITY, 4, 10)
     rng, steps = np.random.default_rng(group_size), 40
     rows = [
         Row(
@@ -135,9 +133,9 @@ def test_codes_equal_the_reference_in_a_ragged_batch(
         )
         for seed, (length, groups) in enumerate([(5, 6), (11, 0), (3, 9), (8, 1)])
     ]
-    batch = decoded(decoder, rows, steps)
+    batch = decoded(slots, rows, steps)
     agreed = [agrees(model, row, found, steps, cached=True) for row, found in zip(rows, batch, strict=True)]
-    alone = [agrees(model, row, decoded(decoder, [row], steps)[0], steps, cached=True) for row in rows]
+    alone = [agrees(model, row, decoded(slots, [row], steps)[0], steps, cached=True) for row in rows]
     uncached = agrees(model, rows[0], batch[0], steps, cached=False)
     if settings.top_p == 0:
         assert all(agreed) and all(alone) and uncached

@@ -142,3 +142,16 @@ def test_random_numbers_do_not_depend_on_how_many_are_taken() -> None:
     assert np.array_equal(long[:9], short)
     assert not np.array_equal(short, rule.uniforms(7, 2, 9, 2))
     assert not np.array_equal(short, rule.uniforms(8, 1, 9, 2))
+
+
+def test_a_likeliest_eos_ends_where_the_family_says_so() -> None:
+    logits = torch.full((2, 1, CLASSES), -50.0)
+    logits[:, 0, 3] = 1.0
+    logits[0, 0, CLASSES - 1] = 1.1
+    draws = torch.full((2, 1, 2), 0.999)
+    ones = torch.ones(2)
+    sampling = Sampling(torch.full((2, 10), EMPTY), draws, ones, torch.full((2,), 10), ones)
+    plain = sample_group(logits, sampling)[0]
+    ended, _, finished, _ = sample_group(logits, sampling, argmax_ends=True)
+    assert plain.tolist() == [[3], [3]] and ended.tolist() == [[CLASSES - 1], [3]]
+    assert finished.tolist() == [True, False]

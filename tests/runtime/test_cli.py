@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -36,7 +37,7 @@ def test_say_writes_speech(bundle: Path, tmp_path: Path, capsys: pytest.CaptureF
     result = json.loads(capsys.readouterr().out)
     sound, rate = soundfile.read(out)
     assert rate == 24000 and len(sound) / rate == pytest.approx(result["seconds"], abs=5e-4)  # rounded to ms
-    assert {"prefill", "ar", "nar", "codec", "total"} == set(result["timings"])
+    assert {"prefill", "ar", "nar", "codec", "first_audio", "total"} == set(result["timings"])
 
 
 def test_say_from_a_file_and_a_recording(bundle: Path, tmp_path: Path) -> None:
@@ -109,6 +110,30 @@ def test_standard_output_is_a_wav(bundle: Path) -> None:
     args = [*COMMAND, "say", "hello", "-o", "-", "--model", str(bundle), "--max-frames", "10"]
     done = subprocess.run(args, capture_output=True, check=True)
     assert done.stdout[:4] == b"RIFF" and not done.stderr
+
+
+def test_a_stream_on_standard_output_is_the_same_wav(bundle: Path) -> None:
+    command = [*COMMAND, "say", "hello there", "--model", str(bundle)]
+    command += ["--max-frames", "60", "-o", "-"]
+    whole = subprocess.run(command, capture_output=True, check=True).stdout
+    ended = subprocess.run([*command, "--stream", "--latency", "0"], capture_output=True, check=True).stdout
+    assert ended[:4] == b"RIFF" and b"Synthetic speech" in ended
+    streamed = np.frombuffer(ended[ended.index(b"data") + 8 :], "<i2")
+    expected, _ = soundfile.read(io.BytesIO(whole), dtype="int16")
+    assert len(streamed) == len(expected) and np.abs(streamed.astype(int) - expected).max() <= 1
+    info = soundfile.info(io.BytesIO(ended))
+    assert (info.samplerate, info.channels) == (24000, 1)
+
+
+def test_a_stream_into_a_file_tells_when_audio_began(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "o.wav")
+    assert say(bundle, "hello there", "--stream", "--latency", "0.1", "-o", out, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert 0 < result["timings"]["first_audio"] <= result["timings"]["total"]
+    assert say(bundle, "hello", "--latency", "0.1", "-o", out) == 1
+    assert "--latency is for --stream" in capsys.readouterr().err
 
 
 def test_voices(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

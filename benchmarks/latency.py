@@ -1,0 +1,71 @@
+"""One request at a time: stage split, first audio, RTF, and the AR step beside its memory-bandwidth bound."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from valle2.benchmarks.bandwidth import read_bandwidth
+from valle2.benchmarks.report import markdown, measured_on, need_positive, percentiles, step_bytes
+from valle2.runtime import Settings, Speech, Timings, Valle2
+
+STAGES = ("prefill", "ar", "nar", "codec", "total")
+NAR_PASSES = 7
+
+
+def latency(model: str, text: str, repeats: int, seed: int, threads: int) -> dict[str, Any]:
+    """Time whole and streamed synthesis in turns, after a warm-up of each."""
+    need_positive(repeats=repeats, threads=threads)
+    tts = Valle2.load(model, threads=threads)
+    voice = tts.voice(tts.voices()[0])
+    settings = Settings(top_p=0.0, threshold=1.0, seed=seed)
+    whole: list[Speech] = []
+    streamed: list[Timings] = []
+    for _ in range(repeats + 1):
+        whole.append(tts.synthesize(text, voice, settings))
+        stream = tts.stream(text, voice, settings)
+        list(stream)
+        streamed.append(stream.speech().timings)
+    figures = report(tts, whole[1:], streamed[1:], read_bandwidth(threads))
+    return figures | {"text": text} | measured_on(tts, seed, threads)
+
+
+def report(tts: Valle2, whole: list[Speech], streamed: list[Timings], bandwidth: float) -> dict[str, Any]:
+    """Medians and 95th percentiles in milliseconds."""
+    times = [speech.timings for speech in whole]
+    audio, steps = times[0].audio, max(1, times[0].steps - 1)
+    step = median(t.ar for t in times) / steps
+    filled = positions(tts, whole[0])
+    bytes_read = step_bytes(tts.manifest.sizes, filled)
+    return {
+        "stages": {stage: percentiles([getattr(t, stage) for t in times], 50, 95) for stage in STAGES},
+        "first_audio": {
+            "whole": percentiles([t.first_audio for t in times], 50, 95),
+            "streamed": percentiles([t.first_audio for t in streamed], 50, 95),
+        },
+        "ar_step_ms": round(1000 * step, 3),
+        "ar_step_bytes": round(bytes_read),
+        "bound_fraction": round(bytes_read / bandwidth / step, 3),
+        "read_gb_per_s": round(bandwidth / 1e9, 2),
+        "nar_pass_ms": round(1000 * median(t.nar for t in times) / NAR_PASSES, 3),
+        "rtf": round(median(t.total for t in times) / audio, 4),
+        "streamed_rtf": round(median(t.total for t in streamed) / streamed[0].audio, 4),
+        "audio_seconds": round(audio, 3),
+        "steps": times[0].steps,
+        "repeats": len(times),
+    }
+
+
+def positions(tts: Valle2, speech: Speech) -> float:
+    """Cache positions in the middle of the decode."""
+    assert tts.front is not None
+    voice, group = tts.voice(tts.voices()[0]), tts.manifest.sizes["group_size"]
+    prefix = len(tts.front.encode(voice.transcript)) + 2 + len(voice.codes) // group
+    return prefix + len(speech.codes) / group / 2
+
+
+def table(result: dict[str, Any]) -> str:
+    """The stages as a Markdown table."""
+    rows = [[stage, row["p50"], row["p95"]] for stage, row in result["stages"].items()]
+    rows += [[f"first audio, {kind}", row["p50"], row["p95"]] for kind, row in result["first_audio"].items()]
+    return markdown(["stage", "median, ms", "p95, ms"], rows)

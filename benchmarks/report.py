@@ -1,0 +1,66 @@
+"""What every benchmark reports: terms, percentiles, and what the figures were measured on.
+
+Terms: RTF = compute seconds / audio seconds of one stream (lower is better); throughput = audio seconds per
+second over all streams; first audio = request to first playable sample; step = one AR position of G codes;
+prefill = everything up to the first group; underrun = playback that waits for audio.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from valle2.engine.errors import Valle2Error
+from valle2.runtime import Valle2
+
+TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+def percentiles(seconds: Sequence[float], *points: int) -> dict[str, float]:
+    """Percentiles in milliseconds, by name `p50`, `p95`, ..."""
+    return {f"p{point}": round(1000 * float(np.percentile(seconds, point)), 2) for point in points}
+
+
+def measured_on(tts: Valle2, seed: int, threads: int) -> dict[str, Any]:
+    """Model, machine and versions."""
+    return {
+        "model": tts.manifest.name,
+        "group_size": tts.manifest.sizes["group_size"],
+        "checkpoint_sha256": tts.manifest.provenance.get("checkpoint_sha256", ""),
+        "seed": seed,
+        "threads": threads,
+        "versions": {"onnxruntime": onnxruntime.__version__, "python": platform.python_version()},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def need_positive(**values: float) -> None:
+    """Refuse sizes that measure nothing."""
+    for name, value in values.items():
+        if not value > 0:
+            raise Valle2Error(f"--{name.replace('_', '-')} is {value}; expected more than 0")
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def step_bytes(sizes: Mapping[str, int], positions: float, bytes_per_weight: float = 4) -> float:
+    """Bytes that one AR step must read: every weight once, and the keys and values of the cache.
+
+    sizes: the manifest's. positions: filled cache positions. Group embedding and prediction and the tied
+    head (Eq. 7-11) count beside the blocks; biases and norms do not.
+    """
+    width, group = sizes["d_model"], sizes["group_size"]
+    blocks = sizes["layers"] * (4 * width * width + 2 * width * sizes["ffn"])
+    grouping = 2 * group * width * width if group > 1 else 0
+    head = 1025 * width
+    cache = sizes["layers"] * 2 * width * positions * 4
+    return bytes_per_weight * (blocks + grouping + head) + cache

@@ -1,0 +1,64 @@
+"""Tensors of a foreign checkpoint, taken one by one: each with the shape it must have, each accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from valle2.export.checkpoint import CheckpointError, short
+
+
+class Claims:
+    """The tensors of one file and which of them have been taken."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        self.path, self.tensors = path, tensors
+        self.taken: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def shape(self, name: str, axes: int) -> tuple[int, ...]:
+        """The shape of a tensor that other shapes follow from."""
+        found = tuple(self.found(name).shape)
+        if len(found) != axes or not all(found):
+            raise CheckpointError(f"{self.path}: {name} is {found}; expected {axes} axes, none empty")
+        return found
+
+    def count(self, pattern: str) -> int:
+        """How many of `pattern` with 0, 1, 2, ... for its `{}` there are."""
+        number = 0
+        while pattern.format(number) in self.tensors:
+            number += 1
+        return number
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A tensor as float32.
+
+        Raises:
+            CheckpointError: it is absent, of another shape, not a plain float tensor, or not finite.
+        """
+        found = self.found(name)
+        if tuple(found.shape) != shape:
+            raise CheckpointError(f"{self.path}: {name} is {tuple(found.shape)}; expected {shape}")
+        stored = found.untyped_storage().nbytes() // found.element_size()
+        if not found.is_floating_point() or found.layout != torch.strided or found.numel() > stored:
+            raise CheckpointError(f"{self.path}: {name} is no plain tensor of floating-point numbers")
+        if not bool(torch.isfinite(found).all()):
+            raise CheckpointError(f"{self.path}: {name} holds NaN or infinity; train or save it again")
+        self.taken.add(name)
+        return found.float()
+
+    def found(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.path} lacks the weight {name}; is the file complete?")
+        return self.tensors[name]
+
+    def finish(self, *ignored: str) -> None:
+        """Refuse tensors that nobody took; those whose names end in one of `ignored` may be left."""
+        left = sorted(name for name in set(self.tensors) - self.taken if not name.endswith(ignored or (" ",)))
+        if left:
+            raise CheckpointError(f"{self.path} holds unknown weights {short(left)}; it is another network")

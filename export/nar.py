@@ -1,0 +1,146 @@
+"""The VALL-E 2 NAR model in eager PyTorch: codebooks 1..7, one full-attention pass each.
+
+It knows token ids and codes, never text or audio, and is written for export like the AR (`model`).
+Axes: B batch, L text, T frames.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from valle2.export.config import CODEBOOK_SIZE, ModelConfig
+from valle2.export.layers import INIT_STD, Angles, Norm, Rotary, TextPrenet, code_prenet, initialise
+from valle2.export.model import Block
+
+
+class NARModel(nn.Module):
+    """Non-autoregressive model of codebooks 1..7 (section 3.3.2, Eq. 12-17).
+
+    A row is: text, `<eos>`, prompt and target frames, `<eos>`, stage id. With full attention and
+    learned positions the place of padding does not matter, so text and frames are padded apart.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, style, books = config.nar_d_model, config.style, config.codebooks
+        self.config = config
+        self.text_table = nn.Embedding(config.nar_text_rows, width)
+        tables = 1 if style.one_table else books
+        self.code_tables = nn.Parameter(torch.empty(tables, CODEBOOK_SIZE, width).normal_(std=INIT_STD))
+        stages = books if style.stage == "norm" else 0
+        if not stages:
+            self.stage_table = nn.Embedding(books, width)
+            self.code_eos = nn.Parameter(torch.empty(width).normal_(std=INIT_STD))
+        if style.positions == "table":
+            self.text_positions = nn.Embedding(config.max_text, width)
+            self.code_positions = nn.Embedding(config.max_frames + 2, width)
+        else:
+            self.rotary = Rotary(config.nar_head, config.max_text + config.max_frames)
+        if style.prenet:
+            self.text_prenet, self.code_prenet = TextPrenet(width), code_prenet(width)
+        sizes = (width, config.nar_heads, config.nar_head, config.nar_ffn)
+        self.blocks = nn.ModuleList(Block(*sizes, style, stages) for _ in range(config.nar_layers))
+        self.norm = Norm(width, style.norm, stages) if style.norm_first else None
+        if style.head != "tied":
+            heads = 1 if style.head == "one" else books - 1
+            self.heads = nn.Parameter(torch.empty(heads, CODEBOOK_SIZE, width).normal_(std=INIT_STD))
+            self.head_bias = nn.Parameter(torch.zeros(heads, CODEBOOK_SIZE)) if style.head_bias else None
+        self.apply(initialise)
+
+    def embed_frames(self, codes: Tensor, prompt_lengths: Tensor, stage: Tensor) -> Tensor:
+        """codes (B, T, 8) -> (B, T, d): prompt frames sum all codebooks, targets those < stage (Eq. 12)."""
+        whole = prompt_lengths if self.config.style.whole_prompt else torch.zeros_like(prompt_lengths)
+        in_prompt = torch.arange(codes.shape[1])[None, :] < whole[:, None]
+        total = functional.embedding(codes[:, :, 0], self.code_tables[0])
+        for book in range(1, self.config.codebooks):
+            table = self.code_tables[0 if self.config.style.one_table else book]
+            seen = (in_prompt | (book < stage)).to(total.dtype)
+            total = total + seen[..., None] * functional.embedding(codes[:, :, book], table)
+        return self.code_prenet(total) if self.config.style.prenet else total
+
+    def tail(self, frame_lengths: Tensor, stage: Tensor) -> Tensor:
+        """The closing `<eos>` and stage id (Eq. 13, 14), continuing the code positions: (B, 2, d)."""
+        eos = self.code_eos + self.code_positions(frame_lengths)
+        token = self.stage_table(stage).expand_as(eos)
+        if self.config.style.stage_position:
+            token = token + self.code_positions(frame_lengths + 1)
+        return torch.stack([eos, token], dim=1)
+
+    def forward(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        codes: Tensor,
+        prompt_lengths: Tensor,
+        frame_lengths: Tensor,
+        stage: Tensor,
+    ) -> Tensor:
+        """One pass of one stage.
+
+        Args:
+            text: (B, L) int64 ids with `<eos>`, right-padded. text_lengths: (B,) int64, `<eos>` counted.
+            codes: (B, T, 8) int64, prompt then target; target codebooks >= stage are not read.
+            prompt_lengths, frame_lengths: (B,) int64, prompt frames, and prompt + target frames.
+            stage: () int64 in 1..7.
+
+        Returns:
+            (B, T - min(prompt_lengths), 1024) float32: row b's target frame i is at
+            prompt_lengths[b] - min(prompt_lengths) + i.
+        """
+        hidden = self.hidden(text, text_lengths, codes, prompt_lengths, frame_lengths, stage)
+        first = text.shape[1] + prompt_lengths.min()
+        steps = torch.arange(codes.shape[1] + text.shape[1])[first:]
+        return self.head(hidden.index_select(1, steps), stage)
+
+    def head(self, hidden: Tensor, stage: Tensor) -> Tensor:
+        """hidden (B, T, d) -> logits (B, T, 1024) of one stage."""
+        style = self.config.style
+        if self.norm is not None:
+            hidden = self.norm(hidden, stage if style.stage == "norm" else None)
+        if style.head == "tied":
+            return functional.linear(hidden, self.code_tables.index_select(0, stage.reshape(1))[0])
+        row = torch.zeros_like(stage) if style.head == "one" else stage - 1
+        weight = self.heads.index_select(0, row.reshape(1))[0]
+        bias = None if self.head_bias is None else self.head_bias.index_select(0, row.reshape(1))[0]
+        return functional.linear(hidden, weight, bias)
+
+    def hidden(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        codes: Tensor,
+        prompt_lengths: Tensor,
+        frame_lengths: Tensor,
+        stage: Tensor,
+    ) -> Tensor:
+        """The last block's output over [text | frames | eos, stage]: (B, L + T + 2, d).
+
+        Where the stage is in the norms there is nothing after the frames.
+        """
+        text_index, frame_index = torch.arange(text.shape[1]), torch.arange(codes.shape[1])
+        seen = [text_index < text_lengths[:, None], frame_index < frame_lengths[:, None]]
+        words, frames = self.text_table(text), self.embed_frames(codes, prompt_lengths, stage)
+        style, angles = self.config.style, None
+        if style.prenet:
+            words = self.text_prenet(words, seen[0])
+        if style.positions == "table":
+            words, frames = words + self.text_positions(text_index), frames + self.code_positions(frame_index)
+        else:
+            angles = self.angles(text_index, text_lengths, frame_index)
+        parts = [words, frames]
+        if style.stage == "token":
+            parts.append(self.tail(frame_lengths, stage))
+            seen.append(torch.ones_like(text[:, :1].expand(-1, 2), dtype=torch.bool))
+        x = torch.cat(parts, dim=1)
+        mask = torch.cat(seen, dim=1)[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        for block in self.blocks:
+            x = block(x, mask, stage if style.stage == "norm" else None, angles)
+        return x
+
+    def angles(self, text_index: Tensor, text_lengths: Tensor, frame_index: Tensor) -> Angles:
+        """Rotary angles where frames follow the valid text, whatever padding lies between."""
+        words = text_index[None, :].expand(text_lengths.shape[0], -1)
+        found: Angles = self.rotary(torch.cat([words, text_lengths[:, None] + frame_index[None, :]], dim=1))
+        return found
