@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec, Manifest
 
-MAX_HISTORY = 1000  # slots of the repetition rule's window
-USUAL_HISTORY = 10
+MAX_HISTORY = 1000  # slots of the repetition rule's longest window, which the runtime reserves
 FIRST_BUCKET = 256
 BUCKET_GROWTH = 4
 
@@ -82,7 +81,7 @@ def ar_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile
     """One row's step, a batch's step, and prefill: together every call that the decoder makes."""
     groups = frames // manifest.sizes["group_size"]
     prefix = min(manifest.sizes["max_text"] + 1 + groups, manifest.cache_length)
-    shared = {"draws": upto(groups, groups // 2), "slots": upto(MAX_HISTORY, USUAL_HISTORY)}
+    shared = {"draws": upto(groups), "slots": upto(MAX_HISTORY)}
     one, many, step = Range(1, 1, 1), upto(limits.max_batch), Range(1, 1, 1)
     found = [Profile("step", {"batch": one, "new": step, **shared})]
     if limits.max_batch > 1:

@@ -18,18 +18,24 @@ if TYPE_CHECKING:
     from valle2.engine.trt import TrtBackend
 
 Shape = tuple[int, ...]
+ALIGNMENT = 256  # of every address that TensorRT is given
 HOST_TYPES = {"bfloat16": "uint16"}  # numpy types of the same size, for what the host only carries
 
 
 class TrtBuffer(Buffer):
-    """Device memory. A view shares its owner's memory and keeps it alive."""
+    """Device memory, or a part of an owner's, whose memory it keeps alive."""
 
     def __init__(
-        self, cuda: Cuda, shape: Shape, dtype: np.dtype[Any], owner: TrtBuffer | None = None
+        self,
+        cuda: Cuda,
+        shape: Shape,
+        dtype: np.dtype[Any],
+        owner: TrtBuffer | None = None,
+        offset: int = 0,
     ) -> None:
         self.cuda, self.shape, self.dtype, self.owner = cuda, shape, dtype, owner
         self.size = int(np.prod(shape)) * dtype.itemsize
-        self.address: int = owner.address if owner else cuda.allocate(self.size)
+        self.address: int = owner.address + offset if owner else cuda.allocate(self.size)
 
     def read(self) -> Array:
         values = np.empty(self.shape, self.dtype)
@@ -44,7 +50,13 @@ class TrtBuffer(Buffer):
         whole = np.ascontiguousarray(values)
         self.cuda.upload(self.address, whole.ctypes.data, self.size)
 
+    def rows(self, part: slice) -> TrtBuffer:
+        row = self.size // max(1, self.shape[0])
+        shape = (part.stop - part.start, *self.shape[1:])
+        return TrtBuffer(self.cuda, shape, self.dtype, self, part.start * row)
+
     def view(self, shape: Shape) -> TrtBuffer:
+        """The same memory from its start on under a smaller shape."""
         if int(np.prod(shape)) * self.dtype.itemsize > self.size:
             raise BackendError(
                 f"a view of {shape} does not fit a buffer of {self.shape}; allocate a larger one"
@@ -68,7 +80,9 @@ class BoundCall:
     It ends with its last reference: context and recording are dropped, buffers live as long as their owners.
 
     The first call is enqueued and, if capture is on, the second is recorded while it is queued; all later
-    ones replay the recording. A cache that the engine does not update in place is copied back behind it.
+    ones replay the recording. What TensorRT cannot use where it lies (an address off its alignment, an output
+    that is not updated in place but shares its input's buffer) goes through a buffer of our own, copied on
+    the device before or behind the call.
     """
 
     def __init__(
@@ -83,56 +97,61 @@ class BoundCall:
         self.capture = backend.capture if capture is None else capture
         self.graph: Any = None
         self.calls = 0
-        self.inputs = {name: trt_buffer(buffer) for name, buffer in inputs.items()}
-        self.context = self.checked(backend.engine.create_execution_context(), "has no room for a context")
-        missing = sorted({spec.name for spec in backend.spec.inputs} - set(self.inputs))
+        self.before: list[tuple[TrtBuffer, TrtBuffer]] = []
+        self.behind: list[tuple[TrtBuffer, TrtBuffer]] = []
+        self.shapes: dict[str, Shape] = {}
+        self.allocators: list[Any] = []
+        self.given = {name: trt_buffer(buffer) for name, buffer in inputs.items()}
+        missing = sorted({spec.name for spec in backend.spec.inputs} - set(inputs))
         if missing:
             raise BackendError(f"{backend.spec.file}: inputs {missing} are not bound; bind them all")
-        profile = backend.profile_for({name: buffer.shape for name, buffer in self.inputs.items()})
+        profile = backend.profile_for({name: buffer.shape for name, buffer in inputs.items()})
+        self.context = self.checked(backend.engine.create_execution_context(), "has no room for a context")
         stream = self.cuda.stream
         self.checked(self.context.set_optimization_profile_async(profile, stream), "refuses its profile")
         self.cuda.synchronize()
-        self.set_inputs()
-        self.copies: list[tuple[TrtBuffer, TrtBuffer]] = []
-        self.shapes: dict[str, Shape] = {}
-        self.allocators: list[Any] = []
+        self.inputs = {name: self.input(name, buffer) for name, buffer in self.given.items()}
+        unclear: Sequence[str] = self.context.infer_shapes()
+        if unclear:
+            raise BackendError(f"{backend.spec.file}: the shapes of {list(unclear)} are open; build it again")
         self.outputs = {
             spec.name: self.output(spec.name, outputs.get(spec.name)) for spec in backend.spec.outputs
         }
         for name, buffer in self.outputs.items():
             self.set_address(name, buffer)
 
-    def set_inputs(self) -> None:
-        """Shapes and addresses of all inputs; afterwards every output's shape is known."""
-        for name, buffer in self.inputs.items():
-            self.checked(self.context.set_input_shape(name, buffer.shape), f"refuses {name} {buffer.shape}")
-            self.set_address(name, buffer)
-        missing: Sequence[str] = self.context.infer_shapes()
-        if missing:
-            raise BackendError(
-                f"{self.backend.spec.file}: inputs {list(missing)} are not bound; bind them all"
-            )
+    def input(self, name: str, given: TrtBuffer) -> TrtBuffer:
+        """Set shape and address of an input; the buffer that TensorRT reads."""
+        used = given
+        if given.address % ALIGNMENT:
+            used = TrtBuffer(self.cuda, given.shape, given.dtype)
+            self.before.append((used, given))
+        self.checked(self.context.set_input_shape(name, given.shape), f"refuses {name} {given.shape}")
+        self.set_address(name, used)
+        return used
 
     def set_address(self, name: str, buffer: TrtBuffer) -> None:
         self.checked(self.context.set_tensor_address(name, buffer.address), f"refuses the address of {name}")
 
     def output(self, name: str, given: Buffer | None) -> TrtBuffer:
         """The buffer that TensorRT writes: the one given, its alias's, or one of our own."""
-        alias = (
-            self.backend.engine.get_aliased_input_tensor(name) if has_aliases(self.backend.engine) else None
-        )
-        if alias:
-            if given is not None and trt_buffer(given).address != self.inputs[alias].address:
-                raise BackendError(f"{name} is updated in place; bind it to the buffer of {alias}")
-            return self.inputs[alias]
-        if given is None:
-            return self.fresh(name)
-        target = trt_buffer(given)
-        if all(target.address != buffer.address for buffer in self.inputs.values()):
+        engine = self.backend.engine
+        alias = engine.get_aliased_input_tensor(name) if has_aliases(engine) else None
+        target = None if given is None else trt_buffer(given)
+        if alias and target is not None and target.address != self.given[alias].address:
+            raise BackendError(f"{name} is updated in place; bind it to the buffer of {alias}")
+        taken = {buffer.address for buffer in self.inputs.values()}
+        if (
+            target is not None
+            and not alias
+            and not target.address % ALIGNMENT
+            and target.address not in taken
+        ):
             return target
-        shadow = self.fresh(name)
-        self.copies.append((target, shadow))
-        return shadow
+        used = self.inputs[alias] if alias else self.fresh(name)
+        if target is not None and target.address != used.address:
+            self.behind.append((target, used))
+        return used
 
     def fresh(self, name: str) -> TrtBuffer:
         """A buffer of the greatest size that an output can have."""
@@ -187,13 +206,15 @@ class BoundCall:
             self.enqueue()
 
     def enqueue(self) -> None:
-        """Queue the engine and the copies behind it."""
+        """Queue the engine and the copies around it."""
+        for target, source in self.before:
+            self.cuda.copy(target.address, source.address, target.size)
         messages = self.backend.messages
         messages.clear()
         if not self.context.execute_async_v3(self.cuda.stream):
             raise BackendError(f"{self.backend.spec.file} failed: {messages.reason()}")
-        for target, shadow in self.copies:
-            self.cuda.copy(target.address, shadow.address, target.size)
+        for target, source in self.behind:
+            self.cuda.copy(target.address, source.address, target.size)
 
     def checked(self, value: Any, text: str) -> Any:
         """Pass a result on, or say what TensorRT refused."""

@@ -56,6 +56,10 @@ def run(model: onnx.ModelProto, inputs: dict[str, NDArray[np.generic]]) -> dict[
     return dict(zip((o.name for o in session.get_outputs()), session.run(None, fed), strict=True))
 
 
+def gap(found: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
+    return float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max())
+
+
 @pytest.mark.parametrize("lowering", ["portable", "primitive"])
 @pytest.mark.parametrize("graph", ["ar", "nar"])
 def test_half_precision_agrees_with_float32(
@@ -67,7 +71,7 @@ def test_half_precision_agrees_with_float32(
     half = run(load_graph(folder / f"{graph}.onnx", "fp16"), inputs)
     for name, expected in whole.items():
         assert half[name].dtype == (np.float16 if name.startswith("cache_") else expected.dtype)
-    difference = np.abs(half["logits"] - whole["logits"]).max()
+    difference = gap(half["logits"], whole["logits"])
     assert 0 < difference < HALF_TOLERANCE[graph]
 
 

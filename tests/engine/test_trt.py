@@ -119,6 +119,26 @@ def test_a_failed_call_is_an_error_and_the_next_one_works() -> None:
     assert buffers["cache"].read()[0] == 6
 
 
+@pytest.mark.parametrize("alias", [True, False], ids=["in place", "copied back"])
+def test_rows_off_the_alignment_are_copied_and_other_rows_left(alias: bool) -> None:
+    backend = make(alias=alias)
+    whole = {
+        name: backend.buffer((3, size), np.float32) for name, size in (("x", 1), ("cache", 4), ("out", 1))
+    }
+    whole["x"].write(np.array([[1], [2], [3]], np.float32))
+    flat = {}
+    for name, buffer in whole.items():
+        flat[name] = buffer.rows(slice(1, 2))
+        flat[name].shape = flat[name].shape[1:]
+    step = backend.bind(
+        {"x": flat["x"], "cache": flat["cache"]}, {"out": flat["out"], "cache_out": flat["cache"]}
+    )
+    for index in range(3):
+        step()
+        assert whole["out"].read().tolist() == [[0], [2 + 2 * (index + 1)], [0]]
+        assert whole["cache"].read()[:, 0].tolist() == [0, 2 * (index + 1), 0]
+
+
 def test_views_share_memory_and_wrong_values_are_refused() -> None:
     backend = make()
     buffer = backend.buffer((2, 3), np.float32)

@@ -45,9 +45,10 @@ class FakeCudart:
     def cudaMalloc(self, size: int) -> tuple[Status, int]:
         if sum(len(block) for block in self.held.values()) + size > self.memory:
             return Status.cudaErrorMemoryAllocation, 0
-        block = ctypes.create_string_buffer(b"\xff" * size, size)
-        self.held[ctypes.addressof(block)] = block
-        return Status.cudaSuccess, ctypes.addressof(block)
+        block = ctypes.create_string_buffer(b"\xff" * (size + 256), size + 256)
+        address = -(-ctypes.addressof(block) // 256) * 256
+        self.held[address] = block
+        return Status.cudaSuccess, address
 
     def cudaFree(self, address: int) -> tuple[Status]:
         del self.held[address]
@@ -61,7 +62,7 @@ class FakeCudart:
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[Status]:
         assert kind == 3 or self.queue is None, "a host copy is captured"
         self.log.append(f"copy{kind}")
-        self.do(lambda: ctypes.memmove(to, source, size) and None)
+        self.do(lambda: move(to, source, size))
         return (Status.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Status]:
@@ -100,6 +101,10 @@ class FakeCudart:
             work()
         else:
             self.queue.append(work)
+
+
+def move(to: int, source: int, size: int) -> None:
+    ctypes.memmove(to, source, size)
 
 
 class Runtime:
@@ -156,6 +161,7 @@ class IExecutionContext:
         return all(a <= x <= b for a, x, b in zip(low, shape, high, strict=True))
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert memory % 256 == 0, "an address is off TensorRT's alignment"
         assert any(start <= memory < start + len(b) for start, b in self.engine.cudart.held.items())
         self.addresses[name] = memory
         return True
