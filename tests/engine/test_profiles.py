@@ -26,8 +26,15 @@ def test_every_call_of_the_decoder_has_a_profile(manifest: Manifest, batch: int,
     found = profiles(manifest, "ar", Limits(4))
     sizes = {"batch": batch, "new": new, "slots": 10, "draws": 200}
     fitting = [profile.name for profile in found if fits(profile, sizes)]
-    expected = "prefill" if new > 1 else "step" if batch == 1 else "batch_step"
+    expected = "prefill" if new > 2 else "step" if batch == 1 else "batch_step"
     assert fitting and fitting[0] == expected
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_no_profile_fixes_every_size(manifest: Manifest, batch: int) -> None:
+    for profile in profiles(manifest, "ar", Limits(batch)):
+        positions = [profile.axes["batch"], profile.axes["new"]]
+        assert any(axis.low < axis.high for axis in positions), profile.name
 
 
 def test_one_row_needs_no_batched_step(manifest: Manifest) -> None:
