@@ -160,16 +160,31 @@ class FakeBackend(Backend):
         pass
 
 
-def open_backend(folder: Path, spec: GraphSpec, device: str = "cpu", threads: int = 0) -> Backend:
+def open_backend(
+    folder: Path,
+    spec: GraphSpec,
+    device: str = "cpu",
+    threads: int = 0,
+    engine: str = "ort",
+    precision: str = "fp16",
+) -> Backend:
     """Load one graph of a bundle.
 
     Args:
         folder: the bundle. spec: the graph's entry in the manifest.
         device: "cpu" or "cuda"; never replaced by another one. threads: CPU threads, 0 for all cores.
+        engine: "ort" runs the graph; "tensorrt" and "tensorrt-rtx" what `valle2 build` made of it on "cuda".
+        precision: that of the engine; "ort" runs the graph as it is stored.
 
     Raises:
-        BackendError: the device is unknown or absent, or the graph does not load.
+        BackendError: the device is unknown or absent, or the graph or its engine does not load.
     """
+    if engine != "ort":
+        from valle2.engine.trt import open_engine
+
+        if device != "cuda":
+            raise BackendError(f"device is {device!r}; engine {engine!r} runs on 'cuda' alone")
+        return open_engine(folder, Path(spec.file).stem, engine, precision)
     from valle2.engine.ort import OrtBackend
 
     return OrtBackend(folder / spec.file, spec, device, threads)

@@ -15,5 +15,9 @@ class BackendError(Valle2Error):
     """A device or provider is absent, or a graph was fed something it does not take."""
 
 
+class AuditError(BackendError):
+    """A parsed TensorRT network would not compute what the graph means, or not as fast as designed."""
+
+
 class QueueFullError(Valle2Error):
     """More requests are waiting than the scheduler was told to hold."""

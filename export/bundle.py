@@ -25,7 +25,7 @@ from valle2.export.checkpoint import Checkpoint, CheckpointError, weights_file
 from valle2.export.families import Options
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
 from valle2.export.importing import read_any
-from valle2.export.lowering import LOWERINGS
+from valle2.export.lowering import LOWERINGS, OPSETS
 from valle2.export.verify import verify_ar, verify_codec, verify_nar
 
 CARRIED = ("text", "voices")
@@ -52,8 +52,9 @@ def export_checkpoint(
         checkpoint: a folder in valle2's format, or its safetensors file (text and voices lie beside it); or
             a file of a code base that valle2 knows (see docs/checkpoints.md).
         out: the bundle's folder; an earlier bundle there is replaced, any other folder is refused.
-        lowering: "ort" (fused attention) or "portable" (standard operators, fixed cache length).
-        cache_length: cache slots of the portable graph; 0 covers the position tables.
+        lowering: "ort" (fused attention), "portable" (standard operators, fixed cache length) or "primitive"
+            (the same without attention and cache operators, for TensorRT before 10.15).
+        cache_length: cache slots of a graph with a fixed number; 0 covers the position tables.
         second: the other file of a model that comes in two. form: one of `config.FORMATS`.
         heads, prefix_mode: what such a file does not say itself. codec: False leaves the codec out.
         progress: called with a line per stage.
@@ -105,7 +106,7 @@ def export_graphs(
     specs = {}
     for row in rows:
         progress(f"exporting {row.name}")
-        specs[row.name] = graph_spec(export_graph(row, folder), row)
+        specs[row.name] = graph_spec(export_graph(replace(row, opset=OPSETS[lowering]), folder), row)
     progress("comparing with PyTorch")
     return specs, compare(checkpoint, folder, specs, lowering, capacity)
 

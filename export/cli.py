@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heads", type=int, default=0, help="attention heads, if the file does not say")
     parser.add_argument("--prefix-mode", type=int, help="how lifeiteng's NAR sees the prompt: 0, 1, 2 or 4")
     parser.add_argument("--no-codec", action="store_true", help="a bundle of AR and NAR alone")
-    parser.add_argument("--lowering", default="ort", choices=["ort", "portable"])
+    parser.add_argument("--lowering", default="ort", choices=["ort", "portable", "primitive"])
     parser.add_argument(
-        "--cache-length", type=int, default=0, help="cache slots of the portable graph (0: all)"
+        "--cache-length", type=int, default=0, help="cache slots where the lowering fixes them (0: all)"
     )
 
 

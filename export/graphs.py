@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from valle2.export.config import CODEBOOKS, ModelConfig
-from valle2.export.lowering import LOWERINGS, PORTABLE_OPSET
+from valle2.export.lowering import LOWERINGS, OPSETS, PORTABLE_OPSET
 from valle2.export.model import ARModel, Attend
 from valle2.export.nar import NARModel
 from valle2.export.sampler import EMPTY, Sampling, sample_group
@@ -168,6 +168,7 @@ def ar_graph(model: ARModel, lowering: str, capacity: int) -> Graph:
         ar_inputs(model.config, 2, 3, capacity),
         axes,
         AR_OUTPUTS + cache_names(layers, "_out"),
+        opset=OPSETS[lowering],
         variadic=cache_names(layers),
     )
 

@@ -10,9 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from valle2.export.model import Attend, Cache, Window, attend_eager, merge_heads, split_heads
+from valle2.export.model import Attend, Cache, Window, attend_eager, merge_heads, split_heads, write_cache
 
 PORTABLE_OPSET = 24
+PRIMITIVE_OPSET = 18
 MASKED = -6e4  # finite in float16 too, and far below every score
 
 
@@ -104,5 +105,20 @@ def attend_portable(
     return merge_heads(out), (updated[0], updated[1])
 
 
-LOWERINGS: dict[str, Attend] = {"ort": attend_ort, "portable": attend_portable}
+def attend_primitive(
+    query: Tensor, key: Tensor, value: Tensor, cache: Cache, window: Window
+) -> tuple[Tensor, Cache]:
+    """Scatter, MatMul, Where and Softmax: what TensorRT 10.3 parses, which has neither of the fused two."""
+    keys, values = write_cache(key, value, cache, window)
+    split = split_heads(query, keys.shape[1]) * (1 / math.sqrt(keys.shape[3]))
+    scores = torch.where(window.mask, split @ keys.transpose(2, 3), MASKED)
+    return merge_heads(torch.softmax(scores, dim=3) @ values), (keys, values)
+
+
+LOWERINGS: dict[str, Attend] = {
+    "ort": attend_ort,
+    "portable": attend_portable,
+    "primitive": attend_primitive,
+}
+OPSETS = {"ort": PORTABLE_OPSET, "portable": PORTABLE_OPSET, "primitive": PRIMITIVE_OPSET}
 EAGER: Attend = attend_eager

@@ -65,24 +65,31 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def write_cache(key: Tensor, value: Tensor, cache: Cache, window: Window) -> Cache:
+    """Put the new keys and values at each row's own position; padding leaves its slots as they were.
+
+    Slots wrap around, so that no padded position shares a slot with a valid one at the cache's end.
+    """
+    heads, capacity = cache[0].shape[1], cache[0].shape[2]
+    offset = torch.arange(key.shape[1])[None, :]
+    slot = (window.past[:, None] + offset) % capacity
+    index = slot[:, None, :, None].expand(-1, heads, -1, cache[0].shape[3])
+    valid = (offset < window.new[:, None])[:, None, :, None]
+
+    def written(old: Tensor, fresh: Tensor) -> Tensor:
+        return old.scatter(2, index, torch.where(valid, split_heads(fresh, heads), old.gather(2, index)))
+
+    return written(cache[0], key), written(cache[1], value)
+
+
 def attend_eager(
     query: Tensor, key: Tensor, value: Tensor, cache: Cache, window: Window
 ) -> tuple[Tensor, Cache]:
     """Write the new keys and values at each row's own position, then attend over the cache."""
-    heads, capacity = cache[0].shape[1], cache[0].shape[2]
-    steps = query.shape[1]
-    offset = torch.arange(steps)[None, :]
-    slot = (window.past[:, None] + offset).clamp(max=capacity - 1)
-    index = slot[:, None, :, None].expand(-1, heads, -1, cache[0].shape[3])
-    valid = (offset < window.new[:, None])[:, None, :, None]
-    updated = []
-    for old, fresh in zip(cache, (key, value), strict=True):
-        kept = old.gather(2, index)
-        updated.append(old.scatter(2, index, torch.where(valid, split_heads(fresh, heads), kept)))
-    out = functional.scaled_dot_product_attention(
-        split_heads(query, heads), updated[0], updated[1], attn_mask=window.mask
-    )
-    return merge_heads(out), (updated[0], updated[1])
+    keys, values = write_cache(key, value, cache, window)
+    split = split_heads(query, keys.shape[1])
+    out = functional.scaled_dot_product_attention(split, keys, values, attn_mask=window.mask)
+    return merge_heads(out), (keys, values)
 
 
 class Block(nn.Module):

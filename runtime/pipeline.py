@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +41,10 @@ MAX_PROMPT_SECONDS = 20.0
 class Valle2:
     """A loaded model. Not for use from two threads at once."""
 
-    def __init__(self, path: Path, manifest: Manifest, device: str, threads: int, slots: int) -> None:
+    def __init__(self, path: Path, manifest: Manifest, slots: int, **where: Any) -> None:
         self.path = path
         self.manifest = manifest
-        backends = {
-            name: open_backend(path, graph, device, threads) for name, graph in manifest.graphs.items()
-        }
+        backends = {name: open_backend(path, graph, **where) for name, graph in manifest.graphs.items()}
         rows = Slots(backends["ar"], manifest.sizes, manifest.cache_length, slots, MAX_WINDOW)
         self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, Rules.of(manifest))
         self.scheduler = Scheduler(self.graphs.batch)
@@ -63,12 +62,15 @@ class Valle2:
         precision: str = "fp32",
         threads: int = 0,
         slots: int = SLOTS,
+        engine: str = "ort",
     ) -> Valle2:
         """Open a bundle.
 
         Args:
             model: "demo" for the embedded model, or a bundle's folder. device: "cpu" or "cuda".
-            precision: "fp32". threads: CPU threads, 0 for all cores. slots: rows decoded side by side.
+            precision: "fp32"; of an engine, the one it was built with. threads: CPU threads, 0 for all cores.
+            slots: rows decoded side by side; an engine must be built for as many (--max-batch).
+            engine: "ort", or "tensorrt" / "tensorrt-rtx" with what `valle2 build` made, on "cuda".
 
         Raises:
             ManifestError: no bundle there, or a damaged one. BackendError: no such device.
@@ -76,10 +78,11 @@ class Valle2:
         """
         if slots < 1 or threads < 0:
             raise SettingsError(f"slots is {slots}, threads {threads}; expected slots >= 1, threads >= 0")
-        if precision not in PRECISIONS:
+        if engine == "ort" and precision not in PRECISIONS:
             raise BackendError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
         path = find_model(model)
-        return cls(path, read_manifest(path), device, threads, slots)
+        where = {"device": device, "threads": threads, "engine": engine, "precision": precision}
+        return cls(path, read_manifest(path), slots, **where)
 
     # -- voices ---------------------------------------------------------------------------------
 

@@ -111,6 +111,16 @@ def bundle(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def fixed_bundles(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Toy bundles by lowering, those with a fixed cache length that TensorRT takes; do not change them."""
+    folder = tmp_path_factory.mktemp("fixed")
+    return {
+        lowering: export_checkpoint(checkpoint_folder, folder / lowering, lowering=lowering)
+        for lowering in ("portable", "primitive")
+    }
+
+
+@pytest.fixture(scope="session")
 def tts(bundle: Path) -> Valle2:
     return Valle2.load(bundle)
 

@@ -34,7 +34,7 @@ def test_the_runtime_loads_a_bundle_without_torch(bundle: Path) -> None:
 
 
 def test_every_command_has_help() -> None:
-    for command in ("say", "inspect", "voices", "doctor", "export", "bench"):
+    for command in ("say", "inspect", "voices", "doctor", "export", "bench", "build"):
         args = [sys.executable, "-m", "valle2.runtime.cli", command, "--help"]
         done = subprocess.run(args, capture_output=True, text=True)
         assert done.returncode == 0 and "--json" in done.stdout

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tests.conftest import near_a_boundary
 from valle2.engine import Backend
 from valle2.export.graphs import ar_inputs, cache_names
+from valle2.export.lowering import LOWERINGS
 from valle2.export.model import ARModel, causal_window
 from valle2.export.reference import generate
 from valle2.export.verify import verify_ar
@@ -20,7 +21,6 @@ from valle2.runtime.decode import Row, Slots
 from valle2.runtime.sampling import sample_group, uniforms
 from valle2.runtime.scheduler import Batch
 
-LOWERINGS = ("ort", "portable")
 GROUPS = (1, 2, 4, 8)
 CAPACITY = 320
 STEPS = 200

@@ -1,0 +1,51 @@
+"""`valle2 build`: bundle to engines. TensorRT and onnx are imported only when the command runs."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from valle2.engine.errors import Valle2Error
+from valle2.engine.profiles import Limits
+
+HELP = "compile a bundle's graphs into TensorRT engines"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("bundle", type=Path, help="bundle folder, lowering portable or primitive")
+    parser.add_argument("--target", required=True, choices=["tensorrt", "tensorrt-rtx"])
+    parser.add_argument("--precision", default="fp16", choices=["fp16", "bf16", "fp32"], help="of AR and NAR")
+    parser.add_argument(
+        "--gpu", nargs="+", default=[], metavar="SM", help="GPUs such as sm89 (default: the one here)"
+    )
+    parser.add_argument("--max-batch", type=int, default=1, help="rows an engine takes at the most")
+    parser.add_argument(
+        "--max-frames", type=int, default=0, help="frames of prompt and speech at the most (0: the model's)"
+    )
+    parser.add_argument(
+        "--workspace", type=int, default=0, metavar="MIB", help="memory a kernel may use (0: no limit)"
+    )
+
+
+def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
+    """Build; returns what `--json` prints."""
+    if find_spec("onnx") is None:
+        raise Valle2Error(f"build needs onnx; install with: pip install 'valle2[{args.target}]'")
+    from valle2.engine.build import build_engine
+    from valle2.engine.engines import engine_folder, summary
+
+    if args.workspace < 0:
+        raise Valle2Error(f"--workspace is {args.workspace}; expected 0 or more MiB")
+    found = build_engine(
+        args.bundle,
+        args.target,
+        precision=args.precision,
+        gpus=args.gpu,
+        limits=Limits(args.max_batch, args.max_frames),
+        workspace=args.workspace,
+        progress=progress,
+    )
+    return {"folder": str(engine_folder(args.bundle, args.target)), "engines": list(summary(found))}

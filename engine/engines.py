@@ -1,0 +1,198 @@
+"""Engine files below `BUNDLE/engines/TARGET`: naming, recording, finding and refusing them.
+
+An engine is named by a hash of all that it depends on, and a JSON record beside it says what that was.
+It knows neither TensorRT nor devices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from valle2.engine.errors import BackendError
+from valle2.engine.manifest import GraphSpec, Manifest, parse_graph, sha256
+from valle2.engine.profiles import Profile
+
+FOLDER = "engines"
+SUFFIX = ".engine"
+RECORD = ".json"
+DIGITS = 12
+BOUNDARY = "logits"  # what a graph in half precision computes in it; behind it, float32
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """All that an engine depends on.
+
+    graph: its name in the manifest. source: hash of the graph and its weights. version: TensorRT's.
+    gpu: compute capability as "sm89". workspace: MiB that a kernel may use, 0 without a limit.
+    """
+
+    target: str
+    graph: str
+    source: str
+    precision: str
+    version: str
+    gpu: str
+    workspace: int
+    profiles: tuple[Profile, ...]
+
+    def digest(self) -> str:
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+    def name(self) -> str:
+        """File name without suffix; the readable part is for people, the digest decides."""
+        return f"{self.graph}-{self.precision}-{self.gpu}-{self.digest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What stands beside an engine file.
+
+    key: as JSON values. spec: the engine's tensors. sha256, bytes: of the file. seconds: to build it.
+    """
+
+    key: dict[str, Any]
+    spec: GraphSpec
+    sha256: str
+    bytes: int
+    seconds: float
+
+    @property
+    def profile_names(self) -> list[str]:
+        return [profile["name"] for profile in self.key["profiles"]]
+
+
+def engine_folder(bundle: Path, target: str) -> Path:
+    return bundle / FOLDER / target
+
+
+def source_hash(manifest: Manifest, graph: str) -> str:
+    """One hash of a graph's file and its weights, from the manifest's own."""
+    stem = Path(manifest.graphs[graph].file).stem
+    parts = sorted(
+        (n, digest) for n, digest in manifest.files.items() if Path(n).stem == stem and "/" not in n
+    )
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def graph_precision(spec: GraphSpec, precision: str) -> str:
+    """The precision a graph is computed in: what was asked for if it has logits, else float32."""
+    return precision if any(tensor.name == BOUNDARY for tensor in spec.outputs) else "fp32"
+
+
+def store(folder: Path, key: Key, spec: GraphSpec, engine: bytes | memoryview, seconds: float) -> Record:
+    """Write an engine and its record aside, then put them in place, the record last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{key.name()}{SUFFIX}"
+    write_aside(file, engine)
+    values = asdict(key)
+    record = Record(values, spec, sha256(file), len(engine), round(seconds, 2))
+    text = json.dumps(asdict(record), indent=1, sort_keys=True) + "\n"
+    write_aside(file.with_suffix(RECORD), text.encode())
+    return record
+
+
+def write_aside(path: Path, data: bytes | memoryview) -> None:
+    """Replace a file by a whole new one, or leave it as it was."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(data)
+        os.replace(aside, path)
+    except OSError as error:
+        raise BackendError(
+            f"{path} cannot be written ({error.strerror}); free space or rights first"
+        ) from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_record(path: Path) -> Record | None:
+    """A record, or None for a file that is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Record(**{**values, "spec": parse_graph(values["spec"])})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def records(folder: Path) -> dict[str, Record]:
+    """Every readable record of a folder by the name of its engine file."""
+    found = {path: read_record(path) for path in sorted(folder.glob(f"*{RECORD}"))}
+    return {path.with_suffix(SUFFIX).name: record for path, record in found.items() if record}
+
+
+def stored(folder: Path, key: Key) -> Record | None:
+    """The record of an engine that is there and whole, None where it is to be built."""
+    file = folder / f"{key.name()}{SUFFIX}"
+    record = read_record(file.with_suffix(RECORD))
+    whole = record is not None and file.is_file() and sha256(file) == record.sha256
+    return record if whole else None
+
+
+def rebuild_command(bundle: Path, target: str, precision: str, gpu: str) -> str:
+    """The command line that makes an engine anew."""
+    words = ["valle2", "build", str(bundle), "--target", target, "--precision", precision, "--gpu", gpu]
+    return shlex.join(words)
+
+
+def find_engine(bundle: Path, wanted: dict[str, str]) -> tuple[Path, Record]:
+    """The engine file of a graph that fits this bundle, TensorRT and GPU.
+
+    Args:
+        wanted: `target`, `graph`, `source`, `precision`, `version` and `gpu`, as in `Key`.
+
+    Raises:
+        BackendError: there is none, it was built from or for something else, or it is damaged; each with the
+            command that rebuilds it.
+    """
+    folder = engine_folder(bundle, wanted["target"])
+    remedy = f"build it with: {rebuild_command(bundle, wanted['target'], wanted['precision'], wanted['gpu'])}"
+    of_graph = {n: r for n, r in records(folder).items() if r.key["graph"] == wanted["graph"]}
+    if not of_graph:
+        raise BackendError(f"{folder} has no engine of graph {wanted['graph']}; {remedy}")
+    name, record = min(of_graph.items(), key=lambda item: len(differences(item[1], wanted)))
+    reasons = differences(record, wanted)
+    if reasons:
+        raise BackendError(f"{folder / name} {' and '.join(reasons)}; {remedy}")
+    if not (folder / name).is_file() or sha256(folder / name) != record.sha256:
+        raise BackendError(f"{folder / name} is damaged or cut off (sha256 differs); {remedy}")
+    return folder / name, record
+
+
+REASONS = {
+    "source": "was built from another graph than this bundle's",
+    "version": "was built with {target} {found}, and this is {expected}",
+    "gpu": "was built for {found}, and this GPU is {expected}",
+    "precision": "has precision {found}, and {expected} was asked for",
+}
+
+
+def differences(record: Record, wanted: dict[str, str]) -> list[str]:
+    """What keeps an engine from being the wanted one, in words."""
+    return [
+        text.format(target=wanted["target"], found=record.key[name], expected=wanted[name])
+        for name, text in REASONS.items()
+        if record.key[name] != wanted[name]
+    ]
+
+
+def summary(found: Iterable[Record]) -> Sequence[dict[str, Any]]:
+    """Rows for a person: graph, precision, GPU, MB, seconds."""
+    return [
+        {
+            "graph": record.key["graph"],
+            "precision": record.key["precision"],
+            "gpu": record.key["gpu"],
+            "mb": round(record.bytes / 1e6, 1),
+            "seconds": record.seconds,
+        }
+        for record in found
+    ]
