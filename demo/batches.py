@@ -46,9 +46,11 @@ def demo_config() -> ModelConfig:
 
 
 def load_samples(work: Path, *, held_out: bool = False) -> dict[str, list[Sample]]:
-    """Samples by voice; the first shard of each source is held out."""
+    """Samples by voice; the first shard of each source is held out, and the voices of `unseen` altogether."""
     out: dict[str, list[Sample]] = {}
     for path in shards(work):
+        if path.stem.startswith("unseen"):
+            continue
         codes_path = work / "codes" / path.name
         if codes_path.exists() and path.stem.endswith("-0000") == held_out:
             with np.load(codes_path) as found:

@@ -69,7 +69,23 @@ A {noun}, a {noun}, and a {adj} {noun} were {prep} the {noun}.|Thank you for the
 It is {num} minutes past {num}.|He does not like the {noun}, but he {verb} the {noun}.|Her {noun} {verb} him {adv}.
 As soon as we {verb} the {noun}, the {noun} became {adj}.|I would like to have a {adj} {noun}, please.|Nobody {verb} the {noun}.
 {adj} {noun}s and {adj} {noun}s.|The {noun} {verb}.|She {verb} {adv} {prep} the {adj} {noun}, {prep} the {noun}.
-We should go to {place} and look for the {noun} {adv}.|It might be {adj}, or it might be {adj}.|How many {noun}s did {name} have?"""
+We should go to {place} and look for the {noun} {adv}.|It might be {adj}, or it might be {adj}.|How many {noun}s did {name} have?
+I don't know why the {noun} isn't {adj} today.|Can't you hear that {adj} {noun}?|They're waiting for you at the {noun}.
+The {noun} which {name} {verb} was more {adj} than ours.|Turn left at the {noun}, then take the second {noun}.
+Tomorrow we'll be in {place}, and on Friday in {place}.|It takes {num} hours to get from {place} to {place}.
+Whose {noun} is this, and what does it do?|Ladies and gentlemen, welcome to the {noun} of {place}.
+{num} hundred and {num} {noun}s were sold in {place}.|The number is {num} {num} {num} {num}.|Call me at {num} thirty.
+Although the {noun} was {adj}, nobody {verb} it.|You can always count on {name}, can't you?|That's not what I meant.
+Neither the {noun} nor the {noun} could be found.|She has been working there since the {adj} {noun}.
+How {adj} the {noun} looks this evening!|In the end, {name} chose the {adj} one.|Listen, I have something to tell you.
+Every {noun} needs a {noun}, {name} said.|He'd rather be {adj} than {adj}.|What would you do with a {adj} {noun}?
+The first {noun} is free, the second costs {num} pounds.|We haven't seen {name} for {num} years.|Excuse me, is this seat taken?
+By the time the {noun} arrived, everyone had gone home.|Both of them want to be {noun}s when they grow up.
+Maybe, but I wouldn't try it with that {noun}.|Yes, of course.|No, thank you.|I'm sorry, I didn't hear the {noun}.
+There used to be a {adj} {noun} where the {noun} is now.|{name} thought about the {noun} for a long while.
+The {adj} {noun}, the {adj} {noun} and the {noun} all belong to {name}.|Which of these {noun}s do you like best?
+Between you and me, the {noun} never worked.|Just a moment, please.|Take your {noun} with you.|See you in {place}!
+It's getting {adj}, so close the {noun} and light the {noun}.|Whenever it rains, the {noun} smells like {noun}."""
 
 TEST_OVERLAP = 0.34
 

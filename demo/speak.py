@@ -1,7 +1,7 @@
 """Make the training speech: sentences spoken by permissively licensed synthetic voices.
 
-`python demo/speak.py hibari --work W` and `... kokoro --work W` write shards W/speech/SOURCE-*.npz with
-audio (int16, 24 kHz), phoneme ids, durations and the voice of each utterance. Every process writes
+`python demo/speak.py SOURCE --work W` (hibari, kokoro, others or unseen) writes shards
+W/speech/SOURCE-*.npz with audio (int16, 24 kHz), phoneme ids, durations and the voice of each utterance. Every process writes
 its own shards and skips those that exist, so it resumes.
 """
 
@@ -28,6 +28,21 @@ DURATION_UNIT = 600
 SHARD = 100
 PITCHES = {"amber": 1.0, "basalt": 0.83, "coral": 1.2}
 KOKORO = {"dune": "am_michael", "elm": "bf_emma", "flint": "bm_george", "garnet": "af_bella"}
+OTHERS = (
+    *("af_alloy", "af_aoede", "af_heart", "af_kore", "af_nova", "af_sarah", "af_sky", "am_adam", "am_echo"),
+    *("am_fenrir", "am_liam", "am_puck", "bf_alice", "bf_isabella", "bm_fable", "bm_lewis"),
+)
+"""Voices for training alone."""
+UNSEEN = ("af_jessica", "am_eric", "bf_lily", "bm_daniel")
+"""Voices for tests alone: cloning of a voice that was not trained on."""
+SOURCES = {
+    "hibari": tuple(PITCHES),
+    "kokoro": tuple(KOKORO),
+    "others": (*KOKORO, *OTHERS),
+    "unseen": UNSEEN,
+}
+"""Source -> its voices, in turn."""
+FIRST_SEED = {"hibari": 1000, "kokoro": 6000, "others": 8000, "unseen": 10000}
 DURATIONS = {"hibari": "/Clip_output_0", "kokoro": "/encoder/Clip_output_0"}
 Array = np.ndarray[Any, Any]
 
@@ -84,8 +99,8 @@ def kokoro_speaker(styles: Path) -> Callable[[list[int], str, int], tuple[Array,
     teacher = session(b"".join(part.read_bytes() for part in parts), DURATIONS["kokoro"])
     names = [output.name for output in teacher.get_outputs()]
     tables = {
-        voice: np.fromfile(styles / f"{name}.bin", np.float32).reshape(-1, 256)
-        for voice, name in KOKORO.items()
+        voice: np.fromfile(styles / f"{KOKORO.get(voice, voice)}.bin", np.float32).reshape(-1, 256)
+        for voice in (*KOKORO, *OTHERS, *UNSEEN)
     }
 
     def speak(ids: list[int], voice: str, seed: int) -> tuple[Array, Array]:
@@ -114,12 +129,12 @@ def trim(audio: Array, durations: Array, ids: list[int]) -> tuple[Array, Array, 
 
 
 def utterances(
-    speak: Callable[[list[int], str, int], tuple[Array, Array]], voices: list[str], part: int
+    speak: Callable[[list[int], str, int], tuple[Array, Array]], source: str, part: int
 ) -> Iterator[dict[str, Any]]:
     """One shard's utterances: other sentences for every shard, the voices in turn."""
     g2p = import_module("hibari.g2p").G2P(british=False)
-    vocab = vocabulary()
-    for index, text in enumerate(sentences(SHARD, lexicon_words(), seed=1000 + part)):
+    vocab, voices = vocabulary(), SOURCES[source]
+    for index, text in enumerate(sentences(SHARD, lexicon_words(), seed=FIRST_SEED[source] + part)):
         phonemes = "".join(symbol for symbol in g2p(text) if symbol in vocab)
         ids = [0, *(vocab[symbol] for symbol in phonemes), 0]
         voice = voices[(index + part) % len(voices)]
@@ -144,23 +159,20 @@ def write_shard(path: Path, items: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", choices=["hibari", "kokoro"])
+    parser.add_argument("source", choices=list(SOURCES))
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
-    parser.add_argument("--styles", type=Path, help="folder of kokoro-js voices/*.bin (kokoro)")
+    parser.add_argument("--styles", type=Path, help="folder of kokoro-js voices/*.bin (not for hibari)")
     parser.add_argument("--shards", type=int, default=90, help="shards of 100 utterances")
     parser.add_argument("--first", type=int, default=0, help="first shard of this process")
     parser.add_argument("--every", type=int, default=1, help="number of processes side by side")
     args = parser.parse_args()
     folder = args.work / "speech"
     folder.mkdir(parents=True, exist_ok=True)
-    kokoro = args.source == "kokoro"
-    speak = kokoro_speaker(args.styles) if kokoro else hibari_speaker()
-    voices = list(KOKORO if kokoro else PITCHES)
-    offset = 5000 if kokoro else 0
+    speak = hibari_speaker() if args.source == "hibari" else kokoro_speaker(args.styles)
     for shard in range(args.first, args.shards, args.every):
         path = folder / f"{args.source}-{shard:04d}.npz"
         if not path.exists():
-            items = list(utterances(speak, voices, offset + shard))
+            items = list(utterances(speak, args.source, shard))
             write_shard(path, items)
             seconds = sum(len(item["audio"]) for item in items) / RATE
             print(f"{path.name}: {seconds:.0f} s", flush=True)
