@@ -1,8 +1,8 @@
 """Make the training speech: sentences spoken by permissively licensed synthetic voices.
 
 `python demo/speak.py SOURCE --work W` (hibari, kokoro, others or unseen) writes shards
-W/speech/SOURCE-*.npz with audio (int16, 24 kHz), phoneme ids, durations and the voice of each utterance. Every process writes
-its own shards and skips those that exist, so it resumes.
+W/speech/SOURCE-*.npz: audio (int16, 24 kHz), phoneme ids, durations and the voice of each
+utterance. Every process writes its own shards and skips those that exist, so it resumes.
 """
 
 from __future__ import annotations
