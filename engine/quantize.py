@@ -3,8 +3,8 @@
 Two ways, since the graphs are bound by different things:
 
 - `blocks`: weights alone, a scale per block of inputs (`MatMulNBits`). The AR step reads every weight for one
-  position; it is as fast as memory is. Activations are rounded to 8 bits per row and block, so rows of a batch do
-  not see each other.
+  position; it is as fast as memory is. Activations are rounded to 8 bits per row and block, so rows of a
+  batch do not see each other.
 - `dynamic`: weights with a scale per output, activations with one scale per call (`DynamicQuantizeMatMul`,
   8-bit integer kernels). A NAR pass is bound by arithmetic. Rows of one call share a scale.
 
@@ -21,23 +21,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from valle2.engine.small import Method
+
 Weight = NDArray[np.float32]
 DOMAIN = "com.microsoft"
 INT8_PRODUCTS = 4  # `accuracy_level`: activations as int8, products in integers
 LEAST_SCALE = 1e-12
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """How a graph's weights are stored.
-
-    kind: "blocks" or "dynamic". bits: 8 or 4. block: inputs that share a scale, a power of two from 16 on
-    ("blocks" only).
-    """
-
-    kind: str
-    bits: int = 8
-    block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +51,7 @@ def quantise(model: onnx.ModelProto, method: Method) -> int:
         if found is None:
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
             continue
-        replaced, tensors = METHODS[method.kind](found, method)
+        replaced, tensors = KINDS[method.kind](found, method)
         nodes.append(replaced)
         model.graph.initializer.extend(tensors)
     del model.graph.node[:]
@@ -91,7 +80,7 @@ def product(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> Produ
 
 
 def block_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
-    """`MatMulNBits`: symmetric, codes around 2^(bits-1), the scale of a block from its entry of greatest size."""
+    """`MatMulNBits`: symmetric, codes around 2^(bits-1), a block's scale from its greatest entry."""
     codes, scales = block_codes(found.weight, method.bits, method.block)
     name, (inputs, outputs) = found.node.output[0], found.weight.shape
     tensors = [tensor(codes, f"{name}_codes"), tensor(scales, f"{name}_scales")]
@@ -150,7 +139,7 @@ def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, lis
 
 
 Replace = Callable[[Product, Method], tuple[onnx.NodeProto, list[onnx.TensorProto]]]
-METHODS: dict[str, Replace] = {"blocks": block_product, "dynamic": dynamic_product}
+KINDS: dict[str, Replace] = {"blocks": block_product, "dynamic": dynamic_product}
 
 
 def tensor(values: NDArray[np.generic], name: str) -> onnx.TensorProto:

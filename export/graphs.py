@@ -18,12 +18,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from valle2.engine.storage import write_graph
 from valle2.export.config import CODEBOOKS, ModelConfig
 from valle2.export.lowering import LOWERINGS, OPSETS, PORTABLE_OPSET
 from valle2.export.model import ARModel, Attend
 from valle2.export.nar import NARModel
 from valle2.export.sampler import EMPTY, Sampling, sample_group
-from valle2.export.storage import write_graph
 
 PRODUCER = "valle2"
 
