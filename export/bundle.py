@@ -98,7 +98,7 @@ def export_graphs(
     checkpoint: Checkpoint, folder: Path, lowering: str, capacity: int, progress: Progress
 ) -> tuple[dict[str, GraphSpec], dict[str, float]]:
     """Export the rows of the table and compare each with its module."""
-    rows = [ar_graph(checkpoint.ar, lowering, capacity), nar_graph(checkpoint.nar)]
+    rows = [ar_graph(checkpoint.ar, lowering, capacity), nar_graph(checkpoint.nar, lowering)]
     if checkpoint.codec:
         encoder, decoder, sizes = checkpoint.codec
         rows += codec_graphs(encoder, decoder, sizes.hop)

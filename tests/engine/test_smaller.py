@@ -21,8 +21,9 @@ from valle2.engine.smaller import build_graphs
 from valle2.runtime import Request, Settings, Valle2
 
 Arrays = dict[str, NDArray[Any]]
-# Root mean square of the difference over that of float32's logits; measured on the toy, then a third on top.
-NOISE = {("int8", "ar"): 0.02, ("int4", "ar"): 0.25, ("int8", "nar"): 0.05, ("int4", "nar"): 0.05}
+# Root mean square of the difference over that of float32's logits. Measured on the toy: 0.027, 0.177, 0.018;
+# on the demo 0.021, 0.090, 0.027. The bounds leave half as much again for other processors' kernels.
+NOISE = {("int8", "ar"): 0.04, ("int4", "ar"): 0.26, ("int8", "nar"): 0.04, ("int4", "nar"): 0.04}
 
 
 @pytest.fixture(scope="module")
