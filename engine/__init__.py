@@ -10,6 +10,7 @@ from valle2.engine.manifest import (
     read_manifest,
     write_manifest,
 )
+from valle2.engine.small import check_precision, graph_folders
 
 __all__ = [
     "Backend",
@@ -24,6 +25,8 @@ __all__ = [
     "Step",
     "TensorSpec",
     "Valle2Error",
+    "check_precision",
+    "graph_folders",
     "hash_files",
     "open_backend",
     "read_manifest",

@@ -1,4 +1,4 @@
-"""`valle2 build`: bundle to engines. TensorRT and onnx are imported only when the command runs."""
+"""`valle2 build`: bundle to engines or to smaller graphs. TensorRT and onnx are imported when it runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from typing import Any
 from valle2.engine.errors import Valle2Error
 from valle2.engine.profiles import Limits
 
-HELP = "compile a bundle's graphs into TensorRT engines"
+HELP = "compile a bundle's graphs: TensorRT engines, or 8- and 4-bit weights for ONNX Runtime"
+DEFAULTS = {"ort": "int8", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("bundle", type=Path, help="bundle folder, lowering portable or primitive")
-    parser.add_argument("--target", required=True, choices=["tensorrt", "tensorrt-rtx"])
-    parser.add_argument("--precision", default="fp16", choices=["fp16", "bf16", "fp32"], help="of AR and NAR")
+    parser.add_argument(
+        "bundle", type=Path, help="bundle folder; for TensorRT, lowering portable or primitive"
+    )
+    parser.add_argument("--target", required=True, choices=list(DEFAULTS))
+    parser.add_argument(
+        "--precision",
+        help="of AR and NAR; ort: int8 (default), int4, fp32; TensorRT: fp16 (default), bf16, fp32",
+    )
     parser.add_argument(
         "--gpu", nargs="+", default=[], metavar="SM", help="GPUs such as sm89 (default: the one here)"
     )
@@ -33,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Build; returns what `--json` prints."""
     if find_spec("onnx") is None:
-        raise Valle2Error(f"build needs onnx; install with: pip install 'valle2[{args.target}]'")
+        extra = "export" if args.target == "ort" else args.target
+        raise Valle2Error(f"build needs onnx; install with: pip install 'valle2[{extra}]'")
+    precision = args.precision or DEFAULTS[args.target]
+    if args.target == "ort":
+        return build_smaller(args.bundle, precision, progress)
     from valle2.engine.build import build_engine
     from valle2.engine.engines import engine_folder, summary
 
@@ -42,10 +52,19 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     found = build_engine(
         args.bundle,
         args.target,
-        precision=args.precision,
+        precision=precision,
         gpus=args.gpu,
         limits=Limits(args.max_batch, args.max_frames),
         workspace=args.workspace,
         progress=progress,
     )
     return {"folder": str(engine_folder(args.bundle, args.target)), "engines": list(summary(found))}
+
+
+def build_smaller(bundle: Path, precision: str, progress: Any) -> dict[str, Any]:
+    """The target "ort"."""
+    from valle2.engine.small import graph_folder
+    from valle2.engine.smaller import build_graphs
+
+    made = build_graphs(bundle, precision, progress=progress)
+    return {"folder": str(graph_folder(bundle, precision)), "graphs": made}

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import torch
 from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_backend, write_manifest
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import FILE_NAME, sha256
+from valle2.engine.replace import replacing
 from valle2.export.checkpoint import Checkpoint, CheckpointError, weights_file
 from valle2.export.families import Options
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
@@ -99,7 +98,7 @@ def export_graphs(
     checkpoint: Checkpoint, folder: Path, lowering: str, capacity: int, progress: Progress
 ) -> tuple[dict[str, GraphSpec], dict[str, float]]:
     """Export the rows of the table and compare each with its module."""
-    rows = [ar_graph(checkpoint.ar, lowering, capacity), nar_graph(checkpoint.nar)]
+    rows = [ar_graph(checkpoint.ar, lowering, capacity), nar_graph(checkpoint.nar, lowering)]
     if checkpoint.codec:
         encoder, decoder, sizes = checkpoint.codec
         rows += codec_graphs(encoder, decoder, sizes.hop)
@@ -180,22 +179,3 @@ def check_target(target: Path) -> None:
         raise Valle2Error(f"{target} is not a folder; choose another name for the bundle")
     if target.is_dir() and any(target.iterdir()) and not (target / FILE_NAME).is_file():
         raise Valle2Error(f"{target} holds other files than a bundle; choose an empty or new folder")
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A folder beside the target that takes its place when the block ends well."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield aside
-        aside.chmod(0o755)
-        if target.exists():
-            old = aside.with_name(f"{aside.name}.old")
-            target.rename(old)
-            aside.rename(target)
-            shutil.rmtree(old)
-        else:
-            aside.rename(target)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise

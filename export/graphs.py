@@ -18,12 +18,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from valle2.engine.storage import write_graph
 from valle2.export.config import CODEBOOKS, ModelConfig
-from valle2.export.lowering import LOWERINGS, OPSETS, PORTABLE_OPSET
+from valle2.export.lowering import FULL, LOWERINGS, OPSETS, PORTABLE_OPSET
 from valle2.export.model import ARModel, Attend
-from valle2.export.nar import NARModel
+from valle2.export.nar import FullAttend, NARModel
 from valle2.export.sampler import EMPTY, Sampling, sample_group
-from valle2.export.storage import write_graph
 
 PRODUCER = "valle2"
 
@@ -74,9 +74,10 @@ class ARGraph(nn.Module):
 class NARGraph(nn.Module):
     """One NAR stage: logits of the target frames and the argmax codes."""
 
-    def __init__(self, model: NARModel) -> None:
+    def __init__(self, model: NARModel, attend: FullAttend | None) -> None:
         super().__init__()
         self.model = model
+        self.attend = attend
 
     def forward(
         self,
@@ -87,7 +88,7 @@ class NARGraph(nn.Module):
         frame_lengths: Tensor,
         stage: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        logits = self.model(text, text_lengths, codes, prompt_lengths, frame_lengths, stage)
+        logits = self.model(text, text_lengths, codes, prompt_lengths, frame_lengths, stage, self.attend)
         return logits.argmax(dim=2), logits
 
 
@@ -173,7 +174,7 @@ def ar_graph(model: ARModel, lowering: str, capacity: int) -> Graph:
     )
 
 
-def nar_graph(model: NARModel) -> Graph:
+def nar_graph(model: NARModel, lowering: str) -> Graph:
     """The NAR row: one graph for all stages."""
     inputs = {
         "text": torch.zeros(2, 5, dtype=torch.int64),
@@ -191,7 +192,7 @@ def nar_graph(model: NARModel) -> Graph:
         "frame_lengths": {0: "batch"},
         "stage": {},
     }
-    return Graph("nar", NARGraph(model), inputs, axes, ("codes_out", "logits"))
+    return Graph("nar", NARGraph(model, FULL[lowering]), inputs, axes, ("codes_out", "logits"))
 
 
 def codec_graphs(encoder: nn.Module, decoder: nn.Module, hop: int) -> list[Graph]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from valle2.export.model import Attend, Cache, Window, attend_eager, merge_heads, split_heads, write_cache
+from valle2.export.nar import FullAttend
 
 PORTABLE_OPSET = 24
 PRIMITIVE_OPSET = 18
@@ -115,10 +116,27 @@ def attend_primitive(
     return merge_heads(torch.softmax(scores, dim=3) @ values), (keys, values)
 
 
+def attend_full_ort(query: Tensor, key: Tensor, value: Tensor, heads: int, lengths: Tensor) -> Tensor:
+    """Full attention over each row's first positions, without a mask: `GroupQueryAttention` without a cache.
+
+    With its first output alone it runs blockwise and never writes the scores down.
+    """
+    return torch.onnx.ops.symbolic(
+        "com.microsoft::GroupQueryAttention",
+        [query, key, value, None, None, (lengths - 1).to(torch.int32), whole(query.shape[1])],
+        {"num_heads": heads, "kv_num_heads": heads, "causal": 0},
+        dtype=query.dtype,
+        shape=query.shape,
+        version=1,
+    )
+
+
 LOWERINGS: dict[str, Attend] = {
     "ort": attend_ort,
     "portable": attend_portable,
     "primitive": attend_primitive,
 }
+FULL: dict[str, FullAttend | None] = {"ort": attend_full_ort, "portable": None, "primitive": None}
+"""The NAR's attention; None is the module's own, with a mask."""
 OPSETS = {"ort": PORTABLE_OPSET, "portable": PORTABLE_OPSET, "primitive": PRIMITIVE_OPSET}
 EAGER: Attend = attend_eager

@@ -6,6 +6,8 @@ Axes: B batch, L text, T frames.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,6 +15,9 @@ from torch.nn import functional
 from valle2.export.config import CODEBOOK_SIZE, ModelConfig
 from valle2.export.layers import INIT_STD, Angles, Norm, Rotary, TextPrenet, code_prenet, initialise
 from valle2.export.model import Block
+
+FullAttend = Callable[[Tensor, Tensor, Tensor, int, Tensor], Tensor]
+"""(query, key, value: (B, S, H*D), heads, lengths (B,): how many positions are seen) -> (B, S, H*D)."""
 
 
 class NARModel(nn.Module):
@@ -76,6 +81,7 @@ class NARModel(nn.Module):
         prompt_lengths: Tensor,
         frame_lengths: Tensor,
         stage: Tensor,
+        attend: FullAttend | None = None,
     ) -> Tensor:
         """One pass of one stage.
 
@@ -83,16 +89,18 @@ class NARModel(nn.Module):
             text: (B, L) int64 ids with `<eos>`, right-padded. text_lengths: (B,) int64, `<eos>` counted.
             codes: (B, T, 8) int64, prompt then target; target codebooks >= stage are not read.
             prompt_lengths, frame_lengths: (B,) int64, prompt frames, and prompt + target frames.
-            stage: () int64 in 1..7.
+            stage: () int64 in 1..7. attend: in place of a mask, over positions moved together at the left.
 
         Returns:
             (B, T - min(prompt_lengths), 1024) float32: row b's target frame i is at
             prompt_lengths[b] - min(prompt_lengths) + i.
         """
-        hidden = self.hidden(text, text_lengths, codes, prompt_lengths, frame_lengths, stage)
+        inputs = self.embed(text, text_lengths, codes, prompt_lengths, frame_lengths, stage)
         first = text.shape[1] + prompt_lengths.min()
         steps = torch.arange(codes.shape[1] + text.shape[1])[first:]
-        return self.head(hidden.index_select(1, steps), stage)
+        if attend is None:
+            return self.head(self.masked(*inputs, stage).index_select(1, steps), stage)
+        return self.head(self.packed(*inputs, stage, steps, attend), stage)
 
     def head(self, hidden: Tensor, stage: Tensor) -> Tensor:
         """hidden (B, T, d) -> logits (B, T, 1024) of one stage."""
@@ -119,6 +127,19 @@ class NARModel(nn.Module):
 
         Where the stage is in the norms there is nothing after the frames.
         """
+        inputs = self.embed(text, text_lengths, codes, prompt_lengths, frame_lengths, stage)
+        return self.masked(*inputs, stage)
+
+    def embed(
+        self,
+        text: Tensor,
+        text_lengths: Tensor,
+        codes: Tensor,
+        prompt_lengths: Tensor,
+        frame_lengths: Tensor,
+        stage: Tensor,
+    ) -> tuple[Tensor, Tensor, Angles | None]:
+        """What the first block reads (B, S, d), which positions are seen (B, S) bool, rotary angles."""
         text_index, frame_index = torch.arange(text.shape[1]), torch.arange(codes.shape[1])
         seen = [text_index < text_lengths[:, None], frame_index < frame_lengths[:, None]]
         words, frames = self.text_table(text), self.embed_frames(codes, prompt_lengths, stage)
@@ -133,10 +154,41 @@ class NARModel(nn.Module):
         if style.stage == "token":
             parts.append(self.tail(frame_lengths, stage))
             seen.append(torch.ones_like(text[:, :1].expand(-1, 2), dtype=torch.bool))
-        x = torch.cat(parts, dim=1)
-        mask = torch.cat(seen, dim=1)[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        return torch.cat(parts, dim=1), torch.cat(seen, dim=1), angles
+
+    def masked(self, x: Tensor, seen: Tensor, angles: Angles | None, stage: Tensor) -> Tensor:
+        """All blocks, with a mask over what is not seen."""
+        mask = seen[:, None, None, :].expand(-1, 1, x.shape[1], -1)
         for block in self.blocks:
-            x = block(x, mask, stage if style.stage == "norm" else None, angles)
+            x = block(x, mask, stage if self.config.style.stage == "norm" else None, angles)
+        return x
+
+    def packed(
+        self,
+        x: Tensor,
+        seen: Tensor,
+        angles: Angles | None,
+        stage: Tensor,
+        wanted: Tensor,
+        attend: FullAttend,
+    ) -> Tensor:
+        """All blocks over the seen positions moved to the left; -> the wanted ones (T',) of the last.
+
+        Nothing but the wanted positions goes through the end of the last block.
+        """
+        lengths = seen.to(torch.int64).sum(dim=1)
+        order = torch.topk(seen.to(torch.float32), seen.shape[1], dim=1)[1]
+        place = order.argsort(dim=1).index_select(1, wanted)
+        x = take(x, order)
+        if angles is not None:
+            angles = take_angles(angles, order)
+        staged = stage if self.config.style.stage == "norm" else None
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            attended = attend(*block.project(x, staged, angles), block.heads, lengths)
+            if index + 1 == len(self.blocks):
+                x, attended = take(x, place), take(attended, place)
+            x = block.finish(x, attended, staged)
         return x
 
     def angles(self, text_index: Tensor, text_lengths: Tensor, frame_index: Tensor) -> Angles:
@@ -144,3 +196,14 @@ class NARModel(nn.Module):
         words = text_index[None, :].expand(text_lengths.shape[0], -1)
         found: Angles = self.rotary(torch.cat([words, text_lengths[:, None] + frame_index[None, :]], dim=1))
         return found
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Positions (B, N) of x (B, S, d) -> (B, N, d)."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def take_angles(angles: Angles, index: Tensor) -> Angles:
+    """Positions (B, N) of angles (B, S, 1, D/2)."""
+    cosines, sines = (take(part[:, :, 0], index)[:, :, None] for part in angles)
+    return cosines, sines

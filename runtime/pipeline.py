@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.engine import BackendError, Manifest, open_backend, read_manifest
+from valle2.engine import Manifest, check_precision, graph_folders, open_backend, read_manifest
 from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
 from valle2.runtime.decode import Slots
@@ -32,7 +32,6 @@ from valle2.runtime.voices import read_voice, voice_names
 
 Codes = NDArray[np.int64]
 MODELS = Path(__file__).with_name("models")
-PRECISIONS = ("fp32",)
 SLOTS = 8
 MIN_PROMPT_SECONDS = 0.5
 MAX_PROMPT_SECONDS = 20.0
@@ -44,7 +43,11 @@ class Valle2:
     def __init__(self, path: Path, manifest: Manifest, slots: int, **where: Any) -> None:
         self.path = path
         self.manifest = manifest
-        backends = {name: open_backend(path, graph, **where) for name, graph in manifest.graphs.items()}
+        folders = dict.fromkeys(manifest.graphs, path)
+        if where["engine"] == "ort":
+            folders = graph_folders(path, manifest, where["precision"])
+        graphs = manifest.graphs.items()
+        backends = {name: open_backend(folders[name], graph, **where) for name, graph in graphs}
         rows = Slots(backends["ar"], manifest.sizes, manifest.cache_length, slots, MAX_WINDOW)
         self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, Rules.of(manifest))
         self.scheduler = Scheduler(self.graphs.batch)
@@ -68,7 +71,8 @@ class Valle2:
 
         Args:
             model: "demo" for the embedded model, or a bundle's folder. device: "cpu" or "cuda".
-            precision: "fp32"; of an engine, the one it was built with. threads: CPU threads, 0 for all cores.
+            precision: "fp32" as stored; "int8" or "int4" once `valle2 build --target ort` made it; of an
+                engine, the one it was built with. threads: CPU threads, 0 for all cores.
             slots: rows decoded side by side; an engine must be built for as many (--max-batch).
             engine: "ort", or "tensorrt" / "tensorrt-rtx" with what `valle2 build` made, on "cuda".
 
@@ -78,9 +82,9 @@ class Valle2:
         """
         if slots < 1 or threads < 0:
             raise SettingsError(f"slots is {slots}, threads {threads}; expected slots >= 1, threads >= 0")
-        if engine == "ort" and precision not in PRECISIONS:
-            raise BackendError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
         path = find_model(model)
+        if engine == "ort":
+            check_precision(precision)
         where = {"device": device, "threads": threads, "engine": engine, "precision": precision}
         return cls(path, read_manifest(path), slots, **where)
 

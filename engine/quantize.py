@@ -1,0 +1,155 @@
+"""Weights of a stored graph in 8 or 4 bits: which matrix products change, and into which operator. No torch.
+
+Two ways, since the graphs are bound by different things:
+
+- `blocks`: weights alone, a scale per block of inputs (`MatMulNBits`). The AR step reads every weight for one
+  position; it is as fast as memory is. Activations are rounded to 8 bits per row and block, so rows of a
+  batch do not see each other.
+- `dynamic`: weights with a scale per output, activations with one scale per call (`DynamicQuantizeMatMul`,
+  8-bit integer kernels). A NAR pass is bound by arithmetic. Rows of one call share a scale.
+
+Embeddings, norms, attention, biases and everything behind the logits stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from valle2.engine.small import Method
+
+Weight = NDArray[np.float32]
+DOMAIN = "com.microsoft"
+INT8_PRODUCTS = 4  # `accuracy_level`: activations as int8, products in integers
+LEAST_SCALE = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix product with a constant weight. weight: (K, N), transposed already where `Gemm` does it."""
+
+    node: onnx.NodeProto
+    weight: Weight
+
+
+def quantise(model: onnx.ModelProto, method: Method) -> int:
+    """Replace every matrix product that has a constant weight, in place.
+
+    Returns:
+        How many were replaced.
+    """
+    weights = {w.name: w for w in model.graph.initializer}
+    made = {p.node.output[0]: p for node in model.graph.node if (p := product(node, weights)) is not None}
+    nodes = []
+    for node in model.graph.node:
+        found = made.get(node.output[0])
+        if found is None:
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            continue
+        replaced, tensors = KINDS[method.kind](found, method)
+        nodes.append(replaced)
+        model.graph.initializer.extend(tensors)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    drop_unused(model)
+    if made and DOMAIN not in {entry.domain for entry in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return len(made)
+
+
+def product(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> Product | None:
+    """The node as a product with a constant float32 matrix, or None."""
+    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights:
+        return None
+    weight = weights[node.input[1]]
+    if weight.data_type != onnx.TensorProto.FLOAT or len(weight.dims) != 2:
+        return None
+    values = numpy_helper.to_array(weight)
+    given = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    if node.op_type == "Gemm":
+        plain = given.get("transA", 0) == 0 and given.get("alpha", 1) == 1 and given.get("beta", 1) == 1
+        if not plain or len(node.input) > 2:
+            return None
+        values = values.T if given.get("transB", 0) else values
+    return Product(node, values)
+
+
+def block_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+    """`MatMulNBits`: symmetric, codes around 2^(bits-1), a block's scale from its greatest entry."""
+    codes, scales = block_codes(found.weight, method.bits, method.block)
+    name, (inputs, outputs) = found.node.output[0], found.weight.shape
+    tensors = [tensor(codes, f"{name}_codes"), tensor(scales, f"{name}_scales")]
+    node = helper.make_node(
+        "MatMulNBits",
+        [found.node.input[0], tensors[0].name, tensors[1].name],
+        [name],
+        f"{name}_product",
+        domain=DOMAIN,
+        K=inputs,
+        N=outputs,
+        bits=method.bits,
+        block_size=method.block,
+        accuracy_level=INT8_PRODUCTS,
+    )
+    return node, tensors
+
+
+def block_codes(weight: Weight, bits: int, block: int) -> tuple[NDArray[np.uint8], Weight]:
+    """weight (K, N) -> codes (N, K / block, block * bits / 8) uint8, scales (N, K / block) float32.
+
+    The entry of greatest size becomes the lowest code, whose range is one step longer than the highest's.
+    """
+    inputs, outputs = weight.shape
+    padded = np.zeros((outputs, -(-inputs // block) * block), np.float32)
+    padded[:, :inputs] = weight.T
+    blocks = padded.reshape(outputs, -1, block)
+    middle = 2 ** (bits - 1)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)[..., 0]
+    scales = -extreme / middle
+    scales = np.where(np.abs(scales) < LEAST_SCALE, LEAST_SCALE, scales).astype(np.float32)
+    codes = np.clip(np.rint(blocks / scales[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)
+    if bits == 4:
+        codes = codes[..., ::2] | (codes[..., 1::2] << 4)
+    return codes, scales
+
+
+def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+    """`DynamicQuantizeMatMul`: signed 8-bit weights, a scale per output."""
+    scales = np.maximum(np.abs(found.weight).max(axis=0) / 127, LEAST_SCALE).astype(np.float32)
+    codes = np.clip(np.rint(found.weight / scales), -127, 127).astype(np.int8)
+    name = found.node.output[0]
+    tensors = [
+        tensor(codes, f"{name}_codes"),
+        tensor(scales, f"{name}_scales"),
+        tensor(np.zeros_like(scales, np.int8), f"{name}_zeros"),
+    ]
+    node = helper.make_node(
+        "DynamicQuantizeMatMul",
+        [found.node.input[0], *(entry.name for entry in tensors)],
+        [name],
+        f"{name}_product",
+        domain=DOMAIN,
+    )
+    return node, tensors
+
+
+Replace = Callable[[Product, Method], tuple[onnx.NodeProto, list[onnx.TensorProto]]]
+KINDS: dict[str, Replace] = {"blocks": block_product, "dynamic": dynamic_product}
+
+
+def tensor(values: NDArray[np.generic], name: str) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+
+def drop_unused(model: onnx.ModelProto) -> None:
+    """Forget the weights that no node reads any more."""
+    read = {name for node in model.graph.node for name in node.input}
+    read |= {value.name for value in model.graph.output}
+    kept = [weight for weight in model.graph.initializer if weight.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)

@@ -1,0 +1,100 @@
+"""Graphs with smaller weights below `BUNDLE/engines/ort-PRECISION`: what they are, finding and refusing them.
+
+`build.json` beside them says what they were made of and how. It knows neither onnx nor onnxruntime, so that a
+bundle is opened without either's build tools; making them is `smaller`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from valle2.engine.engines import engine_folder, source_hash
+from valle2.engine.errors import BackendError
+from valle2.engine.manifest import Manifest, sha256
+
+RECORD = "build.json"
+STORED = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a graph's weights are stored.
+
+    kind: "blocks" or "dynamic", see `quantize`. bits: 8 or 4. block: inputs that share a scale, a power
+    of two from 16 on ("blocks" only).
+    """
+
+    kind: str
+    bits: int = 8
+    block: int = 0
+
+
+DYNAMIC = Method("dynamic")
+METHODS: dict[str, dict[str, Method]] = {
+    "int8": {"ar": Method("blocks", 8, 128), "nar": DYNAMIC},
+    "int4": {"ar": Method("blocks", 4, 32), "nar": DYNAMIC},
+}
+"""Per precision the graphs that change, by measurement (docs/precision.md); others run as they are stored."""
+PRECISIONS = (STORED, *METHODS)
+
+
+def graph_folder(bundle: Path, precision: str) -> Path:
+    return engine_folder(bundle, f"ort-{precision}")
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that ONNX Runtime is not offered here."""
+    if precision not in PRECISIONS:
+        raise BackendError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+
+
+def description(manifest: Manifest, precision: str) -> dict[str, Any]:
+    """What a build depends on: the method and the source of every graph."""
+    methods = METHODS[precision]
+    return {
+        "precision": precision,
+        "methods": {graph: asdict(method) for graph, method in methods.items()},
+        "sources": {graph: source_hash(manifest, graph) for graph in methods},
+    }
+
+
+def graph_folders(bundle: Path, manifest: Manifest, precision: str) -> dict[str, Path]:
+    """Where each graph of a bundle is to be loaded from.
+
+    Raises:
+        BackendError: unknown precision; or no build, one of another bundle or version, or a damaged one, with
+            the command that makes it.
+    """
+    check_precision(precision)
+    found = dict.fromkeys(manifest.graphs, bundle)
+    if precision == STORED:
+        return found
+    folder = graph_folder(bundle, precision)
+    remedy = shlex.join(["valle2", "build", str(bundle), "--target", "ort", "--precision", precision])
+    record = read_record(folder)
+    if record is None:
+        raise BackendError(f"{bundle} has no {precision} graphs; build them with: {remedy}")
+    if {**description(manifest, precision), "files": record["files"]} != record:
+        raise BackendError(
+            f"{folder} was built from another bundle or by another valle2; build it anew with: {remedy}"
+        )
+    for name, digest in record["files"].items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise BackendError(
+                f"{folder / name} is damaged or absent (sha256 differs); build it anew with: {remedy}"
+            )
+    return found | dict.fromkeys(METHODS[precision], folder)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """A build's record, or None where there is none that can be read."""
+    try:
+        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        names = {Path(name).name for name in values["files"]}
+        return values if names == set(values["files"]) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None

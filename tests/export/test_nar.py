@@ -1,0 +1,71 @@
+"""The NAR with its positions packed, as ONNX Runtime's graph has it, is the NAR."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tests.conftest import toy_config
+from valle2.engine import open_backend
+from valle2.export.bundle import graph_spec
+from valle2.export.config import Style
+from valle2.export.graphs import export_graph, nar_graph
+from valle2.export.model import merge_heads, split_heads
+from valle2.export.nar import NARModel
+from valle2.export.verify import LOGITS_TOLERANCE, verify_nar
+
+STYLES = {
+    "valle2": {},
+    "post-norm": {"norm_first": False, "activation": "relu"},
+    "stage-norm": {"stage": "norm", "norm": "rms", "head": "own"},
+    "rotary": {"positions": "rotary", "stage": "norm", "norm": "l2", "gated": True, "activation": "silu"},
+    "prenet": {"prenet": True, "head": "one", "head_bias": True},
+}
+
+
+def attend_lengths(query: Tensor, key: Tensor, value: Tensor, heads: int, lengths: Tensor) -> Tensor:
+    mask = (torch.arange(query.shape[1])[None, :] < lengths[:, None])[:, None, None, :]
+    split = (split_heads(part, heads) for part in (query, key, value))
+    return merge_heads(functional.scaled_dot_product_attention(*split, attn_mask=mask))
+
+
+def toy_nar(style: dict[str, Any]) -> NARModel:
+    torch.manual_seed(0)
+    model = NARModel(replace(toy_config(2, 400), style=Style(**style))).eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.15)
+    return model
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+@torch.no_grad()
+def test_packed_is_masked_in_a_ragged_batch(style: dict[str, Any]) -> None:
+    model, prompts, frames = toy_nar(style), torch.tensor([6, 4, 9]), torch.tensor([25, 30, 17])
+    feeds = (
+        torch.randint(0, 30, (3, 11)),
+        torch.tensor([5, 11, 8]),
+        torch.randint(0, 1024, (3, 30, 8)),
+        prompts,
+        frames,
+        torch.tensor(3),
+    )
+    expected, found = model(*feeds), model(*feeds, attend_lengths)
+    assert expected.shape == found.shape == (3, 26, 1024)
+    for row in range(3):
+        valid = slice(int(prompts[row]) - 4, int(frames[row]) - 4)
+        gap = (expected[row, valid] - found[row, valid]).abs().max()
+        assert gap < LOGITS_TOLERANCE
+
+
+def test_the_graph_has_the_numbers(tmp_path: Path) -> None:
+    model = toy_nar({})
+    row = nar_graph(model, "ort")
+    path = export_graph(row, tmp_path)
+    assert verify_nar(model, open_backend(tmp_path, graph_spec(path, row), threads=1)) < LOGITS_TOLERANCE
