@@ -1,0 +1,65 @@
+"""Audio formats of a response, encoded piece by piece.
+
+WAV and PCM leave as they are made, and so do MP3, Opus pages and FLAC frames. A FLAC or WAV that is streamed does
+not know its length in its header; players read on until the stream ends.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from valle2.runtime.audio import BLOCK, Audio, provenance
+from valle2.runtime.wav import pcm16, stream_header
+
+MEDIA = {
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+    "pcm": "audio/pcm",
+}
+LIBSNDFILE = {"flac": ("FLAC", "PCM_16"), "mp3": ("MP3", None), "opus": ("OGG", "OPUS")}
+
+
+class Encoder:
+    """Pieces (N,) float32 in, bytes out."""
+
+    def __init__(self, kind: str, rate: int) -> None:
+        self.kind, self.rate = kind, rate
+        self.sent = 0
+        self.memory = BytesIO()
+        self.file: Any = None
+        if kind in LIBSNDFILE:
+            container, subtype = LIBSNDFILE[kind]
+            self.file = soundfile.SoundFile(self.memory, "w", rate, 1, subtype=subtype, format=container)
+            self.file.comment, self.file.software = provenance()
+
+    def head(self) -> bytes:
+        """What comes before the first audio."""
+        return stream_header(self.rate) if self.kind == "wav" else b""
+
+    def add(self, audio: Audio) -> bytes:
+        """The bytes that are ready after this piece; libsndfile holds some back."""
+        if self.file is None:
+            return pcm16(audio)
+        limited = np.clip(audio, -1.0, 1.0)
+        for start in range(0, len(limited), BLOCK):
+            self.file.write(limited[start : start + BLOCK])
+        return self.fresh()
+
+    def end(self) -> bytes:
+        """What is left."""
+        if self.file is None:
+            return b""
+        self.file.close()
+        return self.fresh()
+
+    def fresh(self) -> bytes:
+        """Appended since the last call; a header that is rewritten at the end was sent before."""
+        data = self.memory.getvalue()[self.sent :]
+        self.sent += len(data)
+        return data
