@@ -125,7 +125,7 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         name: str = Form(max_length=64),
         transcript: str = Form(max_length=1000),
         consent: bool = Form(),
-        file: UploadFile = File(),
+        file: UploadFile = File(),  # noqa: B008
     ) -> dict[str, Any]:
         tts = loaded(worker)
         store.check_new(tts, name)

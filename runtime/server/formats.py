@@ -1,7 +1,7 @@
 """Audio formats of a response, encoded piece by piece.
 
-WAV and PCM leave as they are made, and so do MP3, Opus pages and FLAC frames. A FLAC or WAV that is streamed does
-not know its length in its header; players read on until the stream ends.
+WAV, PCM and Opus leave as they are made. The header of FLAC and MP3 is rewritten at the end with the length, so
+these are sent whole; ask for one of the others to hear speech early.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from valle2.runtime.audio import BLOCK, Audio, provenance
+from valle2.runtime.audio import BLOCK, Audio, encode, join, provenance
 from valle2.runtime.wav import pcm16, stream_header
 
 MEDIA = {
@@ -22,7 +22,7 @@ MEDIA = {
     "opus": "audio/ogg",
     "pcm": "audio/pcm",
 }
-LIBSNDFILE = {"flac": ("FLAC", "PCM_16"), "mp3": ("MP3", None), "opus": ("OGG", "OPUS")}
+WHOLE = {"flac": "FLAC", "mp3": "MP3"}
 
 
 class Encoder:
@@ -33,9 +33,9 @@ class Encoder:
         self.sent = 0
         self.memory = BytesIO()
         self.file: Any = None
-        if kind in LIBSNDFILE:
-            container, subtype = LIBSNDFILE[kind]
-            self.file = soundfile.SoundFile(self.memory, "w", rate, 1, subtype=subtype, format=container)
+        self.held: list[Audio] = []
+        if kind == "opus":
+            self.file = soundfile.SoundFile(self.memory, "w", rate, 1, subtype="OPUS", format="OGG")
             self.file.comment, self.file.software = provenance()
 
     def head(self) -> bytes:
@@ -44,6 +44,9 @@ class Encoder:
 
     def add(self, audio: Audio) -> bytes:
         """The bytes that are ready after this piece; libsndfile holds some back."""
+        if self.kind in WHOLE:
+            self.held.append(audio)
+            return b""
         if self.file is None:
             return pcm16(audio)
         limited = np.clip(audio, -1.0, 1.0)
@@ -53,13 +56,15 @@ class Encoder:
 
     def end(self) -> bytes:
         """What is left."""
+        if self.kind in WHOLE:
+            return encode(join(self.held), self.rate, WHOLE[self.kind])
         if self.file is None:
             return b""
         self.file.close()
         return self.fresh()
 
     def fresh(self) -> bytes:
-        """Appended since the last call; a header that is rewritten at the end was sent before."""
+        """Appended since the last call."""
         data = self.memory.getvalue()[self.sent :]
         self.sent += len(data)
         return data

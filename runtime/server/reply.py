@@ -17,8 +17,8 @@ from valle2.runtime.speech import Spoken
 class Reply:
     """Audio pieces of one request, and how it ended.
 
-    The engine thread calls `put` and `end`; one reader iterates, in a thread or in an event loop. `cancel` may
-    come from anywhere; it is obeyed before the engine's next step.
+    The engine thread calls `put` and `end`; one reader iterates, in a thread or in an event loop. `cancel`
+    may come from anywhere; it is obeyed before the engine's next step.
     """
 
     def __init__(self, request: Request, latency: float, wake_engine: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ from valle2.runtime import Valle2
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.worker import State, Worker
 
-LONG = "the fox, a fox, the apple and a fox there. " * 6
+LONG = "the fox, a fox, the apple and a fox there. " * 2
 
 
 def wait_until(done: Callable[[], object], seconds: float = 10.0) -> None:
