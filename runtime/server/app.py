@@ -57,7 +57,7 @@ def make_app(worker: Worker, store: VoiceStore, key: str = "") -> Guard:
     add_speech(app, worker, store)
     add_voices(app, worker, store)
     add_page(app)
-    return Guard(app, key, worker.limits)  # type: ignore[arg-type]
+    return Guard(app, key, worker.limits)
 
 
 async def refused(request: Request, error: Exception) -> Response:
@@ -150,7 +150,7 @@ def add_page(app: FastAPI) -> None:
 
 def page_file(path: Path) -> Any:
     async def give() -> Response:
-        policy = "default-src 'self'; media-src 'self' blob:; frame-ancestors 'none'"
+        policy = "default-src 'self'; media-src 'self' blob:; img-src data:; frame-ancestors 'none'"
         return FileResponse(path, headers={"Content-Security-Policy": policy})
 
     return give

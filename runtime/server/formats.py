@@ -1,7 +1,7 @@
 """Audio formats of a response, encoded piece by piece.
 
-WAV, PCM and Opus leave as they are made. The header of FLAC and MP3 is rewritten at the end with the length, so
-these are sent whole; ask for one of the others to hear speech early.
+WAV, PCM and Opus leave as they are made. The header of FLAC and MP3 is rewritten at the end with the
+length, so these are sent whole; ask for one of the others to hear speech early.
 """
 
 from __future__ import annotations

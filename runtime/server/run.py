@@ -39,7 +39,7 @@ def serve(
     """Serve until SIGTERM or SIGINT; running streams then have `drain_seconds`."""
     worker = Worker(load, limits)
     config = uvicorn.Config(
-        make_app(worker, VoiceStore(voices), key),  # type: ignore[arg-type]
+        make_app(worker, VoiceStore(voices), key),
         log_level="warning",
         lifespan="on",
         timeout_graceful_shutdown=int(limits.drain_seconds) + 1,

@@ -1,7 +1,8 @@
 """Text in as it arrives, audio out: a WebSocket that speaks each sentence once it is whole.
 
-In: JSON `{"text": "..."}` as often as wanted, `{"end": true}` at last; the first message may carry `voice`
-and `seed`. Out: a JSON message with the format, binary messages of 16-bit mono PCM, at last `{"type": "done"}`.
+In: JSON `{"text": "..."}` as often as wanted, `{"end": true}` at last; the first message may carry
+`voice` and `seed`. Out: a JSON message with the format, binary messages of 16-bit mono PCM, at last
+`{"type": "done"}`.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ async def disconnected(request: Request) -> None:
 
 async def first_piece(request: Request, pieces: AsyncIterator[Audio]) -> Audio | None:
     """The first audio, or None if the client went away before it."""
-    piece = asyncio.ensure_future(anext(pieces))  # type: ignore[arg-type]
+    piece = asyncio.ensure_future(anext(pieces))
     gone = asyncio.ensure_future(disconnected(request))
     try:
         await asyncio.wait({piece, gone}, return_when=asyncio.FIRST_COMPLETED)
