@@ -110,22 +110,27 @@ class Valle2:
         """One of the bundle's voices."""
         return read_voice(self.path, self.manifest, name)
 
-    def prompt(self, path: str | Path, transcript: str, name: str = "prompt") -> Prompt:
+    def prompt(self, path: str | Path | bytes, transcript: str, name: str = "prompt") -> Prompt:
         """A voice from a recording.
 
         Args:
-            path: WAV, FLAC, OGG or MP3, any rate, mono or stereo, 0.5 to 20 s of one speaker.
+            path: WAV, FLAC, OGG or MP3, or its bytes; any rate, mono or stereo, 0.5 to 20 s of one speaker.
             transcript: the words spoken in it.
 
         Raises:
             PromptError: the recording cannot be used, or the transcript is empty.
         """
         codec = self.need_codec()
+        source = "" if isinstance(path, bytes) else Path(path).name
         if not transcript.strip():
-            raise PromptError(f"{path}: the transcript is empty; pass the words spoken in the recording")
+            raise PromptError(
+                f"{source or name}: the transcript is empty; pass the words spoken in the recording"
+            )
         longest = min(MAX_PROMPT_SECONDS, self.manifest.sizes["max_frames"] / 2 / codec.frame_rate)
-        audio = read_audio(Path(path), codec.sample_rate, MIN_PROMPT_SECONDS, longest)
-        return Prompt(codec.encode(audio), transcript, name, source=Path(path).name)
+        audio = read_audio(
+            path if isinstance(path, bytes) else Path(path), codec.sample_rate, MIN_PROMPT_SECONDS, longest
+        )
+        return Prompt(codec.encode(audio), transcript, name, source=source)
 
     def need_codec(self) -> Codec:
         if self.codec is None:

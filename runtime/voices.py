@@ -40,7 +40,11 @@ def read_voice(folder: Path, manifest: Manifest, name: str) -> Prompt:
     if name not in names:
         known = ", ".join(names) or "none; add one with: valle2 voices add"
         raise PromptError(f"unknown voice {name!r}; this model has: {known}")
-    path = voice_path(folder, name)
+    return read_prompt(voice_path(folder, name), name)
+
+
+def read_prompt(path: Path, name: str) -> Prompt:
+    """Load one voice file."""
     try:
         with safe_open(str(path), framework="numpy") as opened:
             details = opened.metadata() or {}

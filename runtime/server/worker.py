@@ -1,0 +1,289 @@
+"""The thread that owns the model. Requests enter by a bounded queue; audio leaves through each `Reply`.
+
+It knows nothing of HTTP. A failure stays with its request; if the loop itself breaks, everything under way
+fails, the model is loaded again, and `restarts` counts it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from enum import Enum
+from typing import Any
+
+from valle2.engine.errors import QueueFullError, Valle2Error
+from valle2.runtime.pipeline import Valle2
+from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.metrics import Metrics
+from valle2.runtime.server.reply import Reply
+from valle2.runtime.settings import Request
+from valle2.runtime.streaming import LATENCY_SECONDS
+
+log = logging.getLogger("valle2.server")
+WARM_UP_TEXT = "Hello there."
+RETRY_SECONDS = 1.0
+
+
+class State(Enum):
+    """Where the worker stands."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class NotReadyError(Valle2Error):
+    """The model is being loaded, or the server is going down."""
+
+
+class TimeLimitError(Valle2Error):
+    """A request took longer, or made more speech, than the server allows."""
+
+
+class SlowReaderError(Valle2Error):
+    """A reader fell too far behind."""
+
+
+class WorkerError(RuntimeError):
+    """The worker broke while it held this request."""
+
+
+class Worker:
+    """One model in one thread.
+
+    Args:
+        load: makes the model; called in the thread, again after a crash.
+    """
+
+    def __init__(self, load: Callable[[int], Valle2], limits: Limits, metrics: Metrics | None = None) -> None:
+        self.load, self.limits, self.metrics = load, limits, metrics or Metrics()
+        self.inbox: deque[Reply | Callable[[Valle2], None]] = deque()
+        self.live: list[Reply] = []
+        self.outstanding = 0
+        self.wake = threading.Condition()
+        self.state = State.LOADING
+        self.tts: Valle2 | None = None
+        self.restarts = 0
+        self.last_error = ""
+        self.beat = time.perf_counter()
+        self.thread = threading.Thread(target=self.run, name="valle2-engine", daemon=True)
+
+    # -- called from any thread ------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def submit(self, request: Request, latency: float = LATENCY_SECONDS) -> Reply:
+        """Queue a request.
+
+        Raises:
+            NotReadyError: still loading, or draining. QueueFullError: too many wait.
+        """
+        reply = Reply(request, latency, self.nudge)
+        with self.wake:
+            self.need_ready()
+            if self.outstanding >= self.limits.slots + self.limits.queue:
+                self.metrics.rejected.inc()
+                raise QueueFullError(f"{self.outstanding} requests are under way or waiting; try again later")
+            self.outstanding += 1
+            self.inbox.append(reply)
+            self.wake.notify()
+        return reply
+
+    def call(self, work: Callable[[Valle2], Any]) -> Future[Any]:
+        """Run something with the model between two steps.
+
+        Raises:
+            NotReadyError: still loading, or draining.
+        """
+        future: Future[Any] = Future()
+
+        def item(tts: Valle2) -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work(tts))
+                except Exception as error:
+                    future.set_exception(error)
+
+        with self.wake:
+            self.need_ready()
+            if len(self.inbox) > self.limits.queue:
+                raise QueueFullError(f"{len(self.inbox)} requests wait; try again later")
+            self.inbox.append(item)
+            self.wake.notify()
+        return future
+
+    def need_ready(self) -> None:
+        if self.state is not State.READY:
+            raise NotReadyError(f"the server is {self.state.value}; try again in a few seconds")
+
+    def nudge(self) -> None:
+        """Wake the thread up."""
+        with self.wake:
+            self.wake.notify()
+
+    @property
+    def healthy(self) -> bool:
+        """Is the thread alive and moving?"""
+        moving = time.perf_counter() - self.beat < self.limits.step_seconds or not self.live
+        return self.thread.is_alive() and moving
+
+    def drain(self) -> None:
+        """Take nothing new; what runs may end."""
+        with self.wake:
+            if self.state is not State.STOPPED:
+                self.state = State.DRAINING
+
+    def stop(self, deadline: float = 0.0) -> bool:
+        """Drain for up to `deadline` seconds, then cancel the rest. -> did everything end by itself?"""
+        self.drain()
+        end = time.perf_counter() + deadline
+        while self.outstanding and self.thread.is_alive() and time.perf_counter() < end:
+            time.sleep(0.02)
+        clean = not self.outstanding
+        with self.wake:
+            self.state = State.STOPPED
+            self.wake.notify()
+        if self.thread.is_alive():
+            self.thread.join(self.limits.step_seconds)
+        return clean
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        while self.state is not State.STOPPED:
+            try:
+                self.prepare()
+                self.serve()
+            except Exception as error:
+                self.recover(error)
+        self.fail_all(NotReadyError("the server is stopping"))
+
+    def prepare(self) -> None:
+        """Load the model and speak once, so that the first request finds everything warm."""
+        tts = self.load(self.limits.slots)
+        voice = tts.voice(tts.default_voice())
+        tts.synthesize(WARM_UP_TEXT, voice)
+        self.tts = tts
+        with self.wake:
+            if self.state is State.LOADING:
+                self.state = State.READY
+
+    def recover(self, error: Exception) -> None:
+        """Everything under way fails; then the model is loaded again."""
+        log.exception("the engine thread failed; it is started again")
+        self.last_error = f"{type(error).__name__}: {error}"
+        with self.wake:
+            if self.state is State.READY:
+                self.state = State.LOADING
+        self.fail_all(WorkerError("the engine failed and is being restarted; send the request again"))
+        self.restarts += 1
+        self.metrics.restarts.inc()
+        time.sleep(RETRY_SECONDS)
+
+    def serve(self) -> None:
+        """Steps for as long as there is work."""
+        assert self.tts is not None
+        while self.state is not State.STOPPED:
+            self.take_in(self.tts)
+            self.drop_unwanted(self.tts)
+            if self.tts.scheduler.tasks:
+                began = time.perf_counter()
+                self.tts.scheduler.tick()
+                self.metrics.step_seconds.observe(time.perf_counter() - began)
+            self.beat = time.perf_counter()
+            self.hand_out(self.tts)
+
+    def take_in(self, tts: Valle2) -> None:
+        """Start what has arrived; sleep while there is nothing to do."""
+        with self.wake:
+            if not self.inbox and not self.live and self.state is not State.STOPPED:
+                self.wake.wait(1.0)
+            arrived = list(self.inbox)
+            self.inbox.clear()
+            self.live += [item for item in arrived if isinstance(item, Reply)]
+        for item in arrived:
+            if isinstance(item, Reply):
+                item.task = tts.scheduler.add(tts.speak(item.spoken, item.latency))
+            else:
+                item(tts)
+
+    def drop_unwanted(self, tts: Valle2) -> None:
+        """Cancelled requests, and those beyond a limit, leave their slots now."""
+        now = time.perf_counter()
+        for reply in self.live:
+            error = self.beyond_limits(reply, now, tts.need_codec().sample_rate)
+            if reply.task and (reply.cancelled or error):
+                reply.task.cancel()
+                reply.task.error = reply.task.error or error
+        tts.scheduler.batch.retire()
+        for reply in self.live:
+            if reply.cancelled_at and reply.task and reply.task.done:
+                self.metrics.cancel_seconds.observe(time.perf_counter() - reply.cancelled_at)
+        self.finish_done()
+        self.publish(tts)
+
+    def beyond_limits(self, reply: Reply, now: float, rate: int) -> Exception | None:
+        """Why a request may not go on."""
+        limits, age = self.limits, now - reply.arrived
+        if age > limits.request_seconds or (not reply.first_at and age > limits.wait_seconds):
+            return TimeLimitError(f"the request took {age:.0f} s, which is more than this server allows")
+        if reply.samples > limits.audio_seconds * rate:
+            return TimeLimitError(f"more than {limits.audio_seconds:g} s of speech; send a shorter text")
+        if reply.unread > limits.unread_seconds * rate:
+            return SlowReaderError("the audio was not read fast enough")
+        return None
+
+    def hand_out(self, tts: Valle2) -> None:
+        """Give each reply the audio that was made, and its end."""
+        for reply in self.live:
+            for audio in reply.spoken.audio[reply.handed_out :]:
+                reply.put(audio)
+                self.metrics.chunk(reply)
+            reply.handed_out = len(reply.spoken.audio)
+        self.finish_done()
+        self.publish(tts)
+
+    def finish_done(self) -> None:
+        """Let go of requests that are over."""
+        done = [reply for reply in self.live if reply.task and reply.task.done]
+        self.live = [reply for reply in self.live if reply not in done]
+        for reply in done:
+            self.close_reply(reply, reply.task.error if reply.task else None)
+
+    def close_reply(self, reply: Reply, error: Exception | None) -> None:
+        with self.wake:
+            self.outstanding -= 1
+        if reply.cancelled:
+            reply.pieces.clear()
+        self.metrics.ended(reply, error)
+        if self.tts:
+            rate = self.tts.need_codec().sample_rate
+            self.metrics.spoke(reply.samples / rate, time.perf_counter() - reply.arrived)
+        reply.end(error)
+
+    def fail_all(self, error: Exception) -> None:
+        """End every request that is under way or waiting."""
+        with self.wake:
+            waiting, self.inbox = list(self.inbox), deque()
+            replies = self.live + [item for item in waiting if isinstance(item, Reply)]
+            self.live = []
+        for reply in replies:
+            if reply.task:
+                reply.task.cancel()
+            self.close_reply(reply, error)
+        if self.tts:
+            self.tts.scheduler.batch.waiting.clear()
+            self.tts.scheduler.batch.retire()
+            self.publish(self.tts)
+
+    def publish(self, tts: Valle2) -> None:
+        """Gauges."""
+        batch = tts.scheduler.batch
+        self.metrics.active_slots.set(batch.active)
+        self.metrics.queue_depth.set(len(self.inbox) + sum(not sample.done for sample in batch.waiting))

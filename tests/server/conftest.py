@@ -1,0 +1,40 @@
+"""A worker over the toy bundle, and a real server on a free port."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra: serve")
+
+from valle2.runtime import Valle2
+from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.worker import State, Worker
+
+LONG = "the fox, a fox, the apple and a fox there. " * 2
+
+
+def wait_until(done: Callable[[], object], seconds: float = 10.0) -> None:
+    """Fail if it does not come true."""
+    end = time.perf_counter() + seconds
+    while not done():
+        assert time.perf_counter() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def load(bundle: Path) -> Callable[[int], Valle2]:
+    return lambda slots: Valle2.load(bundle, threads=1, slots=slots)
+
+
+@pytest.fixture
+def worker(load: Callable[[int], Valle2]) -> Iterator[Worker]:
+    """A worker that is ready, with two slots and a queue of two."""
+    made = Worker(load, Limits(slots=2, queue=2))
+    made.start()
+    wait_until(lambda: made.state is State.READY)
+    yield made
+    made.stop()
