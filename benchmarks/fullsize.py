@@ -99,7 +99,7 @@ def make(made: Made, sizes: dict[str, int]) -> None:
     export_checkpoint(made.checkpoint, made.bundle)
 
 
-def random_checkpoint(sizes: dict[str, int]) -> Checkpoint:
+def random_checkpoint(sizes: dict[str, Any]) -> Checkpoint:
     """Seeded random weights of these sizes, with a codec."""
     import torch
 

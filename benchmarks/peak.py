@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
-ROWS, WIDTH, INNER, REPEATS = 850, 1024, 4096, 5
+ROWS, WIDTH, INNER, REPEATS = 850, 1024, 4096, 15
 PRECISIONS = ("fp32", "int8")
 
 
