@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("checkpoint", type=Path, nargs="?", help="what the model was exported from (compare)")
     parser.add_argument("--model", default="demo", help="bundle folder or embedded model (default: demo)")
+    parser.add_argument("--size", choices=["full", "demo"], help="full: the paper's sizes, random weights")
+    parser.add_argument("--precision", default="fp32", help="of ours, with commas between (compare)")
     parser.add_argument("--text", default=TEXT, help="what is said (default: the quick brown fox)")
     parser.add_argument("--repeats", type=int, default=7, help="timed repeats after a warm-up")
     parser.add_argument("--seed", type=int, default=0)
@@ -41,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, progress: Any) -> Result:
     """Measure; returns what `--json` prints."""
+    if args.size and (args.model != "demo" or args.checkpoint is not None):
+        raise Valle2Error("--size names the model; leave --model and the checkpoint out")
+    if args.size == "full" and args.what != "compare":
+        raise Valle2Error(f"--size full is for bench compare; bench {args.what} takes --model")
     if args.checkpoint is not None and args.what != "compare":
         raise Valle2Error(f"{args.checkpoint} is for bench compare; bench {args.what} takes --model")
     result, table = KINDS[args.what][1](args)
@@ -54,13 +60,23 @@ Table = Callable[[Result], str]
 
 def compare(args: argparse.Namespace) -> tuple[Result, Table]:
     """Our runtime against eager PyTorch."""
-    if args.checkpoint is None:
-        raise Valle2Error("bench compare needs the checkpoint that the model was exported from")
+    if args.checkpoint is None and args.size != "full":
+        raise Valle2Error(
+            "bench compare needs the checkpoint that the model was exported from, or --size full"
+        )
     if find_spec("torch") is None:
         raise Valle2Error("the baseline needs torch; install with: pip install 'valle2[export]'")
     from valle2.benchmarks import compare
+    from valle2.benchmarks.fullsize import FRAMES, full_size
 
-    found = compare.compare(args.checkpoint, args.model, args.text, args.repeats, args.seed, args.threads)
+    checkpoint, model, frames = args.checkpoint, args.model, 0
+    if args.size == "full":
+        made = full_size()
+        checkpoint, model, frames = made.checkpoint, made.bundle, FRAMES
+    precisions = tuple(args.precision.split(","))
+    found = compare.compare(
+        checkpoint, model, args.text, args.repeats, args.seed, args.threads, precisions, frames
+    )
     return found, compare.table
 
 

@@ -1,0 +1,141 @@
+"""A model of the paper's size with random weights, made once and kept in the user's cache directory.
+
+It speaks noise as fast as a trained one speaks words. Its `<eos>` is never the likeliest code, so a request
+with top-p 0 is as long as `max_frames` says. The text front end is the
+demo's, the voice three seconds of random codes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from valle2.engine.errors import Valle2Error
+from valle2.runtime.pipeline import find_model
+from valle2.runtime.settings import Prompt
+from valle2.runtime.voices import store_prompt
+
+if TYPE_CHECKING:
+    from valle2.export import ARModel, Checkpoint, ModelConfig
+
+REVISION = 1
+"""Raised when what is made changes, so that an older cache is not used."""
+SIZES = {
+    "vocab_size": 4096,
+    "d_model": 1024,
+    "heads": 16,
+    "layers": 12,
+    "ffn": 4096,
+    "group_size": 2,
+    "max_text": 512,
+    "max_frames": 6144,
+}
+PROMPT_FRAMES, FRAMES = 225, 750
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog, who had seen it before, goes back to sleep."
+NEED_TORCH = "--size full makes its model with torch; install it with: pip install 'valle2[export]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A checkpoint's folder and the bundle exported from it."""
+
+    checkpoint: Path
+    bundle: Path
+
+
+def cache_directory() -> Path:
+    """Where this user's caches lie: XDG_CACHE_HOME or the platform's place."""
+    home = Path.home()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "valle2" / "Cache"
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "valle2"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "valle2"
+
+
+def full_size(cache: Path | None = None, **changes: int) -> Made:
+    """The full-size model; made if it is not in the cache.
+
+    Args:
+        cache: another cache directory. changes: other sizes than the paper's, for tests and group sizes.
+
+    Raises:
+        Valle2Error: it has to be made and torch is absent, or the cache cannot be written.
+    """
+    sizes = {**SIZES, **changes}
+    names = [f"{key}{value}" for key, value in sorted(changes.items()) if value != SIZES[key]]
+    folder = (cache or cache_directory()) / "-".join([f"full-v{REVISION}", *names])
+    made = Made(folder / "checkpoint", folder / "bundle")
+    if (made.bundle / "manifest.json").is_file():
+        return made
+    if find_spec("torch") is None:
+        raise Valle2Error(NEED_TORCH)
+    try:
+        make(made, sizes)
+    except OSError as error:
+        raise Valle2Error(f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a place") from None
+    return made
+
+
+def make(made: Made, sizes: dict[str, int]) -> None:
+    """Write checkpoint and bundle."""
+    import torch
+
+    from valle2.export import export_checkpoint, save_checkpoint
+
+    shutil.rmtree(made.checkpoint, ignore_errors=True)
+    save_checkpoint(random_checkpoint(sizes), made.checkpoint, torch.float16)
+    shutil.copytree(find_model("demo") / "text", made.checkpoint / "text")
+    (made.checkpoint / "voices").mkdir()
+    codes = np.random.default_rng(0).integers(0, 1024, (PROMPT_FRAMES, 8))
+    store_prompt(made.checkpoint / "voices" / "noise.safetensors", Prompt(codes, "Three seconds of noise."))
+    export_checkpoint(made.checkpoint, made.bundle)
+
+
+def random_checkpoint(sizes: dict[str, Any]) -> Checkpoint:
+    """Seeded random weights of these sizes, with a codec."""
+    import torch
+
+    from valle2.export import Checkpoint, ModelConfig, NARModel
+    from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
+
+    torch.manual_seed(0)
+    config, codec = ModelConfig(**sizes), CodecConfig()
+    return Checkpoint(
+        config,
+        random_ar(config),
+        NARModel(config).eval(),
+        (CodecEncoder(codec).eval(), CodecDecoder(codec).eval(), codec),
+        name="full",
+        text={"kind": "phonemes"},
+        sampling={"top_p": 0.0, "threshold": 1.0},
+        provenance={"licence": "Apache-2.0", "notes": "random weights, for timing alone"},
+    )
+
+
+def random_ar(config: ModelConfig) -> ARModel:
+    """A random AR model whose `<eos>` is never the likeliest code: its row of the tied table is zero."""
+    import torch
+
+    from valle2.export import ARModel
+    from valle2.export.config import EOS_CODE
+
+    model = ARModel(config).eval()
+    with torch.no_grad():
+        model.code_table.weight[EOS_CODE] = 0
+    return model
+
+
+def with_group(sizes: dict[str, Any], group_size: int) -> ModelConfig:
+    """A manifest's sizes as the configuration of an AR model with another group size."""
+    from valle2.export import ModelConfig
+
+    names = ("vocab_size", "d_model", "heads", "layers", "ffn", "max_text", "max_frames")
+    return ModelConfig(group_size=group_size, **{name: sizes[name] for name in names})

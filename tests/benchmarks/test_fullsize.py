@@ -1,0 +1,52 @@
+"""The full-size model: made once, found again, as long as it is told; tried on small sizes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from valle2.benchmarks import fullsize
+from valle2.benchmarks.fullsize import SIZES, Made, cache_directory, full_size
+from valle2.engine.errors import Valle2Error
+from valle2.runtime import Settings, Valle2
+
+SMALL = {"d_model": 32, "heads": 4, "layers": 2, "ffn": 64, "max_frames": 1024}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return full_size(tmp_path_factory.mktemp("cache"), **SMALL)
+
+
+def test_the_papers_sizes() -> None:
+    assert (SIZES["layers"], SIZES["d_model"], SIZES["heads"], SIZES["ffn"]) == (12, 1024, 16, 4096)
+    assert SIZES["max_text"] + 1 + SIZES["max_frames"] // SIZES["group_size"] >= 3000 + 16
+
+
+def test_lengths_are_what_was_asked_for(made: Made) -> None:
+    tts = Valle2.load(made.bundle)
+    settings = Settings(top_p=0.0, threshold=1.0, max_frames=60)
+    speech = tts.synthesize(fullsize.TEXT, tts.voice("noise"), settings)
+    assert len(speech.codes) == 60 and speech.finish_reason == "max_frames"
+
+
+def test_a_cached_model_is_not_made_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fullsize, "make", lambda *_: pytest.fail("made again"))
+    assert full_size(made.bundle.parents[1], **SMALL) == made
+
+
+def test_without_torch_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fullsize, "find_spec", lambda name: None)
+    with pytest.raises(Valle2Error, match=r"pip install 'valle2\[export\]'"):
+        full_size(tmp_path, **SMALL)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the rule of Linux")
+def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / "valle2"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_directory() == Path.home() / ".cache" / "valle2"
