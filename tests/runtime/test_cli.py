@@ -189,9 +189,8 @@ def test_interrupt_is_one_line_and_keeps_the_earlier_file(bundle: Path, tmp_path
     text = "hello there the fox. " * 400
     (tmp_path / "t.txt").write_text(text)
     args = [*COMMAND, "say", "--text-file", "t.txt", "-o", "o.wav", "--model", str(bundle)]
-    heard = functools.partial(
-        signal.signal, signal.SIGINT, signal.default_int_handler
-    )  # a shell's & ignores it
+    # what a shell starts with & ignores SIGINT, and so do its children
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         args, cwd=tmp_path, stderr=subprocess.PIPE, env={**os.environ}, preexec_fn=heard
     )
