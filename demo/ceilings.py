@@ -13,25 +13,18 @@ from typing import Any
 import jiwer
 import numpy as np
 from data import Utterance, read_shard
+from speak import SOURCES
 
 from valle2.benchmarks.judges import Judges, words
 from valle2.benchmarks.report import markdown
 from valle2.runtime import Prompt, Request, Valle2
 from valle2.runtime.refine import refine
 from valle2.runtime.rules import Text, check_prompt
+from valle2.runtime.scheduler import Job
 from valle2.runtime.timings import Timings
 
 Array = np.ndarray[Any, Any]
-SOURCES = ("hibari", "kokoro", "others", "unseen")
-
-
-def finish(job: Any) -> Any:
-    """Run a generator for what it returns."""
-    while True:
-        try:
-            next(job)
-        except StopIteration as stop:
-            return stop.value
+PROMPT_FRAMES = (150, 375)
 
 
 def pairs(items: list[Utterance], count: int) -> list[tuple[Utterance, Utterance]]:
@@ -39,25 +32,34 @@ def pairs(items: list[Utterance], count: int) -> list[tuple[Utterance, Utterance
     out = []
     for index, item in enumerate(items[:count]):
         later = items[index + 1 :] + items[:index]
-        out.append((item, next(x for x in later if x.voice == item.voice and 150 <= x.frames <= 375)))
+        fitting = (x for x in later if PROMPT_FRAMES[0] <= x.frames <= PROMPT_FRAMES[1])
+        out.append((item, next(x for x in fitting if x.voice == item.voice)))
     return out
+
+
+def refined(tts: Valle2, request: Request, first: Array) -> Array:
+    """The NAR's codes (T, 8) for a true codebook 0 (T,)."""
+    rules, found = tts.graphs.rules, []
+    _, text = rules.texts(Text(next(iter(tts.sentence_ids(request)))))
+    prompt = check_prompt(rules, request.prompt.codes)
+
+    def job() -> Job:
+        found.append((yield from refine(tts.graphs.nar, text, prompt, first, Timings())))
+
+    tts.scheduler.finish([tts.scheduler.add(job())])
+    return found[0]
 
 
 def four_ways(tts: Valle2, item: Utterance, said: Utterance) -> dict[str, Array]:
     """The utterance, its round trip, NAR on the true codebook 0, all anew."""
     codec = tts.need_codec()
-    source = item.audio.astype(np.float32) / 32768
-    codes = codec.encode(source)
-    prompt = Prompt(codec.encode(said.audio.astype(np.float32) / 32768), said.text, said.voice)
+    codes = codec.encode(item.wave)
+    prompt = Prompt(codec.encode(said.wave), said.text, said.voice)
     request = Request(item.text, prompt, tts.settings())
-    ids = next(iter(tts.sentence_ids(request)))
-    rules = tts.graphs.rules
-    _, text = rules.texts(Text(ids))
-    job = refine(tts.graphs.nar, text, check_prompt(rules, prompt.codes), codes[:, 0], Timings())
     return {
-        "source": source,
+        "source": item.wave,
         "codec": codec.decode(codes),
-        "true codebook 0 + NAR": codec.decode(finish(job)),
+        "true codebook 0 + NAR": codec.decode(refined(tts, request, codes[:, 0])),
         "AR + NAR": tts.synthesize_batch([request])[0].audio,
     }
 
@@ -81,7 +83,7 @@ def main() -> None:
         near: dict[str, list[float]] = {}
         for item, prompt in pairs(read_shard(path), args.count):
             said.append(words(item.text))
-            target = judges.embed(prompt.audio.astype(np.float32) / 32768, rate)
+            target = judges.embed(prompt.wave, rate)
             for way, audio in four_ways(tts, item, prompt).items():
                 heard.setdefault(way, []).append(words(judges.transcribe(audio, rate)))
                 near.setdefault(way, []).append(float(judges.embed(audio, rate) @ target))

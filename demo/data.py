@@ -29,6 +29,11 @@ class Utterance:
     def frames(self) -> int:
         return len(self.audio) // HOP
 
+    @property
+    def wave(self) -> Array:
+        """(N,) float32 in -1..1."""
+        return np.asarray(self.audio.astype(np.float32) / 32768)
+
     def labels(self) -> Array:
         """(T,) the symbol spoken in the middle of each frame."""
         index = np.searchsorted(self.ends, np.arange(self.frames) + 0.5)

@@ -23,7 +23,7 @@ RIDGE = 0.1
 @torch.no_grad()
 def features(mel: LogMel, item: Utterance) -> Array:
     """Log-mel frames and a constant: (T, mels + 1)."""
-    frames = mel(torch.from_numpy(item.audio.astype(np.float32) / 32768)[None])[0].numpy()
+    frames = mel(torch.from_numpy(item.wave)[None])[0].numpy()
     return np.concatenate([frames, np.ones((len(frames), 1))], axis=1)
 
 

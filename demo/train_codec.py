@@ -25,11 +25,11 @@ from valle2.export.config import CODEBOOKS
 BATCH, CROP, HOP = 16, 96, 320
 DECAY = 0.98
 QUANTISE_FROM = 200
-WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "predict": 1.0}
-LEARN_WEIGHT = 0.02
+WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "learn": 0.02, "pull": 1.0}
 UNPREDICTABLE = 0.15
 """Share of the residual's variance that the predictor may miss: what is above it a NAR model cannot learn,
 and its guesses at it are noise. The weight that pulls towards it finds itself (`pull`)."""
+PULL_START, PULL_RATE, PULL_RANGE = 0.02, 0.003, (1e-3, 0.3)
 
 
 class CodecTrainer(nn.Module):
@@ -38,7 +38,6 @@ class CodecTrainer(nn.Module):
     def __init__(self, config: CodecConfig, classes: int) -> None:
         super().__init__()
         self.residual_only = False
-        self.shown: dict[str, float] = {}
         self.encoder = CodecEncoder(config)
         width, ffn, latent = config.width, config.ffn, config.latent
         self.widen = nn.Linear(config.residual, latent, bias=False)
@@ -47,7 +46,7 @@ class CodecTrainer(nn.Module):
         self.predict = Trunk((latent + config.residual, 96, 192, config.residual), 2)
         nn.init.zeros_(self.predict.out.weight)
         self.pull: Tensor
-        self.register_buffer("pull", torch.tensor(0.02))
+        self.register_buffer("pull", torch.tensor(PULL_START))
         for name in ("first", "rest"):
             table: Tensor = getattr(self.encoder, name)
             table.requires_grad_(False)
@@ -91,28 +90,30 @@ class CodecTrainer(nn.Module):
                 labels,
                 ignore_index=-1,
             ),
-        }
-        losses["predict"], missed = self.predict_loss(zero, left)
+        } | self.predict_losses(zero, left)
         rest, commit = self.quantise_rest(left)
         straight = latent + (zero - latent).detach()
         drop = (torch.rand(len(audio), 1, 1) < 0.1).float()
         rebuilt = straight + (1 - drop) * self.widen(rest)
         losses["mel"] = mel_loss(self.decoder(rebuilt), mel)
         losses["commit"] = functional.mse_loss(latent, zero.detach()) + commit
-        self.shown = {"missed": float(missed), "pull": float(self.pull)}
         return losses
 
-    def predict_loss(self, zero: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-        """(Loss, share of the residual's variance that codebook 0 and the crop mean do not tell)."""
+    def predict_losses(self, zero: Tensor, left: Tensor) -> dict[str, Tensor]:
+        """What holds the residual's share that codebook 0 and the crop mean do not tell.
+
+        `learn` is that share and moves the predictor alone; `pull` moves the residual alone, weighted so that
+        the share comes to rest at UNPREDICTABLE.
+        """
         mean = left.mean(dim=1, keepdim=True).expand_as(left).detach()
         guess = mean + self.predict(torch.cat([zero, mean], dim=2)).float()
         scale = left.var().detach().clamp(min=1e-4)
         learn = ((guess - left.detach()) ** 2).mean() / scale
         missed = ((guess.detach() - left) ** 2).mean() / scale
         if self.training:
-            self.pull.mul_(float(torch.exp(0.003 * (learn.detach() / UNPREDICTABLE - 1).clamp(-1, 1))))
-            self.pull.clamp_(1e-3, 0.3)
-        return LEARN_WEIGHT * learn + self.pull.clone() * missed, learn.detach()
+            excess = (missed.detach() / UNPREDICTABLE - 1).clamp(-1, 1)
+            self.pull.mul_(torch.exp(PULL_RATE * excess)).clamp_(*PULL_RANGE)
+        return {"learn": learn, "pull": self.pull * missed}
 
     def quantise_rest(self, left: Tensor) -> tuple[Tensor, Tensor]:
         """Seven residual books with quantiser dropout -> straight-through vector, commitment loss."""
@@ -212,8 +213,7 @@ def train(work: Path, steps: int, seed: int, residual_only: bool) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
-            shown = {name: value.item() for name, value in losses.items()} | model.shown
-            text = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
+            text = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
             print(f"{step} {time.monotonic() - began:.0f}s {text}", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
             save(
