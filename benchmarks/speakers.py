@@ -36,8 +36,8 @@ def speaker(tts: Valle2, judges: Judges, prompt: Prompt) -> Speaker:
 
 
 def recorded_speakers(tts: Valle2, judges: Judges, folder: Path, seconds: float = 0.0) -> list[Speaker]:
-    """Recordings `FOLDER/NAME.wav`, or several of one speaker in `FOLDER/SPEAKER/`, each with its transcript in
-    a .txt beside it. Of several, the first is the prompt, or as many as fill `seconds`.
+    """Recordings `FOLDER/NAME.wav`, or several of one speaker in `FOLDER/SPEAKER/`, each with its transcript
+    in a .txt beside it. Of several, the first is the prompt, or as many as fill `seconds`.
     """
     found = defaultdict(list)
     for path in sorted(folder.rglob("*.wav")):
