@@ -25,7 +25,11 @@ from valle2.export.config import CODEBOOKS
 BATCH, CROP, HOP = 16, 96, 320
 DECAY = 0.98
 QUANTISE_FROM = 200
-WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "predict": 0.02}
+WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "predict": 1.0}
+LEARN_WEIGHT = 0.02
+UNPREDICTABLE = 0.15
+"""Share of the residual's variance that the predictor may miss: what is above it a NAR model cannot learn,
+and its guesses at it are noise. The weight that pulls towards it finds itself (`pull`)."""
 
 
 class CodecTrainer(nn.Module):
@@ -34,6 +38,7 @@ class CodecTrainer(nn.Module):
     def __init__(self, config: CodecConfig, classes: int) -> None:
         super().__init__()
         self.residual_only = False
+        self.shown: dict[str, float] = {}
         self.encoder = CodecEncoder(config)
         width, ffn, latent = config.width, config.ffn, config.latent
         self.widen = nn.Linear(config.residual, latent, bias=False)
@@ -41,6 +46,8 @@ class CodecTrainer(nn.Module):
         self.classify = nn.Linear(latent, classes)
         self.predict = Trunk((latent + config.residual, 96, 192, config.residual), 2)
         nn.init.zeros_(self.predict.out.weight)
+        self.pull: Tensor
+        self.register_buffer("pull", torch.tensor(0.02))
         for name in ("first", "rest"):
             table: Tensor = getattr(self.encoder, name)
             table.requires_grad_(False)
@@ -84,24 +91,28 @@ class CodecTrainer(nn.Module):
                 labels,
                 ignore_index=-1,
             ),
-            "predict": self.predict_loss(zero, left),
         }
+        losses["predict"], missed = self.predict_loss(zero, left)
         rest, commit = self.quantise_rest(left)
         straight = latent + (zero - latent).detach()
         drop = (torch.rand(len(audio), 1, 1) < 0.1).float()
         rebuilt = straight + (1 - drop) * self.widen(rest)
         losses["mel"] = mel_loss(self.decoder(rebuilt), mel)
         losses["commit"] = functional.mse_loss(latent, zero.detach()) + commit
+        self.shown = {"missed": float(missed), "pull": float(self.pull)}
         return losses
 
-    def predict_loss(self, zero: Tensor, left: Tensor) -> Tensor:
-        """Share of the residual's variance that codebook 0 and the crop mean do not tell."""
+    def predict_loss(self, zero: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        """(Loss, share of the residual's variance that codebook 0 and the crop mean do not tell)."""
         mean = left.mean(dim=1, keepdim=True).expand_as(left).detach()
         guess = mean + self.predict(torch.cat([zero, mean], dim=2)).float()
         scale = left.var().detach().clamp(min=1e-4)
         learn = ((guess - left.detach()) ** 2).mean() / scale
-        pull = ((guess.detach() - left) ** 2).mean() / scale
-        return 0.5 * (learn + pull / learn.detach().clamp(min=1))
+        missed = ((guess.detach() - left) ** 2).mean() / scale
+        if self.training:
+            self.pull.mul_(float(torch.exp(0.003 * (learn.detach() / UNPREDICTABLE - 1).clamp(-1, 1))))
+            self.pull.clamp_(1e-3, 0.3)
+        return LEARN_WEIGHT * learn + self.pull.clone() * missed, learn.detach()
 
     def quantise_rest(self, left: Tensor) -> tuple[Tensor, Tensor]:
         """Seven residual books with quantiser dropout -> straight-through vector, commitment loss."""
@@ -201,7 +212,8 @@ def train(work: Path, steps: int, seed: int, residual_only: bool) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
-            text = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
+            shown = {name: value.item() for name, value in losses.items()} | model.shown
+            text = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
             print(f"{step} {time.monotonic() - began:.0f}s {text}", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
             save(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -188,7 +189,12 @@ def test_interrupt_is_one_line_and_keeps_the_earlier_file(bundle: Path, tmp_path
     text = "hello there the fox. " * 400
     (tmp_path / "t.txt").write_text(text)
     args = [*COMMAND, "say", "--text-file", "t.txt", "-o", "o.wav", "--model", str(bundle)]
-    process = subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, env={**os.environ})
+    heard = functools.partial(
+        signal.signal, signal.SIGINT, signal.default_int_handler
+    )  # a shell's & ignores it
+    process = subprocess.Popen(
+        args, cwd=tmp_path, stderr=subprocess.PIPE, env={**os.environ}, preexec_fn=heard
+    )
     time.sleep(2.5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)

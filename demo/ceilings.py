@@ -1,0 +1,96 @@
+"""Where do words and voice get lost: `python demo/ceilings.py --work W [--bundle B]`.
+
+Held-out utterances of each source are judged as they are, through the codec, with their true codebook 0 and
+the NAR's other seven, and spoken anew by the whole chain. The prompt is the voice's next held-out utterance.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+from data import Utterance, read_shard
+
+from valle2.benchmarks.judges import Judges, words
+from valle2.benchmarks.report import markdown
+from valle2.runtime import Prompt, Request, Valle2
+from valle2.runtime.refine import refine
+from valle2.runtime.rules import Text, check_prompt
+from valle2.runtime.timings import Timings
+
+Array = np.ndarray[Any, Any]
+SOURCES = ("hibari", "kokoro", "others", "unseen")
+
+
+def finish(job: Any) -> Any:
+    """Run a generator for what it returns."""
+    while True:
+        try:
+            next(job)
+        except StopIteration as stop:
+            return stop.value
+
+
+def pairs(items: list[Utterance], count: int) -> list[tuple[Utterance, Utterance]]:
+    """(utterance, prompt): the next one of the same voice that is long enough."""
+    out = []
+    for index, item in enumerate(items[:count]):
+        later = items[index + 1 :] + items[:index]
+        out.append((item, next(x for x in later if x.voice == item.voice and 150 <= x.frames <= 375)))
+    return out
+
+
+def four_ways(tts: Valle2, item: Utterance, said: Utterance) -> dict[str, Array]:
+    """The utterance, its round trip, NAR on the true codebook 0, all anew."""
+    codec = tts.need_codec()
+    source = item.audio.astype(np.float32) / 32768
+    codes = codec.encode(source)
+    prompt = Prompt(codec.encode(said.audio.astype(np.float32) / 32768), said.text, said.voice)
+    request = Request(item.text, prompt, tts.settings())
+    ids = next(iter(tts.sentence_ids(request)))
+    rules = tts.graphs.rules
+    _, text = rules.texts(Text(ids))
+    job = refine(tts.graphs.nar, text, check_prompt(rules, prompt.codes), codes[:, 0], Timings())
+    return {
+        "source": source,
+        "codec": codec.decode(codes),
+        "true codebook 0 + NAR": codec.decode(finish(job)),
+        "AR + NAR": tts.synthesize_batch([request])[0].audio,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    parser.add_argument("--bundle", default="demo")
+    parser.add_argument("--count", type=int, default=40, help="utterances a source")
+    parser.add_argument("--threads", type=int, default=0)
+    args = parser.parse_args()
+    tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges()
+    rate = tts.need_codec().sample_rate
+    rows = []
+    for source in SOURCES:
+        path = args.work / "speech" / f"{source}-0000.npz"
+        if not path.exists():
+            continue
+        said: list[str] = []
+        heard: dict[str, list[str]] = {}
+        near: dict[str, list[float]] = {}
+        for item, prompt in pairs(read_shard(path), args.count):
+            said.append(words(item.text))
+            target = judges.embed(prompt.audio.astype(np.float32) / 32768, rate)
+            for way, audio in four_ways(tts, item, prompt).items():
+                heard.setdefault(way, []).append(words(judges.transcribe(audio, rate)))
+                near.setdefault(way, []).append(float(judges.embed(audio, rate) @ target))
+        for way, found in heard.items():
+            wer = 100 * float(jiwer.wer(said, found))
+            rows.append([source, way, round(wer, 1), round(float(np.mean(near[way])), 3)])
+            print(*rows[-1], flush=True)
+    print(markdown(["source", "signal", "WER %", "similarity to the prompt"], rows))
+
+
+if __name__ == "__main__":
+    main()
