@@ -1,4 +1,4 @@
-"""The quality sweep: scores that follow from words, intervals, the sampler's redraws, a file that resumes; and
+"""The quality sweep: scores that follow from words, intervals, redraws, a file that resumes; and
 a slice of it on the embedded model with bounds that broken codes do not meet."""
 
 from __future__ import annotations
