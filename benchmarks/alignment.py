@@ -25,7 +25,7 @@ def missing_end(said: str, heard: str) -> int:
 
 
 def is_truncated(said: str, heard: str) -> bool:
-    """Is the end missing: two words or a quarter of the text, whichever is more? Of a shorter text, all."""
+    """Is the end missing: two words or a quarter of the text, whichever is more; of a shorter text, all?"""
     words = len(said.split())
     return missing_end(said, heard) >= min(words, max(CUT_WORDS, CUT_SHARE * words))
 

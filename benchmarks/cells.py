@@ -8,7 +8,7 @@ sides, the strict rule at t is the paper's at t + 1 / K (for t below 1 - 1 / K),
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from valle2.runtime import Settings
 
@@ -62,8 +62,8 @@ class Plan:
     recorded: bool = False
 
     def usual(self, **changes: object) -> Cell:
-        values = {"top_p": self.settings.top_p, "threshold": self.settings.threshold} | changes
-        return Cell(self.models[0], precision=self.precisions[0], **values)  # type: ignore[arg-type]
+        cell = Cell(self.models[0], self.settings.top_p, self.settings.threshold, self.precisions[0])
+        return replace(cell, **changes)  # type: ignore[arg-type]
 
 
 def strict(threshold: float, window: int = PAPER.window) -> float:

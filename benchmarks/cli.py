@@ -14,6 +14,7 @@ from valle2.engine.errors import Valle2Error
 
 HELP = "measure speed and quality"
 TEXT = "The quick brown fox jumps over the lazy dog."
+MODEL_HELP = "bundle folder or embedded model (default: demo); LABEL=PATH, several times (quality --sweep)"
 Result = dict[str, Any]
 
 
@@ -23,9 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what", choices=sorted(KINDS), help="; ".join(f"{k}: {v[0]}" for k, v in KINDS.items())
     )
     parser.add_argument("checkpoint", type=Path, nargs="?", help="what the model was exported from (compare)")
-    parser.add_argument("--model", default="demo", help="bundle folder or embedded model (default: demo)")
+    parser.add_argument("--model", action="append", help=MODEL_HELP)
     parser.add_argument("--size", choices=["full", "demo"], help="full: the paper's sizes, random weights")
-    parser.add_argument("--precision", default="fp32", help="of ours, with commas between (compare)")
     parser.add_argument("--text", default=TEXT, help="what is said (default: the quick brown fox)")
     parser.add_argument("--repeats", type=int, default=7, help="timed repeats after a warm-up")
     parser.add_argument("--seed", type=int, default=0)
@@ -38,27 +38,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(quality)")
     parser.add_argument("--top-p", type=float, help="(quality; default: the model's)")
     parser.add_argument("--threshold", type=float, help="(quality; default: the model's)")
+    parser.add_argument(
+        "--sweep", nargs="*", metavar="AXIS", help="many conditions, all axes by default (quality)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("quality.json"), help="keeps a sweep's results")
+    parser.add_argument("--hard", type=Path, help="category, tab, text a line (quality --sweep)")
+    parser.add_argument("--prompts", type=Path, help="WAVs with .txt: unseen voices (quality --sweep)")
+    parser.add_argument(
+        "--precision", type=listed, default=["fp32"], help="such as fp32,int8 (default: fp32)"
+    )
+    parser.add_argument("--plot", type=Path, help="draw into a .png or .svg (extra `bench`)")
     parser.add_argument("--table", action="store_true", help="print a Markdown table")
+
+
+def listed(text: str) -> list[str]:
+    """Comma-separated names."""
+    return [part for part in text.split(",") if part] or ["fp32"]
 
 
 def run(args: argparse.Namespace, progress: Any) -> Result:
     """Measure; returns what `--json` prints."""
-    if args.size and (args.model != "demo" or args.checkpoint is not None):
-        raise Valle2Error("--size names the model; leave --model and the checkpoint out")
-    if args.size == "full" and args.what != "compare":
-        raise Valle2Error(f"--size full is for bench compare; bench {args.what} takes --model")
-    if args.checkpoint is not None and args.what != "compare":
-        raise Valle2Error(f"{args.checkpoint} is for bench compare; bench {args.what} takes --model")
-    result, table = KINDS[args.what][1](args)
+    check_options(args)
+    result, table = KINDS[args.what][1](args, progress)
     if args.table and not args.json:
         print(table(result))
     return result if args.json else {"result": json.dumps(result)}
 
 
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse what would be ignored."""
+    if args.size and (args.model or args.checkpoint is not None):
+        raise Valle2Error("--size names the model; leave --model and the checkpoint out")
+    if args.size == "full" and args.what != "compare":
+        raise Valle2Error(f"--size full is for bench compare; bench {args.what} takes --model")
+    if args.checkpoint is not None and args.what != "compare":
+        raise Valle2Error(f"{args.checkpoint} is for bench compare; bench {args.what} takes --model")
+    if args.what not in ("compare", "quality") and args.precision != ["fp32"]:
+        raise Valle2Error(f"--precision {','.join(args.precision)} is for bench compare and quality")
+    if args.sweep is None and args.plot:
+        raise Valle2Error("--plot draws a sweep; add --sweep")
+    if args.sweep is None and len(args.precision) > 1:
+        raise Valle2Error(f"{len(args.precision)} precisions were given; compare them with --sweep precision")
+
+
 Table = Callable[[Result], str]
+Progress = Callable[[str], None]
 
 
-def compare(args: argparse.Namespace) -> tuple[Result, Table]:
+def compare(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Our runtime against eager PyTorch."""
     if args.checkpoint is None and args.size != "full":
         raise Valle2Error(
@@ -69,31 +96,31 @@ def compare(args: argparse.Namespace) -> tuple[Result, Table]:
     from valle2.benchmarks import compare
     from valle2.benchmarks.fullsize import FRAMES, full_size
 
-    checkpoint, model, frames = args.checkpoint, args.model, 0
+    checkpoint, model, frames = args.checkpoint, one_model(args), 0
     if args.size == "full":
         made = full_size()
         checkpoint, model, frames = made.checkpoint, made.bundle, FRAMES
-    precisions = tuple(args.precision.split(","))
+    precisions = tuple(args.precision)
     found = compare.compare(
         checkpoint, model, args.text, args.repeats, args.seed, args.threads, precisions, frames
     )
     return found, compare.table
 
 
-def latency(args: argparse.Namespace) -> tuple[Result, Table]:
+def latency(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """One request at a time."""
     from valle2.benchmarks import latency
 
-    found = latency.latency(args.model, args.text, args.repeats, args.seed, args.threads)
+    found = latency.latency(one_model(args), args.text, args.repeats, args.seed, args.threads)
     return found, latency.table
 
 
-def throughput(args: argparse.Namespace) -> tuple[Result, Table]:
+def throughput(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Many requests at once."""
     from valle2.benchmarks import throughput
 
     found = throughput.throughput(
-        args.model,
+        one_model(args),
         args.text,
         args.requests,
         args.slots,
@@ -105,19 +132,69 @@ def throughput(args: argparse.Namespace) -> tuple[Result, Table]:
     return found, throughput.table
 
 
-def quality(args: argparse.Namespace) -> tuple[Result, Table]:
+def quality(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Is it understood, and whose voice is it."""
     from valle2.benchmarks import quality
 
     if args.sentences is None:
         raise Valle2Error("bench quality needs --sentences FILE, a sentence a line")
+    if args.sweep is not None:
+        return swept(args, progress)
     settings = {name: getattr(args, name) for name in ("top_p", "threshold")}
     given = {name: value for name, value in settings.items() if value is not None}
-    found = quality.quality(args.model, args.sentences, args.count, args.seeds, given, args.threads)
+    found = quality.quality(
+        one_model(args), args.sentences, args.count, args.seeds, given, args.threads, args.precision[0]
+    )
     return found, quality.table
 
 
-KINDS: dict[str, tuple[str, Callable[[argparse.Namespace], tuple[Result, Table]]]] = {
+def swept(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """Many conditions, kept in a file."""
+    from valle2.benchmarks import quality, sweep, tables
+    from valle2.benchmarks.cells import AXES
+    from valle2.benchmarks.plots import need_matplotlib
+
+    wrong = set(args.sweep) - set(AXES)
+    if wrong:
+        raise Valle2Error(f"unknown axis {', '.join(sorted(wrong))}; expected some of {', '.join(AXES)}")
+    axes = args.sweep or [axis for axis in AXES if axis != "robustness" or args.hard]
+    if args.plot:
+        need_matplotlib()
+        if "sampling" not in axes:
+            raise Valle2Error("--plot draws the axis sampling; add it to --sweep")
+    if "robustness" in axes and not args.hard:
+        raise Valle2Error("the axis robustness needs --hard FILE of lines with a category, a tab and a text")
+    inputs = sweep.Inputs(
+        labelled(args.model or ["demo"]),
+        quality.read_sentences(args.sentences, args.count),
+        quality.read_categories(args.hard, args.count) if args.hard else [],
+        args.seeds,
+        axes,
+        args.precision,
+        args.prompts,
+        args.threads,
+    )
+    result = sweep.sweep(inputs, args.out, progress)
+    if args.plot:
+        tables.plot(result, args.plot)
+    return result, tables.text
+
+
+def labelled(models: list[str]) -> dict[str, str]:
+    """`LABEL=PATH` or a path, which is its own label."""
+    pairs = [model.split("=", 1) if "=" in model else [model, model] for model in models]
+    return {label: path for label, path in pairs}
+
+
+def one_model(args: argparse.Namespace) -> str:
+    """The model of a benchmark that takes one."""
+    models = args.model or ["demo"]
+    if len(models) > 1:
+        raise Valle2Error(f"{len(models)} models were given; only bench quality --sweep takes several")
+    return str(models[0])
+
+
+KINDS: dict[str, tuple[str, Callable[[argparse.Namespace, Progress], tuple[Result, Table]]]] = {
     "compare": ("our runtime against eager PyTorch", compare),
     "latency": ("one request at a time, whole and streamed", latency),
     "quality": ("words and voice as judged by whisper and resemblyzer", quality),

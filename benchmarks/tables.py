@@ -1,0 +1,138 @@
+"""A quality sweep as Markdown tables, one an axis, and as plots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from valle2.benchmarks.cells import OFF, PAPER, SAMPLES, TOP_P
+from valle2.benchmarks.plots import Line, Panel, draw
+from valle2.benchmarks.report import markdown
+from valle2.benchmarks.scores import MEASURES, Figure, Score, difference, summarise
+from valle2.benchmarks.selection import RULES, select
+from valle2.benchmarks.sweep import scores_of
+
+Result = dict[str, Any]
+TITLES = {
+    "wer": "WER %",
+    "cer": "CER %",
+    "similarity": "similarity",
+    "voice": "own voice %",
+    "mos": "DNSMOS",
+    "capped": "runaway %",
+    "truncated": "truncated %",
+    "repeated": "repeated %",
+    "redraws": "redraws %",
+}
+SHARES = ("voice", "capped", "truncated", "repeated", "redraws")
+
+
+def plain_text(name: str, value: float) -> str:
+    """A number as the tables show it: shares in percent."""
+    return f"{value * (100 if name in SHARES else 1):.{2 if name in ('similarity', 'mos') else 1}f}"
+
+
+def cell_text(name: str, figure: Figure) -> str:
+    """A figure and its interval."""
+    value, low, high = (plain_text(name, figure[key]) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def rows_table(rows: dict[str, dict[str, Figure]]) -> str:
+    """Conditions down, measures across."""
+    lines = [[name, *(cell_text(m, figures[m]) for m in MEASURES)] for name, figures in rows.items()]
+    return markdown(["condition", *TITLES.values()], lines)
+
+
+def summaries(result: Result, axis: str) -> dict[str, dict[str, Figure]]:
+    """What was measured of one axis."""
+    names = [name for name in result["axes"][axis] if name in result["cells"]]
+    return {name: result["cells"][name]["summary"] for name in names}
+
+
+def chosen(result: Result, axis: str) -> dict[str, dict[str, Figure]]:
+    """The axis of candidates, with the rules that need a judge."""
+    rows = {}
+    for name, summary in summaries(result, axis).items():
+        if result["cells"][name]["cell"]["samples"] == 1:
+            rows[name] = summary
+        else:
+            scores = scores_of(result, name)
+            rows |= {rule: summarise(select(scores, rule, SAMPLES)) for rule in RULES}
+    return rows
+
+
+def by_category(result: Result, axis: str) -> dict[str, dict[str, Figure]]:
+    """The hard texts, one row a category and condition."""
+    categories = [category for category, _ in result["inputs"]["hard"]]
+    rows = {}
+    for name in summaries(result, axis):
+        scores = scores_of(result, name)
+        label = name.removesuffix(", hard texts")
+        rows[f"{label}: all"] = summarise(scores)
+        for category in dict.fromkeys(categories):
+            inside = [score for score in scores if categories[score.sentence] == category]
+            rows[f"{label}: {category}"] = summarise(inside)
+    return rows
+
+
+ROWS: dict[str, Callable[[Result, str], dict[str, dict[str, Figure]]]] = {
+    "candidates": chosen,
+    "robustness": by_category,
+}
+
+
+def at(result: Result, model: str, top_p: float, threshold: float) -> list[Score]:
+    """Scores of one cell of the axis `sampling`, empty if not measured."""
+    for name in result["axes"].get("sampling", ()):
+        cell = result["cells"].get(name, {}).get("cell", {})
+        if cell and (cell["model"], cell["top_p"], cell["threshold"]) == (model, top_p, threshold):
+            return scores_of(result, name)
+    return []
+
+
+def ras_effect(result: Result) -> str:
+    """RAS on minus RAS off, in pairs, for every model and top-p."""
+    rows = {}
+    for model in result["inputs"]["models"]:
+        for top_p in TOP_P:
+            off, on = (at(result, model, top_p, threshold) for threshold in (OFF, PAPER.threshold))
+            if off and on:
+                rows[f"{model}, top-p {top_p:g}, RAS on - off"] = difference(off, on)
+    return rows_table(rows) if rows else ""
+
+
+def tables(result: Result) -> dict[str, str]:
+    """Markdown by axis, with `ras` for the paired differences."""
+    found = {axis: rows_table(ROWS.get(axis, summaries)(result, axis)) for axis in result["axes"]}
+    effect = ras_effect(result)
+    return found | ({"ras": effect} if effect else {})
+
+
+def text(result: Result) -> str:
+    """All tables under their names, and what could not be measured."""
+    parts = [f"## {axis}\n\n{table}" for axis, table in tables(result).items()]
+    parts += [f"Not measured: {name}: {why}" for name, why in result["unmeasured"].items()]
+    return "\n\n".join(parts)
+
+
+def panels(result: Result) -> list[Panel]:
+    """Every measure of interest against top-p, RAS on and off, a line a model."""
+    wanted = ("wer", "similarity", "capped", "repeated", "truncated", "redraws")
+    return [Panel(TITLES[m], "top-p", lines_of(result, m)) for m in wanted]
+
+
+def lines_of(result: Result, measure: str) -> list[Line]:
+    unit, lines = 100 if measure in SHARES else 1, []
+    for model in result["inputs"]["models"]:
+        for threshold, label in ((OFF, "RAS off"), (PAPER.threshold, "RAS on")):
+            points = {top_p: at(result, model, top_p, threshold) for top_p in TOP_P}
+            found = {top_p: summarise(scores)[measure] for top_p, scores in points.items() if scores}
+            values = [tuple(unit * f[key] for key in ("value", "low", "high")) for f in found.values()]
+            lines.append(Line(f"{model}, {label}", list(found), values, dashed=threshold == OFF))
+    return [line for line in lines if line.x]
+
+
+def plot(result: Result, path: Path) -> Path:
+    return draw(panels(result), path)
