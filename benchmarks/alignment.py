@@ -24,6 +24,11 @@ def missing_end(said: str, heard: str) -> int:
     return len(words) - max(kept, default=0)
 
 
+def word_error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
+    """WER of texts in percent: all their errors over all their words."""
+    return 100 * float(import_module("jiwer").wer(list(said), list(heard)))
+
+
 def is_truncated(said: str, heard: str) -> bool:
     """Is the end missing: two words or a quarter of the text, whichever is more; of a shorter text, all?"""
     words = len(said.split())

@@ -77,7 +77,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise Valle2Error(f"--precision {','.join(args.precision)} is for bench compare and quality")
     if args.sweep is None and args.plot:
         raise Valle2Error("--plot draws a sweep; add --sweep")
-    if args.sweep is None and len(args.precision) > 1:
+    if args.what == "quality" and args.sweep is None and len(args.precision) > 1:
         raise Valle2Error(f"{len(args.precision)} precisions were given; compare them with --sweep precision")
 
 

@@ -51,9 +51,9 @@ class Judges:
         return import_module("resemblyzer").VoiceEncoder("cpu", verbose=False)
 
     def transcribe(self, audio: Audio, rate: int) -> str:
-        """What is heard, greedily, without context."""
+        """What is heard, greedily: no draws, so the same speech always reads the same."""
         sound = soxr.resample(audio, rate, RATE)
-        segments, _ = self.whisper.transcribe(sound, language="en", beam_size=1)
+        segments, _ = self.whisper.transcribe(sound, language="en", beam_size=1, temperature=0.0)
         return " ".join(segment.text for segment in segments).strip()
 
     def transcribe_all(self, audios: Sequence[Audio], rate: int) -> list[str]:

@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 from data import Utterance, read_shard
 from speak import SOURCES
 
+from valle2.benchmarks.alignment import word_error_rate
 from valle2.benchmarks.judges import Judges, words
 from valle2.benchmarks.report import markdown
 from valle2.runtime import Prompt, Request, Valle2
@@ -88,7 +88,7 @@ def main() -> None:
                 heard.setdefault(way, []).append(words(judges.transcribe(audio, rate)))
                 near.setdefault(way, []).append(float(judges.embed(audio, rate) @ target))
         for way, found in heard.items():
-            wer = 100 * float(jiwer.wer(said, found))
+            wer = word_error_rate(said, found)
             rows.append([source, way, round(wer, 1), round(float(np.mean(near[way])), 3)])
             print(*rows[-1], flush=True)
     print(markdown(["source", "signal", "WER %", "similarity to the prompt"], rows))

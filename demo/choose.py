@@ -11,9 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
-import jiwer
 from sentences import sentences
 
+from valle2.benchmarks.alignment import word_error_rate
 from valle2.benchmarks.judges import Judges, words
 from valle2.benchmarks.quality import heard
 from valle2.runtime import Request, Valle2
@@ -24,7 +24,7 @@ SEED = 77
 def wer(tts: Valle2, judges: Judges, name: str, texts: list[str]) -> float:
     """WER in percent of one prompt."""
     speeches = tts.synthesize_batch([Request(text, tts.voice(name), tts.settings()) for text in texts])
-    return 100 * float(jiwer.wer([words(text) for text in texts], heard(judges, speeches)))
+    return word_error_rate([words(text) for text in texts], heard(judges, speeches))
 
 
 def main() -> None:
