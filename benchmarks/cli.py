@@ -96,11 +96,11 @@ def compare(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     from valle2.benchmarks import compare
     from valle2.benchmarks.fullsize import FRAMES, full_size
 
-    checkpoint, model, frames = args.checkpoint, one_model(args), 0
-    if args.size == "full":
-        made = full_size()
-        checkpoint, model, frames = made.checkpoint, made.bundle, FRAMES
     precisions = tuple(args.precision)
+    made = full_size() if args.size == "full" else None
+    checkpoint = made.checkpoint if made else args.checkpoint
+    model = str(made.bundle) if made else one_model(args)
+    frames = FRAMES if made else 0
     found = compare.compare(
         checkpoint, model, args.text, args.repeats, args.seed, args.threads, precisions, frames
     )

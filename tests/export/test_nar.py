@@ -31,8 +31,8 @@ STYLES = {
 
 def attend_lengths(query: Tensor, key: Tensor, value: Tensor, heads: int, lengths: Tensor) -> Tensor:
     mask = (torch.arange(query.shape[1])[None, :] < lengths[:, None])[:, None, None, :]
-    split = (split_heads(part, heads) for part in (query, key, value))
-    return merge_heads(functional.scaled_dot_product_attention(*split, attn_mask=mask))
+    query, key, value = (split_heads(part, heads) for part in (query, key, value))
+    return merge_heads(functional.scaled_dot_product_attention(query, key, value, attn_mask=mask))
 
 
 def toy_nar(style: dict[str, Any]) -> NARModel:

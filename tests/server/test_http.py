@@ -32,7 +32,7 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     limits = Limits(slots=2, queue=2, text=500)
     worker = Worker(lambda slots: Valle2.load(bundle, threads=1, slots=slots), limits)
     app = make_app(worker, VoiceStore(tmp_path_factory.mktemp("uploaded")))
-    running = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="websockets-sansio"))  # type: ignore[arg-type]
+    running = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="websockets-sansio"))
     listener = listen("127.0.0.1", 0, 5.0)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -173,7 +173,7 @@ def test_state_and_page(server: tuple[str, Worker]) -> None:
 def test_a_key_is_asked_for(load: Callable[[int], Valle2], tmp_path: Path) -> None:
     guard = make_app(Worker(load, Limits()), VoiceStore(tmp_path), "k" * 16)
     assert isinstance(guard, Guard)
-    transport = httpx.ASGITransport(app=guard)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app=guard)
 
     async def ask(headers: dict[str, str]) -> int:
         async with httpx.AsyncClient(transport=transport, base_url="http://public") as client:

@@ -110,21 +110,26 @@ def test_a_crash_is_noticed_and_the_worker_restarted(worker: Worker) -> None:
     assert list(ask(worker))
 
 
-def test_time_speech_and_reading_are_bounded(load: Callable[[int], Valle2]) -> None:
-    for limit, error in (
-        ({"request_seconds": 0.01}, TimeLimitError),
-        ({"audio_seconds": 0.01}, TimeLimitError),
-        ({"unread_seconds": 0.01}, SlowReaderError),
-    ):
-        worker = Worker(load, Limits(slots=1, queue=1, **limit))
-        worker.start()
-        wait_until(lambda worker=worker: worker.state is State.READY)
-        reply = ask(worker, LONG)
-        wait_until(lambda reply=reply: reply.ended)
-        with pytest.raises(error):
-            list(reply)
-        assert idle(worker)
-        worker.stop()
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        (Limits(slots=1, queue=1, request_seconds=0.01), TimeLimitError),
+        (Limits(slots=1, queue=1, audio_seconds=0.01), TimeLimitError),
+        (Limits(slots=1, queue=1, unread_seconds=0.01), SlowReaderError),
+    ],
+)
+def test_time_speech_and_reading_are_bounded(
+    load: Callable[[int], Valle2], limits: Limits, error: type[Exception]
+) -> None:
+    worker = Worker(load, limits)
+    worker.start()
+    wait_until(lambda: worker.state is State.READY)
+    reply = ask(worker, LONG)
+    wait_until(lambda: reply.ended)
+    with pytest.raises(error):
+        list(reply)
+    assert idle(worker)
+    worker.stop()
 
 
 def test_draining_ends_streams_and_takes_nothing(worker: Worker) -> None:
