@@ -43,7 +43,7 @@ def trained(work: Path, names: list[str], module: torch.nn.Module) -> torch.nn.M
 
 @torch.no_grad()
 def held_out_prompts(work: Path, ar: ARModel) -> dict[str, list[tuple[Sample, str]]]:
-    """Of each voice the held-out utterances of a fitting length, those first that least surprise the AR."""
+    """Of each shipped voice the held-out utterances that fit, those first that least surprise the AR."""
     texts: dict[str, list[str]] = {}
     for path in shards(work):
         if path.stem.endswith("-0000"):
@@ -51,6 +51,8 @@ def held_out_prompts(work: Path, ar: ARModel) -> dict[str, list[tuple[Sample, st
                 texts.setdefault(item.voice, []).append(item.text)
     out = {}
     for voice, samples in load_samples(work, held_out=True).items():
+        if voice not in KOKORO and voice not in PITCHES:
+            continue
         pairs = zip(samples, texts[voice], strict=True)
         fitting = [pair for pair in pairs if PROMPT_FRAMES[0] <= len(pair[0].codes) <= PROMPT_FRAMES[1]]
         out[voice] = sorted(fitting, key=lambda pair: surprise(ar, pair[0]))[:TRIED]
