@@ -159,9 +159,9 @@ def swept(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
         raise Valle2Error(f"unknown axis {', '.join(sorted(wrong))}; expected some of {', '.join(AXES)}")
     axes = args.sweep or [axis for axis in AXES if axis != "robustness" or args.hard]
     if args.plot:
-        need_matplotlib()
         if "sampling" not in axes:
             raise Valle2Error("--plot draws the axis sampling; add it to --sweep")
+        need_matplotlib()
     if "robustness" in axes and not args.hard:
         raise Valle2Error("the axis robustness needs --hard FILE of lines with a category, a tab and a text")
     inputs = sweep.Inputs(

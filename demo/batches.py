@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import read_shard, shards, symbols
+from data import read_codes, read_shard, shards, symbols
 
 from valle2.export.config import ModelConfig
 
@@ -53,9 +53,7 @@ def load_samples(work: Path, *, held_out: bool = False) -> dict[str, list[Sample
             continue
         codes_path = work / "codes" / path.name
         if codes_path.exists() and path.stem.endswith("-0000") == held_out:
-            with np.load(codes_path) as found:
-                codes = np.split(found["codes"], np.cumsum(found["lengths"])[:-1])
-            for item, code in zip(read_shard(path), codes, strict=True):
+            for item, code in zip(read_shard(path), read_codes(codes_path), strict=True):
                 out.setdefault(item.voice, []).append(Sample(item.voice, item.ids, item.ends, code))
     return out
 

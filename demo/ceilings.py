@@ -12,42 +12,15 @@ from typing import Any
 
 import numpy as np
 from data import Utterance, read_shard
+from refine import pairs, refined
 from speak import SOURCES
 
 from valle2.benchmarks.alignment import word_error_rate
 from valle2.benchmarks.judges import Judges, words
 from valle2.benchmarks.report import markdown
 from valle2.runtime import Prompt, Request, Valle2
-from valle2.runtime.refine import refine
-from valle2.runtime.rules import Text, check_prompt
-from valle2.runtime.scheduler import Job
-from valle2.runtime.timings import Timings
 
 Array = np.ndarray[Any, Any]
-PROMPT_FRAMES = (150, 375)
-
-
-def pairs(items: list[Utterance], count: int) -> list[tuple[Utterance, Utterance]]:
-    """(utterance, prompt): the next one of the same voice that is long enough."""
-    out = []
-    for index, item in enumerate(items[:count]):
-        later = items[index + 1 :] + items[:index]
-        fitting = (x for x in later if PROMPT_FRAMES[0] <= x.frames <= PROMPT_FRAMES[1])
-        out.append((item, next(x for x in fitting if x.voice == item.voice)))
-    return out
-
-
-def refined(tts: Valle2, request: Request, first: Array) -> Array:
-    """The NAR's codes (T, 8) for a true codebook 0 (T,)."""
-    rules, found = tts.graphs.rules, []
-    _, text = rules.texts(Text(next(iter(tts.sentence_ids(request)))))
-    prompt = check_prompt(rules, request.prompt.codes)
-
-    def job() -> Job:
-        found.append((yield from refine(tts.graphs.nar, text, prompt, first, Timings())))
-
-    tts.scheduler.finish([tts.scheduler.add(job())])
-    return found[0]
 
 
 def four_ways(tts: Valle2, item: Utterance, said: Utterance) -> dict[str, Array]:
@@ -81,7 +54,8 @@ def main() -> None:
         said: list[str] = []
         heard: dict[str, list[str]] = {}
         near: dict[str, list[float]] = {}
-        for item, prompt in pairs(read_shard(path), args.count):
+        items = read_shard(path)
+        for item, prompt in ((items[a], items[b]) for a, b in pairs(items)[: args.count]):
             said.append(words(item.text))
             target = judges.embed(prompt.wave, rate)
             for way, audio in four_ways(tts, item, prompt).items():

@@ -69,3 +69,14 @@ def read_shard(path: Path) -> list[Utterance]:
 def shards(work: Path) -> list[Path]:
     """Paths of all finished shards."""
     return sorted(p for p in (work / "speech").glob("*.npz") if not p.name.endswith(".tmp.npz"))
+
+
+def read_codes(path: Path) -> list[Array]:
+    """Codes (T, 8) int16 of a shard's utterances."""
+    with np.load(path) as found:
+        return np.split(found["codes"], np.cumsum(found["lengths"])[:-1])
+
+
+def write_codes(path: Path, codes: list[Array]) -> None:
+    """Keep the codes (T, 8) of a shard's utterances."""
+    np.savez(path, codes=np.concatenate(codes), lengths=np.array([len(c) for c in codes]))

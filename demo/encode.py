@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import read_shard, shards, symbols
+from data import read_shard, shards, symbols, write_codes
 from train_codec import HOP, CodecTrainer
 
 from valle2.export.codec import CodecConfig, CodecEncoder
@@ -48,7 +48,7 @@ def main() -> None:
         target = work / "codes" / path.name
         if not target.exists():
             codes = encode(encoder, [item.audio for item in read_shard(path)])
-            np.savez(target, codes=np.concatenate(codes), lengths=np.array([len(c) for c in codes]))
+            write_codes(target, codes)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Train the codec's decoder (the vocoder) from codes, resumable: `python demo/train_vocoder.py --work W`."""
+"""Train the codec's decoder (the vocoder) from codes, resumable: `python demo/train_vocoder.py --work W`.
+
+Where refine.py has written codes of the NAR, half of the crops with a choice are of those.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import HOP, Utterance, read_shard, shards, symbols
+from data import HOP, Utterance, read_codes, read_shard, shards, symbols
 from torch import Tensor, nn
 from torch.nn import functional
 from train_codec import CodecTrainer, save
@@ -34,26 +37,30 @@ def spectral_loss(guess: Tensor, sound: Tensor) -> Tensor:
     return total / len(RESOLUTIONS)
 
 
-def load_items(work: Path) -> dict[str, list[tuple[Utterance, np.ndarray[Any, Any]]]]:
-    """Utterances with their codes by voice, the held-out shards left out."""
-    out: dict[str, list[tuple[Utterance, np.ndarray[Any, Any]]]] = {}
+Array = np.ndarray[Any, Any]
+Items = dict[str, list[tuple[Utterance, list[Array]]]]
+
+
+def load_items(work: Path) -> Items:
+    """Utterances by voice, each with its own codes and those of the NAR; the held-out shards left out."""
+    out: Items = {}
     for path in shards(work):
-        codes_path = work / "codes" / path.name
-        if codes_path.exists() and not path.stem.endswith("-0000"):
-            with np.load(codes_path) as found:
-                codes = np.split(found["codes"], np.cumsum(found["lengths"])[:-1])
-            for item, code in zip(read_shard(path), codes, strict=True):
+        files = [work / folder / path.name for folder in ("codes", "codes-nar")]
+        if files[0].exists() and not path.stem.endswith("-0000"):
+            ways = [read_codes(file) for file in files if file.exists()]
+            for item, *codes in zip(read_shard(path), *ways, strict=True):
                 if item.frames > CROP:
-                    out.setdefault(item.voice, []).append((item, code))
+                    out.setdefault(item.voice, []).append((item, codes))
     return out
 
 
-def crops(items: Any, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def crops(items: Items, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """BATCH crops, the voices in equal shares: codes (B, CROP, 8), audio (B, CROP * HOP)."""
     names, codes, sounds = sorted(items), [], []
     for _ in range(BATCH):
         pool = items[names[rng.integers(len(names))]]
-        item, code = pool[rng.integers(len(pool))]
+        item, ways = pool[rng.integers(len(pool))]
+        code = ways[rng.integers(len(ways))]
         start = int(rng.integers(len(code) - CROP + 1))
         codes.append(code[start : start + CROP].astype(np.int64))
         sounds.append(item.audio[start * HOP : (start + CROP) * HOP].astype(np.float32) / 32768)

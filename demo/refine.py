@@ -1,0 +1,79 @@
+"""Training codes as the NAR makes them: `python demo/refine.py --work W --bundle B`, a file a shard.
+
+Codebook 0 is the utterance's own and the other seven are the NAR's, prompted by another utterance of the
+voice. A vocoder that learns from these too (train_vocoder.py) hears at synthesis what it was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from data import Utterance, read_codes, read_shard, shards, write_codes
+
+from valle2.runtime import Prompt, Request, Valle2
+from valle2.runtime.refine import refine
+from valle2.runtime.rules import Text, check_prompt
+from valle2.runtime.scheduler import Job
+from valle2.runtime.timings import Timings
+
+Array = np.ndarray[Any, Any]
+PROMPT_FRAMES = (150, 375)
+
+
+def pairs(items: list[Utterance]) -> list[tuple[int, int]]:
+    """(utterance, prompt) as indices: the next one of the same voice that is long enough, if there is any."""
+    out = []
+    for index, item in enumerate(items):
+        for other in (*range(index + 1, len(items)), *range(index)):
+            fits = PROMPT_FRAMES[0] <= items[other].frames <= PROMPT_FRAMES[1]
+            if fits and items[other].voice == item.voice:
+                out.append((index, other))
+                break
+    return out
+
+
+def refined(tts: Valle2, request: Request, first: Array) -> Array:
+    """The NAR's codes (T, 8) for a true codebook 0 (T,)."""
+    rules, found = tts.graphs.rules, []
+    _, text = rules.texts(Text(next(iter(tts.sentence_ids(request)))))
+    prompt = check_prompt(rules, request.prompt.codes)
+
+    def job() -> Job:
+        found.append((yield from refine(tts.graphs.nar, text, prompt, first, Timings())))
+
+    tts.scheduler.finish([tts.scheduler.add(job())])
+    return found[0]
+
+
+def refine_shard(tts: Valle2, items: list[Utterance], codes: list[Array]) -> list[Array]:
+    """The codes (T, 8) of each utterance, its own where there is nothing to prompt with."""
+    out = list(codes)
+    for index, other in pairs(items):
+        said = items[other]
+        prompt = Prompt(codes[other].astype(np.int64), said.text, said.voice)
+        request = Request(items[index].text, prompt, tts.settings())
+        out[index] = refined(tts, request, codes[index][:, 0].astype(np.int64)).astype(np.int16)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--every", type=int, default=4, help="of this many shards one")
+    args = parser.parse_args()
+    tts = Valle2.load(args.bundle, threads=1)
+    (args.work / "codes-nar").mkdir(exist_ok=True)
+    for path in shards(args.work)[:: args.every]:
+        target = args.work / "codes-nar" / path.name
+        if target.exists() or path.stem.endswith("-0000"):
+            continue
+        codes = read_codes(args.work / "codes" / path.name)
+        write_codes(target, refine_shard(tts, read_shard(path), codes))
+
+
+if __name__ == "__main__":
+    main()
