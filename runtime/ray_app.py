@@ -38,9 +38,9 @@ class Options:
     """What a replica is made from.
 
     Args:
-        load: arguments of `Valle2.load`. limits: bounds of one replica. voices: folder of uploaded voices, which
-            all replicas must see. key_file: file with the API key, on every node; None lets in whoever calls
-            the address by one of this machine's own names.
+        load: arguments of `Valle2.load`. limits: bounds of one replica. voices: folder of uploaded voices,
+            which all replicas must see. key_file: file with the API key, on every node; None lets in whoever
+            calls the address by one of this machine's own names.
     """
 
     load: dict[str, Any]
@@ -145,7 +145,7 @@ class ReplicaMetrics(Metrics):
 def application(args: dict[str, Any]) -> Any:
     """What a Ray Serve config file imports: the deployment `Speech`, one replica unless the file says more.
 
-    A replica takes more than its engine holds, so that it is the engine that refuses, with 429 and Retry-After.
+    A replica takes more than its engine holds: it is the engine that refuses, with 429 and Retry-After.
 
     Raises:
         SettingsError: an unknown argument.

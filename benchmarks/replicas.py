@@ -1,0 +1,178 @@
+"""Two Ray Serve replicas against one, over HTTP, at equal threads per replica.
+
+    python -m valle2.benchmarks.replicas --rounds 5
+
+Both run at the same time, at /one and /two, and are loaded in turn, so that a change of the machine's own
+load meets both; `ratio` is the median over the rounds of two / one. Throughput = audio seconds per second.
+Clients send their next request when they have the whole answer (a closed loop); their number fills the slots
+of two replicas. Needs the extra `ray`, and a core for each thread of each replica: on a busy machine the
+replicas share what there is, and the ratio says little about them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from valle2.benchmarks.cli import TEXT
+from valle2.benchmarks.report import markdown, measured_on, need_positive
+from valle2.runtime import Valle2
+from valle2.runtime.wav import BYTES_PER_SAMPLE
+
+IMPORT_PATH = "valle2.runtime.ray_app:application"
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
+REQUEST_SECONDS = 300.0
+
+
+def config(port: int, apps: list[dict[str, Any]]) -> dict[str, Any]:
+    """A Ray Serve config file's content."""
+    return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": apps}
+
+
+def app(name: str, prefix: str, args: dict[str, Any], **deployment: Any) -> dict[str, Any]:
+    """One application of it; deployment: settings of the replicas."""
+    return {
+        "name": name,
+        "route_prefix": prefix,
+        "import_path": IMPORT_PATH,
+        "args": args,
+        "deployments": [{"name": "Speech", **deployment}],
+    }
+
+
+@contextmanager
+def running(content: dict[str, Any], log: Path) -> Iterator[str]:
+    """A Ray cluster of this machine with these applications, until the end of the block; -> its address."""
+    file = log.with_suffix(".yaml")
+    file.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", str(file)]
+    address = f"http://127.0.0.1:{content['http_options']['port']}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+        )
+    try:
+        for part in content["applications"]:
+            wait_ready(process, f"{address}{part['route_prefix'].rstrip('/')}/ready", log)
+        yield address
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Until the address answers 200.
+
+    Raises:
+        RuntimeError: it does not, with the end of the log.
+    """
+    end = time.perf_counter() + START_SECONDS
+    while process.poll() is None and time.perf_counter() < end:
+        try:
+            with urlopen(url, timeout=5):
+                return
+        except (URLError, HTTPError, HTTPException, OSError):
+            time.sleep(0.2)
+    raise RuntimeError(f"{url} did not come up: {log.read_text(errors='replace')[-2000:]}")
+
+
+def speak(url: str, text: str, seed: int) -> tuple[bytes, str]:
+    """One request. -> PCM, the replica's name."""
+    body = {"input": text, "seed": seed, "response_format": "pcm"}
+    request = Request(
+        f"{url}/v1/audio/speech", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urlopen(request, timeout=REQUEST_SECONDS) as response:
+        return response.read(), response.headers["X-Replica"]
+
+
+def loaded(url: str, text: str, seeds: range, clients: int, rate: int) -> tuple[float, set[str]]:
+    """A closed loop. -> audio seconds per second, the replicas that answered."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        answers = list(pool.map(lambda seed: speak(url, text, seed), seeds))
+    audio = sum(len(pcm) for pcm, _ in answers) / BYTES_PER_SAMPLE / rate
+    return audio / (time.perf_counter() - began), {name for _, name in answers}
+
+
+def replicas(model: str, text: str, requests: int, slots: int, rounds: int, port: int) -> dict[str, Any]:
+    """Compare one replica with two."""
+    need_positive(requests=requests, slots=slots, rounds=rounds)
+    args = {"model": model, "threads": 1, "limits": {"slots": slots, "queue": 2 * requests}}
+    apps = [app(name, f"/{name}", args, num_replicas=count) for name, count in (("one", 1), ("two", 2))]
+    tts = Valle2.load(model, threads=1, slots=1)
+    rate = tts.need_codec().sample_rate
+    found: dict[str, list[float]] = {"one": [], "two": []}
+    names: dict[str, set[str]] = {"one": set(), "two": set()}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(config(port, apps), Path(folder) / "log") as address,
+    ):
+        for turn in range(rounds + 1):
+            for name in found:
+                seeds = range(turn * requests, (turn + 1) * requests)
+                speed, answered = loaded(f"{address}/{name}", text, seeds, 2 * slots, rate)
+                names[name] |= answered
+                found[name] += [speed] if turn else []  # the first round warms up
+    return {
+        "one_replica": round(median(found["one"]), 3),
+        "two_replicas": round(median(found["two"]), 3),
+        "ratio": round(median(two / one for one, two in zip(found["one"], found["two"], strict=True)), 3),
+        "ratios": [round(two / one, 3) for one, two in zip(found["one"], found["two"], strict=True)],
+        "answered": {name: len(seen) for name, seen in names.items()},
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+        "slots": slots,
+        "clients": 2 * slots,
+        "requests": requests,
+        "text": text,
+    } | measured_on(tts, 0, 1)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The comparison as a Markdown table."""
+    return markdown(
+        ["", "audio s/s"],
+        [
+            ["one replica", result["one_replica"]],
+            ["two replicas", result["two_replicas"]],
+            ["ratio (median of rounds)", result["ratio"]],
+        ],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Two Ray Serve replicas against one.")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--text", default=TEXT)
+    parser.add_argument("--requests", type=int, default=16, help="a round")
+    parser.add_argument("--slots", type=int, default=4, help="of a replica")
+    parser.add_argument("--rounds", type=int, default=5, help="timed, after one that warms up")
+    parser.add_argument("--port", type=int, default=8123)
+    args = parser.parse_args()
+    result = replicas(args.model, args.text, args.requests, args.slots, args.rounds, args.port)
+    print(table(result))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
