@@ -46,15 +46,13 @@ def config(port: int, apps: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def app(name: str, prefix: str, args: dict[str, Any], count: int) -> dict[str, Any]:
-    """One application of it; the three replicas of both are never busy together, so each books half a core."""
+    """One application of it. The three replicas are never busy together, so each books half a core."""
     return {
         "name": name,
         "route_prefix": prefix,
         "import_path": IMPORT_PATH,
         "args": args,
-        "deployments": [
-            {"name": "Speech", "num_replicas": count, "ray_actor_options": {"num_cpus": 0.5}}
-        ],
+        "deployments": [{"name": "Speech", "num_replicas": count, "ray_actor_options": {"num_cpus": 0.5}}],
     }
 
 
