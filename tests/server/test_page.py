@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ HOOKS = """
     const start = AudioBufferSourceNode.prototype.start;
     window.heard = [];
     AudioBufferSourceNode.prototype.start = function (at) {
-        window.heard.push({now: performance.now(), at, seconds: this.buffer.duration, state: this.context.state});
+        const {buffer, context} = this;
+        window.heard.push({now: performance.now(), at, seconds: buffer.duration, state: context.state});
         return start.call(this, at);
     };
 """
@@ -100,7 +102,7 @@ def test_speech_is_heard_before_it_is_whole_then_seen_timed_and_kept(page: Page,
     )
     first = heard[0]["now"]
     assert len(heard) > 1 and first < whole - 100 and heard[0]["state"] == "running"
-    assert all(b["at"] >= a["at"] + a["seconds"] - 1e-6 for a, b in zip(heard, heard[1:], strict=False))
+    assert all(b["at"] >= a["at"] + a["seconds"] - 1e-6 for a, b in pairwise(heard))
     assert pixels(page)["drawn"] > 1000 and pixels(page)["right"] > 0.9
     with page.expect_download() as download:
         page.click("#download")
@@ -110,9 +112,7 @@ def test_speech_is_heard_before_it_is_whole_then_seen_timed_and_kept(page: Page,
         seconds = file.frames / file.samplerate
     assert seconds == pytest.approx(sum(piece["seconds"] for piece in heard))
     assert page.inner_text("#first").endswith(" ms") and page.inner_text("#speech") == f"{seconds:.1f} s"
-    assert page.evaluate(
-        "new Promise(done => { again.onloadedmetadata = () => done(again.duration); again.load(); })"
-    )
+    wait_until(lambda: page.evaluate("again.duration") == pytest.approx(seconds, abs=0.01))
     assert page.inner_text("#state") == "Whole, with seed 5"
     wait_until(lambda: page.is_disabled("#stop"), 30)  # playback has come to its end
 
@@ -122,7 +122,7 @@ def test_stop_frees_the_slot_and_the_keyboard_does_it_all(page: Page, served: tu
     page.keyboard.press("Control+A")
     page.keyboard.type(TEXT * 4)
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("window.heard.length > 0")
+    wait_until(lambda: page.evaluate("window.heard.length"), 30)
     page.keyboard.press("Escape")
     wait_until(lambda: not served[1].outstanding)
     assert page.inner_text("#state") == "Stopped" and page.is_disabled("#stop")
@@ -155,7 +155,7 @@ def test_bad_input_is_explained(page: Page, text: str, message: str) -> None:
 
 def test_a_cut_stream_is_not_taken_for_whole(page: Page, served: tuple[str, Worker]) -> None:
     speak(page, TEXT * 4)
-    page.wait_for_function("window.heard.length > 0")
+    wait_until(lambda: page.evaluate("window.heard.length"), 30)
     live = served[1].live[0]
     live.end(RuntimeError("the device is gone"))
     page.wait_for_selector("#state.bad")
@@ -178,10 +178,10 @@ def test_a_voice_is_recorded_added_used_and_deleted(page: Page) -> None:
     page.wait_for_selector("#voice-state.bad")  # not a plain name
     page.fill("#name", "me")
     page.click("text=Add >> nth=-1")
-    page.wait_for_function("document.getElementById('voice').value === 'me'")
+    wait_until(lambda: page.input_value("#voice") == "me")
     assert "was added" in page.inner_text("#voice-state")
     page.click("#delete")
-    page.wait_for_function("![...document.getElementById('voice').options].some((o) => o.value === 'me')")
+    wait_until(lambda: page.query_selector("#voice option[value=me]") is None)
     assert page.is_hidden("#delete")
 
 
