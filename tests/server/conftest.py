@@ -33,10 +33,12 @@ def wait_until(done: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 @contextmanager
-def serving(worker: Worker, voices: Path) -> Iterator[str]:
-    """A server over real sockets; -> its address."""
-    app = make_app(worker, VoiceStore(voices))
-    running = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="websockets-sansio"))  # type: ignore[arg-type]
+def serving(worker: Worker, voices: Path, key: str = "") -> Iterator[str]:
+    """A server over real sockets, a second one of its worker if that runs already; -> its address."""
+    app = make_app(worker, VoiceStore(voices), key)
+    lifespan = "off" if worker.thread.is_alive() else "on"
+    config = uvicorn.Config(app, log_level="error", ws="websockets-sansio", lifespan=lifespan)  # type: ignore[arg-type]
+    running = uvicorn.Server(config)
     listener = listen("127.0.0.1", 0, 5.0)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -153,6 +153,18 @@ def test_bad_input_is_explained(page: Page, text: str, message: str) -> None:
     assert message in page.inner_text("#state") and page.is_disabled("#stop")
 
 
+def test_a_key_is_asked_for_where_there_is_one(
+    page: Page, served: tuple[str, Worker], tmp_path: Path
+) -> None:
+    assert page.is_hidden("#key")
+    with serving(served[1], tmp_path, "k" * 16) as address:
+        page.goto(address)
+        page.wait_for_selector("#key:visible")
+        page.fill("#key", "k" * 16)
+        page.press("#key", "Tab")
+        page.wait_for_selector("#voice option", state="attached")
+
+
 def test_a_cut_stream_is_not_taken_for_whole(page: Page, served: tuple[str, Worker]) -> None:
     speak(page, TEXT * 4)
     wait_until(lambda: page.evaluate("window.heard.length"), 30)
@@ -164,7 +176,7 @@ def test_a_cut_stream_is_not_taken_for_whole(page: Page, served: tuple[str, Work
     wait_until(lambda: not served[1].outstanding)
 
 
-def test_a_voice_is_recorded_added_used_and_deleted(page: Page) -> None:
+def test_a_voice_is_recorded_added_and_deleted(page: Page) -> None:
     page.click("summary >> text=Add a voice")
     page.click("#record")
     page.wait_for_selector("#record[aria-pressed=true]")
