@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import yaml
 
 from tests.server.conftest import LONG, wait_until
 from valle2.benchmarks.replicas import running
-from valle2.runtime import Settings, Valle2
+from valle2.runtime import Valle2
 from valle2.runtime.wav import pcm16
 
 pytestmark = pytest.mark.slow
@@ -79,7 +80,7 @@ def test_two_replicas_stream_the_same_audio(two: str, bundle: Path) -> None:
         found = list(pool.map(listen, range(8)))
     assert len({name for name, _, _ in found}) == 2
     tts = Valle2.load(bundle, threads=1, slots=2)
-    settings = Settings(**{**tts.manifest.sampling, "seed": 3})
+    settings = replace(tts.settings(), seed=3)
     expected = b"".join(pcm16(piece) for piece in tts.stream(LONG, tts.voice("amber"), settings))
     assert {data for _, data, _ in found} == {expected}
     assert all(len(times) > 2 and times[0] < times[-1] for _, _, times in found)
