@@ -38,6 +38,10 @@ IMPORT_PATH = "valle2.runtime.ray_app:application"
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 REQUEST_SECONDS = 300.0
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # by default 15: behind everything else that a machine does
+}
 
 
 def config(port: int, apps: list[dict[str, Any]]) -> dict[str, Any]:
@@ -64,9 +68,7 @@ def running(content: dict[str, Any], log: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(file)]
     address = f"http://127.0.0.1:{content['http_options']['port']}"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **ENVIRONMENT})
     try:
         for part in content["applications"]:
             wait_ready(process, f"{address}{part['route_prefix'].rstrip('/')}/ready", log)
