@@ -5,8 +5,10 @@
 Both run at the same time, at /one and /two, and are loaded in turn, so that a change of the machine's own
 load meets both; `ratio` is the median over the rounds of two / one. Throughput = audio seconds per second.
 Clients send their next request when they have the whole answer (a closed loop); their number fills the slots
-of two replicas. Needs the extra `ray`, and a core for each thread of each replica: on a busy machine the
-replicas share what there is, and the ratio says little about them.
+of two replicas. Needs the extra `ray`, Linux, and a core for each thread of each replica: on a busy machine
+the replicas share what there is, and the ratio says little about them. Other programs change less of `cpu`,
+processor seconds of the replicas per second of speech. Were each replica on a core of its own, two would
+give 2 * cpu of one / cpu of two times the speech of one; `ratio_by_cpu` is that.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from statistics import median
@@ -108,13 +111,36 @@ def speak(url: str, text: str, seed: int) -> tuple[bytes, str]:
         return response.read(), response.headers["X-Replica"]
 
 
-def loaded(url: str, text: str, seeds: range, clients: int, rate: int) -> tuple[float, set[str]]:
-    """A closed loop. -> audio seconds per second, the replicas that answered."""
-    began = time.perf_counter()
+def cpu_seconds(name: str) -> float:
+    """What the replicas of an application have used."""
+    ticks = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cmdline").read_text().startswith(f"ray::ServeReplica:{name}:"):
+                after_name = (process / "stat").read_text().rpartition(")")[2].split()
+                ticks += int(after_name[11]) + int(after_name[12])  # utime, stime
+        except OSError:
+            continue  # it has ended
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One closed loop: audio seconds per second, processor seconds per audio second, who answered."""
+
+    speed: float
+    cpu: float
+    names: frozenset[str]
+
+
+def loaded(address: str, name: str, text: str, seeds: range, clients: int, rate: int) -> Load:
+    """Send requests with these seeds to an application."""
+    began, used = time.perf_counter(), cpu_seconds(name)
     with ThreadPoolExecutor(clients) as pool:
-        answers = list(pool.map(lambda seed: speak(url, text, seed), seeds))
+        answers = list(pool.map(lambda seed: speak(f"{address}/{name}", text, seed), seeds))
     audio = sum(len(pcm) for pcm, _ in answers) / BYTES_PER_SAMPLE / rate
-    return audio / (time.perf_counter() - began), {name for _, name in answers}
+    took, used = time.perf_counter() - began, cpu_seconds(name) - used
+    return Load(audio / took, used / audio, frozenset(name for _, name in answers))
 
 
 def replicas(model: str, text: str, requests: int, slots: int, rounds: int, port: int) -> dict[str, Any]:
@@ -124,8 +150,7 @@ def replicas(model: str, text: str, requests: int, slots: int, rounds: int, port
     apps = [app(name, f"/{name}", args, count) for name, count in (("one", 1), ("two", 2))]
     tts = Valle2.load(model, threads=1, slots=1)
     rate = tts.need_codec().sample_rate
-    found: dict[str, list[float]] = {"one": [], "two": []}
-    names: dict[str, set[str]] = {"one": set(), "two": set()}
+    found: dict[str, list[Load]] = {"one": [], "two": []}
     with (
         tempfile.TemporaryDirectory() as folder,
         running(config(port, apps), Path(folder) / "log") as address,
@@ -133,21 +158,33 @@ def replicas(model: str, text: str, requests: int, slots: int, rounds: int, port
         for turn in range(rounds + 1):
             for name in found:
                 seeds = range(turn * requests, (turn + 1) * requests)
-                speed, answered = loaded(f"{address}/{name}", text, seeds, 2 * slots, rate)
-                names[name] |= answered
-                found[name] += [speed] if turn else []  # the first round warms up
+                load = loaded(address, name, text, seeds, 2 * slots, rate)
+                found[name] += [load] if turn else []  # the first round warms up
+    return (
+        summary(found)
+        | {
+            "load_average": [round(value, 2) for value in os.getloadavg()],
+            "slots": slots,
+            "clients": 2 * slots,
+            "requests": requests,
+            "text": text,
+        }
+        | measured_on(tts, 0, 1)
+    )
+
+
+def summary(found: dict[str, list[Load]]) -> dict[str, Any]:
+    """Medians, and the ratio of each round."""
+    pairs = list(zip(found["one"], found["two"], strict=True))
     return {
-        "one_replica": round(median(found["one"]), 3),
-        "two_replicas": round(median(found["two"]), 3),
-        "ratio": round(median(two / one for one, two in zip(found["one"], found["two"], strict=True)), 3),
-        "ratios": [round(two / one, 3) for one, two in zip(found["one"], found["two"], strict=True)],
-        "answered": {name: len(seen) for name, seen in names.items()},
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-        "slots": slots,
-        "clients": 2 * slots,
-        "requests": requests,
-        "text": text,
-    } | measured_on(tts, 0, 1)
+        "one_replica": round(median(one.speed for one, _ in pairs), 3),
+        "two_replicas": round(median(two.speed for _, two in pairs), 3),
+        "ratio": round(median(two.speed / one.speed for one, two in pairs), 3),
+        "ratios": [round(two.speed / one.speed, 3) for one, two in pairs],
+        "cpu": {name: round(median(load.cpu for load in loads), 3) for name, loads in found.items()},
+        "ratio_by_cpu": round(median(2 * one.cpu / two.cpu for one, two in pairs), 3),
+        "answered": {name: len({n for x in loads for n in x.names}) for name, loads in found.items()},
+    }
 
 
 def table(result: dict[str, Any]) -> str:
@@ -158,6 +195,7 @@ def table(result: dict[str, Any]) -> str:
             ["one replica", result["one_replica"]],
             ["two replicas", result["two_replicas"]],
             ["ratio (median of rounds)", result["ratio"]],
+            ["ratio by processor seconds", result["ratio_by_cpu"]],
         ],
     )
 
