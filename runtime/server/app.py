@@ -19,7 +19,7 @@ from valle2.engine.errors import Valle2Error
 from valle2.runtime.pipeline import Valle2
 from valle2.runtime.server.body import SpeechBody
 from valle2.runtime.server.errors import HttpError, error_response
-from valle2.runtime.server.guard import Guard
+from valle2.runtime.server.guard import PAGE_FILES, Guard
 from valle2.runtime.server.socket import converse
 from valle2.runtime.server.speak import respond
 from valle2.runtime.server.store import VoiceStore
@@ -28,6 +28,24 @@ from valle2.runtime.settings import Request as Utterance
 
 log = logging.getLogger("valle2.server")
 PAGE = Path(__file__).with_name("page")
+POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "connect-src": "'self'",
+    "media-src": "blob:",
+    "img-src": "data:",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+}
+PAGE_HEADERS = {
+    "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in POLICY.items()),
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
 CONSENT = "recorded: the speaker agreed to the use of this recording for synthetic speech"
 
 
@@ -143,14 +161,13 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
 
 
 def add_page(app: FastAPI) -> None:
-    """The page and its two files."""
-    for path, name in (("/", "index.html"), ("/page.css", "page.css"), ("/page.js", "page.js")):
+    """The page and its files."""
+    for path, name in PAGE_FILES.items():
         app.add_api_route(path, page_file(PAGE / name), include_in_schema=False)
 
 
 def page_file(path: Path) -> Any:
     async def give() -> Response:
-        policy = "default-src 'self'; media-src 'self' blob:; img-src data:; frame-ancestors 'none'"
-        return FileResponse(path, headers={"Content-Security-Policy": policy})
+        return FileResponse(path, headers=PAGE_HEADERS)
 
     return give

@@ -14,6 +14,7 @@ from valle2.runtime.server.limits import Limits
 HELP = "serve speech over HTTP"
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "websockets")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+VOICES_DIR = Path("~/.local/share/valle2/voices")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--voices-dir",
         type=Path,
-        default=Path.home() / ".local/share/valle2/voices",
-        help="where uploaded voices are kept (default: ~/.local/share/valle2/voices)",
+        default=VOICES_DIR.expanduser(),
+        help=f"where uploaded voices are kept (default: {VOICES_DIR})",
     )
     defaults = Limits()
     for name, text in (

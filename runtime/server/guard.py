@@ -17,7 +17,10 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
-OPEN = ("/", "/health", "/ready", "/page.css", "/page.js")
+PAGE_FILES = {"/": "index.html"} | {
+    f"/{name}": name for name in ("page.css", "page.js", "player.js", "recorder.js")
+}
+OPEN = (*PAGE_FILES, "/health", "/ready")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MIN_KEY = 16
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ MAX_VOICES = 256
 
 @dataclass(slots=True)
 class VoiceStore:
-    """Uploaded voices in a folder; the model's own cannot be changed."""
+    """Uploaded voices in a folder, which several servers may share; the model's own cannot be changed."""
 
     folder: Path
-    kept: dict[str, Prompt] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         if not self.folder.is_dir():
@@ -36,15 +35,12 @@ class VoiceStore:
         Raises:
             HttpError: 404, no such voice.
         """
-        if name not in self.kept:
-            if name in tts.voices():
-                self.kept[name] = tts.voice(name)
-            elif name in self.names():
-                self.kept[name] = read_prompt(self.path(name), name)
-            else:
-                known = ", ".join([*tts.voices(), *self.names()])
-                raise HttpError(404, f"unknown voice {name[:64]!r}; expected one of {known}", "voice")
-        return self.kept[name]
+        if name in tts.voices():
+            return tts.voice(name)
+        if name in self.names():
+            return read_prompt(self.path(name), name)
+        known = ", ".join([*tts.voices(), *self.names()])
+        raise HttpError(404, f"unknown voice {name[:64]!r}; expected one of {known}", "voice")
 
     def listing(self, tts: Valle2) -> list[dict[str, Any]]:
         """Every voice as `{"name", "seconds", "transcript", "source"}`."""
@@ -94,7 +90,6 @@ class VoiceStore:
             raise HttpError(403, f"voice {name!r} belongs to the model; only uploaded voices can be deleted")
         if name not in self.names():
             raise HttpError(404, f"unknown voice {name[:64]!r}", "voice")
-        self.kept.pop(name, None)
         self.path(name).unlink(missing_ok=True)
 
     def path(self, name: str) -> Path:

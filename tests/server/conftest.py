@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 
+import uvicorn
+
 from valle2.runtime import Valle2
+from valle2.runtime.server.app import make_app
 from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.run import listen
+from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import State, Worker
 
 LONG = "the fox, a fox, the apple and a fox there. " * 2
@@ -23,6 +30,22 @@ def wait_until(done: Callable[[], object], seconds: float = 10.0) -> None:
     while not done():
         assert time.perf_counter() < end, "it did not happen in time"
         time.sleep(0.005)
+
+
+@contextmanager
+def serving(worker: Worker, voices: Path, key: str = "") -> Iterator[str]:
+    """A server over real sockets, a second one of its worker if that runs already; -> its address."""
+    app = make_app(worker, VoiceStore(voices), key)
+    lifespan = "off" if worker.thread.is_alive() else "on"
+    config = uvicorn.Config(app, log_level="error", ws="websockets-sansio", lifespan=lifespan)  # type: ignore[arg-type]
+    running = uvicorn.Server(config)
+    listener = listen("127.0.0.1", 0, 5.0)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    wait_until(lambda: worker.state is State.READY, 60)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    running.should_exit = True
+    thread.join(20)
 
 
 @pytest.fixture

@@ -1,105 +1,211 @@
-"use strict";
+// The page: what is typed and chosen goes to the server, what comes back is heard, seen and kept.
+import { Player, Wave, WavStream } from "./player.js";
+import { LONGEST_SECONDS, Recorder, toWav } from "./recorder.js";
+
 const $ = (id) => document.getElementById(id);
-const say = (text) => { $("state").textContent = text; };
-const headers = () => ($("key").value ? { Authorization: "Bearer " + $("key").value } : {});
-let running = null, player = null;
+const wave = new Wave($("wave"));
+const OPTIONS = ["seed", "top_p", "window", "threshold", "latency"];
+const RETRY_MS = 1000;
+const FRAME_MS = 50;
+let player = null, request = null, recorder = null, recording = null, links = {};
 
-async function need(response) {
+function tell(id, text, bad = false) {
+  $(id).textContent = text;
+  $(id).classList.toggle("bad", bad);
+}
+
+async function call(path, options = {}) {
+  const key = $("key").value, headers = { ...options.headers };
+  if (key) headers.Authorization = `Bearer ${key}`;
+  const response = await fetch(path, { ...options, headers });
   if (response.ok) return response;
+  if (response.status === 401) $("key-field").hidden = false;
   const body = await response.json().catch(() => ({}));
-  throw new Error(body.error ? body.error.message : response.statusText);
+  throw new Error(body.error ? body.error.message : `${response.status} ${response.statusText}`);
 }
 
-async function loadVoices() {
+function link(id, field, blob) {  // a blob's address for an element; the one before is let go
+  if (links[id]) URL.revokeObjectURL(links[id]);
+  $(id)[field] = links[id] = URL.createObjectURL(blob);
+}
+
+// -- server and voices ---------------------------------------------------------------------------
+
+async function connect() {
+  const state = await fetch("ready").then((response) => response.json()).catch(() => ({ state: "unreachable" }));
+  $("server").textContent = state.state;
+  if (state.state === "ready") return loadVoices();
+  setTimeout(connect, RETRY_MS);
+}
+
+async function loadVoices(chosen = $("voice").value) {
   try {
-    const found = await (await need(await fetch("v1/voices", { headers: headers() }))).json();
-    $("voice").replaceChildren(...found.voices.map((v) => new Option(`${v.name} (${v.seconds} s)`, v.name)));
-  } catch (error) { say(error.message); }
+    const { voices } = await (await call("v1/voices")).json();
+    $("voice").replaceChildren(...voices.map((voice) => {
+      const option = new Option(`${voice.name} (${voice.seconds} s)`, voice.name, false, voice.name === chosen);
+      option.title = voice.transcript;
+      option.dataset.uploaded = voice.source === "upload" ? "yes" : "";
+      return option;
+    }));
+    showDelete();
+  } catch (error) { tell("state", error.message, true); }
 }
 
-function draw(samples) {
-  const canvas = $("wave"), pen = canvas.getContext("2d"), middle = canvas.height / 2;
-  pen.clearRect(0, 0, canvas.width, canvas.height);
-  pen.fillStyle = getComputedStyle(document.querySelector("h1")).color;
-  const step = Math.max(1, samples.length / canvas.width);
-  for (let x = 0; x < canvas.width && x * step < samples.length; x++) {
-    let peak = 0;
-    for (let i = Math.floor(x * step); i < Math.min((x + 1) * step, samples.length); i++) peak = Math.max(peak, Math.abs(samples[i]));
-    pen.fillRect(x, middle - peak * middle, 1, Math.max(1, 2 * peak * middle));
-  }
+function showDelete() {
+  const option = $("voice").selectedOptions[0];
+  $("delete").hidden = !(option && option.dataset.uploaded);
 }
 
-function joined(parts) {
-  const all = new Float32Array(parts.reduce((n, p) => n + p.length, 0));
-  let at = 0;
-  for (const part of parts) { all.set(part, at); at += part.length; }
-  return all;
+async function deleteVoice() {
+  const name = $("voice").value;
+  try {
+    await call(`v1/voices/${encodeURIComponent(name)}`, { method: "DELETE" });
+    tell("state", `Voice ${name} was deleted`);
+    await loadVoices();
+  } catch (error) { tell("state", error.message, true); }
 }
+
+// -- speech --------------------------------------------------------------------------------------
 
 function fields() {
   const body = { model: "valle2", input: $("text").value, voice: $("voice").value, response_format: "wav" };
-  for (const name of ["seed", "top_p", "threshold"]) if ($(name).value !== "") body[name] = Number($(name).value);
+  for (const name of OPTIONS) if ($(name).value !== "") body[name] = Number($(name).value);
   return body;
 }
 
 async function speak() {
   stop();
-  const mine = running = new AbortController(), began = performance.now();
-  player = new AudioContext();
-  $("stop").disabled = false; $("download").hidden = true;
-  say("Waiting for the first audio");
-  const response = await need(await fetch("v1/audio/speech", { method: "POST", signal: mine.signal,
-    headers: { "Content-Type": "application/json", ...headers() }, body: JSON.stringify(fields()) }));
-  const rate = Number(response.headers.get("X-Sample-Rate")), reader = response.body.getReader();
-  let rest = new Uint8Array(0), head = null, parts = [], playAt = 0, first = 0;
+  const mine = request = new AbortController(), heard = player = new Player(), began = performance.now();
+  wave.clear();
+  $("stop").disabled = false;
+  $("result").hidden = $("timings").hidden = true;
+  tell("state", "Waiting for the first audio");
+  try {
+    const response = await call("v1/audio/speech", { method: "POST", signal: mine.signal,
+      headers: { "Content-Type": "application/json" }, body: JSON.stringify(fields()) });
+    const stream = await listen(response, heard, began);
+    finish(stream, (performance.now() - began) / 1000);
+  } catch (error) {
+    if (mine.signal.aborted) return;
+    stop();
+    tell("state", error instanceof TypeError ? "The connection was cut; the speech is not whole" : error.message, true);
+  }
+}
+
+async function listen(response, heard, began) {
+  const stream = new WavStream(), reader = response.body.getReader();
   for (;;) {
     const { done, value } = await reader.read();
-    if (done) break;
-    const bytes = new Uint8Array(rest.length + value.length);
-    bytes.set(rest); bytes.set(value, rest.length);
-    let start = 0;
-    if (!head) {  // the WAV header ends with "data" and a length
-      const at = bytes.findIndex((b, i) => b === 100 && bytes[i + 1] === 97 && bytes[i + 2] === 116 && bytes[i + 3] === 97);
-      if (at < 0 || bytes.length < at + 8) { rest = bytes; continue; }
-      head = bytes.slice(0, start = at + 8);
+    if (done) return stream;
+    const samples = stream.feed(value);
+    if (!samples.length) continue;
+    const first = !wave.peaks.length && !wave.left;
+    heard.add(samples, stream.rate);
+    wave.add(samples, stream.rate);
+    if (first) {
+      $("first").textContent = `${Math.round(performance.now() - began)} ms`;
+      $("timings").hidden = false;
+      for (const id of ["took", "speed"]) $(id).textContent = "…";
+      animate(heard);
     }
-    const count = (bytes.length - start) >> 1, view = new DataView(bytes.buffer, start);
-    rest = bytes.slice(start + 2 * count);
-    if (!count) continue;
-    const samples = Float32Array.from({ length: count }, (_, i) => view.getInt16(2 * i, true) / 32768);
-    parts.push(samples);
-    const buffer = player.createBuffer(1, count, rate), source = player.createBufferSource();
-    buffer.copyToChannel(samples, 0);
-    source.buffer = buffer; source.connect(player.destination);
-    playAt = Math.max(playAt, player.currentTime + 0.02);
-    source.start(playAt); playAt += count / rate;
-    first = first || performance.now() - began;
-    draw(joined(parts));
-    say(`First audio after ${first.toFixed(0)} ms`);
+    $("speech").textContent = `${stream.seconds.toFixed(1)} s`;
+    tell("state", "Speaking while the rest is computed");
   }
-  const all = joined(parts), took = performance.now() - began, pcm = Int16Array.from(all, (v) => v * 32768);
-  new DataView(head.buffer).setUint32(4, head.length - 8 + pcm.byteLength, true);
-  new DataView(head.buffer).setUint32(head.length - 4, pcm.byteLength, true);
-  $("download").href = URL.createObjectURL(new Blob([head, pcm], { type: "audio/wav" }));
-  $("download").hidden = false;
-  say(`First audio after ${first.toFixed(0)} ms; ${(all.length / rate).toFixed(2)} s of speech in ${(took / 1000).toFixed(2)} s`);
+}
+
+function animate(heard) {
+  wave.draw(heard.position);
+  if (heard.playing || (heard === player && request)) setTimeout(() => animate(heard), FRAME_MS);
+  else if (heard === player) $("stop").disabled = true;
+}
+
+function finish(stream, took) {
+  request = null;
+  $("took").textContent = `${took.toFixed(2)} s`;
+  $("speed").textContent = `${(stream.seconds / took).toFixed(2)} ×`;
+  $("wave").setAttribute("aria-label", `Waveform of ${stream.seconds.toFixed(1)} seconds of speech`);
+  link("again", "src", stream.file());
+  link("download", "href", stream.file());
+  $("result").hidden = false;
+  tell("state", `Whole, with seed ${$("seed").value || "0"}`);
 }
 
 function stop() {
-  if (running) running.abort();
+  if (request) request.abort();
   if (player) player.close();
-  running = player = null;
+  request = null;
   $("stop").disabled = true;
 }
 
-$("speak").onclick = () => speak().catch((error) => { if (error.name !== "AbortError") say(error.message); });
-$("stop").onclick = () => { stop(); say("Stopped"); };
-$("key").onchange = loadVoices;
-$("upload").onsubmit = async (event) => {
-  event.preventDefault();
+// -- a new voice ---------------------------------------------------------------------------------
+
+async function toggleRecording() {
   try {
-    await need(await fetch("v1/voices", { method: "POST", headers: headers(), body: new FormData(event.target) }));
-    say("The voice was added"); event.target.reset(); await loadVoices();
-  } catch (error) { say(error.message); }
-};
-loadVoices();
+    if (recorder) return await endRecording();
+    const started = new Recorder();
+    await started.start();
+    recorder = started;
+    $("record").textContent = "Stop recording";
+    $("record").setAttribute("aria-pressed", "true");
+    tell("voice-state", `Recording; it ends by itself after ${LONGEST_SECONDS} s`);
+    setTimeout(() => { if (recorder === started) endRecording(); }, 1000 * LONGEST_SECONDS);
+  } catch (error) { tell("voice-state", error.message, true); }
+}
+
+async function endRecording() {
+  const ended = recorder;
+  recorder = null;
+  $("record").textContent = "Record again";
+  $("record").setAttribute("aria-pressed", "false");
+  $("file").value = "";
+  await take(await ended.stop());
+}
+
+async function take(blob) {  // a recording or a file becomes the voice to be added
+  recording = null;
+  $("heard").hidden = true;
+  const { wav, seconds } = await toWav(blob);
+  recording = wav;
+  link("heard", "src", wav);
+  $("heard").hidden = false;
+  tell("voice-state", `${seconds.toFixed(1)} s recorded`);
+}
+
+async function addVoice() {
+  if (!recording) return tell("voice-state", "Record something or choose a file first", true);
+  const form = new FormData();
+  form.set("name", $("name").value);
+  form.set("transcript", $("transcript").value);
+  form.set("consent", String($("consent").checked));
+  form.set("file", recording, "voice.wav");
+  try {
+    const added = await (await call("v1/voices", { method: "POST", body: form })).json();
+    tell("voice-state", `Voice ${added.name} was added and chosen`);
+    $("upload").reset();
+    recording = null;
+    $("heard").hidden = true;
+    await loadVoices(added.name);
+  } catch (error) { tell("voice-state", error.message, true); }
+}
+
+// -- what the controls do ------------------------------------------------------------------------
+
+const submitted = (id, act) => $(id).addEventListener("submit", (event) => { event.preventDefault(); act(); });
+submitted("request", speak);
+submitted("upload", addVoice);
+$("stop").onclick = () => { stop(); tell("state", "Stopped"); };
+$("roll").onclick = () => { $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0]; };
+$("delete").onclick = deleteVoice;
+$("voice").onchange = showDelete;
+$("key").onchange = () => loadVoices();
+$("record").onclick = toggleRecording;
+$("file").onchange = () => $("file").files.length
+  && take($("file").files[0]).catch((error) => tell("voice-state", error.message, true));
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && event.ctrlKey) $("request").requestSubmit();
+  if (event.key === "Escape" && !$("stop").disabled) $("stop").click();
+});
+for (const change of [matchMedia("(prefers-color-scheme: dark)"), window]) {
+  change.addEventListener(change === window ? "resize" : "change", () => wave.draw(player ? player.position : 0));
+}
+connect();

@@ -1,0 +1,57 @@
+// The microphone or a file, as mono WAV made in the page.
+
+const RATE = 48000;
+export const LONGEST_SECONDS = 20;
+
+export class Recorder {
+  // start() asks for the microphone; stop() -> Blob as the browser encodes it.
+  async start() {
+    if (!navigator.mediaDevices) throw new Error("The browser gives the microphone to https and localhost only.");
+    const raw = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+    try {
+      this.stream = await navigator.mediaDevices.getUserMedia({ audio: raw });
+    } catch (error) {
+      throw new Error(`No microphone: ${error.message}`);
+    }
+    this.parts = [];
+    this.encoder = new MediaRecorder(this.stream);
+    this.encoder.ondataavailable = (event) => this.parts.push(event.data);
+    this.encoder.start();
+  }
+
+  async stop() {
+    const ended = new Promise((resolve) => { this.encoder.onstop = resolve; });
+    this.encoder.stop();
+    await ended;
+    this.stream.getTracks().forEach((track) => track.stop());
+    return new Blob(this.parts, { type: this.encoder.mimeType });
+  }
+}
+
+export async function toWav(blob) {
+  // -> { wav: Blob, seconds }. Whatever the browser can decode.
+  let audio;
+  try {
+    audio = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await blob.arrayBuffer());
+  } catch {
+    throw new Error("The browser cannot read this as audio; choose a WAV, MP3, FLAC, Ogg or M4A file.");
+  }
+  const channels = Array.from({ length: audio.numberOfChannels }, (_, i) => audio.getChannelData(i));
+  const samples = Int16Array.from({ length: audio.length }, (_, i) => {
+    const mean = channels.reduce((sum, channel) => sum + channel[i], 0) / channels.length;
+    return Math.max(-32768, Math.min(32767, Math.round(mean * 32768)));
+  });
+  return { wav: new Blob([header(samples.byteLength), samples], { type: "audio/wav" }), seconds: audio.duration };
+}
+
+function header(bytes) {
+  const view = new DataView(new ArrayBuffer(44));
+  const write = (at, text) => [...text].forEach((char, i) => view.setUint8(at + i, char.charCodeAt(0)));
+  write(0, "RIFF"); view.setUint32(4, 36 + bytes, true);
+  write(8, "WAVEfmt "); view.setUint32(16, 16, true);
+  view.setUint16(20, 1, true); view.setUint16(22, 1, true);  // PCM, mono
+  view.setUint32(24, RATE, true); view.setUint32(28, 2 * RATE, true);
+  view.setUint16(32, 2, true); view.setUint16(34, 16, true);
+  write(36, "data"); view.setUint32(40, bytes, true);
+  return view;
+}
