@@ -31,6 +31,7 @@ from valle2.engine.manifest import GraphSpec, Manifest, TensorSpec, read_manifes
 from valle2.engine.precision import load_graph
 from valle2.engine.profiles import Limits, Profile, profiles
 from valle2.engine.trt_api import Parsed, attention_of, layers, load, parsed, target_named
+from valle2.engine.weights import check_storage
 
 TIMING_CACHE = "timing-{version}.cache"
 FUSED_WIDTH = 16
@@ -65,7 +66,7 @@ def build_engine(
 
     Args:
         bundle: the folder; its graphs must be in the portable or primitive lowering.
-        target: "tensorrt" or "tensorrt-rtx". precision: "fp32", "fp16" or "bf16", of AR and NAR; the codec
+        target: "tensorrt" or "tensorrt-rtx". precision: of AR and NAR, see `precision.load_graph`; the codec
             stays in float32. gpus: compute capabilities such as "sm89", this machine's GPU when empty.
         limits: greatest batch and length. workspace: MiB that a kernel may use, 0 without a limit.
         progress: called with a line per engine.
@@ -81,6 +82,7 @@ def build_engine(
     manifest = read_manifest(Path(bundle))
     check_lowering(manifest, target)
     chosen = check_gpus(target, tuple(dict.fromkeys(gpu.lower() for gpu in gpus)))
+    check_storage(precision, manifest.lowering, chosen)
     plan = Plan(Path(bundle), manifest, target, precision, chosen, limits or Limits(), workspace)
     return [record for graph in manifest.graphs for record in build_graph(trt, plan, graph, progress)]
 
