@@ -28,6 +28,7 @@ from valle2.engine.engines import (
 )
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec, Manifest, TensorSpec, read_manifest
+from valle2.engine.percent import make_monitor
 from valle2.engine.precision import load_graph
 from valle2.engine.profiles import Limits, Profile, profiles
 from valle2.engine.trt_api import Parsed, attention_of, layers, load, parsed, target_named
@@ -164,7 +165,8 @@ def decompose(network: Parsed, precision: str) -> None:
 
 def build_one(network: Parsed, plan: Plan, key: Key, model: onnx.ModelProto, progress: Progress) -> Record:
     """Build and store one engine."""
-    progress(f"building {key.graph} ({key.precision}) for {key.gpu}")
+    line = f"building {key.graph} ({key.precision}, {len(key.profiles)} profiles) for {key.gpu}"
+    progress(line)
     folder = engine_folder(plan.bundle, plan.target)
     spec = plan.manifest.graphs[key.graph]
     config = configure(network, plan, key, spec)
@@ -172,6 +174,9 @@ def build_one(network: Parsed, plan: Plan, key: Key, model: onnx.ModelProto, pro
     if target_named(plan.target).timings:
         known = cache.read_bytes() if cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), False)
+    monitor = make_monitor(network.trt, lambda percent: progress(f"{line}: {percent}%"))
+    if monitor is not None:
+        config.progress_monitor = monitor
     network.messages.clear()
     began = time.perf_counter()
     engine = network.builder.build_serialized_network(network.network, config)
