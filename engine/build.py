@@ -17,6 +17,7 @@ import onnx
 
 from valle2.engine.audit import Case, audit
 from valle2.engine.engines import (
+    BOUNDARY,
     Key,
     Record,
     engine_folder,
@@ -201,6 +202,8 @@ def configure(network: Parsed, plan: Plan, key: Key, spec: GraphSpec) -> Any:
     if target_named(plan.target).gpus:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, key.gpu.upper()), 0)
+    if key.precision == "fp32" and any(tensor.name == BOUNDARY for tensor in spec.outputs):
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is asked for to compare with the reference
     if plan.workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace * MIB)
     return config

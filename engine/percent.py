@@ -1,4 +1,4 @@
-"""How far a build is, from TensorRT's nested phases: a line for every tenth, whole numbers that never fall."""
+"""How far a build is, from TensorRT's nested phases: every tenth once, never falling."""
 
 from __future__ import annotations
 

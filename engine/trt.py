@@ -65,7 +65,7 @@ class TrtBackend(Backend):
         return {name: call.result(name) for name in outputs}
 
     def take_context(self, profile: int) -> tuple[int, Any]:
-        """A context that no call has, with the profile it is set to, -1 without any; at best the one asked for."""
+        """A context that no call has, and the profile it is set to: the one asked for, another, or -1."""
         if not self.contexts:
             return -1, self.engine.create_execution_context()
         fitting = [index for index, (known, _) in enumerate(self.contexts) if known == profile]
