@@ -87,7 +87,10 @@ def budget(folder: Path, manifest: Manifest, question: Question) -> dict[str, An
     def needs(rows: int) -> dict[str, Need]:
         return {name: need(manifest, name, model, question, rows) for name, model in models.items()}
 
-    now, total = needs(slots), lambda rows: sum(entry.total for entry in needs(rows).values())
+    def total(rows: int) -> int:
+        return sum(entry.total for entry in needs(rows).values())
+
+    now = needs(slots)
     ar = now["ar"]
     step = ar.read + ar.cache // copies(manifest) * CACHE_PASSES[manifest.lowering]
     found: dict[str, Any] = {
@@ -150,7 +153,7 @@ def weight_bytes(model: onnx.ModelProto, precision: str) -> tuple[int, int]:
     for weight in model.graph.initializer:
         by = readers.get(weight.name, set()) - {"Cast 0"}
         matrix = len(weight.dims) == 2 and by <= {"MatMul 1", "Gemm 1"}
-        width = helper.tensor_dtype_to_np_dtype(weight.data_type).itemsize
+        width: float = helper.tensor_dtype_to_np_dtype(weight.data_type).itemsize
         if weight.data_type in FLOATS:
             width = WIDTHS[precision].product if matrix else WIDTHS[precision].other
         size = int(prod(weight.dims) * width)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -178,7 +179,7 @@ def dequantised(found: Product, storage: Storage) -> Replaced:
         tensor(codes, f"{name}_codes"),
         tensor(scales if storage.block else scales[0], f"{name}_scales"),
     ]
-    axes = {"axis": 0, "block_size": storage.block} if storage.block else {"axis": 1}
+    axes: dict[str, Any] = {"axis": 0, "block_size": storage.block} if storage.block else {"axis": 1}
     small, whole_name = [entry.name for entry in tensors], f"{name}_weight"
     nodes = [
         helper.make_node("DequantizeLinear", small, [whole_name], f"{name}_dequantised", **axes),
