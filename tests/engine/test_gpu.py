@@ -25,7 +25,7 @@ from valle2.engine.cuda import this_gpu
 from valle2.engine.profiles import Limits
 from valle2.engine.providers import ENGINES, PROVIDERS
 from valle2.engine.trt_api import TARGETS
-from valle2.export import export_checkpoint
+from valle2.export import export_checkpoint, read_checkpoint
 from valle2.export.model import ARModel
 from valle2.runtime import Request, Settings, Valle2
 
@@ -83,7 +83,7 @@ def ar_of(made: Bundle, engine: str) -> Make:
     def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Backend]:
         folder = made(engine, lowering, "fp32", group_size)
         spec = read_manifest(folder).graphs["ar"]
-        model = toy_checkpoint(group_size, 256 * group_size).ar
+        model = read_checkpoint(folder.parent / "checkpoint").ar  # as stored, in float16
         return model, open_backend(folder, spec, DEVICE, engine=engine, precision="fp32")
 
     return make
