@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import pytest
 from tests.engine.test_build import REASON, RTX
 from tests.engine.test_smaller import feeds_of
 from valle2.engine import BackendError, open_backend, read_manifest
+from valle2.engine.audit import Case, Walk, check_types
 from valle2.engine.build import build_engine
 from valle2.engine.engines import find_engine, source_hash
 from valle2.engine.precision import unpack
@@ -74,3 +76,10 @@ def test_what_cannot_be_built_is_refused(fixed_bundles: dict[str, Path]) -> None
         BackendError, match="unknown precision 'int2'; expected one of fp32, fp16, bf16, int8"
     ):
         build_engine(fixed_bundles["portable"], RTX, precision="int2", gpus=["sm89"])
+
+
+def test_a_weight_that_was_folded_back_is_found() -> None:
+    node = onnx.helper.make_node("DequantizeLinear", ["codes", "scales"], ["weight"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
+    case = Case(cast(Any, None), model, "ar", "portable", "int8")
+    assert list(check_types(case, Walk((), {}))) == ["0 weights are stored as int8; expected 1"]
