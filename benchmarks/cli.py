@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=7, help="timed repeats after a warm-up")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (latency; default: cpu)")
+    parser.add_argument("--engine", default="ort", help="ort, tensorrt, tensorrt-rtx ... (latency)")
     parser.add_argument("--slots", type=int, default=8, help="requests decoded side by side (throughput)")
     parser.add_argument("--requests", type=int, default=40, help="requests of the open loop (throughput)")
     parser.add_argument("--rate", type=float, default=0.0, help="their number a second (default: 70 %% load)")
@@ -73,8 +75,10 @@ def check_options(args: argparse.Namespace) -> None:
         raise Valle2Error(f"--size full is for bench compare; bench {args.what} takes --model")
     if args.checkpoint is not None and args.what != "compare":
         raise Valle2Error(f"{args.checkpoint} is for bench compare; bench {args.what} takes --model")
-    if args.what not in ("compare", "quality") and args.precision != ["fp32"]:
-        raise Valle2Error(f"--precision {','.join(args.precision)} is for bench compare and quality")
+    if args.what != "latency" and (args.device, args.engine) != ("cpu", "ort"):
+        raise Valle2Error(f"--device and --engine are for bench latency; leave them out of bench {args.what}")
+    if args.what not in ("compare", "quality", "latency") and args.precision != ["fp32"]:
+        raise Valle2Error(f"--precision {','.join(args.precision)} is for bench compare, latency and quality")
     if args.sweep is None and args.plot:
         raise Valle2Error("--plot draws a sweep; add --sweep")
     if args.what == "quality" and args.sweep is None and len(args.precision) > 1:
@@ -111,7 +115,8 @@ def latency(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     """One request at a time."""
     from valle2.benchmarks import latency
 
-    found = latency.latency(one_model(args), args.text, args.repeats, args.seed, args.threads)
+    where = {"device": args.device, "engine": args.engine, "precision": args.precision[0]}
+    found = latency.latency(one_model(args), args.text, args.repeats, args.seed, args.threads, **where)
     return found, latency.table
 
 

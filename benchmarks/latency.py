@@ -13,10 +13,15 @@ STAGES = ("prefill", "ar", "nar", "codec", "total")
 NAR_PASSES = 7
 
 
-def latency(model: str, text: str, repeats: int, seed: int, threads: int) -> dict[str, Any]:
-    """Time whole and streamed synthesis in turns, after a warm-up of each."""
+def latency(
+    model: str, text: str, repeats: int, seed: int, threads: int, device: str = "cpu", **where: Any
+) -> dict[str, Any]:
+    """Time whole and streamed synthesis in turns, after a warm-up of each.
+
+    where: other arguments of `Valle2.load`. The bandwidth is the host's, so it bounds a "cpu" alone.
+    """
     need_positive(repeats=repeats, threads=threads)
-    tts = Valle2.load(model, threads=threads)
+    tts = Valle2.load(model, threads=threads, device=device, **where)
     voice = tts.voice(tts.voices()[0])
     settings = Settings(top_p=0.0, threshold=1.0, seed=seed)
     whole: list[Speech] = []
@@ -26,8 +31,9 @@ def latency(model: str, text: str, repeats: int, seed: int, threads: int) -> dic
         stream = tts.stream(text, voice, settings)
         list(stream)
         streamed.append(stream.speech().timings)
-    figures = report(tts, whole[1:], streamed[1:], read_bandwidth(threads))
-    return figures | {"text": text} | measured_on(tts, seed, threads)
+    bandwidth = read_bandwidth(threads) if device == "cpu" else 0.0
+    figures = report(tts, whole[1:], streamed[1:], bandwidth)
+    return figures | {"text": text, "device": device, **where} | measured_on(tts, seed, threads)
 
 
 def report(tts: Valle2, whole: list[Speech], streamed: list[Timings], bandwidth: float) -> dict[str, Any]:
@@ -45,7 +51,7 @@ def report(tts: Valle2, whole: list[Speech], streamed: list[Timings], bandwidth:
         },
         "ar_step_ms": round(1000 * step, 3),
         "ar_step_bytes": round(bytes_read),
-        "bound_fraction": round(bytes_read / bandwidth / step, 3),
+        "bound_fraction": round(bytes_read / bandwidth / step, 3) if bandwidth else None,
         "read_gb_per_s": round(bandwidth / 1e9, 2),
         "nar_pass_ms": round(1000 * median(t.nar for t in times) / NAR_PASSES, 3),
         "rtf": round(median(t.total for t in times) / audio, 4),

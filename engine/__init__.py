@@ -10,6 +10,7 @@ from valle2.engine.manifest import (
     read_manifest,
     write_manifest,
 )
+from valle2.engine.providers import check_engine
 from valle2.engine.small import check_precision, graph_folders
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Step",
     "TensorSpec",
     "Valle2Error",
+    "check_engine",
     "check_precision",
     "graph_folders",
     "hash_files",

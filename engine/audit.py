@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 from valle2.engine.errors import AuditError
 from valle2.engine.precision import CACHE
 from valle2.engine.trt_api import Parsed, attention_of, layers, made_tensors, read_tensors
+from valle2.engine.weights import compute_precision
 
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 CACHE_WRITERS = {"portable": "KV_CACHE_UPDATE", "primitive": "SCATTER"}
@@ -164,7 +165,7 @@ def check_inputs(case: Case, walk: Walk) -> Iterator[str]:
 
 def check_types(case: Case, walk: Walk) -> Iterator[str]:
     """Large weights are stored, and the heavy layers run, in the graph's type."""
-    expected = TYPES[case.precision]
+    expected = TYPES[compute_precision(case.precision)]
     for layer in walk.layers:
         kind = layer.type.name
         tensor = made_tensors(layer)[0]
@@ -173,6 +174,10 @@ def check_types(case: Case, walk: Walk) -> Iterator[str]:
                 yield f"weight {layer.name} is {tensor.dtype.name}; expected {expected}"
         elif kind in COMPUTE and read_tensors(layer)[0].dtype.name != expected:
             yield f"{layer.name} runs in {read_tensors(layer)[0].dtype.name}; expected {expected}"
+    small = sum(node.op_type == "DequantizeLinear" for node in case.model.graph.node)
+    kept = sum(layer.type.name == "DEQUANTIZE" for layer in walk.layers)
+    if small != kept:
+        yield f"{kept} weights are stored as {case.precision}; expected {small}"
 
 
 def check_trips(case: Case, walk: Walk) -> Iterator[str]:

@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec, TensorSpec
+from valle2.engine.providers import ENGINES
 
 Array = NDArray[Any]
 Step = Callable[[], None]
@@ -167,19 +168,22 @@ def open_backend(
     threads: int = 0,
     engine: str = "ort",
     precision: str = "fp16",
+    fallback: bool = False,
 ) -> Backend:
     """Load one graph of a bundle.
 
     Args:
         folder: the bundle. spec: the graph's entry in the manifest.
         device: "cpu" or "cuda"; never replaced by another one. threads: CPU threads, 0 for all cores.
-        engine: "ort" runs the graph; "tensorrt" and "tensorrt-rtx" what `valle2 build` made of it on "cuda".
-        precision: that of the engine; "ort" runs the graph as it is stored.
+        engine: "ort" runs the graph; "ort-tensorrt" and "ort-tensorrt-rtx" do so through these providers of
+            ONNX Runtime; "tensorrt" and "tensorrt-rtx" run what `valle2 build` made; all four on "cuda".
+        precision: that of the engine; the others run the graph as it is stored.
+        fallback: whether ONNX Runtime may run nodes elsewhere that the device's provider does not take.
 
     Raises:
         BackendError: the device is unknown or absent, or the graph or its engine does not load.
     """
-    if engine != "ort":
+    if engine not in ENGINES:
         from valle2.engine.trt import open_engine
 
         if device != "cuda":
@@ -187,4 +191,4 @@ def open_backend(
         return open_engine(folder, Path(spec.file).stem, engine, precision)
     from valle2.engine.ort import OrtBackend
 
-    return OrtBackend(folder / spec.file, spec, device, threads)
+    return OrtBackend(folder / spec.file, spec, device, threads, engine, bundle=folder, fallback=fallback)

@@ -17,6 +17,7 @@ import onnx
 
 from valle2.engine.audit import Case, audit
 from valle2.engine.engines import (
+    BOUNDARY,
     Key,
     Record,
     engine_folder,
@@ -28,9 +29,11 @@ from valle2.engine.engines import (
 )
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec, Manifest, TensorSpec, read_manifest
+from valle2.engine.percent import make_monitor
 from valle2.engine.precision import load_graph
 from valle2.engine.profiles import Limits, Profile, profiles
 from valle2.engine.trt_api import Parsed, attention_of, layers, load, parsed, target_named
+from valle2.engine.weights import check_storage
 
 TIMING_CACHE = "timing-{version}.cache"
 FUSED_WIDTH = 16
@@ -65,7 +68,7 @@ def build_engine(
 
     Args:
         bundle: the folder; its graphs must be in the portable or primitive lowering.
-        target: "tensorrt" or "tensorrt-rtx". precision: "fp32", "fp16" or "bf16", of AR and NAR; the codec
+        target: "tensorrt" or "tensorrt-rtx". precision: of AR and NAR, see `precision.load_graph`; the codec
             stays in float32. gpus: compute capabilities such as "sm89", this machine's GPU when empty.
         limits: greatest batch and length. workspace: MiB that a kernel may use, 0 without a limit.
         progress: called with a line per engine.
@@ -81,6 +84,7 @@ def build_engine(
     manifest = read_manifest(Path(bundle))
     check_lowering(manifest, target)
     chosen = check_gpus(target, tuple(dict.fromkeys(gpu.lower() for gpu in gpus)))
+    check_storage(precision, manifest.lowering, chosen)
     plan = Plan(Path(bundle), manifest, target, precision, chosen, limits or Limits(), workspace)
     return [record for graph in manifest.graphs for record in build_graph(trt, plan, graph, progress)]
 
@@ -162,7 +166,8 @@ def decompose(network: Parsed, precision: str) -> None:
 
 def build_one(network: Parsed, plan: Plan, key: Key, model: onnx.ModelProto, progress: Progress) -> Record:
     """Build and store one engine."""
-    progress(f"building {key.graph} ({key.precision}) for {key.gpu}")
+    line = f"building {key.graph} ({key.precision}, {len(key.profiles)} profiles) for {key.gpu}"
+    progress(line)
     folder = engine_folder(plan.bundle, plan.target)
     spec = plan.manifest.graphs[key.graph]
     config = configure(network, plan, key, spec)
@@ -170,6 +175,9 @@ def build_one(network: Parsed, plan: Plan, key: Key, model: onnx.ModelProto, pro
     if target_named(plan.target).timings:
         known = cache.read_bytes() if cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), False)
+    monitor = make_monitor(network.trt, lambda percent: progress(f"{line}: {percent}%"))
+    if monitor is not None:
+        config.progress_monitor = monitor
     network.messages.clear()
     began = time.perf_counter()
     engine = network.builder.build_serialized_network(network.network, config)
@@ -194,6 +202,8 @@ def configure(network: Parsed, plan: Plan, key: Key, spec: GraphSpec) -> Any:
     if target_named(plan.target).gpus:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, key.gpu.upper()), 0)
+    if key.precision == "fp32" and any(tensor.name == BOUNDARY for tensor in spec.outputs):
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is asked for to compare with the reference
     if plan.workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace * MIB)
     return config

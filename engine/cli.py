@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, choices=list(DEFAULTS))
     parser.add_argument(
         "--precision",
-        help="of AR and NAR; ort: int8 (default), int4, fp32; TensorRT: fp16 (default), bf16, fp32",
+        help="AR, NAR; ort: int8 (default), int4, fp32; else fp16 (default), bf16, fp32, int8, int4, fp8",
     )
     parser.add_argument(
         "--gpu", nargs="+", default=[], metavar="SM", help="GPUs such as sm89 (default: the one here)"

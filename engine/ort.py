@@ -1,4 +1,4 @@
-"""ONNX Runtime: sessions, providers and I/O binding."""
+"""ONNX Runtime: sessions and I/O binding."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from numpy.typing import DTypeLike
 from valle2.engine.backend import Array, ArrayBuffer, Backend, Buffer, Step
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec
+from valle2.engine.providers import RECORDING, check_strays, find_provider, provider_options
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-EXTRAS = {"cpu": "onnxruntime", "cuda": "valle2[cuda]"}
 ERRORS_ONLY = 3
 
 
@@ -55,33 +54,44 @@ class DeviceBuffer(Buffer):
         return DeviceBuffer(self.value, self.dtype, slice(first + part.start, first + part.stop))
 
 
-def provider(device: str) -> str:
-    """The execution provider of a device, if this machine has it."""
-    if device not in PROVIDERS:
-        raise BackendError(f"unknown device {device!r}; expected one of {', '.join(PROVIDERS)}")
-    if PROVIDERS[device] not in ort.get_available_providers():
-        raise BackendError(
-            f"device {device!r} is not available here; install it with: pip install '{EXTRAS[device]}'"
-        )
-    return PROVIDERS[device]
-
-
 class OrtBackend(Backend):
-    """A graph in an ONNX Runtime session on exactly the device asked for."""
+    """A graph in an ONNX Runtime session on exactly the device asked for.
 
-    def __init__(self, path: Path, spec: GraphSpec, device: str, threads: int) -> None:
+    Args:
+        path: the graph. engine: one of `providers.ENGINES`. bundle: where a provider keeps what it compiles.
+        fallback: whether nodes may run on another provider than the engine's.
+
+    Raises:
+        BackendError: the provider is absent, does not start, or leaves nodes to another one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: GraphSpec,
+        device: str,
+        threads: int,
+        engine: str = "ort",
+        *,
+        bundle: Path | None = None,
+        fallback: bool = False,
+    ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads = threads
+        options.add_session_config_entry(RECORDING, "1" if device != "cpu" else "0")
         self.spec = spec
         self.device = device
-        chosen = provider(device)
+        chosen = find_provider(engine, device, ort.get_available_providers())
+        given = provider_options(chosen, bundle or path.parent, engine)
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=[chosen])
+            self.session = ort.InferenceSession(str(path), options, providers=[(chosen.name, given)])
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise BackendError(f"{path} does not load: {first_line(error)}") from None
-        if self.session.get_providers()[0] != chosen:
-            raise BackendError(f"{path}: {chosen} failed to start; check the driver with: valle2 doctor")
+        if self.session.get_providers()[0] != chosen.name:
+            raise BackendError(f"{path}: {chosen.name} failed to start; check the driver with: valle2 doctor")
+        if device != "cpu" and not fallback:
+            check_strays(spec.file, self.session, chosen.name)
 
     def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
         try:

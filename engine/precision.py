@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from valle2.engine.engines import BOUNDARY
 from valle2.engine.errors import BackendError
+from valle2.engine.quantize import store_weights
+from valle2.engine.weights import STORAGES, compute_precision
 
 PRECISIONS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 CACHE = "cache_"
@@ -36,20 +38,24 @@ def load_graph(path: Path, precision: str) -> onnx.ModelProto:
     """Read a graph of a bundle in a precision, its weights unpacked to the type they are computed in.
 
     Args:
-        path: the `.onnx` file, its weights beside it. precision: "fp32", "fp16" or "bf16".
+        path: the `.onnx` file, its weights beside it. precision: "fp32", "fp16" or "bf16"; or "int8", "int4"
+            or "fp8", in which the weights of matrix products are stored while float16 is computed in.
 
     Raises:
         BackendError: unknown precision, a file that is not an ONNX graph, or a weight beyond the type.
     """
-    if precision not in PRECISIONS:
-        raise BackendError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    known = (*PRECISIONS, *STORAGES)
+    if precision not in known:
+        raise BackendError(f"unknown precision {precision!r}; expected one of {', '.join(known)}")
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf's and onnx's errors share no base class
         raise BackendError(f"{path} is not a readable ONNX graph ({type(error).__name__})") from None
     unpack(model)
     if precision != "fp32" and any(value.name == BOUNDARY for value in model.graph.output):
-        convert(model, PRECISIONS[precision])
+        if precision in STORAGES:
+            store_weights(model, STORAGES[precision])
+        convert(model, PRECISIONS[compute_precision(precision)])
     return model
 
 

@@ -77,6 +77,12 @@ def buckets(high: int) -> list[Range]:
     return [Range(low + 1, end, end) for low, end in zip([0, *ends], ends, strict=False)]
 
 
+def positions(manifest: Manifest, frames: int) -> int:
+    """Cache positions of a row: text, `<bos>` and groups, at most those that the graph fixes."""
+    longest = manifest.sizes["max_text"] + 1 + frames // manifest.sizes["group_size"]
+    return min(longest, manifest.cache_length or longest)
+
+
 def ar_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile]:
     """One row's step, a batch's step, and prefill: together every call that the decoder makes.
 
@@ -84,7 +90,7 @@ def ar_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile
     layout of a matrix-vector product (full size: 643 MB instead of 337).
     """
     groups = frames // manifest.sizes["group_size"]
-    prefix = min(manifest.sizes["max_text"] + 1 + groups, manifest.cache_length)
+    prefix = positions(manifest, frames)
     shared = {"draws": upto(groups), "slots": upto(MAX_HISTORY)}
     one, many, step = Range(1, 1, 1), upto(limits.max_batch), Range(1, 1, 2)
     found = [Profile("step", {"batch": one, "new": step, **shared})]
@@ -130,6 +136,15 @@ def profiles(manifest: Manifest, graph: str, limits: Limits) -> list[Profile]:
         BackendError: the manifest has a graph or an axis that no profile is known for, or the limits are
             beyond the model.
     """
+    found = listed(manifest, graph, limits)
+    unknown = sorted(named_axes(manifest.graphs[graph]) - set(found[0].axes))
+    if unknown:
+        raise BackendError(f"graph {graph} has axes {unknown} without a range; export it with this valle2")
+    return found
+
+
+def listed(manifest: Manifest, graph: str, limits: Limits) -> list[Profile]:
+    """The table's profiles of a graph, before its axes are looked at."""
     most = manifest.sizes["max_frames"]
     if limits.max_frames > most:
         raise BackendError(f"max frames is {limits.max_frames}; expected at most the model's {most}")
@@ -137,11 +152,14 @@ def profiles(manifest: Manifest, graph: str, limits: Limits) -> list[Profile]:
         raise BackendError(
             f"no profiles are known for graph {graph!r}; expected one of {', '.join(PROFILES)}"
         )
-    found = PROFILES[graph](manifest, limits, limits.max_frames or most)
-    unknown = sorted(named_axes(manifest.graphs[graph]) - set(found[0].axes))
-    if unknown:
-        raise BackendError(f"graph {graph} has axes {unknown} without a range; export it with this valle2")
-    return found
+    return PROFILES[graph](manifest, limits, limits.max_frames or most)
+
+
+def largest_sizes(manifest: Manifest, graph: str, limits: Limits) -> dict[str, int]:
+    """The greatest size of every named axis, that of a cache without a fixed length among them."""
+    ranges = listed(manifest, graph, limits)[-1].axes
+    cache = positions(manifest, limits.max_frames or manifest.sizes["max_frames"])
+    return {"cache": cache} | {axis: found.high for axis, found in ranges.items()}
 
 
 def named_axes(spec: GraphSpec) -> set[str]:

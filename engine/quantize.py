@@ -1,12 +1,14 @@
 """Weights of a stored graph in 8 or 4 bits: which matrix products change, and into which operator. No torch.
 
-Two ways, since the graphs are bound by different things:
+Three ways, since the graphs are bound by different things:
 
 - `blocks`: weights alone, a scale per block of inputs (`MatMulNBits`). The AR step reads every weight for one
   position; it is as fast as memory is. Activations are rounded to 8 bits per row and block, so rows of a
   batch do not see each other.
 - `dynamic`: weights with a scale per output, activations with one scale per call (`DynamicQuantizeMatMul`,
   8-bit integer kernels). A NAR pass is bound by arithmetic. Rows of one call share a scale.
+
+- `dequantised`: weights alone, in standard operators (`DequantizeLinear` before the product), for TensorRT.
 
 Embeddings, norms, attention, biases and everything behind the logits stay float32.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from valle2.engine.small import Method
+from valle2.engine.weights import Storage
 
 Weight = NDArray[np.float32]
 DOMAIN = "com.microsoft"
@@ -37,12 +41,33 @@ class Product:
     weight: Weight
 
 
+Replaced = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
+
+
 def quantise(model: onnx.ModelProto, method: Method) -> int:
-    """Replace every matrix product that has a constant weight, in place.
+    """Replace every matrix product that has a constant weight by the kind's, in place.
 
     Returns:
         How many were replaced.
     """
+    count = replace_products(model, lambda found: contrib(found, method))
+    if count and DOMAIN not in {entry.domain for entry in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return count
+
+
+def store_weights(model: onnx.ModelProto, storage: Storage) -> int:
+    """Store the weight of every matrix product small, in place; returns how many."""
+    return replace_products(model, lambda found: dequantised(found, storage))
+
+
+def contrib(found: Product, method: Method) -> Replaced:
+    node, tensors = KINDS[method.kind](found, method)
+    return [node], tensors
+
+
+def replace_products(model: onnx.ModelProto, replace: Callable[[Product], Replaced]) -> int:
+    """Put other nodes and weights in place of every matrix product that has a constant weight."""
     weights = {w.name: w for w in model.graph.initializer}
     made = {p.node.output[0]: p for node in model.graph.node if (p := product(node, weights)) is not None}
     nodes = []
@@ -51,14 +76,12 @@ def quantise(model: onnx.ModelProto, method: Method) -> int:
         if found is None:
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
             continue
-        replaced, tensors = KINDS[method.kind](found, method)
-        nodes.append(replaced)
+        replaced, tensors = replace(found)
+        nodes += replaced
         model.graph.initializer.extend(tensors)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     drop_unused(model)
-    if made and DOMAIN not in {entry.domain for entry in model.opset_import}:
-        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return len(made)
 
 
@@ -136,6 +159,33 @@ def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, lis
         domain=DOMAIN,
     )
     return node, tensors
+
+
+def dequantised(found: Product, storage: Storage) -> Replaced:
+    """`DequantizeLinear` of symmetric codes before the product, a scale per output or per block of inputs."""
+    inputs = found.weight.shape[0]
+    block = storage.block or inputs
+    padded = np.pad(found.weight, ((0, -inputs % block), (0, 0)))
+    blocks = padded.reshape(-1, block, found.weight.shape[1])
+    scales = np.maximum(np.abs(blocks).max(axis=1) / storage.top, LEAST_SCALE).astype(np.float32)
+    kind = getattr(onnx.TensorProto, storage.kind)
+    ratios = blocks / scales[:, None]
+    whole = (
+        ratios if storage.kind.startswith("FLOAT") else np.clip(np.rint(ratios), -storage.top, storage.top)
+    )
+    codes = whole.reshape(padded.shape)[:inputs].astype(helper.tensor_dtype_to_np_dtype(kind))
+    name = found.node.output[0]
+    tensors = [
+        tensor(codes, f"{name}_codes"),
+        tensor(scales if storage.block else scales[0], f"{name}_scales"),
+    ]
+    axes: dict[str, Any] = {"axis": 0, "block_size": storage.block} if storage.block else {"axis": 1}
+    small, whole_name = [entry.name for entry in tensors], f"{name}_weight"
+    nodes = [
+        helper.make_node("DequantizeLinear", small, [whole_name], f"{name}_dequantised", **axes),
+        helper.make_node("MatMul", [found.node.input[0], whole_name], [name], f"{name}_product"),
+    ]
+    return nodes, tensors
 
 
 Replace = Callable[[Product, Method], tuple[onnx.NodeProto, list[onnx.TensorProto]]]

@@ -1,7 +1,8 @@
 """A TensorRT engine as a `Backend`: device buffers, addresses set once, a step captured as a CUDA graph.
 
 Every bound call has an execution context of its own, since a context holds one set of addresses and one
-profile. Contexts and buffers of one backend share a stream, so calls run in the order they are made.
+profile; a call that ends leaves it to the next. Contexts and buffers of one backend share a stream, so calls
+run in the order they are made.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class TrtBackend(Backend):
                 f"{self.spec.file}: TensorRT does not take its engine: {self.messages.reason()}"
             )
         self.calls: WeakSet[BoundCall] = WeakSet()
+        self.contexts: list[tuple[int, Any]] = []
 
     def buffer(self, shape: Shape, dtype: DTypeLike) -> TrtBuffer:
         return TrtBuffer(self.cuda, shape, host_type(dtype))
@@ -61,6 +63,13 @@ class TrtBackend(Backend):
         call = BoundCall(self, inputs, {}, capture=False)
         call()
         return {name: call.result(name) for name in outputs}
+
+    def take_context(self, profile: int) -> tuple[int, Any]:
+        """A context that no call has, and the profile it is set to: the one asked for, another, or -1."""
+        if not self.contexts:
+            return -1, self.engine.create_execution_context()
+        fitting = [index for index, (known, _) in enumerate(self.contexts) if known == profile]
+        return self.contexts.pop(fitting[0] if fitting else -1)
 
     def profile_for(self, shapes: Mapping[str, Shape]) -> int:
         """The first profile that takes these input shapes.
@@ -91,6 +100,7 @@ class TrtBackend(Backend):
     def close(self) -> None:
         for call in list(self.calls):
             call.close()
+        self.contexts.clear()
         self.engine = self.runtime = None
 
 

@@ -77,7 +77,8 @@ class TrtBuffer(Buffer):
 class BoundCall:
     """One execution context with its profile, shapes and addresses; calling it runs the engine once.
 
-    It ends with its last reference: context and recording are dropped, buffers live as long as their owners.
+    It ends with its last reference: the recording is dropped, the context goes back to the backend for the
+    next call, buffers live as long as their owners.
 
     The first call is enqueued and, if capture is on, the second is recorded while it is queued; all later
     ones replay the recording. What TensorRT cannot use where it lies (an address off its alignment, an output
@@ -96,20 +97,18 @@ class BoundCall:
         self.backend, self.cuda = backend, backend.cuda
         self.capture = backend.capture if capture is None else capture
         self.graph: Any = None
+        self.context: Any = None
         self.calls = 0
         self.before: list[tuple[TrtBuffer, TrtBuffer]] = []
         self.behind: list[tuple[TrtBuffer, TrtBuffer]] = []
         self.shapes: dict[str, Shape] = {}
-        self.allocators: list[Any] = []
+        self.allocators: dict[str, Any] = {}
         self.given = {name: trt_buffer(buffer) for name, buffer in inputs.items()}
         missing = sorted({spec.name for spec in backend.spec.inputs} - set(inputs))
         if missing:
             raise BackendError(f"{backend.spec.file}: inputs {missing} are not bound; bind them all")
-        profile = backend.profile_for({name: buffer.shape for name, buffer in inputs.items()})
-        self.context = self.checked(backend.engine.create_execution_context(), "has no room for a context")
-        stream = self.cuda.stream
-        self.checked(self.context.set_optimization_profile_async(profile, stream), "refuses its profile")
-        self.cuda.synchronize()
+        self.profile = backend.profile_for({name: buffer.shape for name, buffer in inputs.items()})
+        self.context = self.prepared()
         self.inputs = {name: self.input(name, buffer) for name, buffer in self.given.items()}
         unclear: Sequence[str] = self.context.infer_shapes()
         if unclear:
@@ -119,6 +118,16 @@ class BoundCall:
         }
         for name, buffer in self.outputs.items():
             self.set_address(name, buffer)
+
+    def prepared(self) -> Any:
+        """A context that is set to the profile."""
+        known, found = self.backend.take_context(self.profile)
+        context = self.checked(found, "has no room for a context")
+        if known != self.profile:
+            changed = context.set_optimization_profile_async(self.profile, self.cuda.stream)
+            self.checked(changed, "refuses its profile")
+            self.cuda.synchronize()
+        return context
 
     def input(self, name: str, given: TrtBuffer) -> TrtBuffer:
         """Set shape and address of an input; the buffer that TensorRT reads."""
@@ -163,7 +172,7 @@ class BoundCall:
         most = self.backend.buffer((self.context.get_max_output_size(name) // kind.itemsize,), kind)
         allocator = make_allocator(self.backend.trt, most.address, self.shapes.__setitem__)
         self.checked(self.context.set_output_allocator(name, allocator), f"refuses to size {name}")
-        self.allocators.append(allocator)
+        self.allocators[name] = allocator
         return most
 
     def result(self, name: str) -> Array:
@@ -224,8 +233,13 @@ class BoundCall:
         return value
 
     def close(self) -> None:
-        """Free the context and the recording; the call cannot be used afterwards."""
-        graph, self.graph, self.context = self.graph, None, None
+        """Give the context back and free the recording; the call cannot be used afterwards."""
+        graph, context, self.graph, self.context = self.graph, self.context, None, None
+        if context is not None:
+            self.cuda.synchronize()
+            for name in self.allocators:
+                context.set_output_allocator(name, None)
+            self.backend.contexts.append((self.profile, context))
         if graph is not None:
             self.cuda.drop(graph)
 

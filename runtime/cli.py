@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle2.engine.errors import Valle2Error
+from valle2.runtime.inspecting import add_inspect, inspect
 
 if TYPE_CHECKING:
     from valle2.runtime.speech import Speech, Stream
@@ -133,27 +134,6 @@ def chosen_settings(args: argparse.Namespace, defaults: dict[str, float]) -> Any
 
     given = {name: getattr(args, name) for name in RANGES if getattr(args, name) is not None}
     return Settings(**{**defaults, **given})
-
-
-def add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", help="bundle folder or embedded model")
-
-
-def inspect(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
-    """What a bundle holds and how large it is."""
-    from valle2.engine import read_manifest
-    from valle2.runtime.pipeline import find_model
-    from valle2.runtime.voices import voice_names
-
-    folder = find_model(args.bundle)
-    manifest = read_manifest(folder)
-    sizes = {name: (folder / name).stat().st_size for name in sorted(manifest.files)}
-    return {
-        **json.loads(manifest.to_json()),
-        "path": str(folder),
-        "voices": voice_names(manifest),
-        "bytes": {**sizes, "total": sum(sizes.values())},
-    }
 
 
 def add_voices(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.engine import Manifest, check_precision, graph_folders, open_backend, read_manifest
+from valle2.engine import Manifest, check_engine, check_precision, graph_folders, open_backend, read_manifest
 from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
 from valle2.runtime.decode import Slots
@@ -66,6 +66,7 @@ class Valle2:
         threads: int = 0,
         slots: int = SLOTS,
         engine: str = "ort",
+        fallback: bool = False,
     ) -> Valle2:
         """Open a bundle.
 
@@ -74,7 +75,9 @@ class Valle2:
             precision: "fp32" as stored; "int8" or "int4" once `valle2 build --target ort` made it; of an
                 engine, the one it was built with. threads: CPU threads, 0 for all cores.
             slots: rows decoded side by side; an engine must be built for as many (--max-batch).
-            engine: "ort", or "tensorrt" / "tensorrt-rtx" with what `valle2 build` made, on "cuda".
+            engine: "ort", or "tensorrt" / "tensorrt-rtx" with what `valle2 build` made, on "cuda";
+                "ort-tensorrt" / "ort-tensorrt-rtx" are these providers of ONNX Runtime.
+            fallback: let ONNX Runtime run elsewhere what its provider on "cuda" does not take.
 
         Raises:
             ManifestError: no bundle there, or a damaged one. BackendError: no such device.
@@ -85,8 +88,10 @@ class Valle2:
         path = find_model(model)
         if engine == "ort":
             check_precision(precision)
+        manifest = read_manifest(path)
+        check_engine(engine, manifest, precision)
         where = {"device": device, "threads": threads, "engine": engine, "precision": precision}
-        return cls(path, read_manifest(path), slots, **where)
+        return cls(path, manifest, slots, **where, fallback=fallback)
 
     # -- voices ---------------------------------------------------------------------------------
 

@@ -30,6 +30,14 @@ def test_latency(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(found["bound_fraction"], float) and 0 < found["bound_fraction"] < 1
 
 
+def test_an_engine_is_for_latency(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "throughput", "--model", str(bundle), "--engine", "tensorrt"]) == 1
+    assert "--device and --engine are for bench latency" in capsys.readouterr().err
+    words = ["bench", "latency", "--model", str(bundle), "--engine", "ort-tensorrt", "--device", "cpu"]
+    assert main(words) == 1
+    assert "has the lowering ort; ort-tensorrt takes portable" in capsys.readouterr().err
+
+
 def test_throughput(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = (
         "throughput",

@@ -106,6 +106,33 @@ def test_memory_ends_clearly_and_is_given_back() -> None:
     assert not backend.cuda.cudart.held
 
 
+def test_calls_that_end_leave_their_context_to_the_next() -> None:
+    backend = make()
+    feeds = {"x": np.array([3], np.float32), "cache": np.ones(4, np.float32)}
+    for count in (1, 2, 1, 8, 1):
+        step, _ = bound(backend, count)
+        step()
+        del step
+        assert backend.run(feeds)["sized"].tolist() == [3, 3, 3]
+    assert backend.engine.contexts == 1
+    first, second = bound(backend)[0], bound(backend)[0]
+    first()
+    second()
+    assert backend.engine.contexts == 2 and first.context is not second.context
+    backend.close()
+    assert not backend.contexts
+
+
+def test_a_context_keeps_no_allocator_of_an_earlier_call() -> None:
+    backend = make()
+    backend.run({"x": np.array([3], np.float32), "cache": np.ones(4, np.float32)})
+    step, buffers = bound(backend)
+    for _ in range(3):
+        step()
+    assert backend.engine.contexts == 1 and backend.cuda.cudart.log.count("launch") == 2
+    assert buffers["sized"].read()[:2].tolist() == [2, 2]
+
+
 def test_a_failed_call_is_an_error_and_the_next_one_works() -> None:
     backend = make()
     step, buffers = bound(backend)

@@ -129,9 +129,10 @@ class ICudaEngine:
     def __init__(self, cudart: FakeCudart, profiles: list[tuple[int, int]], alias: bool) -> None:
         self.cudart, self.profiles, self.alias = cudart, profiles, alias
         self.num_optimization_profiles = len(profiles)
-        self.fails = False
+        self.fails, self.contexts = False, 0
 
     def create_execution_context(self) -> IExecutionContext:
+        self.contexts += 1
         return IExecutionContext(self)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[Shape]:
@@ -167,7 +168,9 @@ class IExecutionContext:
         return True
 
     def set_output_allocator(self, name: str, output_allocator: Any) -> bool:
-        self.allocators[name] = output_allocator
+        self.allocators.pop(name, None)
+        if output_allocator is not None:
+            self.allocators[name] = output_allocator
         return True
 
     def infer_shapes(self) -> list[str]:
@@ -180,7 +183,7 @@ class IExecutionContext:
         return 64
 
     def is_stream_capturable(self, stream: int) -> bool:
-        return "sized" not in self.addresses or not self.allocators
+        return not self.allocators
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         if self.engine.fails:

@@ -1,0 +1,150 @@
+"""The execution providers of ONNX Runtime: which one serves an engine, its options and its strays.
+
+A provider takes the nodes it can and leaves the others to the CPU. What was left is asked of the session
+itself; a graph that falls apart is refused, since every border costs a copy and a wait.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from valle2.engine.engines import engine_folder
+from valle2.engine.errors import BackendError
+from valle2.engine.manifest import Manifest
+
+CPU = "CPUExecutionProvider"
+RECORDING = "session.record_ep_graph_assignment_info"
+HOST_TYPES = frozenset(
+    [
+        "Shape",
+        "Size",
+        "Gather",
+        "Concat",
+        "Unsqueeze",
+        "Squeeze",
+        "Slice",
+        "Cast",
+        "Range",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Min",
+        "Max",
+        "Mod",
+        "ReduceMax",
+        "Equal",
+        "Where",
+        "Constant",
+        "ConstantOfShape",
+        "Expand",
+        "Reshape",
+        "Identity",
+    ]
+)
+"""What shapes are computed with; the CUDA provider leaves such arithmetic to the host on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One provider. name: ONNX Runtime's. extra: what installs it. options: CACHE stands for a folder."""
+
+    name: str
+    extra: str
+    lowerings: tuple[str, ...] = ("ort", "portable", "primitive")
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+CACHE = "{cache}"
+FIXED = ("portable", "primitive")
+PROVIDERS: dict[tuple[str, str], Provider] = {
+    ("ort", "cpu"): Provider(CPU, "onnxruntime"),
+    ("ort", "cuda"): Provider("CUDAExecutionProvider", "valle2[cuda]", options={"device_id": "0"}),
+    ("ort-tensorrt", "cuda"): Provider(
+        "TensorrtExecutionProvider",
+        "valle2[cuda]",
+        FIXED,
+        {
+            "device_id": "0",
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": CACHE,
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": CACHE,
+        },
+    ),
+    ("ort-tensorrt-rtx", "cuda"): Provider(
+        "NvTensorRTRTXExecutionProvider",
+        "onnxruntime built with TensorRT-RTX",
+        FIXED,
+        {"device_id": "0", "nv_runtime_cache_path": CACHE},
+    ),
+}
+ENGINES = tuple(dict.fromkeys(engine for engine, _ in PROVIDERS))
+
+
+def find_provider(engine: str, device: str, available: list[str]) -> Provider:
+    """The provider of an engine on a device.
+
+    Raises:
+        BackendError: the engine does not run on the device, or this ONNX Runtime lacks its provider.
+    """
+    devices = [d for e, d in PROVIDERS if e == engine]
+    if device not in devices:
+        known = " or ".join(repr(d) for d in devices)
+        raise BackendError(f"unknown device {device!r} for engine {engine!r}; expected {known}")
+    found = PROVIDERS[engine, device]
+    if found.name not in available:
+        raise BackendError(
+            f"device {device!r} is not available here (this ONNX Runtime has no {found.name}); "
+            f"install it with: pip install '{found.extra}'"
+        )
+    return found
+
+
+def check_engine(engine: str, manifest: Manifest, precision: str) -> None:
+    """Refuse a bundle or a precision that a compiling provider cannot take.
+
+    Raises:
+        BackendError: the lowering has operators of ONNX Runtime's own, or weights are asked for smaller.
+    """
+    fitting = {p.lowerings for (name, _), p in PROVIDERS.items() if name == engine and p.lowerings == FIXED}
+    if fitting and manifest.lowering not in FIXED:
+        raise BackendError(
+            f"bundle {manifest.name} has the lowering {manifest.lowering}; {engine} takes "
+            f"{' or '.join(FIXED)}: export it with valle2 export --lowering portable"
+        )
+    if fitting and precision != "fp32":
+        raise BackendError(f"{engine} runs a bundle as it is stored; leave precision {precision!r} out")
+
+
+def provider_options(provider: Provider, bundle: Path, engine: str) -> dict[str, str]:
+    """The options with the folder that compiled engines are kept in, which is made."""
+    if CACHE not in provider.options.values():
+        return dict(provider.options)
+    cache = engine_folder(bundle, engine)
+    cache.mkdir(parents=True, exist_ok=True)
+    return {key: str(cache) if value == CACHE else value for key, value in provider.options.items()}
+
+
+def check_strays(file: str, session: Any, name: str) -> None:
+    """Refuse a session some of whose nodes were left to another provider.
+
+    Raises:
+        BackendError: the operators, how often each, and where they went.
+    """
+    strays = Counter[str](
+        f"{node.op_type} ({part.ep_name})"
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+        if part.ep_name != name and node.op_type not in HOST_TYPES
+    )
+    if strays:
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(strays.items()))
+        raise BackendError(
+            f"{file}: {name} leaves {strays.total()} nodes to other providers: {listed}; "
+            "take another lowering or engine, or allow it with fallback=True"
+        )

@@ -1,0 +1,176 @@
+"""The parity suite and the latency benchmark on a real GPU: not run yet for want of one.
+
+`pytest -m gpu tests/engine/test_gpu.py` runs it where CUDA and one of the engines are. An engine that is not
+installed, or not built for this GPU, is a skip that says so; everything else that fails is a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from tests.conftest import toy_checkpoint, write_toy
+from tests.export import test_parity as parity
+from valle2.benchmarks.latency import latency
+from valle2.engine import Backend, BackendError, open_backend, read_manifest
+from valle2.engine.build import build_engine
+from valle2.engine.cuda import this_gpu
+from valle2.engine.profiles import Limits
+from valle2.engine.providers import ENGINES, PROVIDERS
+from valle2.engine.trt_api import TARGETS
+from valle2.export import export_checkpoint, read_checkpoint
+from valle2.export.model import ARModel
+from valle2.runtime import Request, Settings, Valle2
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+DEVICE = "cuda"
+SLOTS = 4
+NOISE = {"fp16": 0.02, "bf16": 0.1, "int8": 0.06, "int4": 0.5, "fp8": 0.15}
+CASES = [
+    (engine, lowering)
+    for engine, lowerings in {
+        **{name: target.lowerings for name, target in TARGETS.items()},
+        **{name: PROVIDERS[name, "cuda"].lowerings for name in ENGINES},
+    }.items()
+    for lowering in lowerings
+]
+Make = Callable[[int, str, int], tuple[ARModel, Backend]]
+Bundle = Callable[[str, str, str, int], Path]
+
+
+def need(engine: str) -> None:
+    """Skip, with the reason, where this machine cannot run an engine."""
+    if this_gpu() is None:
+        pytest.skip("needs a CUDA GPU and cuda-python (pip install cuda-bindings)")
+    if engine in TARGETS and find_spec(TARGETS[engine].module) is None:
+        pytest.skip(f"needs {engine}: pip install 'valle2[{TARGETS[engine].extra}]'")
+    if engine in ENGINES and PROVIDERS[engine, "cuda"].name not in onnxruntime.get_available_providers():
+        pytest.skip(f"needs an ONNX Runtime with {PROVIDERS[engine, 'cuda'].name}")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """(engine, lowering, precision, group size) -> a toy bundle, with engines where TensorRT runs it."""
+
+    @cache
+    def stored(lowering: str, group_size: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"gpu-{lowering}-{group_size}")
+        source = write_toy(folder / "checkpoint", toy_checkpoint(group_size, 256 * group_size))
+        length = 0 if lowering == "ort" else parity.CAPACITY
+        return export_checkpoint(source, folder / "toy", lowering=lowering, cache_length=length)
+
+    @cache
+    def make(engine: str, lowering: str, precision: str, group_size: int) -> Path:
+        folder = stored(lowering, group_size)
+        if engine in TARGETS:
+            build_engine(folder, engine, precision=precision, limits=Limits(SLOTS))
+        return folder
+
+    return make
+
+
+def ar_of(made: Bundle, engine: str) -> Make:
+    """`ar_backend` of the parity suite on an engine in float32."""
+
+    @cache
+    def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Backend]:
+        folder = made(engine, lowering, "fp32", group_size)
+        spec = read_manifest(folder).graphs["ar"]
+        model = read_checkpoint(folder.parent / "checkpoint").ar  # as stored, in float16
+        return model, open_backend(folder, spec, DEVICE, engine=engine, precision="fp32")
+
+    return make
+
+
+@pytest.mark.parametrize("engine, lowering", CASES)
+@pytest.mark.parametrize("group_size", parity.GROUPS)
+@pytest.mark.parametrize("batch", [1, SLOTS])
+def test_logits_of_prefill_and_200_cached_steps(
+    made: Bundle, engine: str, lowering: str, group_size: int, batch: int
+) -> None:
+    need(engine)
+    parity.test_logits_of_prefill_and_200_cached_steps(ar_of(made, engine), group_size, lowering, batch)
+
+
+@pytest.mark.parametrize("engine, lowering", CASES)
+def test_rows_may_prefill_while_others_decode(made: Bundle, engine: str, lowering: str) -> None:
+    need(engine)
+    parity.test_rows_may_prefill_while_others_decode(ar_of(made, engine), lowering)
+
+
+@pytest.mark.parametrize("engine, lowering", CASES)
+@pytest.mark.parametrize("group_size", parity.GROUPS)
+@pytest.mark.parametrize("top_p", [0.0, 0.6], ids=["greedy", "seeded"])
+def test_codes_equal_the_reference_in_a_ragged_batch(
+    made: Bundle, engine: str, lowering: str, group_size: int, top_p: float
+) -> None:
+    need(engine)
+    settings = Settings(top_p=top_p, threshold=1.0 if top_p == 0 else 0.1)
+    make = ar_of(made, engine)
+    parity.test_codes_equal_the_reference_in_a_ragged_batch(make, group_size, lowering, settings)
+
+
+@pytest.mark.parametrize("engine, lowering", CASES)
+def test_speech_is_that_of_the_cpu(made: Bundle, engine: str, lowering: str) -> None:
+    """Codes in float32: alone, in a batch and again on the same slots; audio near the CPU's."""
+    need(engine)
+    folder = made(engine, lowering, "fp32", 2)
+    ours = Valle2.load(folder, device=DEVICE, engine=engine, precision="fp32", slots=SLOTS)
+    reference = Valle2.load(folder)
+    settings = Settings(top_p=0.0, threshold=1.0)
+    requests = [Request(text, ours.voice("amber"), settings) for text in ("hello there", "the fox")]
+    batch = ours.synthesize_batch(requests)
+    for request, beside in zip(requests, batch, strict=True):
+        expected = reference.synthesize(request.text, request.prompt, settings)
+        for _ in range(3):
+            alone = ours.synthesize(request.text, request.prompt, settings)
+            assert np.array_equal(alone.codes, expected.codes)
+            assert float(np.abs(alone.audio - expected.audio).max()) < 0.01
+        assert np.array_equal(beside.codes, expected.codes)
+
+
+@pytest.mark.parametrize("engine", TARGETS)
+@pytest.mark.parametrize("precision", NOISE)
+def test_logits_of_smaller_precisions_stay_near(made: Bundle, engine: str, precision: str) -> None:
+    """The NAR's logits of every stage: root mean square of the difference over that of float32's."""
+    need(engine)
+    try:
+        folder = made(engine, "portable", precision, 2)
+    except BackendError as error:
+        if "it takes sm" in str(error):
+            pytest.skip(str(error))
+        raise
+    spec = read_manifest(folder).graphs["nar"]
+    rng = np.random.default_rng(0)
+    feeds: dict[str, Any] = {
+        "text": rng.integers(0, 30, (1, 12)),
+        "text_lengths": np.array([12]),
+        "codes": rng.integers(0, 1024, (1, 60, 8)),
+        "prompt_lengths": np.array([20]),
+        "frame_lengths": np.array([60]),
+    }
+    ours, reference = (
+        open_backend(folder, spec, DEVICE, engine=engine, precision=precision),
+        open_backend(folder, spec),
+    )
+    for stage in range(1, 8):
+        found, expected = (b.run(feeds | {"stage": np.array(stage)})["logits"] for b in (ours, reference))
+        noise = float(np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)))
+        assert noise < NOISE[precision]
+
+
+@pytest.mark.parametrize("engine, lowering", CASES)
+def test_the_latency_benchmark_runs(made: Bundle, engine: str, lowering: str) -> None:
+    need(engine)
+    precision = "fp16" if engine in TARGETS else "fp32"
+    folder = made(engine, lowering, precision, 2)
+    found = latency(str(folder), "hello there", 3, 0, 1, DEVICE, engine=engine, precision=precision)
+    assert found["ar_step_ms"] > 0 and found["bound_fraction"] is None and found["repeats"] == 3
+    assert found["engine"] == engine
