@@ -105,6 +105,7 @@ class Valle2:
         """
         names = self.voices()
         if not names:
+            self.need_codec()
             raise ModelError(f"model {self.path} has no voices; pass a recording: --prompt and --prompt-text")
         named = self.manifest.provenance.get("default_voice", "")
         return named if named in names else names[0]
