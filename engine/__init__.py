@@ -1,7 +1,7 @@
 """Graphs to sessions: bundles, backends and buffers. Knows named arrays, never speech."""
 
 from valle2.engine.backend import Backend, Buffer, Closing, FakeBackend, Step, open_backend
-from valle2.engine.errors import BackendError, ManifestError, QueueFullError, Valle2Error
+from valle2.engine.errors import BackendError, HubError, ManifestError, QueueFullError, Valle2Error
 from valle2.engine.manifest import (
     GraphSpec,
     Manifest,
@@ -20,6 +20,7 @@ __all__ = [
     "Closing",
     "FakeBackend",
     "GraphSpec",
+    "HubError",
     "Manifest",
     "ManifestError",
     "QueueFullError",

@@ -21,3 +21,7 @@ class AuditError(BackendError):
 
 class QueueFullError(Valle2Error):
     """More requests are waiting than the scheduler was told to hold."""
+
+
+class HubError(Valle2Error):
+    """A model of the hub cannot be had: offline, absent, gated, damaged, or the disk is full."""

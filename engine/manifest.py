@@ -142,11 +142,16 @@ def check_entries(manifest: Manifest) -> None:
         raise ValueError("hashes must be strings")
 
 
+def leaves(name: str) -> bool:
+    """Does a listed name lead out of its bundle?"""
+    inner = PurePosixPath(name)
+    return inner.is_absolute() or ".." in inner.parts
+
+
 def check_file(folder: Path, name: str, digest: str | None, check_hash: bool) -> None:
     """Check one listed file: inside the folder, there, and unchanged."""
-    inner = PurePosixPath(name)
-    target = (folder / inner).resolve()
-    if inner.is_absolute() or ".." in inner.parts or not target.is_relative_to(folder.resolve()):
+    target = (folder / name).resolve()
+    if leaves(name) or not target.is_relative_to(folder.resolve()):
         raise ManifestError(f"{folder} lists {name!r}, which leaves the bundle; do not use this bundle")
     if not target.is_file():
         raise ManifestError(f"{folder} lacks the file {name}; copy the whole bundle or export it again")

@@ -25,6 +25,7 @@ from valle2.export.families import Options
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
 from valle2.export.importing import read_any
 from valle2.export.lowering import LOWERINGS, OPSETS
+from valle2.export.sources import find_files
 from valle2.export.verify import verify_ar, verify_codec, verify_nar
 
 CARRIED = ("text", "voices")
@@ -49,7 +50,8 @@ def export_checkpoint(
 
     Args:
         checkpoint: a folder in valle2's format, or its safetensors file (text and voices lie beside it); or
-            a file of a code base that valle2 knows (see docs/checkpoints.md).
+            a file of a code base that valle2 knows (see docs/checkpoints.md); or either on the hub, as
+            `owner/name[/file][@revision]`.
         out: the bundle's folder; an earlier bundle there is replaced, any other folder is refused.
         lowering: "ort" (fused attention), "portable" (standard operators, fixed cache length) or "primitive"
             (the same without attention and cache operators, for TensorRT before 10.15).
@@ -67,9 +69,10 @@ def export_checkpoint(
     """
     if lowering not in LOWERINGS:
         raise Valle2Error(f"unknown lowering {lowering!r}; expected one of {', '.join(LOWERINGS)}")
-    source, target = Path(checkpoint), Path(out)
+    target = Path(out)
     check_target(target)
-    files = [source] if second is None else [source, Path(second)]
+    found = find_files([checkpoint] if second is None else [checkpoint, second])
+    files, source = list(found.paths), found.paths[0]
     loaded = with_codec(read_any(files, form, Options(heads, prefix_mode)), codec, source)
     capacity = cache_length or loaded.config.max_text + loaded.config.max_groups
     own = "family" not in loaded.rules
@@ -81,6 +84,7 @@ def export_checkpoint(
                 shutil.copytree(files[0].parent / name, folder / name)
         manifest = describe(loaded, graphs, parity, lowering, capacity if lowering != "ort" else 0)
         provenance = manifest.provenance | {"checkpoint_sha256": " ".join(map(sha256, files))}
+        provenance |= {"hub": found.hub} if found.hub else {}
         write_manifest(folder, replace(manifest, provenance=provenance, files=hash_files(folder)))
     return target
 

@@ -15,7 +15,11 @@ HELP = "turn a trained checkpoint into a bundle"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", type=Path, help="folder, .safetensors or PyTorch file")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="folder, .safetensors or PyTorch file, or owner/name[/file][@revision] on the hub",
+    )
     parser.add_argument("second", type=Path, nargs="?", help="the other file, where a model comes in two")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the bundle")
     parser.add_argument("--format", default="auto", choices=FORMATS, help="code base that it comes from")

@@ -41,7 +41,7 @@ def heads_of(path: Path, said: object, options: Options, width: int) -> int:
         raise CheckpointError(
             f"{path} does not say how many attention heads it has; pass --heads (often {max(1, width // 64)})"
         )
-    if not isinstance(heads, int) or heads < 1 or width % heads:
+    if type(heads) is not int or heads < 1 or width % heads:
         raise CheckpointError(f"{path}: {heads!r} heads do not divide the width {width}; pass other --heads")
     return heads
 

@@ -74,8 +74,11 @@ def prefix_mode(claims: Claims, extras: Mapping[str, Any], options: Options) -> 
         raise CheckpointError(f"--prefix-mode is {given}, but {claims.path} says {said}: leave it out")
     mode = said if said is not None else given
     if mode is None:
+        heads = "" if extras.get("nhead") or options.heads else "its attention heads and "
+        flags = "--heads (often its width / 64) and " if heads else ""
         raise CheckpointError(
-            f"{claims.path} does not say its prefix mode; pass --prefix-mode (the published recipes use 1)"
+            f"{claims.path} does not say {heads}its prefix mode; pass {flags}--prefix-mode "
+            "(the published recipes use 1)"
         )
     if mode not in PREFIX_MODES:
         raise CheckpointError(f"{claims.path}: prefix mode is {mode!r}; expected one of {PREFIX_MODES}")
@@ -161,7 +164,7 @@ def head_counts(
     said = extras.get("nhead") or published
     heads = heads_of(claims.path, said, options, ar.width)
     scale = extras.get("scale_factor") or nar.width / ar.width
-    if isinstance(scale, str) or abs(ar.width * scale - nar.width) >= 1:
+    if isinstance(scale, str) or not abs(ar.width * scale - nar.width) < 1:  # NaN too
         raise CheckpointError(
             f"{claims.path} says scale_factor is {scale!r}, but its halves are {ar.width} "
             f"and {nar.width} wide; it is damaged or another network"

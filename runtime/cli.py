@@ -27,7 +27,11 @@ INTERRUPTED = 130
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model runs, and where."""
-    parser.add_argument("--model", default="demo", help="bundle folder or embedded model (default: demo)")
+    parser.add_argument(
+        "--model",
+        default="demo",
+        help="bundle folder, embedded model or owner/name[@revision] on the hub (default: demo)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument(
         "--precision", default="fp32", help="fp32, or int8 or int4 once built (default: fp32)"
@@ -139,7 +143,7 @@ def chosen_settings(args: argparse.Namespace, defaults: dict[str, float]) -> Any
 def add_voices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["list", "add", "remove"])
     parser.add_argument("name", nargs="?", help="the voice (add, remove)")
-    parser.add_argument("--model", default="demo", help="bundle folder or embedded model")
+    parser.add_argument("--model", default="demo", help="bundle folder, embedded model or owner/name")
     parser.add_argument("--prompt", type=Path, help="recording of the voice (add)")
     parser.add_argument("--prompt-text", help="the words spoken in it (add)")
     parser.add_argument("--source", default="", help="where the recording comes from (add)")

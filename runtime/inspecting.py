@@ -18,7 +18,7 @@ Result = dict[str, Any]
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", help="bundle folder or embedded model")
+    parser.add_argument("bundle", help="bundle folder, embedded model or owner/name on the hub")
     parser.add_argument("--budget", action="store_true", help="device memory and bytes a step (needs onnx)")
     parser.add_argument("--batch", type=int, default=1, help="rows decoded side by side (--budget)")
     parser.add_argument("--frames", type=int, default=0, help="prompt and speech (--budget; 0: the model's)")

@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.engine import Manifest, check_engine, check_precision, graph_folders, open_backend, read_manifest
+from valle2.engine import (
+    HubError,
+    Manifest,
+    check_engine,
+    check_precision,
+    graph_folders,
+    open_backend,
+    read_manifest,
+)
+from valle2.engine.hub import fetch_bundle, parse_id
+from valle2.engine.manifest import FILE_NAME
 from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
 from valle2.runtime.decode import Slots
@@ -71,7 +81,8 @@ class Valle2:
         """Open a bundle.
 
         Args:
-            model: "demo" for the embedded model, or a bundle's folder. device: "cpu" or "cuda".
+            model: "demo" for the embedded model, a bundle's folder, or `owner/name[@revision]` on the hub.
+            device: "cpu" or "cuda".
             precision: "fp32" as stored; "int8" or "int4" once `valle2 build --target ort` made it; of an
                 engine, the one it was built with. threads: CPU threads, 0 for all cores.
             slots: rows decoded side by side; an engine must be built for as many (--max-batch).
@@ -80,8 +91,8 @@ class Valle2:
             fallback: let ONNX Runtime run elsewhere what its provider on "cuda" does not take.
 
         Raises:
-            ManifestError: no bundle there, or a damaged one. BackendError: no such device.
-            SettingsError: slots or threads out of range.
+            ManifestError: no bundle there, or a damaged one. HubError: not on the hub, or not to be had.
+            BackendError: no such device. SettingsError: slots or threads out of range.
         """
         if slots < 1 or threads < 0:
             raise SettingsError(f"slots is {slots}, threads {threads}; expected slots >= 1, threads >= 0")
@@ -107,6 +118,7 @@ class Valle2:
         """
         names = self.voices()
         if not names:
+            self.need_codec()
             raise ModelError(f"model {self.path} has no voices; pass a recording: --prompt and --prompt-text")
         named = self.manifest.provenance.get("default_voice", "")
         return named if named in names else names[0]
@@ -257,15 +269,26 @@ class Valle2:
 
 
 def find_model(model: str | Path) -> Path:
-    """The folder of an embedded model's name or a path."""
+    """The folder of a model: an embedded one, else a folder, else one of the hub."""
     embedded = MODELS / str(model)
     if str(model).isidentifier() and embedded.is_dir():
         return embedded
-    path = Path(model)
-    if not path.exists():
-        names = sorted(p.name for p in MODELS.iterdir()) if MODELS.is_dir() else []
-        embedded_names = ", ".join(names) or "none is embedded in this version"
+    path, name = Path(model), parse_id(model)
+    if path.is_dir() and name is not None and not (path / FILE_NAME).is_file():
         raise ModelError(
-            f"unknown model {str(model)!r}; expected a bundle or an embedded model ({embedded_names})"
+            f"{path} is a folder here without {FILE_NAME}, and folders win over the hub; for the hub's "
+            f"{name}, run this in another folder"
         )
-    return path
+    if path.exists():
+        return path
+    if name is not None:
+        try:
+            return fetch_bundle(name)
+        except HubError as error:
+            raise HubError(f"no folder {str(path)!r} here, and on the hub: {error}") from None
+    names = sorted(p.name for p in MODELS.iterdir()) if MODELS.is_dir() else []
+    embedded_names = ", ".join(names) or "none is embedded in this version"
+    raise ModelError(
+        f"unknown model {str(model)!r}; expected a bundle's folder, owner/name on the hub, or an embedded "
+        f"model ({embedded_names})"
+    )

@@ -131,7 +131,7 @@ def test_a_wrapped_container_with_paths_and_a_second_set_of_weights(tmp_path: Pa
         assert torch.equal(one, other)
 
 
-Change = Callable[[dict[str, Any]], None]
+Change = Callable[[dict[str, Any]], Any]
 
 
 def without(name: str) -> Change:
@@ -149,6 +149,12 @@ def edit_model(name: str, value: Any) -> Change:
 BAD: dict[str, tuple[Change, str]] = {
     "no heads": (without("nhead"), "pass --heads"),
     "no prefix mode": (without("prefix_mode"), "pass --prefix-mode"),
+    "no hyper-parameters": (
+        lambda container: [container.pop(name) for name in list(container) if name != "model"],
+        "pass --heads .* and --prefix-mode",
+    ),
+    "heads that are no number": (edit("nhead", True), "True heads do not divide"),
+    "a scale that is no number": (edit("scale_factor", float("nan")), "says scale_factor is nan"),
     "prefix mode 3": (edit("prefix_mode", 3), "prefix mode is 3"),
     "heads that do not divide": (edit("nhead", 5), "do not divide the width"),
     "VALL-F by name": (edit("model_name", "VALL-F"), "VALL-F network"),

@@ -18,7 +18,7 @@ from valle2.export.config import Style
 from valle2.export.graphs import export_graph, nar_graph
 from valle2.export.model import merge_heads, split_heads
 from valle2.export.nar import NARModel
-from valle2.export.verify import LOGITS_TOLERANCE, verify_nar
+from valle2.export.verify import LOGITS_TOLERANCE, logits_bound, verify_nar
 
 STYLES = {
     "valle2": {},
@@ -69,3 +69,8 @@ def test_the_graph_has_the_numbers(tmp_path: Path) -> None:
     row = nar_graph(model, "ort")
     path = export_graph(row, tmp_path)
     assert verify_nar(model, open_backend(tmp_path, graph_spec(path, row), threads=1)) < LOGITS_TOLERANCE
+
+
+def test_the_bound_grows_with_logits_beyond_its_range() -> None:
+    assert logits_bound(0.0) == logits_bound(32.0) == LOGITS_TOLERANCE == 1e-4
+    assert logits_bound(160.0) == pytest.approx(5e-4)
