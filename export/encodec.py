@@ -1,8 +1,8 @@
 """EnCodec at 24 kHz, causal, 75 frames a second (Défossez et al., 2022, section 3.2).
 
-Every convolution looks back only, so speech decoded chunk by chunk, with what each layer leaves behind handed
-on, is the speech decoded at once. Only the first eight of its codebooks are kept (6 kbps). Written for export: no
-padding depends on the data, and a transposed convolution is one of width two and a reordering.
+Every convolution looks back only, so speech decoded chunk by chunk, with what each layer leaves behind
+handed on, is the speech decoded at once. Only the first eight of its codebooks are kept (6 kbps). Written
+for export: no padding depends on the data, and a transposed convolution is one of width two, reordered.
 Axes: B batch, C channels, N samples, T frames.
 """
 
@@ -51,9 +51,11 @@ class Memory:
         self.started, self.old = started, states
         self.new: list[Tensor] = []
 
-    def before(self, fresh: Tensor) -> Tensor:
-        """What precedes this chunk; `fresh` is what precedes an utterance."""
-        return fresh if self.started is None else torch.where(self.started, self.old[len(self.new)], fresh)
+    def before(self, fresh: Tensor, later: int = 0) -> Tensor:
+        """The next state (`later`: after so many others); `fresh` is what precedes an utterance."""
+        if self.started is None:
+            return fresh
+        return torch.where(self.started, self.old[len(self.new) + later], fresh)
 
     def keep(self, state: Tensor) -> None:
         self.new.append(state)
@@ -127,24 +129,55 @@ class Residual(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Two LSTM layers with their input added: (B, C, T) -> (B, C, T)."""
+    """Two LSTM layers with their input added: (B, C, T) -> (B, C, T). `arrange` it before it is exported."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(width, width, LSTM_LAYERS, batch_first=True)
+        self.lstm = nn.LSTM(width, width, LSTM_LAYERS)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        frames = x.transpose(1, 2)
-        zero = x.new_zeros(()).expand(LSTM_LAYERS, x.shape[0], x.shape[1])
-        hidden = memory.before(zero)
-        if memory.started is None:
-            out, _ = self.lstm(frames)
-        else:
-            cell = torch.where(memory.started, memory.old[len(memory.new) + 1], zero)
-            out, (hidden, cell) = self.lstm(frames, (hidden.contiguous(), cell.contiguous()))
-            memory.keep(hidden)
-            memory.keep(cell)
-        return (out + frames).transpose(1, 2)
+        frames = x.permute(2, 0, 1)
+        zero = x.new_zeros(x.shape[0], LSTM_LAYERS, x.shape[1])
+        hidden, cell = (memory.before(zero, later).transpose(0, 1).contiguous() for later in (0, 1))
+        run = self.nodes if torch.compiler.is_exporting() else self.lstm
+        out, states = run(frames, (hidden, cell))
+        if memory.started is not None:
+            for state in states:
+                memory.keep(state.transpose(0, 1))
+        return (out + frames).permute(1, 2, 0)
+
+    def arrange(self) -> None:
+        """Copy the weights as ONNX's `LSTM` takes them: gates input, output, forget, cell."""
+
+        def ordered(name: str, layer: int) -> Tensor:
+            enter, forget, new, leave = getattr(self.lstm, f"{name}_l{layer}").detach().chunk(4)
+            return torch.cat([enter, leave, forget, new])[None]
+
+        for layer in range(LSTM_LAYERS):
+            self.register_buffer(f"inputs_{layer}", ordered("weight_ih", layer), persistent=False)
+            self.register_buffer(f"hidden_{layer}", ordered("weight_hh", layer), persistent=False)
+            bias = torch.cat([ordered("bias_ih", layer), ordered("bias_hh", layer)], dim=1)
+            self.register_buffer(f"bias_{layer}", bias, persistent=False)
+
+    def nodes(self, x: Tensor, start: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """What `self.lstm` computes as one node a layer; the exporter would unroll it over time."""
+        hidden, cell = [], []
+        shape = (1, x.shape[1], x.shape[2])
+        for layer in range(LSTM_LAYERS):
+            weights = [self.get_buffer(f"{part}_{layer}") for part in ("inputs", "hidden", "bias")]
+            before = [state[layer : layer + 1] for state in start]
+            x, *after = torch.onnx.ops.symbolic_multi_out(
+                "LSTM",
+                [x, *weights, None, *before],
+                {"hidden_size": x.shape[2]},
+                dtypes=[x.dtype] * 3,
+                shapes=[(x.shape[0], *shape), shape, shape],
+                version=14,
+            )
+            x = x[:, 0]
+            hidden.append(after[0])
+            cell.append(after[1])
+        return x, (torch.cat(hidden), torch.cat(cell))
 
 
 class EncodecEncoder(nn.Module):
@@ -238,5 +271,5 @@ class EncodecStream(nn.Module):
             decoder = self.decoder
             decoder.decode(torch.zeros(batch, WIDE, CODEBOOKS, dtype=torch.int64), memory)
         kept = [torch.zeros_like(state) for state in memory.new]
-        cells = [torch.zeros(LSTM_LAYERS, batch, decoder.config.width) for _ in range(2)]
+        cells = [torch.zeros(batch, LSTM_LAYERS, decoder.config.width) for _ in range(2)]
         return [kept[0], *cells, *kept[1:]]

@@ -1,7 +1,7 @@
-"""Vocos on EnCodec's codes (Siuzdak, 2023, section 3), the decoder of the paper, with the inverse STFT in the graph.
+"""Vocos on EnCodec's codes (Siuzdak, 2023, section 3), the paper's decoder, its inverse STFT in the graph.
 
-Read from the folder of `charactr/vocos-encodec-24khz` or its `pytorch_model.bin`; the shapes say the sizes. The
-bandwidth it is told of is fixed at 6 kbps, so its adaptive norms are plain ones.
+Read from the folder of `charactr/vocos-encodec-24khz` or its `pytorch_model.bin`; the shapes say the sizes.
+The bandwidth it is told of is fixed at 6 kbps, so its adaptive norms are plain ones.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class VocosDecoder(nn.Module):
         return self.waves(self.out(self.last_norm(hidden)))
 
     def waves(self, out: Tensor) -> Tensor:
-        """Log magnitude and phase (B, T, 2 * bins) -> audio (B, T * hop), divided by what the windows sum to."""
+        """Log magnitude and phase (B, T, 2 * bins) -> audio (B, T * hop), the windows' sum divided out."""
         magnitude, phase = out[..., : self.bins].exp().clamp(max=LOUDEST), out[..., self.bins :]
         spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2)
         gain = (
@@ -77,19 +77,24 @@ def read_vocos(path: Path) -> tuple[VocosDecoder, VocosConfig]:
     Raises:
         CheckpointError: another file, a vocoder of mel spectrograms, or weights missing or misshapen.
     """
-    file = path / FILE if path.is_dir() else path
+    file = vocos_file(path)
     claims = Claims(file, read_tensors(file))
     if "head.out.weight" not in claims or "backbone.embed.weight" not in claims:
         raise CheckpointError(f"{file} is no Vocos checkpoint; expected that of charactr/vocos-encodec-24khz")
     if "feature_extractor.codebook_weights" not in claims:
         raise CheckpointError(
-            f"{file} turns mel spectrograms into speech; expected a Vocos of EnCodec's codes (vocos-encodec-24khz)"
+            f"{file} decodes mel spectrograms; expected a Vocos of EnCodec's codes (vocos-encodec-24khz)"
         )
     config = sizes(claims)
     decoder = VocosDecoder(config).eval()
     with torch.no_grad():
         fill(decoder, config, claims)
     return decoder, config
+
+
+def vocos_file(path: Path) -> Path:
+    """The weights' file of a folder, or the file itself."""
+    return path / FILE if path.is_dir() else path
 
 
 def sizes(claims: Claims) -> VocosConfig:
