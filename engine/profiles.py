@@ -126,6 +126,7 @@ PROFILES: dict[str, Callable[[Manifest, Limits, int], list[Profile]]] = {
     "nar": nar_profiles,
     "codec_encoder": encoder_profiles,
     "codec_decoder": decoder_profiles,
+    "codec_stream": decoder_profiles,
 }
 
 

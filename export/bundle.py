@@ -20,13 +20,16 @@ from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_back
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import FILE_NAME, sha256
 from valle2.engine.replace import replacing
-from valle2.export.checkpoint import Checkpoint, CheckpointError, weights_file
+from valle2.export.checkpoint import Checkpoint, CheckpointError, Codec, weights_file
+from valle2.export.config import CODEBOOKS
+from valle2.export.encodec_file import read_encodec
 from valle2.export.families import Options
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
 from valle2.export.importing import read_any
 from valle2.export.lowering import LOWERINGS, OPSETS
 from valle2.export.sources import find_files
-from valle2.export.verify import verify_ar, verify_codec, verify_nar
+from valle2.export.verify import verify_ar, verify_codec, verify_nar, verify_stream
+from valle2.export.vocos import read_vocos, vocos_file
 
 CARRIED = ("text", "voices")
 VERIFY_CAPACITY = 128
@@ -41,7 +44,8 @@ def export_checkpoint(
     form: str = "auto",
     heads: int = 0,
     prefix_mode: int | None = None,
-    codec: bool = True,
+    codec: bool | str | Path = True,
+    vocoder: str | Path | None = None,
     lowering: str = "ort",
     cache_length: int = 0,
     progress: Progress = lambda message: None,
@@ -57,7 +61,9 @@ def export_checkpoint(
             (the same without attention and cache operators, for TensorRT before 10.15).
         cache_length: cache slots of a graph with a fixed number; 0 covers the position tables.
         second: the other file of a model that comes in two. form: one of `config.FORMATS`.
-        heads, prefix_mode: what such a file does not say itself. codec: False leaves the codec out.
+        heads, prefix_mode: what such a file does not say itself.
+        codec: True for the checkpoint's own, False for none, or a file of EnCodec's weights. vocoder: Vocos
+            on EnCodec's codes, a folder or file, instead of EnCodec's decoder.
         progress: called with a line per stage.
 
     Returns:
@@ -73,29 +79,51 @@ def export_checkpoint(
     check_target(target)
     found = find_files([checkpoint] if second is None else [checkpoint, second])
     files, source = list(found.paths), found.paths[0]
-    loaded = with_codec(read_any(files, form, Options(heads, prefix_mode)), codec, source)
+    codec, vocoder = (Path(x) if isinstance(x, str) else x for x in (codec, vocoder))
+    loaded = with_codec(read_any(files, form, Options(heads, prefix_mode)), codec, vocoder, source)
     capacity = cache_length or loaded.config.max_text + loaded.config.max_groups
     own = "family" not in loaded.rules
     files = [weights_file(source)] if own else files
+    codec_files = [vocos_file(x) for x in (codec, vocoder) if isinstance(x, Path)]
     with replacing(target) as folder:
         graphs, parity = export_graphs(loaded, folder, lowering, capacity, progress)
         for name in CARRIED if own else ():
             if (files[0].parent / name).is_dir():
                 shutil.copytree(files[0].parent / name, folder / name)
         manifest = describe(loaded, graphs, parity, lowering, capacity if lowering != "ort" else 0)
-        provenance = manifest.provenance | {"checkpoint_sha256": " ".join(map(sha256, files))}
+        provenance = manifest.provenance | {"checkpoint_sha256": " ".join(map(sha256, files + codec_files))}
         provenance |= {"hub": found.hub} if found.hub else {}
         write_manifest(folder, replace(manifest, provenance=provenance, files=hash_files(folder)))
     return target
 
 
-def with_codec(checkpoint: Checkpoint, wanted: bool, source: Path) -> Checkpoint:
-    """The checkpoint with its codec or, if none is wanted, without; refuse to leave it out unasked."""
+def with_codec(checkpoint: Checkpoint, wanted: bool | Path, vocoder: Path | None, source: Path) -> Checkpoint:
+    """The checkpoint with the codec that is wanted; refuse to leave it out unasked."""
+    if isinstance(wanted, Path):
+        return replace(checkpoint, codec=read_codec(wanted, vocoder, checkpoint.config.codebooks))
+    if vocoder is not None:
+        raise CheckpointError(f"{vocoder} decodes EnCodec's codes; give EnCodec's file with --codec, too")
     if wanted and checkpoint.codec is None and "family" in checkpoint.rules:
         raise CheckpointError(
-            f"{source} holds no codec; pass --no-codec for a bundle that turns tokens into codes"
+            f"{source} holds no codec; give EnCodec's weights with --codec, or pass --no-codec for a bundle "
+            "that turns tokens into codes"
         )
     return checkpoint if wanted else replace(checkpoint, codec=None)
+
+
+def read_codec(path: Path, vocoder: Path | None, codebooks: int) -> Codec:
+    """EnCodec, with Vocos in its decoder's place where one is given."""
+    if codebooks != CODEBOOKS:
+        raise CheckpointError(
+            f"the model has {codebooks} codebooks and EnCodec at 6 kbps {CODEBOOKS}; pass --no-codec"
+        )
+    encoder, decoder, config = read_encodec(path)
+    if vocoder is None:
+        return encoder, decoder, config
+    voice, sizes = read_vocos(vocoder)
+    if sizes.hop != config.hop:
+        raise CheckpointError(f"{vocoder} has {sizes.hop} samples a frame; expected EnCodec's {config.hop}")
+    return encoder, voice, config
 
 
 def export_graphs(
@@ -126,6 +154,8 @@ def compare(
     }
     if checkpoint.codec:
         parity |= verify_codec(*checkpoint.codec, backends)
+        if "codec_stream" in backends:
+            parity["codec_stream"] = verify_stream(checkpoint.codec[1], backends["codec_stream"])
     return parity
 
 

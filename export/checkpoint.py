@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from valle2.engine.errors import Valle2Error
 from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
 from valle2.export.config import ModelConfig
+from valle2.export.encodec import EncodecConfig
 from valle2.export.model import ARModel
 from valle2.export.nar import NARModel
 
@@ -34,6 +35,10 @@ class CheckpointError(Valle2Error):
     """A checkpoint is missing, of another format, or does not fit its own sizes."""
 
 
+Codec = tuple[nn.Module, nn.Module, CodecConfig | EncodecConfig]
+"""Encoder, decoder and their sizes: a codec of this project, or EnCodec with its own decoder or Vocos."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Loaded modules in evaluation mode and what the file says of itself. codec: None without one.
@@ -44,7 +49,7 @@ class Checkpoint:
     config: ModelConfig
     ar: ARModel
     nar: NARModel
-    codec: tuple[CodecEncoder, CodecDecoder, CodecConfig] | None = None
+    codec: Codec | None = None
     name: str = "model"
     text: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
     sampling: dict[str, float] = field(default_factory=dict)
@@ -103,7 +108,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def empty_checkpoint(values: Mapping[str, Any]) -> Checkpoint:
     """Build the modules that the metadata describes."""
     config = ModelConfig.from_dict(values["model"])
-    codec = None
+    codec: Codec | None = None
     if values.get("codec"):
         known = {entry.name for entry in fields(CodecConfig)}
         if set(values["codec"]) - known:
@@ -140,7 +145,13 @@ def short(names: list[str]) -> str:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write `model.safetensors` in the given precision, aside first; returns its path."""
+    """Write `model.safetensors` in the given precision, aside first; returns its path.
+
+    Raises:
+        CheckpointError: its codec is EnCodec, which is kept in a file of its own.
+    """
+    if checkpoint.codec and not isinstance(checkpoint.codec[2], CodecConfig):
+        raise CheckpointError("EnCodec stays in its own file; save the checkpoint with codec=None")
     weights = {
         f"{prefix}.{name}": value.to(dtype).contiguous()
         for prefix, module in checkpoint.modules().items()

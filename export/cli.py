@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="auto", choices=FORMATS, help="code base that it comes from")
     parser.add_argument("--heads", type=int, default=0, help="attention heads, if the file does not say")
     parser.add_argument("--prefix-mode", type=int, help="how lifeiteng's NAR sees the prompt: 0, 1, 2 or 4")
-    parser.add_argument("--no-codec", action="store_true", help="a bundle of AR and NAR alone")
+    codec = parser.add_mutually_exclusive_group()
+    codec.add_argument("--codec", type=Path, help="EnCodec 24 kHz: model.safetensors or encodec's .th file")
+    codec.add_argument("--no-codec", action="store_true", help="a bundle of AR and NAR alone")
+    parser.add_argument("--vocoder", type=Path, help="Vocos on EnCodec's codes, in its decoder's place")
     parser.add_argument("--lowering", default="ort", choices=["ort", "portable", "primitive"])
     parser.add_argument(
         "--cache-length", type=int, default=0, help="cache slots where the lowering fixes them (0: all)"
@@ -47,7 +50,8 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         form=args.format,
         heads=args.heads,
         prefix_mode=args.prefix_mode,
-        codec=not args.no_codec,
+        codec=args.codec or not args.no_codec,
+        vocoder=args.vocoder,
         lowering=args.lowering,
         cache_length=args.cache_length,
         progress=progress,

@@ -89,10 +89,10 @@ class Fourier(nn.Module):
 class ConvNeXt(nn.Module):
     """Depthwise convolution over time, LayerNorm and a two-layer network, on (B, T, C)."""
 
-    def __init__(self, width: int, ffn: int) -> None:
+    def __init__(self, width: int, ffn: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.conv = nn.Conv1d(width, width, 7, padding=3, groups=width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps)
         self.up = nn.Linear(width, ffn)
         self.down = nn.Linear(ffn, width)
         self.scale = nn.Parameter(torch.full((width,), 0.3))
@@ -140,6 +140,17 @@ class LogMel(nn.Module):
         magnitude = (real * real + imaginary * imaginary + 1e-12).sqrt()
         mel: Tensor = (magnitude @ self.get_buffer("filters")).clamp(min=MEL_FLOOR).log() * 0.4 + 0.8
         return mel
+
+
+def overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """Windowed frames (B, T, 4 * hop), centred at hop * (t + 1/2) -> (B, T * hop)."""
+    hops = frames.reshape(frames.shape[0], frames.shape[1], OVERLAP, hop)
+    pad = functional.pad(hops[:, :, 0], (0, 0, 0, OVERLAP - 1))
+    for i in range(1, OVERLAP):
+        pad = pad + functional.pad(hops[:, :, i], (0, 0, i, OVERLAP - 1 - i))
+    margin = (OVERLAP - 1) * hop // 2
+    audio = pad.flatten(1)
+    return audio[:, margin : audio.shape[1] - margin]
 
 
 def nearest(x: Tensor, table: Tensor) -> Tensor:
@@ -202,14 +213,4 @@ class CodecDecoder(nn.Module):
         magnitude = out[..., : self.bins].clamp(max=7.0).exp()
         phase = out[..., self.bins :]
         spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2)
-        return self.overlap_add(spectrum @ self.fourier())
-
-    def overlap_add(self, frames: Tensor) -> Tensor:
-        """Windowed frames (B, T, 4 * hop), centred at hop * (t + 1/2) -> (B, T * hop)."""
-        hops = frames.reshape(frames.shape[0], frames.shape[1], OVERLAP, self.hop)
-        pad = functional.pad(hops[:, :, 0], (0, 0, 0, OVERLAP - 1))
-        for i in range(1, OVERLAP):
-            pad = pad + functional.pad(hops[:, :, i], (0, 0, i, OVERLAP - 1 - i))
-        margin = (OVERLAP - 1) * self.hop // 2
-        audio = pad.flatten(1)
-        return audio[:, margin : audio.shape[1] - margin]
+        return overlap_add(spectrum @ self.fourier(), self.hop)

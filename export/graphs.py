@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from valle2.engine.storage import write_graph
 from valle2.export.config import CODEBOOKS, ModelConfig
+from valle2.export.encodec import EncodecDecoder, EncodecStream, Recurrent
 from valle2.export.lowering import FULL, LOWERINGS, OPSETS, PORTABLE_OPSET
 from valle2.export.model import ARModel, Attend
 from valle2.export.nar import FullAttend, NARModel
@@ -196,13 +197,33 @@ def nar_graph(model: NARModel, lowering: str) -> Graph:
 
 
 def codec_graphs(encoder: nn.Module, decoder: nn.Module, hop: int) -> list[Graph]:
-    """The codec's two rows; audio length in samples is a multiple of the hop."""
+    """The codec's rows, two or, where the decoder can hand its state on, three; audio is whole frames."""
+    for module in (*encoder.modules(), *decoder.modules()):
+        if isinstance(module, Recurrent):
+            module.arrange()
     audio = {"audio": torch.zeros(2, 8 * hop)}
     codes = {"codes": torch.zeros(2, 7, CODEBOOKS, dtype=torch.int64)}
-    return [
+    rows = [
         Graph("codec_encoder", encoder, audio, {"audio": {0: "batch", 1: "samples"}}, ("codes",)),
         Graph("codec_decoder", decoder, codes, {"codes": {0: "batch", 1: "frames"}}, ("audio",)),
     ]
+    return [*rows, stream_graph(decoder)] if isinstance(decoder, EncodecDecoder) else rows
+
+
+def stream_graph(decoder: EncodecDecoder) -> Graph:
+    """The decoder on the next chunk: `state_N` in, `state_N_out` as the next call wants it."""
+    module = EncodecStream(decoder)
+    states = module.zero_states(2)
+    names = [f"state_{index}" for index in range(len(states))]
+    inputs = {
+        "codes": torch.zeros(2, 9, CODEBOOKS, dtype=torch.int64),
+        "started": torch.tensor(True),
+        **dict(zip(names, states, strict=True)),
+    }
+    axes: dict[str, dict[int, str]] = {"codes": {0: "batch", 1: "frames"}, "started": {}}
+    axes |= {name: {0: "batch"} for name in names}
+    outputs = ("audio", *(f"{name}_out" for name in names))
+    return Graph("codec_stream", module, inputs, axes, outputs, variadic=tuple(names))
 
 
 def dynamic_shapes(graph: Graph) -> list[Any]:

@@ -15,6 +15,8 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from valle2.export.checkpoint import CheckpointError
@@ -106,6 +108,21 @@ def read_container(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}; expected a dictionary of tensors")
     return found
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a state dict saved by torch.
+
+    Raises:
+        CheckpointError: neither, or damaged.
+    """
+    if path.suffix != ".safetensors":
+        return tensors_of(read_container(path), path)
+    check_file(path)
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
 
 
 def check_file(path: Path) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from valle2.engine import Backend
 from valle2.engine.errors import Valle2Error
-from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
+from valle2.engine.stateful import Stateful
+from valle2.export.codec import CodecConfig
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
+from valle2.export.encodec import EncodecConfig
 from valle2.export.graphs import ar_inputs, cache_names
 from valle2.export.model import ARModel
 from valle2.export.nar import NARModel
@@ -105,9 +108,9 @@ def verify_nar(model: NARModel, backend: Backend) -> float:
 
 @torch.no_grad()
 def verify_codec(
-    encoder: CodecEncoder,
-    decoder: CodecDecoder,
-    config: CodecConfig,
+    encoder: nn.Module,
+    decoder: nn.Module,
+    config: CodecConfig | EncodecConfig,
     backends: Mapping[str, Backend],
 ) -> dict[str, float]:
     """-> share of codes that differ (encoder) and greatest sample difference (decoder)."""
@@ -123,3 +126,14 @@ def verify_codec(
         "codec_encoder": check("codec_encoder", float((found != expected).mean()), 0.01),
         "codec_decoder": check("codec_decoder", decoded, AUDIO_TOLERANCE),
     }
+
+
+@torch.no_grad()
+def verify_stream(decoder: nn.Module, backend: Backend) -> float:
+    """-> greatest sample difference between chunks with handed-on states and the decoder on all at once."""
+    codes = np.random.default_rng(3).integers(0, CODEBOOK_SIZE, (1, 40, CODEBOOKS))
+    whole = decoder(torch.from_numpy(codes)).numpy()
+    stream = Stateful(backend)
+    parts = [stream.run({"codes": part})["audio"] for part in np.split(codes, (7, 8, 23), axis=1)]
+    scale = max(1.0, float(np.abs(whole).max()))
+    return check("codec_stream", gap(np.concatenate(parts, axis=1), whole) / scale, AUDIO_TOLERANCE)

@@ -17,12 +17,16 @@ class Codec:
     """The codec of a bundle.
 
     Args:
-        encoder, decoder: its graphs. sizes: `sample_rate` in Hz and `hop` in samples a frame.
+        encoder, decoder: its graphs. sizes: `sample_rate` in Hz and `hop` in samples a frame. stream: the
+            graph of a causal decoder that hands its state on, None without one.
     """
 
-    def __init__(self, encoder: Backend, decoder: Backend, sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self, encoder: Backend, decoder: Backend, sizes: Mapping[str, int], stream: Backend | None = None
+    ) -> None:
         self.encoder = encoder
         self.decoder = decoder
+        self.stream = stream
         self.sample_rate = sizes["sample_rate"]
         self.hop = sizes["hop"]
 

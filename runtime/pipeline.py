@@ -35,7 +35,7 @@ from valle2.runtime.rules import Rules, Text, check_prompt, check_text
 from valle2.runtime.scheduler import Batch, Job, Need, Scheduler
 from valle2.runtime.settings import MAX_WINDOW, Prompt, Request, Settings
 from valle2.runtime.speech import Speech, Spoken, Stream
-from valle2.runtime.streaming import LATENCY_SECONDS, Seams, chunk_sizes
+from valle2.runtime.streaming import LATENCY_SECONDS, chunk_sizes, seams_of
 from valle2.runtime.text import load_front_end
 from valle2.runtime.timings import Timings
 from valle2.runtime.voices import read_voice, voice_names
@@ -63,7 +63,8 @@ class Valle2:
         self.scheduler = Scheduler(self.graphs.batch)
         self.codec = None
         if manifest.codec:
-            self.codec = Codec(backends["codec_encoder"], backends["codec_decoder"], manifest.codec)
+            pair = backends["codec_encoder"], backends["codec_decoder"]
+            self.codec = Codec(*pair, manifest.codec, backends.get("codec_stream"))
         self.front = load_front_end(path, manifest.text) if (path / "text").is_dir() else None
 
     @classmethod
@@ -206,7 +207,7 @@ class Valle2:
         for index, ids in enumerate(self.sentence_ids(request)):
             if index:
                 spoken.add(pause(codec.sample_rate))
-            seams, sizes = Seams(codec), chunk_sizes(latency, codec.frame_rate)
+            seams, sizes = seams_of(codec, latency), chunk_sizes(latency, codec.frame_rate)
             with Utterance(self.graphs, Text(ids), prompt, request.settings, index, timings) as utterance:
                 while not utterance.done:
                     codes = yield from utterance.chunk(next(sizes))

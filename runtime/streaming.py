@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from valle2.engine import Backend
+from valle2.engine.stateful import Stateful
 from valle2.runtime.audio import Audio, faded
 from valle2.runtime.codec import Codec
 from valle2.runtime.rules import CODEBOOKS
@@ -18,6 +20,8 @@ LONGEST_SECONDS = 4.0
 CONTEXT_FRAMES = 24
 HELD_FRAMES = 6
 FADE_FRAMES = 2
+MIRRORED_FRAMES = 7
+"""The reach of EnCodec's first convolution."""
 
 
 def chunk_sizes(latency: float, frame_rate: float) -> Iterator[int]:
@@ -58,3 +62,27 @@ class Seams:
         self.tail = wave[(end - start) * hop : (end - start + FADE_FRAMES) * hop]
         self.sent = end
         return faded(audio, self.codec.sample_rate, first=first, last=last)
+
+
+class Causal:
+    """Decodes one sentence's codes chunk by chunk, the decoder's state handed on: what it makes is final."""
+
+    def __init__(self, codec: Codec, stream: Backend) -> None:
+        self.codec = codec
+        self.decoder = Stateful(stream)
+        self.waiting = np.zeros((0, CODEBOOKS), np.int64)
+
+    def add(self, codes: Codes, *, last: bool) -> Audio:
+        """As `Seams.add`. The first chunk waits until it covers the mirror image before the sentence."""
+        self.waiting = np.concatenate([self.waiting, codes])
+        first = not self.decoder.started
+        if not len(self.waiting) or (first and not last and len(self.waiting) < MIRRORED_FRAMES):
+            return np.zeros(0, np.float32)
+        audio = np.asarray(self.decoder.run({"codes": self.waiting[None]})["audio"][0])
+        self.waiting = self.waiting[:0]
+        return faded(audio, self.codec.sample_rate, first=first, last=last)
+
+
+def seams_of(codec: Codec, latency: float) -> Seams | Causal:
+    """How the codec's chunks are joined; with a latency of 0 there is one chunk."""
+    return Causal(codec, codec.stream) if codec.stream and latency else Seams(codec)

@@ -1,0 +1,158 @@
+"""EnCodec's published weights, in the form of `transformers` or of `encodec` itself, onto our modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from valle2.export.checkpoint import CheckpointError
+from valle2.export.claims import Claims
+from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
+from valle2.export.encodec import (
+    CausalConv,
+    EncodecConfig,
+    EncodecDecoder,
+    EncodecEncoder,
+    Recurrent,
+    Upsample,
+)
+from valle2.export.unpickle import read_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a code base names things. layers: of a side; conv, up: below it; pair: length, direction."""
+
+    layers: str
+    conv: str
+    up: str
+    pair: tuple[str, str]
+    table: str
+
+
+OLD_PAIR, NEW_PAIR = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+FORMS = (
+    Form("model", "conv.conv", "convtr.convtr", OLD_PAIR, "quantizer.vq.layers.{}._codebook.embed"),
+    Form("layers", "conv", "conv", OLD_PAIR, "quantizer.layers.{}.codebook.embed"),
+)
+
+
+def read_encodec(path: Path) -> tuple[EncodecEncoder, EncodecDecoder, EncodecConfig]:
+    """Load the 24 kHz model.
+
+    Args:
+        path: `model.safetensors` of transformers' form, or encodec's own `.th` file.
+
+    Raises:
+        CheckpointError: another file, the 48 kHz model, or weights missing or misshapen.
+    """
+    claims = Claims(path, read_tensors(path))
+    form = next((form for form in FORMS if form.table.format(0) in claims), None)
+    if form is None:
+        raise CheckpointError(
+            f"{path} is no EnCodec checkpoint (it has {sorted(claims.tensors)[0]}); expected encodec_24khz, "
+            "as model.safetensors of transformers or as encodec's .th file"
+        )
+    config = sizes(claims, form)
+    encoder, decoder = EncodecEncoder(config).eval(), EncodecDecoder(config).eval()
+    tables = [claims.take(form.table.format(k), CODEBOOK_SIZE, config.dimension) for k in range(CODEBOOKS)]
+    with torch.no_grad():
+        for side, module in (("encoder", encoder), ("decoder", decoder)):
+            module.tables.copy_(torch.stack(tables))
+            for name, place in places(side, len(config.ratios)):
+                load(module.get_submodule(name), claims, form, f"{side}.{place}")
+    return encoder, decoder, config
+
+
+def sizes(claims: Claims, form: Form) -> EncodecConfig:
+    """What the shapes say; refuses the stereo model and fewer codebooks than are used."""
+    first = Layer(claims, form, "encoder.0", form.conv)
+    filters, channels, _ = first.shape()
+    if channels != 1:
+        raise CheckpointError(
+            f"{claims.path} is an EnCodec model of {channels} channels; expected the 24 kHz mono model"
+        )
+    found = claims.count(form.table)
+    if found < CODEBOOKS:
+        raise CheckpointError(f"{claims.path} has {found} codebooks; expected at least {CODEBOOKS} (6 kbps)")
+    ratios, index = [], 3  # the last found is the convolution after the LSTM
+    while (layer := Layer(claims, form, f"encoder.{index}", form.conv)).there():
+        ratios.append(layer.shape()[2] // 2)
+        index += 3
+    return EncodecConfig(filters, claims.shape(form.table.format(0), 2)[1], tuple(ratios[:-1]))
+
+
+def places(side: str, levels: int) -> list[tuple[str, str]]:
+    """(our module, index in the published sequence), activations counted there."""
+    if side == "encoder":
+        rows = [("first", "0"), ("recurrent", str(3 * levels + 1)), ("last", str(3 * levels + 3))]
+        change, start = "downs", 1
+    else:
+        rows = [("first", "0"), ("recurrent", "1"), ("last", str(3 * levels + 3))]
+        change, start = "ups", 4
+    for level in range(levels):
+        at = start + 3 * level
+        rows.append((f"{change}.{level}", str(at + 2 if side == "encoder" else at - 1)))
+        parts = {"narrow": "block.1", "widen": "block.3", "shortcut": "shortcut"}
+        rows += [(f"blocks.{level}.{ours}", f"{at}.{theirs}") for ours, theirs in parts.items()]
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution in a file, its weight stored as length times direction."""
+
+    claims: Claims
+    form: Form
+    place: str
+    kind: str
+
+    def name(self, part: str) -> str:
+        side, rest = self.place.split(".", 1)
+        return f"{side}.{self.form.layers}.{rest}.{self.kind}.{part}"
+
+    def pair(self) -> tuple[str, str]:
+        """Names of length and direction, as old or new torch writes them."""
+        new = self.name(NEW_PAIR[1]) in self.claims
+        length, direction = NEW_PAIR if new else self.form.pair
+        return self.name(length), self.name(direction)
+
+    def there(self) -> bool:
+        return self.pair()[1] in self.claims
+
+    def shape(self) -> tuple[int, ...]:
+        return self.claims.shape(self.pair()[1], 3)
+
+    def weight(self, *shape: int) -> Tensor:
+        """length * direction / |direction|, a length for each first index."""
+        length, direction = self.pair()
+        towards = self.claims.take(direction, *shape)
+        return self.claims.take(length, shape[0], 1, 1) * towards / towards.norm(dim=(1, 2), keepdim=True)
+
+
+def load(module: nn.Module, claims: Claims, form: Form, place: str) -> None:
+    """Fill one of our layers from the file."""
+    if isinstance(module, Recurrent):
+        side, rest = place.split(".", 1)
+        for name, value in module.lstm.named_parameters():
+            value.copy_(claims.take(f"{side}.{form.layers}.{rest}.lstm.{name}", *value.shape))
+        return
+    assert isinstance(module, CausalConv | Upsample)
+    conv = module.conv
+    if isinstance(module, Upsample):
+        layer = Layer(claims, form, place, form.up)
+        weight = layer.weight(conv.in_channels, module.outputs, 2 * module.ratio)
+        conv.weight.copy_(Upsample.rearranged(weight))
+        bias = claims.take(layer.name("bias"), module.outputs).repeat_interleave(module.ratio)
+    else:
+        layer = Layer(claims, form, place, form.conv)
+        conv.weight.copy_(layer.weight(*conv.weight.shape))
+        bias = claims.take(layer.name("bias"), conv.out_channels)
+    assert conv.bias is not None
+    conv.bias.copy_(bias)

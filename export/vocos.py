@@ -1,0 +1,142 @@
+"""Vocos on EnCodec's codes (Siuzdak, 2023, section 3), the paper's decoder, its inverse STFT in the graph.
+
+Read from the folder of `charactr/vocos-encodec-24khz` or its `pytorch_model.bin`; the shapes say the sizes.
+The bandwidth it is told of is fixed at 6 kbps, so its adaptive norms are plain ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from valle2.export.checkpoint import CheckpointError
+from valle2.export.claims import Claims
+from valle2.export.codec import OVERLAP, ConvNeXt, Fourier, overlap_add
+from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
+from valle2.export.unpickle import read_tensors
+
+FILE = "pytorch_model.bin"
+BANDWIDTH = 2
+"""6 kbps among 1.5, 3, 6 and 12."""
+BANDWIDTHS = 4
+EPS = 1e-6
+LOUDEST = 100.0
+KERNEL = 7
+
+
+@dataclass(frozen=True, slots=True)
+class VocosConfig:
+    """Sizes. dimension: of the codebooks' vectors."""
+
+    dimension: int = 128
+    width: int = 384
+    ffn: int = 1152
+    blocks: int = 8
+    hop: int = 320
+
+
+class VocosDecoder(nn.Module):
+    """codes (B, T, 8) int64 -> audio (B, T * hop) float32."""
+
+    def __init__(self, config: VocosConfig) -> None:
+        super().__init__()
+        self.hop, size = config.hop, OVERLAP * config.hop
+        self.bins = size // 2 + 1
+        self.tables = nn.Parameter(torch.randn(CODEBOOKS, CODEBOOK_SIZE, config.dimension))
+        self.embed = nn.Conv1d(config.dimension, config.width, KERNEL, padding=KERNEL // 2)
+        self.norm = nn.LayerNorm(config.width, EPS)
+        self.blocks = nn.Sequential(*(ConvNeXt(config.width, config.ffn, EPS) for _ in range(config.blocks)))
+        self.last_norm = nn.LayerNorm(config.width, EPS)
+        self.out = nn.Linear(config.width, 2 * self.bins)
+        self.fourier = Fourier(size, inverse=True)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        books = [functional.embedding(codes[:, :, k], table) for k, table in enumerate(self.tables.unbind(0))]
+        features = torch.stack(books).sum(dim=0).transpose(1, 2)
+        hidden = self.blocks(self.norm(self.embed(features).transpose(1, 2)))
+        return self.waves(self.out(self.last_norm(hidden)))
+
+    def waves(self, out: Tensor) -> Tensor:
+        """Log magnitude and phase (B, T, 2 * bins) -> audio (B, T * hop), the windows' sum divided out."""
+        magnitude, phase = out[..., : self.bins].exp().clamp(max=LOUDEST), out[..., self.bins :]
+        spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2)
+        gain = (
+            self.fourier.get_buffer("hann").square() / 1.5
+        )  # the basis has the inner frames' 1.5 divided out
+        envelope = overlap_add(gain.expand(1, out.shape[1], -1), self.hop)
+        return overlap_add(spectrum @ self.fourier(), self.hop) / envelope
+
+
+def read_vocos(path: Path) -> tuple[VocosDecoder, VocosConfig]:
+    """Load a vocoder of EnCodec's codes.
+
+    Raises:
+        CheckpointError: another file, a vocoder of mel spectrograms, or weights missing or misshapen.
+    """
+    file = vocos_file(path)
+    claims = Claims(file, read_tensors(file))
+    if "head.out.weight" not in claims or "backbone.embed.weight" not in claims:
+        raise CheckpointError(f"{file} is no Vocos checkpoint; expected that of charactr/vocos-encodec-24khz")
+    if "feature_extractor.codebook_weights" not in claims:
+        raise CheckpointError(
+            f"{file} decodes mel spectrograms; expected a Vocos of EnCodec's codes (vocos-encodec-24khz)"
+        )
+    config = sizes(claims)
+    decoder = VocosDecoder(config).eval()
+    with torch.no_grad():
+        fill(decoder, config, claims)
+    return decoder, config
+
+
+def vocos_file(path: Path) -> Path:
+    """The weights' file of a folder, or the file itself."""
+    return path / FILE if path.is_dir() else path
+
+
+def sizes(claims: Claims) -> VocosConfig:
+    """What the shapes say."""
+    width, dimension, _ = claims.shape("backbone.embed.weight", 3)
+    ffn = claims.shape("backbone.convnext.0.pwconv1.weight", 2)[0]
+    rows = claims.shape("head.out.weight", 2)[0]
+    if (rows - 2) % (4 * OVERLAP):
+        raise CheckpointError(
+            f"{claims.path}: the head has {rows} rows; expected 1282, an STFT of 1280 samples"
+        )
+    count = claims.count("backbone.convnext.{}.gamma")
+    return VocosConfig(dimension, width, ffn, count, (rows - 2) // OVERLAP)
+
+
+def fill(decoder: VocosDecoder, config: VocosConfig, claims: Claims) -> None:
+    """Copy the file's weights into the decoder."""
+    books, dimension = claims.shape("feature_extractor.codebook_weights", 2)
+    if books < CODEBOOKS * CODEBOOK_SIZE:
+        raise CheckpointError(
+            f"{claims.path} has {books} code vectors; expected {CODEBOOKS} times {CODEBOOK_SIZE}"
+        )
+    vectors = claims.take("feature_extractor.codebook_weights", books, dimension)
+    decoder.tables.copy_(vectors[: CODEBOOKS * CODEBOOK_SIZE].view(CODEBOOKS, CODEBOOK_SIZE, dimension))
+
+    def take(module: nn.Module, name: str) -> None:
+        for part, value in module.named_parameters():
+            value.copy_(claims.take(f"{name}.{part}", *value.shape))
+
+    def adaptive(norm: nn.LayerNorm, name: str) -> None:
+        for value, part in ((norm.weight, "scale"), (norm.bias, "shift")):
+            value.copy_(claims.take(f"{name}.{part}.weight", BANDWIDTHS, config.width)[BANDWIDTH])
+
+    take(decoder.embed, "backbone.embed")
+    adaptive(decoder.norm, "backbone.norm")
+    for index, block in enumerate(decoder.blocks):
+        assert isinstance(block, ConvNeXt)
+        place = f"backbone.convnext.{index}"
+        take(block.conv, f"{place}.dwconv")
+        adaptive(block.norm, f"{place}.norm")
+        take(block.up, f"{place}.pwconv1")
+        take(block.down, f"{place}.pwconv2")
+        block.scale.copy_(claims.take(f"{place}.gamma", config.width))
+    take(decoder.last_norm, "backbone.final_layer_norm")
+    take(decoder.out, "head.out")
