@@ -79,12 +79,13 @@ def export_checkpoint(
     check_target(target)
     found = find_files([checkpoint] if second is None else [checkpoint, second])
     files, source = list(found.paths), found.paths[0]
-    codec, vocoder = (Path(x) if isinstance(x, str) else x for x in (codec, vocoder))
-    loaded = with_codec(read_any(files, form, Options(heads, prefix_mode)), codec, vocoder, source)
+    wanted = codec if isinstance(codec, bool) else Path(codec)
+    voice = None if vocoder is None else Path(vocoder)
+    loaded = with_codec(read_any(files, form, Options(heads, prefix_mode)), wanted, voice, source)
     capacity = cache_length or loaded.config.max_text + loaded.config.max_groups
     own = "family" not in loaded.rules
     files = [weights_file(source)] if own else files
-    codec_files = [vocos_file(x) for x in (codec, vocoder) if isinstance(x, Path)]
+    codec_files = [vocos_file(x) for x in (wanted, voice) if isinstance(x, Path)]
     with replacing(target) as folder:
         graphs, parity = export_graphs(loaded, folder, lowering, capacity, progress)
         for name in CARRIED if own else ():

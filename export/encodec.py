@@ -38,7 +38,7 @@ class EncodecConfig:
     @property
     def width(self) -> int:
         """Channels at the frame rate."""
-        return self.filters * 2 ** len(self.ratios)
+        return self.filters << len(self.ratios)
 
 
 class Memory:
@@ -103,7 +103,7 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         x = torch.cat([memory.before(torch.zeros_like(x[:, :, :1])), x], dim=2)
         memory.keep(x[:, :, -1:])
-        parts = self.conv(x).unflatten(1, (self.outputs, self.ratio))
+        parts: Tensor = self.conv(x).unflatten(1, (self.outputs, self.ratio))
         return parts.transpose(2, 3).flatten(2)
 
     @staticmethod

@@ -133,7 +133,8 @@ class Layer:
         """length * direction / |direction|, a length for each first index."""
         length, direction = self.pair()
         towards = self.claims.take(direction, *shape)
-        return self.claims.take(length, shape[0], 1, 1) * towards / towards.norm(dim=(1, 2), keepdim=True)
+        size: Tensor = torch.linalg.vector_norm(towards, dim=(1, 2), keepdim=True)
+        return self.claims.take(length, shape[0], 1, 1) * towards / size
 
 
 def load(module: nn.Module, claims: Claims, form: Form, place: str) -> None:

@@ -17,7 +17,7 @@ from valle2.runtime.cli import main
 
 
 def asked(folder: Path, rows: int = 1, **changes: Any) -> dict[str, Any]:
-    given = {"limits": Limits(rows), "precision": "fp16"} | changes
+    given: dict[str, Any] = {"limits": Limits(rows), "precision": "fp16"} | changes
     return budget(folder, read_manifest(folder), Question(**given))
 
 

@@ -47,7 +47,7 @@ def run_encodec() -> dict[str, Any]:
         "norm": "weight_norm",
         "causal": True,
     }
-    model = torch.nn.ModuleDict(
+    model: Any = torch.nn.ModuleDict(
         {
             "encoder": SEANetEncoder(**sizes),
             "decoder": SEANetDecoder(**sizes),

@@ -27,6 +27,7 @@ from valle2.export.importing import read_any
 from valle2.runtime import Settings, Valle2
 from valle2.runtime.generate import Utterance
 from valle2.runtime.rules import Text
+from valle2.runtime.scheduler import Job
 from valle2.runtime.timings import Timings
 
 SECONDS, MEMORY = 60, 2.5
@@ -75,7 +76,7 @@ def engine_steps(tts: Valle2, ids: np.ndarray, prompt: np.ndarray) -> float:
     """Seconds of one AR step of the engine."""
     timings = Timings()
 
-    def job():  # type: ignore[no-untyped-def]
+    def job() -> Job:
         with Utterance(tts.graphs, Text(ids, ids * 0), prompt, GREEDY, 0, timings) as utterance:
             yield from utterance.chunk()
 
