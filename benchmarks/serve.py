@@ -1,7 +1,8 @@
 """Speech over HTTP under load: an open loop over real sockets against a server that this starts itself.
 
 First audio is from the moment a request was due to its first audio byte. HTTP's part is that minus what the
-server's engine thread took for the same request; the engine without a server is timed in turns. A disconnect is timed from the client's close until `/metrics` shows the slot free.
+server's engine thread took for the same request; the engine without a server is timed in turns. A disconnect
+is timed from the client's close until `/metrics` shows the slot free.
 """
 
 from __future__ import annotations
