@@ -32,9 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (latency; default: cpu)")
     parser.add_argument("--engine", default="ort", help="ort, tensorrt, tensorrt-rtx ... (latency)")
-    parser.add_argument("--slots", type=int, default=8, help="requests decoded side by side (throughput)")
-    parser.add_argument("--requests", type=int, default=40, help="requests of the open loop (throughput)")
+    parser.add_argument("--slots", type=int, default=8, help="decoded side by side (throughput, serve)")
+    parser.add_argument("--requests", type=int, default=40, help="in the open loop (throughput, serve)")
     parser.add_argument("--rate", type=float, default=0.0, help="their number a second (default: 70 %% load)")
+    parser.add_argument("--chaos", type=float, default=0.0, metavar="SECONDS", help="bad clients (serve)")
+    parser.add_argument("--soak", type=int, default=0, metavar="N", help="short requests, memory (serve)")
     parser.add_argument("--sentences", type=Path, help="a sentence a line (quality)")
     parser.add_argument("--count", type=int, default=50, help="how many of them (quality)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(quality)")
@@ -79,6 +81,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise Valle2Error(f"--device and --engine are for bench latency; leave them out of bench {args.what}")
     if args.what not in ("compare", "quality", "latency") and args.precision != ["fp32"]:
         raise Valle2Error(f"--precision {','.join(args.precision)} is for bench compare, latency and quality")
+    if (args.chaos or args.soak) and args.what != "serve":
+        raise Valle2Error(f"--chaos and --soak are for bench serve, not bench {args.what}")
     if args.sweep is None and args.plot:
         raise Valle2Error("--plot draws a sweep; add --sweep")
     if args.what == "quality" and args.sweep is None and len(args.precision) > 1:
@@ -135,6 +139,25 @@ def throughput(args: argparse.Namespace, progress: Progress) -> tuple[Result, Ta
         args.repeats,
     )
     return found, throughput.table
+
+
+def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """A server under load, over real sockets."""
+    from valle2.benchmarks import serve
+
+    found = serve.serve(
+        one_model(args),
+        args.text,
+        args.requests,
+        args.slots,
+        args.rate,
+        args.seed,
+        args.threads,
+        args.repeats,
+        args.chaos,
+        args.soak,
+    )
+    return found, serve.table
 
 
 def quality(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
@@ -203,5 +226,6 @@ KINDS: dict[str, tuple[str, Callable[[argparse.Namespace, Progress], tuple[Resul
     "compare": ("our runtime against eager PyTorch", compare),
     "latency": ("one request at a time, whole and streamed", latency),
     "quality": ("words and voice as judged by whisper and resemblyzer", quality),
+    "serve": ("speech over HTTP: load, bad clients, memory", serve),
     "throughput": ("many requests at once, and Poisson arrivals", throughput),
 }

@@ -7,6 +7,7 @@ starts with its first audio; an underrun is a moment at which it has played all 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -44,13 +45,17 @@ class Listener:
     def took(self) -> float:
         return self.heard[-1][0] - self.arrived
 
-    def longest_wait(self) -> float:
-        """The longest time that playback stood still after it had begun."""
-        played_until, longest = self.heard[0][0], 0.0
-        for when, seconds in self.heard:
-            longest = max(longest, when - played_until)
-            played_until = max(played_until, when) + seconds
-        return longest
+
+def longest_wait(heard: Sequence[tuple[float, float]]) -> float:
+    """The longest time that playback stood still after it had begun.
+
+    heard: (when it came, seconds of audio), in order.
+    """
+    played_until, longest = heard[0][0], 0.0
+    for when, seconds in heard:
+        longest = max(longest, when - played_until)
+        played_until = max(played_until, when) + seconds
+    return longest
 
 
 def throughput(
@@ -135,7 +140,7 @@ def summary(listeners: list[Listener], rate: float, took: float) -> dict[str, An
             f"p{p}": round(float(np.percentile([x.took / x.audio for x in heard], p)), 4) for p in points
         },
         "audio_s_per_s": round(sum(listener.audio for listener in heard) / took, 3),
-        "underruns": sum(listener.longest_wait() > UNDERRUN_SECONDS for listener in heard),
+        "underruns": sum(longest_wait(listener.heard) > UNDERRUN_SECONDS for listener in heard),
     }
 
 

@@ -77,6 +77,12 @@ class Utterance(Closing):
         for sample in self.samples:
             sample.cancelled = not sample.done
 
+    def raise_error(self) -> None:
+        """What kept one of its rows from a slot."""
+        for sample in self.samples:
+            if sample.error:
+                raise sample.error
+
     def chunk(self, frames: int = 0) -> Generator[Need, None, Codes]:
         """The next codes (T, 8): at least `frames` of them, all that are left if 0 or once speech has ended.
 
@@ -86,6 +92,7 @@ class Utterance(Closing):
         wanted = self.refined + frames if frames and len(self.samples) == 1 else 0
         while not all(s.done for s in self.samples) and not 0 < wanted <= len(self.samples[0].codes):
             yield Need.STEP
+            self.raise_error()
         self.done = all(sample.done for sample in self.samples)
         kept = self.best.codes[: self.settings.max_frames or None]
         first = np.array(kept[self.refined : None if self.done else wanted], np.int64)

@@ -32,7 +32,7 @@ Job = Generator[Need, None, None]
 class Sample:
     """One row's decoding: codes of codebook 0 up to `<eos>`, their summed log-probability, and its seconds.
 
-    limit: steps after which it ends without `<eos>`.
+    limit: steps after which it ends without `<eos>`. error: why it could not be prefilled.
     """
 
     row: Row
@@ -44,10 +44,11 @@ class Sample:
     cancelled: bool = False
     prefill_seconds: float = 0.0
     step_seconds: float = 0.0
+    error: Exception | None = None
 
     @property
     def done(self) -> bool:
-        return self.ended or self.cancelled or self.steps >= self.limit
+        return self.ended or self.cancelled or self.error is not None or self.steps >= self.limit
 
     def collect(self, codes: list[int], log_probs: list[float]) -> None:
         """Append a step's codes up to `<eos>`."""
@@ -100,15 +101,19 @@ class Batch:
                 sample.collect(codes[index], log_probs[index])
 
     def admit(self) -> None:
-        """Prefill the next waiting row into the lowest free slot."""
+        """Prefill the next waiting row into the lowest free slot; an error is that row's alone."""
         while self.waiting and self.waiting[0].done:
             self.waiting.popleft()
         if not self.waiting or None not in self.rows:
             return
         sample, index = self.waiting.popleft(), self.rows.index(None)
         began = time.perf_counter()
-        self.slots.enter(index, sample.row)
-        drawn = self.slots.drawn()
+        try:
+            self.slots.enter(index, sample.row)
+            drawn = self.slots.drawn()
+        except Exception as error:
+            sample.error = error
+            return
         sample.collect(drawn.codes[index].tolist(), drawn.log_probs[index].tolist())
         sample.prefill_seconds = time.perf_counter() - began
         self.rows[index] = sample

@@ -61,11 +61,12 @@ class Metrics:
         else:
             self.completed.inc()
 
-    def spoke(self, seconds: float, took: float) -> None:
-        """A request ended with so much audio."""
+    def spoke(self, reply: Reply, error: Exception | None, rate: int) -> None:
+        """A request is over; only one that ended well has a real-time factor."""
+        seconds = reply.samples / rate
         self.audio_seconds.inc(seconds)
-        if seconds:
-            self.rtf.observe(took / seconds)
+        if seconds and not reply.cancelled and not error:
+            self.rtf.observe((time.perf_counter() - reply.arrived) / seconds)
 
     def text(self) -> bytes:
         """The exposition format."""

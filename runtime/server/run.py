@@ -15,6 +15,7 @@ from valle2.engine.errors import Valle2Error
 from valle2.runtime.pipeline import Valle2
 from valle2.runtime.server.app import make_app
 from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.patience import patient
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
 
@@ -40,6 +41,7 @@ def serve(
     worker = Worker(load, limits)
     config = uvicorn.Config(
         make_app(worker, VoiceStore(voices), key),
+        http=patient(limits.stall_seconds),
         log_level="warning",
         lifespan="on",
         timeout_graceful_shutdown=int(limits.drain_seconds) + 1,

@@ -263,8 +263,7 @@ class Worker:
             reply.pieces.clear()
         self.metrics.ended(reply, error)
         if self.tts:
-            rate = self.tts.need_codec().sample_rate
-            self.metrics.spoke(reply.samples / rate, time.perf_counter() - reply.arrived)
+            self.metrics.spoke(reply, error, self.tts.need_codec().sample_rate)
         reply.end(error)
 
     def fail_all(self, error: Exception) -> None:

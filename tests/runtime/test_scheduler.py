@@ -10,6 +10,7 @@ import pytest
 
 from valle2.runtime import Prompt, Request, Settings, Speech, Valle2, streaming
 from valle2.runtime.audio import faded
+from valle2.runtime.decode import Row
 from valle2.runtime.errors import PromptError, SettingsError
 from valle2.runtime.scheduler import Need
 from valle2.runtime.streaming import Seams, chunk_sizes
@@ -121,6 +122,28 @@ def test_a_failing_graph_ends_all_and_the_model_stays_usable(three: Valle2, voic
         three.synthesize("hello", voice, SHORT)
     again = three.synthesize("hello", voice, SHORT)
     assert isinstance(again, Speech) and np.array_equal(again.codes, before.codes)
+
+
+def test_a_prefill_that_fails_is_one_requests_error(three: Valle2, voice: Prompt) -> None:
+    slots = three.graphs.batch.slots
+    wanted = np.concatenate(list(three.stream("hello there", voice, SHORT, latency=0.1)))
+    enter = slots.enter
+    calls: list[int] = []
+
+    def second_fails(index: int, row: Row) -> None:
+        calls.append(index)
+        if len(calls) == 2:
+            raise MemoryError("no room")
+        enter(index, row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slots, "enter", second_fails)
+        good = three.stream("hello there", voice, SHORT, latency=0.1)
+        bad = three.stream("hello", voice, SHORT, latency=0.1)
+        with pytest.raises(MemoryError, match="no room"):
+            list(bad)
+        np.testing.assert_allclose(np.concatenate(list(good)), wanted, atol=1e-6)
+    assert not three.graphs.batch.active and len(calls) == 2
 
 
 def test_work_is_done_in_turns(three: Valle2) -> None:

@@ -1,0 +1,120 @@
+"""A server among bad clients, and over many requests.
+
+Chaos: at a rate above capacity clients go away, read slowly, send nonsense, and the server is restarted half
+way. Afterwards no slot may be held, and a seed must sound as before. Soak: does memory grow?
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from valle2.benchmarks.served import Heard, Served, listen, speech_body
+
+CLIENTS = 128
+SHORT_TEXT = "Hello."
+SETTLE_SECONDS = 60.0
+EDGE = 100
+BAD = (
+    b"",
+    b"{",
+    b"[]",
+    b"\xff\xfe",
+    b'{"input": 3}',
+    b'{"input": ""}',
+    b'{"input": "a", "voice": "../../etc/passwd"}',
+    b'{"input": "a", "seed": 1e400}',
+    json.dumps({"input": "a" * 200_000}).encode(),
+)
+
+
+def chaos(served: Served, text: str, seed: int, rate: float, seconds: float, samples: int) -> dict[str, Any]:
+    """`rate` requests a second for `seconds`; what came of them, and how the server stands afterwards."""
+    wanted = reference(served, text, seed, samples)
+    rng = np.random.default_rng(seed)
+    count = max(1, round(rate * seconds))
+    due = np.sort(rng.uniform(0, seconds, count))
+    began = time.perf_counter()
+    plans = [client(rng, text, seed + index) for index in range(count)]
+
+    def one(index: int) -> Heard:
+        when = began + float(due[index])
+        time.sleep(max(0.0, when - time.perf_counter()))
+        return plans[index](served.port, when, samples)
+
+    restarter = threading.Timer(seconds / 2, lambda: (served.stop(), served.start()))
+    restarter.start()
+    with ThreadPoolExecutor(min(count, CLIENTS)) as pool:
+        heard = list(pool.map(one, range(count)))
+    restarter.join()
+    return verdict(served, heard, wanted == reference_after(served, text, seed, samples))
+
+
+def client(rng: np.random.Generator, text: str, seed: int) -> Callable[[int, float, int], Heard]:
+    """Half ask and listen; the others leave, read slowly, or send nonsense."""
+    kind, leave = rng.random(), float(rng.uniform(0, 2))
+    bad = BAD[int(rng.integers(len(BAD)))]
+    body = bad if kind > 0.8 else speech_body(text, seed)
+    gone = leave if kind > 0.5 and kind <= 0.7 else 5.0 if kind > 0.7 else 1e9
+    pause = 0.2 if 0.7 < kind <= 0.8 else 0.0
+    return lambda port, due, rate: listen(port, body, due, rate, gone, pause)
+
+
+def reference(served: Served, text: str, seed: int, samples: int) -> bytes:
+    """A seed's audio, asked for alone."""
+    return listen(served.port, speech_body(text, seed), time.perf_counter(), samples).data
+
+
+def reference_after(served: Served, text: str, seed: int, samples: int) -> bytes:
+    """The same once nothing is under way any more."""
+    settle(served)
+    return reference(served, text, seed, samples)
+
+
+def settle(served: Served) -> None:
+    """Wait for an idle server, as long as is reasonable."""
+    end = time.perf_counter() + SETTLE_SECONDS
+    while not served.idle() and time.perf_counter() < end:
+        time.sleep(0.05)
+
+
+def verdict(served: Served, heard: list[Heard], same: bool) -> dict[str, Any]:
+    """Counts, and what must hold."""
+    settle(served)
+    statuses = Counter(one.status for one in heard)
+    found = served.metrics()
+    return {
+        "requests": len(heard),
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "cut": sum(one.cut for one in heard),
+        "other_5xx": sum(count for status, count in statuses.items() if status >= 500 and status != 503),
+        "leaked_slots": int(found["active_slots"] + found["queue_depth"]),
+        "worker_restarts": int(found["worker_restarts_total"]),
+        "next_request_identical": same,
+    }
+
+
+def soak(served: Served, seed: int, count: int, samples: int) -> dict[str, Any]:
+    """`count` short requests one after another; resident memory at both ends and its slope."""
+    sizes, whole = [], 0
+    for index in range(count):
+        body = speech_body(SHORT_TEXT, seed + index)
+        whole += listen(served.port, body, time.perf_counter(), samples).whole
+        sizes.append(served.resident_bytes() / 2**20)
+    edge = min(EDGE, max(1, count // 2))
+    later = sizes[edge:]  # buffers grow to their size within the first requests
+    slope = float(np.polyfit(np.arange(len(later)), later, 1)[0]) if len(later) > 1 else 0.0
+    return {
+        "requests": count,
+        "whole": whole,
+        "first_mib": round(float(np.mean(sizes[:edge])), 2),
+        "last_mib": round(float(np.mean(sizes[-edge:])), 2),
+        "mib_per_100_requests": round(100 * slope, 3),
+    }

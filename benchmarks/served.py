@@ -1,0 +1,181 @@
+"""A server in a process of its own, and a client of plain sockets that notes when audio came."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from valle2.engine.errors import Valle2Error
+
+READY_SECONDS = 120.0
+CLIENT_SECONDS = 120.0
+SAMPLE_BYTES = 2
+
+
+@dataclass(slots=True)
+class Heard:
+    """What one client got. status: 0 if no answer came. cut: it began and was not ended cleanly.
+
+    pieces: (seconds since the request was due, seconds of audio), as they came.
+    """
+
+    status: int = 0
+    cut: bool = False
+    data: bytes = b""
+    pieces: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        return self.status == 200 and not self.cut and bool(self.pieces)
+
+    @property
+    def audio(self) -> float:
+        return sum(seconds for _, seconds in self.pieces)
+
+
+class Served:
+    """`valle2 serve` on loopback, as a context; `restart` keeps its port."""
+
+    def __init__(self, model: str, slots: int, threads: int) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.options = ["--model", model, "--slots", str(slots), "--threads", str(threads)]
+        self.options += ["--voices-dir", self.folder.name]
+        self.port = 0
+        self.process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        self.folder.cleanup()
+
+    def start(self) -> None:
+        """Start, and wait until it has spoken once.
+
+        Raises:
+            Valle2Error: it ended, or is not ready in time.
+        """
+        command = [sys.executable, "-m", "valle2.runtime.cli", "serve", "--port", str(self.port)]
+        self.process = subprocess.Popen([*command, *self.options], stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr
+        said = ""
+        for line in self.process.stderr:
+            said += line
+            if found := re.search(r"serving on http://127\.0\.0\.1:(\d+)", line):
+                self.port = int(found[1])
+                break
+        end = time.perf_counter() + READY_SECONDS
+        while time.perf_counter() < end and self.process.poll() is None:
+            if get(self.port, "/ready")[0] == 200:
+                return
+            time.sleep(0.05)
+        self.stop()
+        raise Valle2Error(f"the server is not ready after {READY_SECONDS:.0f} s; it said: {said.strip()}")
+
+    def stop(self) -> None:
+        """SIGTERM, which drains; then wait."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(READY_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stderr:
+            self.process.stderr.close()
+        self.process = None
+
+    def metrics(self) -> dict[str, float]:
+        """Plain samples of `/metrics` by name, without the prefix `valle2_`."""
+        lines = get(self.port, "/metrics")[1].decode().splitlines()
+        found = (re.fullmatch(r"valle2_(\w+) (\S+)", line) for line in lines)
+        return {match[1]: float(match[2]) for match in found if match}
+
+    def idle(self) -> bool:
+        """Is no slot in use and nobody waiting?"""
+        found = self.metrics()
+        return not found["active_slots"] and not found["queue_depth"]
+
+    def resident_bytes(self) -> int:
+        """Memory of the process."""
+        assert self.process
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found
+        return 1024 * int(found[1])
+
+
+def get(port: int, path: str) -> tuple[int, bytes]:
+    """Status and body; (0, b"") if nobody answers."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=CLIENT_SECONDS)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (OSError, HTTPException):
+        return 0, b""
+    finally:
+        connection.close()
+
+
+def post(port: int, body: bytes) -> tuple[Heard, HTTPResponse | None, socket.socket | None]:
+    """Ask for speech. -> its status, and a response to read if it is 200."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=CLIENT_SECONDS)
+    try:
+        connection.connect()
+        kept = connection.sock
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        connection.request("POST", "/v1/audio/speech", body, headers)
+        response = connection.getresponse()
+    except (OSError, HTTPException):
+        connection.close()
+        return Heard(), None, None
+    heard = Heard(response.status)
+    if response.status == 200:
+        return heard, response, kept
+    response.close()
+    connection.close()
+    return heard, None, None
+
+
+def speech_body(text: str, seed: int, **more: Any) -> bytes:
+    """A request for raw PCM."""
+    return json.dumps({"input": text, "seed": seed, "response_format": "pcm"} | more).encode()
+
+
+def listen(port: int, body: bytes, due: float, rate: int, leave: float = 1e9, pause: float = 0.0) -> Heard:
+    """Ask and read to the end. rate: samples a second.
+
+    leave: seconds after `due` at which the client goes away. pause: between two small reads, a slow reader's.
+    """
+    heard, response, kept = post(port, body)
+    if response is None or kept is None:
+        return heard
+    try:
+        while data := response.read1(512 if pause else 65_536):
+            now = time.perf_counter() - due
+            heard.pieces.append((now, len(data) / SAMPLE_BYTES / rate))
+            heard.data += data
+            if now > leave:
+                break
+            time.sleep(pause)
+    except (OSError, HTTPException):
+        heard.cut = True
+    finally:
+        response.close()
+        kept.close()
+    return heard
