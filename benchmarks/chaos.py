@@ -49,7 +49,7 @@ def chaos(served: Served, text: str, seed: int, rate: float, seconds: float, sam
         time.sleep(max(0.0, when - time.perf_counter()))
         return plans[index](served.port, when, samples)
 
-    restarter = threading.Timer(seconds / 2, lambda: (served.stop(), served.start()))
+    restarter = threading.Timer(seconds / 2, served.restart)
     restarter.start()
     with ThreadPoolExecutor(min(count, CLIENTS)) as pool:
         heard = list(pool.map(one, range(count)))

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
@@ -77,6 +78,7 @@ class Served:
             if found := re.search(r"serving on http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(found[1])
                 break
+        threading.Thread(target=deque, args=(self.process.stderr, 0), daemon=True).start()
         end = time.perf_counter() + READY_SECONDS
         while time.perf_counter() < end and self.process.poll() is None:
             if get(self.port, "/ready")[0] == 200:
@@ -84,6 +86,11 @@ class Served:
             time.sleep(0.05)
         self.stop()
         raise Valle2Error(f"the server is not ready after {READY_SECONDS:.0f} s; it said: {said.strip()}")
+
+    def restart(self) -> None:
+        """Stop and start again, at the same port."""
+        self.stop()
+        self.start()
 
     def stop(self) -> None:
         """SIGTERM, which drains; then wait."""
@@ -95,8 +102,6 @@ class Served:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        if self.process.stderr:
-            self.process.stderr.close()
         self.process = None
 
     def metrics(self) -> dict[str, float]:

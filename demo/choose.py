@@ -15,7 +15,6 @@ from sentences import sentences
 
 from valle2.benchmarks.alignment import word_error_rate
 from valle2.benchmarks.judges import Judges, words
-from valle2.benchmarks.quality import heard
 from valle2.runtime import Request, Valle2
 
 SEED = 77
@@ -24,7 +23,9 @@ SEED = 77
 def wer(tts: Valle2, judges: Judges, name: str, texts: list[str]) -> float:
     """WER in percent of one prompt."""
     speeches = tts.synthesize_batch([Request(text, tts.voice(name), tts.settings()) for text in texts])
-    return word_error_rate([words(text) for text in texts], heard(judges, speeches))
+    audios = [speech.audio for speech in speeches]
+    heard = judges.transcribe_all(audios, tts.need_codec().sample_rate)
+    return word_error_rate([words(text) for text in texts], [words(text) for text in heard])
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--worst", type=float, default=40.0)
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
-    tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges()
+    tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges(2)
     texts = [text for text in sentences(args.count, [], SEED, rare_share=0.0) if len(text.split()) > 4]
     found: dict[str, dict[int, float]] = {}
     for name in tts.voices():

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
+
 from valle2.runtime.errors import SettingsError
 from valle2.runtime.server.errors import HttpError, error_response
 from valle2.runtime.server.limits import Limits
@@ -90,7 +92,10 @@ class Guard:
         return limit
 
     def bounded(self, receive: Receive, limit: int) -> Receive:
-        """A `receive` that ends a body which grows too large or does not come."""
+        """A `receive` that ends a body which grows too large or does not come.
+
+        It raises what the framework does not wrap while it reads a body.
+        """
         seen, whole = 0, False
 
         async def bounded_receive() -> Message:
@@ -100,10 +105,10 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), self.limits.stall_seconds)
             except TimeoutError:
-                raise HttpError(408, "the rest of the body did not come in time") from None
+                raise HTTPException(408, "the rest of the body did not come in time") from None
             seen += len(message.get("body", b""))
             if seen > limit:
-                raise HttpError(413, f"the body has more than {limit} bytes")
+                raise HTTPException(413, f"the body has more than {limit} bytes")
             whole = not message.get("more_body")
             return message
 
