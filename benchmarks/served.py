@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
@@ -54,6 +55,7 @@ class Served:
         self.options += ["--voices-dir", self.folder.name]
         self.port = 0
         self.process: subprocess.Popen[str] | None = None
+        self.reader: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -78,7 +80,8 @@ class Served:
             if found := re.search(r"serving on http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(found[1])
                 break
-        threading.Thread(target=deque, args=(self.process.stderr, 0), daemon=True).start()
+        self.reader = threading.Thread(target=deque, args=(self.process.stderr, 0), daemon=True)
+        self.reader.start()
         end = time.perf_counter() + READY_SECONDS
         while time.perf_counter() < end and self.process.poll() is None:
             if get(self.port, "/ready")[0] == 200:
@@ -102,6 +105,10 @@ class Served:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.reader:
+            self.reader.join()
+        assert self.process.stderr
+        self.process.stderr.close()
         self.process = None
 
     def metrics(self) -> dict[str, float]:
