@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=10)
-    parser.add_argument("--worst", type=float, default=40.0)
+    parser.add_argument("--worst", type=float, default=20.0)
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
     tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges(2)
