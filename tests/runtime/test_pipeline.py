@@ -147,13 +147,11 @@ def test_bad_settings(change: dict[str, float]) -> None:
         Settings(**change)  # type: ignore[arg-type]
 
 
-def test_portable_bundle_speaks_the_same_codes(
-    tts: Valle2, voice: Prompt, checkpoint_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("lowering", ["portable", "primitive"])
+def test_other_lowerings_speak_the_same_codes(
+    tts: Valle2, voice: Prompt, fixed_bundles: dict[str, Path], lowering: str
 ) -> None:
-    from valle2.export import export_checkpoint
-
-    folder = export_checkpoint(checkpoint_folder, tmp_path / "p", lowering="portable", cache_length=128)
-    portable = Valle2.load(folder)
+    portable = Valle2.load(fixed_bundles[lowering])
     settings = Settings(top_p=0.6, max_frames=24, seed=3)
     assert np.array_equal(
         portable.synthesize("hello", voice, settings).codes, tts.synthesize("hello", voice, settings).codes
