@@ -158,6 +158,29 @@ def nearest(x: Tensor, table: Tensor) -> Tensor:
     return ((table * table).sum(dim=1) - 2 * (x @ table.T)).argmin(dim=2)
 
 
+def residual_codes(left: Tensor, tables: Tensor) -> list[Tensor]:
+    """x (B, T, D) in tables (K, 1024, D), each quantising what the ones before left: K times (B, T)."""
+    codes = []
+    for table in tables.unbind(0):
+        codes.append(nearest(left, table))
+        left = left - functional.embedding(codes[-1], table)
+    return codes
+
+
+def embedded(codes: Tensor, tables: Tensor) -> Tensor:
+    """codes (B, T, K) -> the sum of their vectors (B, T, D). tables: (K, 1024, D)."""
+    total = functional.embedding(codes[:, :, 0], tables[0])
+    for book in range(1, CODEBOOKS):
+        total = total + functional.embedding(codes[:, :, book], tables[book])
+    return total
+
+
+def inverse_stft(magnitude: Tensor, phase: Tensor, basis: Tensor, hop: int) -> Tensor:
+    """Magnitude and phase (B, T, bins) -> audio (B, T * hop). basis: of an inverse `Fourier`."""
+    spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2)
+    return overlap_add(spectrum @ basis, hop)
+
+
 class CodecEncoder(nn.Module):
     """audio (B, N) float32, N a multiple of the hop -> codes (B, N / hop, 8) int64."""
 
@@ -175,12 +198,9 @@ class CodecEncoder(nn.Module):
 
     def quantise(self, latent: Tensor) -> Tensor:
         """latent (B, T, latent) -> codes (B, T, 8)."""
-        codes = [nearest(latent, self.first)]
-        left = self.narrow(latent - functional.embedding(codes[0], self.first))
-        for table in self.rest.unbind(0):
-            codes.append(nearest(left, table))
-            left = left - functional.embedding(codes[-1], table)
-        return torch.stack(codes, dim=2)
+        first = nearest(latent, self.first)
+        left = self.narrow(latent - functional.embedding(first, self.first))
+        return torch.stack([first, *residual_codes(left, self.rest)], dim=2)
 
 
 class CodecDecoder(nn.Module):
@@ -199,10 +219,7 @@ class CodecDecoder(nn.Module):
 
     def embed(self, codes: Tensor) -> Tensor:
         """codes (B, T, 8) -> the sum of their vectors (B, T, latent)."""
-        total = functional.embedding(codes[:, :, 0], self.tables[0])
-        for book in range(1, CODEBOOKS):
-            total = total + functional.embedding(codes[:, :, book], self.tables[book])
-        return total
+        return embedded(codes, self.tables)
 
     def synthesise(self, latent: Tensor) -> Tensor:
         """latent (B, T, latent) -> audio (B, T * hop)."""
@@ -211,6 +228,4 @@ class CodecDecoder(nn.Module):
     def waves(self, out: Tensor) -> Tensor:
         """Log magnitude and phase (B, T, 2 * bins) -> audio (B, T * hop)."""
         magnitude = out[..., : self.bins].clamp(max=7.0).exp()
-        phase = out[..., self.bins :]
-        spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2)
-        return overlap_add(spectrum @ self.fourier(), self.hop)
+        return inverse_stft(magnitude, out[..., self.bins :], self.fourier(), self.hop)

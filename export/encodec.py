@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from valle2.export.codec import nearest
+from valle2.export.codec import embedded, residual_codes
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 
 WIDE, NARROW, LSTM_LAYERS = 7, 3, 2
@@ -68,9 +67,8 @@ def elu(x: Tensor) -> Tensor:
 
 def reflected(x: Tensor, size: int) -> Tensor:
     """The `size` samples before x (B, C, N): its mirror image, zeros where x is shorter."""
-    return torch.cat([x, torch.zeros_like(x[:, :, :1]).expand(-1, -1, size)], dim=2)[:, :, 1 : size + 1].flip(
-        2
-    )
+    longer = torch.cat([x, torch.zeros_like(x[:, :, :1]).expand(-1, -1, size)], dim=2)
+    return longer[:, :, 1 : size + 1].flip(2)
 
 
 class CausalConv(nn.Module):
@@ -141,9 +139,8 @@ class Recurrent(nn.Module):
         hidden, cell = (memory.before(zero, later).transpose(0, 1).contiguous() for later in (0, 1))
         run = self.nodes if torch.compiler.is_exporting() else self.lstm
         out, states = run(frames, (hidden, cell))
-        if memory.started is not None:
-            for state in states:
-                memory.keep(state.transpose(0, 1))
+        for state in states:
+            memory.keep(state.transpose(0, 1))
         return (out + frames).permute(1, 2, 0)
 
     def arrange(self) -> None:
@@ -210,11 +207,7 @@ class EncodecEncoder(nn.Module):
 
     def quantise(self, latent: Tensor) -> Tensor:
         """(B, T, dimension) -> codes (B, T, 8): each codebook quantises what the ones before left."""
-        codes, left = [], latent
-        for table in self.tables.unbind(0):
-            codes.append(nearest(left, table))
-            left = left - functional.embedding(codes[-1], table)
-        return torch.stack(codes, dim=2)
+        return torch.stack(residual_codes(latent, self.tables), dim=2)
 
 
 class EncodecDecoder(nn.Module):
@@ -222,7 +215,6 @@ class EncodecDecoder(nn.Module):
 
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__()
-        self.config = config
         widths = [config.width // 2**level for level in range(len(config.ratios) + 1)]
         self.tables = nn.Parameter(torch.randn(CODEBOOKS, CODEBOOK_SIZE, config.dimension))
         self.first = CausalConv(config.dimension, config.width, WIDE)
@@ -239,8 +231,7 @@ class EncodecDecoder(nn.Module):
 
     def decode(self, codes: Tensor, memory: Memory) -> Tensor:
         """(B, T, 8) -> (B, T * hop), after what the memory holds."""
-        books = [functional.embedding(codes[:, :, k], table) for k, table in enumerate(self.tables.unbind(0))]
-        latent = torch.stack(books).sum(dim=0)
+        latent = embedded(codes, self.tables)
         x = self.recurrent(self.first(latent.transpose(1, 2), memory), memory)
         for up, block in zip(self.ups, self.blocks, strict=True):
             x = block(up(elu(x), memory), memory)
@@ -266,10 +257,7 @@ class EncodecStream(nn.Module):
 
     def zero_states(self, batch: int) -> list[Tensor]:
         """States in their order and shapes."""
+        memory = Memory()
         with torch.no_grad():
-            memory = Memory()
-            decoder = self.decoder
-            decoder.decode(torch.zeros(batch, WIDE, CODEBOOKS, dtype=torch.int64), memory)
-        kept = [torch.zeros_like(state) for state in memory.new]
-        cells = [torch.zeros(batch, LSTM_LAYERS, decoder.config.width) for _ in range(2)]
-        return [kept[0], *cells, *kept[1:]]
+            self.decoder.decode(torch.zeros(batch, WIDE, CODEBOOKS, dtype=torch.int64), memory)
+        return [torch.zeros_like(state) for state in memory.new]

@@ -24,23 +24,21 @@ from valle2.export.unpickle import read_tensors
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a code base names things. layers: of a side; conv, up: below it; pair: length, direction."""
+    """How a code base names things. layers: of a side; conv, up: below it."""
 
     layers: str
     conv: str
     up: str
-    pair: tuple[str, str]
     table: str
 
 
-OLD_PAIR, NEW_PAIR = (
-    ("weight_g", "weight_v"),
-    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
-)
 FORMS = (
-    Form("model", "conv.conv", "convtr.convtr", OLD_PAIR, "quantizer.vq.layers.{}._codebook.embed"),
-    Form("layers", "conv", "conv", OLD_PAIR, "quantizer.layers.{}.codebook.embed"),
+    Form("model", "conv.conv", "convtr.convtr", "quantizer.vq.layers.{}._codebook.embed"),
+    Form("layers", "conv", "conv", "quantizer.layers.{}.codebook.embed"),
 )
+OLD_PAIR = ("weight_g", "weight_v")
+NEW_PAIR = ("parametrizations.weight.original0", "parametrizations.weight.original1")
+"""Length and direction of a weight, as old and new torch name them."""
 
 
 def read_encodec(path: Path) -> tuple[EncodecEncoder, EncodecDecoder, EncodecConfig]:
@@ -120,7 +118,7 @@ class Layer:
     def pair(self) -> tuple[str, str]:
         """Names of length and direction, as old or new torch writes them."""
         new = self.name(NEW_PAIR[1]) in self.claims
-        length, direction = NEW_PAIR if new else self.form.pair
+        length, direction = NEW_PAIR if new else OLD_PAIR
         return self.name(length), self.name(direction)
 
     def there(self) -> bool:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from valle2.export.checkpoint import CheckpointError
 from valle2.export.claims import Claims
-from valle2.export.codec import OVERLAP, ConvNeXt, Fourier, overlap_add
+from valle2.export.codec import OVERLAP, ConvNeXt, Fourier, embedded, inverse_stft, overlap_add
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 from valle2.export.unpickle import read_tensors
 
@@ -55,20 +54,18 @@ class VocosDecoder(nn.Module):
         self.fourier = Fourier(size, inverse=True)
 
     def forward(self, codes: Tensor) -> Tensor:
-        books = [functional.embedding(codes[:, :, k], table) for k, table in enumerate(self.tables.unbind(0))]
-        features = torch.stack(books).sum(dim=0).transpose(1, 2)
+        features = embedded(codes, self.tables).transpose(1, 2)
         hidden = self.blocks(self.norm(self.embed(features).transpose(1, 2)))
         return self.waves(self.out(self.last_norm(hidden)))
 
     def waves(self, out: Tensor) -> Tensor:
         """Log magnitude and phase (B, T, 2 * bins) -> audio (B, T * hop), the windows' sum divided out."""
-        magnitude, phase = out[..., : self.bins].exp().clamp(max=LOUDEST), out[..., self.bins :]
-        spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2)
+        magnitude = out[..., : self.bins].exp().clamp(max=LOUDEST)
         gain = (
             self.fourier.get_buffer("hann").square() / 1.5
         )  # the basis has the inner frames' 1.5 divided out
         envelope = overlap_add(gain.expand(1, out.shape[1], -1), self.hop)
-        return overlap_add(spectrum @ self.fourier(), self.hop) / envelope
+        return inverse_stft(magnitude, out[..., self.bins :], self.fourier(), self.hop) / envelope
 
 
 def read_vocos(path: Path) -> tuple[VocosDecoder, VocosConfig]:
