@@ -177,22 +177,14 @@ def voices(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
 
 
 def voice_list(folder: Path) -> list[Result]:
-    """Every voice as `{"name", "seconds", "transcript", "source"}`."""
+    """Every voice, as `voices.described` writes it."""
     from valle2.engine import read_manifest
-    from valle2.runtime.voices import read_voice, voice_names
+    from valle2.runtime.voices import described, read_voice, voice_names
 
     manifest = read_manifest(folder)
     rate = manifest.codec["sample_rate"] / manifest.codec["hop"] if manifest.codec else 75.0
     found = [read_voice(folder, manifest, name) for name in voice_names(manifest)]
-    return [
-        {
-            "name": voice.name,
-            "seconds": round(len(voice.codes) / rate, 2),
-            "transcript": voice.transcript,
-            "source": voice.source,
-        }
-        for voice in found
-    ]
+    return [described(voice, rate) for voice in found]
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -52,6 +53,16 @@ def read_prompt(path: Path, name: str) -> Prompt:
     except (SafetensorError, OSError) as error:
         raise PromptError(f"{path} is not a voice file: {error}; add the voice again") from None
     return Prompt(codes, name=name, **{key: details.get(key, "") for key in DETAILS})
+
+
+def described(prompt: Prompt, frame_rate: float) -> dict[str, Any]:
+    """A voice in a listing: `{"name", "seconds", "transcript", "source"}`."""
+    return {
+        "name": prompt.name,
+        "seconds": round(len(prompt.codes) / frame_rate, 2),
+        "transcript": prompt.transcript,
+        "source": prompt.source,
+    }
 
 
 def voice_path(folder: Path, name: str) -> Path:

@@ -16,14 +16,13 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.pipeline import Valle2
 from valle2.runtime.server.body import SpeechBody
 from valle2.runtime.server.errors import HttpError, error_response
 from valle2.runtime.server.guard import PAGE_FILES, Guard
 from valle2.runtime.server.socket import converse
 from valle2.runtime.server.speak import respond
 from valle2.runtime.server.store import VoiceStore
-from valle2.runtime.server.worker import NotReadyError, State, Worker
+from valle2.runtime.server.worker import State, Worker
 from valle2.runtime.settings import Request as Utterance
 
 log = logging.getLogger("valle2.server")
@@ -47,13 +46,6 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 CONSENT = "recorded: the speaker agreed to the use of this recording for synthetic speech"
-
-
-def loaded(worker: Worker) -> Valle2:
-    """The model, or a 503."""
-    if worker.tts is None or worker.state is not State.READY:
-        raise NotReadyError(f"the server is {worker.state.value}; try again in a few seconds")
-    return worker.tts
 
 
 def make_app(worker: Worker, store: VoiceStore, key: str = "") -> Guard:
@@ -118,7 +110,7 @@ def add_speech(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
 
     @app.post("/v1/audio/speech")
     async def speech(body: SpeechBody, request: Request) -> Response:
-        tts = loaded(worker)
+        tts = worker.need_ready()
         body.check(worker.limits.text, tts.manifest.name)
         voice = store.find(tts, body.voice or tts.default_voice())
         wanted = Utterance(body.input, voice, body.settings(tts.settings()))
@@ -136,7 +128,7 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
 
     @app.get("/v1/voices")
     def voices() -> dict[str, Any]:
-        return {"voices": store.listing(loaded(worker))}
+        return {"voices": store.listing(worker.need_ready())}
 
     @app.post("/v1/voices", status_code=201)
     async def add(
@@ -145,7 +137,7 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         consent: bool = Form(),
         file: UploadFile = File(),  # noqa: B008
     ) -> dict[str, Any]:
-        tts = loaded(worker)
+        tts = worker.need_ready()
         store.check_new(tts, name)
         if not consent:
             raise HttpError(400, "consent is false; only upload a voice whose speaker agreed", "consent")
@@ -156,7 +148,7 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
 
     @app.delete("/v1/voices/{name}")
     def remove(name: str) -> dict[str, Any]:
-        store.remove(loaded(worker), name)
+        store.remove(worker.need_ready(), name)
         return {"deleted": name}
 
 

@@ -9,11 +9,20 @@ from typing import Any
 
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.cli import add_model_arguments
-from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.limits import LOOPBACK, Limits
 
 HELP = "serve speech over HTTP"
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "websockets")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+BOUNDS = {
+    "slots": "requests decoded side by side",
+    "queue": "requests that may wait",
+    "text": "characters of a request",
+    "audio_seconds": "speech made for a request",
+    "request_seconds": "time for a request",
+    "stall_seconds": "patience with a slow reader",
+    "drain_seconds": "time for running streams after SIGTERM",
+}
+"""Fields of `Limits` that are options."""
 VOICES_DIR = Path("~/.local/share/valle2/voices")
 
 
@@ -31,15 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"where uploaded voices are kept (default: {VOICES_DIR})",
     )
     defaults = Limits()
-    for name, text in (
-        ("slots", "requests decoded side by side"),
-        ("queue", "requests that may wait"),
-        ("text", "characters of a request"),
-        ("audio_seconds", "speech made for a request"),
-        ("request_seconds", "time for a request"),
-        ("stall_seconds", "patience with a slow reader"),
-        ("drain_seconds", "time for running streams after SIGTERM"),
-    ):
+    for name, text in BOUNDS.items():
         value = getattr(defaults, name)
         flag = {"text": "--max-text"}.get(name, f"--{name.replace('_', '-')}")
         parser.add_argument(
@@ -57,8 +58,7 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     from valle2.runtime.server.guard import read_key
     from valle2.runtime.server.run import serve
 
-    names = ("slots", "queue", "text", "audio_seconds", "request_seconds", "stall_seconds", "drain_seconds")
-    limits = Limits(**{name: getattr(args, name) for name in names})
+    limits = Limits(**{name: getattr(args, name) for name in BOUNDS})
 
     def load(slots: int) -> Valle2:
         return Valle2.load(

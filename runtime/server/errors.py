@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -40,5 +39,5 @@ def error_response(error: Exception) -> JSONResponse:
         "param": getattr(error, "param", None),
         "code": getattr(error, "code", None),
     }
-    retry = {"Retry-After": str(math.ceil(RETRY_AFTER))} if status in (429, 503) else {}
+    retry = {"Retry-After": str(RETRY_AFTER)} if status in (429, 503) else {}
     return JSONResponse({"error": body}, status, headers=retry)

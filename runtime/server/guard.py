@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from valle2.runtime.errors import SettingsError
 from valle2.runtime.server.errors import HttpError, error_response
-from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.limits import LOOPBACK, Limits
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,7 +23,6 @@ PAGE_FILES = {"/": "index.html"} | {
     f"/{name}": name for name in ("page.css", "page.js", "player.js", "recorder.js")
 }
 OPEN = (*PAGE_FILES, "/health", "/ready")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MIN_KEY = 16
 
 

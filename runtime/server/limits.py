@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields
 
 from valle2.runtime.errors import SettingsError
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Names of this machine; without a key nobody else is served."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -20,7 +20,7 @@ from valle2.engine.errors import Valle2Error
 from valle2.runtime.server.errors import HttpError
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.store import VoiceStore
-from valle2.runtime.server.worker import NotReadyError, Worker
+from valle2.runtime.server.worker import Worker
 from valle2.runtime.settings import Prompt, Request, Settings
 from valle2.runtime.wav import pcm16
 
@@ -72,11 +72,9 @@ async def next_message(socket: WebSocket, worker: Worker) -> dict[str, Any]:
 
 def chosen(message: dict[str, Any], worker: Worker, store: VoiceStore) -> tuple[Prompt, Settings]:
     """Voice and settings of the first message."""
-    if worker.tts is None:
-        raise NotReadyError("the server is loading; try again in a few seconds")
-    name = message.get("voice") or worker.tts.default_voice()
-    settings = replace(worker.tts.settings(), seed=message.get("seed", 0))
-    return store.find(worker.tts, str(name)), settings
+    tts = worker.need_ready()
+    name = message.get("voice") or tts.default_voice()
+    return store.find(tts, str(name)), replace(tts.settings(), seed=message.get("seed", 0))
 
 
 async def listen(

@@ -12,7 +12,7 @@ from valle2.runtime.errors import PromptError
 from valle2.runtime.pipeline import Valle2
 from valle2.runtime.server.errors import HttpError
 from valle2.runtime.settings import Prompt
-from valle2.runtime.voices import NAME, checked_name, read_prompt, store_prompt
+from valle2.runtime.voices import NAME, checked_name, described, read_prompt, store_prompt
 
 MAX_VOICES = 256
 
@@ -43,18 +43,10 @@ class VoiceStore:
         raise HttpError(404, f"unknown voice {name[:64]!r}; expected one of {known}", "voice")
 
     def listing(self, tts: Valle2) -> list[dict[str, Any]]:
-        """Every voice as `{"name", "seconds", "transcript", "source"}`."""
+        """Every voice, as `voices.described` writes it."""
         prompts = [self.find(tts, name) for name in [*tts.voices(), *self.names()]]
         rate = tts.need_codec().frame_rate
-        return [
-            {
-                "name": p.name,
-                "seconds": round(len(p.codes) / rate, 2),
-                "transcript": p.transcript,
-                "source": p.source,
-            }
-            for p in prompts
-        ]
+        return [described(prompt, rate) for prompt in prompts]
 
     def check_new(self, tts: Valle2, name: str) -> None:
         """Refuse a name that is taken or no name.

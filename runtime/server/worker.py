@@ -118,9 +118,15 @@ class Worker:
             self.wake.notify()
         return future
 
-    def need_ready(self) -> None:
-        if self.state is not State.READY:
+    def need_ready(self) -> Valle2:
+        """The model.
+
+        Raises:
+            NotReadyError: still loading, or draining.
+        """
+        if self.tts is None or self.state is not State.READY:
             raise NotReadyError(f"the server is {self.state.value}; try again in a few seconds")
+        return self.tts
 
     def nudge(self) -> None:
         """Wake the thread up."""

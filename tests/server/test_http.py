@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -13,33 +12,24 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-import uvicorn
 from websockets.sync.client import connect
 
-from tests.server.conftest import LONG, wait_until
+from tests.server.conftest import LONG, serving, wait_until
 from valle2.engine import BackendError
 from valle2.runtime import Valle2
 from valle2.runtime.server.app import make_app
 from valle2.runtime.server.guard import Guard
 from valle2.runtime.server.limits import Limits
-from valle2.runtime.server.run import listen
 from valle2.runtime.server.store import VoiceStore
-from valle2.runtime.server.worker import State, Worker
+from valle2.runtime.server.worker import Worker
 
 
 @pytest.fixture(scope="module")
 def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Worker]]:
     limits = Limits(slots=2, queue=2, text=500)
     worker = Worker(lambda slots: Valle2.load(bundle, threads=1, slots=slots), limits)
-    app = make_app(worker, VoiceStore(tmp_path_factory.mktemp("uploaded")))
-    running = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="websockets-sansio"))
-    listener = listen("127.0.0.1", 0, 5.0)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    wait_until(lambda: worker.state is State.READY, 60)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}", worker
-    running.should_exit = True
-    thread.join(20)
+    with serving(worker, tmp_path_factory.mktemp("uploaded")) as address:
+        yield address, worker
 
 
 def speak(base: str, **fields: object) -> httpx.Response:
