@@ -11,14 +11,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from valle2.benchmarks.served import Heard, Served, listen, speech_body
+from valle2.benchmarks.served import Heard, Served, listen, on_time, speech_body
 
-CLIENTS = 128
 SHORT_TEXT = "Hello."
 SETTLE_SECONDS = 60.0
 EDGE = 100
@@ -44,15 +42,9 @@ def chaos(served: Served, text: str, seed: int, rate: float, seconds: float, sam
     began = time.perf_counter()
     plans = [client(rng, text, seed + index) for index in range(count)]
 
-    def one(index: int) -> Heard:
-        when = began + float(due[index])
-        time.sleep(max(0.0, when - time.perf_counter()))
-        return plans[index](served.port, when, samples)
-
     restarter = threading.Timer(seconds / 2, served.restart)
     restarter.start()
-    with ThreadPoolExecutor(min(count, CLIENTS)) as pool:
-        heard = list(pool.map(one, range(count)))
+    heard = on_time(lambda index, when: plans[index](served.port, when, samples), began + due)
     restarter.join()
     return verdict(served, heard, wanted == reference_after(served, text, seed, samples))
 
@@ -74,20 +66,13 @@ def reference(served: Served, text: str, seed: int, samples: int) -> bytes:
 
 def reference_after(served: Served, text: str, seed: int, samples: int) -> bytes:
     """The same once nothing is under way any more."""
-    settle(served)
+    served.wait_idle(SETTLE_SECONDS)
     return reference(served, text, seed, samples)
-
-
-def settle(served: Served) -> None:
-    """Wait for an idle server, as long as is reasonable."""
-    end = time.perf_counter() + SETTLE_SECONDS
-    while not served.idle() and time.perf_counter() < end:
-        time.sleep(0.05)
 
 
 def verdict(served: Served, heard: list[Heard], same: bool) -> dict[str, Any]:
     """Counts, and what must hold."""
-    settle(served)
+    served.wait_idle(SETTLE_SECONDS)
     statuses = Counter(one.status for one in heard)
     found = served.metrics()
     return {

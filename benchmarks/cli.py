@@ -128,35 +128,21 @@ def throughput(args: argparse.Namespace, progress: Progress) -> tuple[Result, Ta
     """Many requests at once."""
     from valle2.benchmarks import throughput
 
-    found = throughput.throughput(
-        one_model(args),
-        args.text,
-        args.requests,
-        args.slots,
-        args.rate,
-        args.seed,
-        args.threads,
-        args.repeats,
-    )
+    found = throughput.throughput(*many(args))
     return found, throughput.table
+
+
+def many(args: argparse.Namespace) -> tuple[str, str, int, int, float, int, int, int]:
+    """What a benchmark of many requests is told."""
+    load = args.requests, args.slots, args.rate
+    return one_model(args), args.text, *load, args.seed, args.threads, args.repeats
 
 
 def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """A server under load, over real sockets."""
     from valle2.benchmarks import serve
 
-    found = serve.serve(
-        one_model(args),
-        args.text,
-        args.requests,
-        args.slots,
-        args.rate,
-        args.seed,
-        args.threads,
-        args.repeats,
-        args.chaos,
-        args.soak,
-    )
+    found = serve.serve(*many(args), args.chaos, args.soak)
     return found, serve.table
 
 

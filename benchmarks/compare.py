@@ -27,15 +27,13 @@ from valle2.benchmarks.peak import matmul_peak, nar_operations
 from valle2.benchmarks.report import markdown, measured_on, need_positive, step_bytes
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import sha256
+from valle2.engine.small import METHODS, STORED
 from valle2.export import Checkpoint, read_checkpoint
 from valle2.export.checkpoint import weights_file
 from valle2.runtime import Settings, Speech, Timings, Valle2
 
 Codes = NDArray[np.int64]
-WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}
-SCALE_BYTES = 4 / 64
-"""A float32 scale for each block of 64 quantised weights."""
-BLOCKED = ("int8", "int4")
+FLOAT_BYTES = 4
 
 
 @dataclass(slots=True)
@@ -219,8 +217,11 @@ def stage_row(ours: Sequence[Timings], eager: Sequence[EagerTimes], stage: str) 
 
 
 def weight_bytes(precision: str) -> float:
-    """Bytes that a step reads per weight."""
-    return WEIGHT_BYTES[precision] + (SCALE_BYTES if precision in BLOCKED else 0)
+    """Bytes that an AR step reads per weight, its share of the block's float32 scale with it."""
+    if precision == STORED:
+        return FLOAT_BYTES
+    method = METHODS[precision]["ar"]
+    return method.bits / 8 + FLOAT_BYTES / method.block
 
 
 def nar_positions(tts: Valle2, frames: int) -> int:

@@ -34,6 +34,7 @@ from urllib.request import Request, urlopen
 
 from valle2.benchmarks.cli import TEXT
 from valle2.benchmarks.report import markdown, measured_on, need_positive
+from valle2.benchmarks.served import speech_body
 from valle2.runtime import Valle2
 from valle2.runtime.wav import BYTES_PER_SAMPLE
 
@@ -103,10 +104,8 @@ def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
 
 def speak(url: str, text: str, seed: int) -> tuple[bytes, str]:
     """One request. -> PCM, the replica's name."""
-    body = {"input": text, "seed": seed, "response_format": "pcm"}
-    request = Request(
-        f"{url}/v1/audio/speech", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    headers = {"Content-Type": "application/json"}
+    request = Request(f"{url}/v1/audio/speech", speech_body(text, seed), headers)
     with urlopen(request, timeout=REQUEST_SECONDS) as response:
         return response.read(), response.headers["X-Replica"]
 

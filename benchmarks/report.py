@@ -24,6 +24,11 @@ def percentiles(seconds: Sequence[float], *points: int) -> dict[str, float]:
     return {f"p{point}": round(1000 * float(np.percentile(seconds, point)), 2) for point in points}
 
 
+def ratio_percentiles(values: Sequence[float], *points: int) -> dict[str, float]:
+    """Percentiles of plain numbers, by the same names."""
+    return {f"p{point}": round(float(np.percentile(values, point)), 4) for point in points}
+
+
 def measured_on(tts: Valle2, seed: int, threads: int) -> dict[str, Any]:
     """Model, machine and versions."""
     return {

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from valle2.benchmarks.chaos import chaos, soak
-from valle2.benchmarks.report import markdown, measured_on, need_positive, percentiles
-from valle2.benchmarks.served import Heard, Served, listen, speech_body
-from valle2.benchmarks.throughput import UNDERRUN_SECONDS, longest_wait
+from valle2.benchmarks.report import markdown, measured_on, need_positive, percentiles, ratio_percentiles
+from valle2.benchmarks.served import Heard, Served, listen, on_time, speech_body
+from valle2.benchmarks.throughput import UNDERRUN_SECONDS, joined, longest_wait, loop_rows
 from valle2.runtime import Settings, Valle2
 
-CLIENTS = 128
 POINTS = (50, 95, 99)
 DISCONNECT_SECONDS = 10.0
 
@@ -72,7 +71,7 @@ def first_audio(served: Served, tts: Valle2, text: str, seed: int, repeats: int)
             alone.append(time.perf_counter() - began)
         before, began = served.metrics(), time.perf_counter()
         over.append(listen(served.port, speech_body(text, seed), began, rate, leave=0.0).pieces[0][0])
-        wait_idle(served)
+        served.wait_idle(DISCONNECT_SECONDS)
         extra.append(over[-1] - average(before, served.metrics(), "first_audio_seconds"))
     figures = {"engine_ms": alone, "http_ms": over, "http_part_ms": extra}
     return {name: round(1000 * median(values[1:]), 2) for name, values in figures.items()}
@@ -87,7 +86,7 @@ def disconnects(served: Served, text: str, seed: int, repeats: int, rate: int) -
         body = speech_body(" ".join([text] * 8), seed + index, latency=0.0)
         listen(served.port, body, time.perf_counter(), rate, leave=0.0)
         closed = time.perf_counter()
-        wait_idle(served)
+        served.wait_idle(DISCONNECT_SECONDS)
         took, after = time.perf_counter() - closed, served.metrics()
         if after["cancelled_total"] > before["cancelled_total"]:  # it had not ended by itself
             freed.append(took)
@@ -104,16 +103,6 @@ def average(before: dict[str, float], after: dict[str, float], name: str) -> flo
     return (after[f"{name}_sum"] - before[f"{name}_sum"]) / max(1.0, count)
 
 
-def wait_idle(served: Served) -> bool:
-    """Poll until no slot is in use. -> did that happen in time?"""
-    end = time.perf_counter() + DISCONNECT_SECONDS
-    while not served.idle():
-        if time.perf_counter() > end:
-            return False
-        time.sleep(0.001)
-    return True
-
-
 def closed_loop(served: Served, text: str, seed: int, count: int, clients: int, rate: int) -> float:
     """Requests a second of clients that ask again as soon as they are served."""
     began = time.perf_counter()
@@ -128,13 +117,10 @@ def open_loop(served: Served, text: str, count: int, rate: float, seed: int, sam
     due = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))
     began = time.perf_counter()
 
-    def one(index: int) -> Heard:
-        when = began + float(due[index])
-        time.sleep(max(0.0, when - time.perf_counter()))
+    def ask(index: int, when: float) -> Heard:
         return listen(served.port, speech_body(text, seed + index), when, samples)
 
-    with ThreadPoolExecutor(min(count, CLIENTS)) as pool:
-        heard = list(pool.map(one, range(count)))
+    heard = on_time(ask, began + due)
     return summary(heard, rate, time.perf_counter() - began)
 
 
@@ -152,7 +138,7 @@ def summary(heard: list[Heard], rate: float, took: float) -> dict[str, Any]:
     if whole:
         ratios = [one.pieces[-1][0] / one.audio for one in whole]
         result["first_audio_ms"] = percentiles([one.pieces[0][0] for one in whole], *POINTS)
-        result["rtf"] = {f"p{p}": round(float(np.percentile(ratios, p)), 4) for p in POINTS}
+        result["rtf"] = ratio_percentiles(ratios, *POINTS)
     return result
 
 
@@ -163,19 +149,12 @@ def table(result: dict[str, Any]) -> str:
         ["first audio: engine / HTTP / HTTP's part, ms", joined(first)],
         ["disconnect to slot free p50 / p95 / max, ms", joined(gone.get("freed_ms", {}))],
         ["a step meanwhile, ms", gone.get("step_ms", "")],
-        [f"open loop of {loop['requests_per_s']} requests/s: audio s/s", loop["audio_s_per_s"]],
-        ["first audio p50 / p95 / p99, ms", joined(loop.get("first_audio_ms", {}))],
-        ["RTF p50 / p95 / p99", joined(loop.get("rtf", {}))],
-        ["underruns over 100 ms", f"{loop['underruns']} of {loop['requests']}"],
+        *loop_rows(loop),
         ["answers by status", named(loop["statuses"])],
     ]
     for part in ("chaos", "soak"):
         rows += [[f"{part}: {name}", value] for name, value in result.get(part, {}).items()]
     return markdown(["", "value"], rows)
-
-
-def joined(values: dict[str, float]) -> str:
-    return " / ".join(str(value) for value in values.values())
 
 
 def named(values: dict[str, int]) -> str:

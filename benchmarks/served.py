@@ -12,17 +12,24 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from valle2.engine.errors import Valle2Error
+from valle2.runtime.wav import BYTES_PER_SAMPLE
 
 READY_SECONDS = 120.0
 CLIENT_SECONDS = 120.0
-SAMPLE_BYTES = 2
+CLIENTS = 128
+POLL_SECONDS = 0.001
 
 
 @dataclass(slots=True)
@@ -122,6 +129,12 @@ class Served:
         found = self.metrics()
         return not found["active_slots"] and not found["queue_depth"]
 
+    def wait_idle(self, seconds: float) -> None:
+        """Poll until it is idle, for so long at the most."""
+        end = time.perf_counter() + seconds
+        while not self.idle() and time.perf_counter() < end:
+            time.sleep(POLL_SECONDS)
+
     def resident_bytes(self) -> int:
         """Memory of the process."""
         assert self.process
@@ -129,6 +142,18 @@ class Served:
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert found
         return 1024 * int(found[1])
+
+
+def on_time(ask: Callable[[int, float], Heard], due: NDArray[np.float64]) -> list[Heard]:
+    """Call `ask(index, when)` at each of these times of the clock, whether or not earlier calls are done."""
+
+    def one(index: int) -> Heard:
+        when = float(due[index])
+        time.sleep(max(0.0, when - time.perf_counter()))
+        return ask(index, when)
+
+    with ThreadPoolExecutor(min(len(due), CLIENTS)) as pool:
+        return list(pool.map(one, range(len(due))))
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:
@@ -180,7 +205,7 @@ def listen(port: int, body: bytes, due: float, rate: int, leave: float = 1e9, pa
     try:
         while data := response.read1(512 if pause else 65_536):
             now = time.perf_counter() - due
-            heard.pieces.append((now, len(data) / SAMPLE_BYTES / rate))
+            heard.pieces.append((now, len(data) / BYTES_PER_SAMPLE / rate))
             heard.data += data
             if now > leave:
                 break

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from valle2.benchmarks.report import markdown, measured_on, need_positive, percentiles
+from valle2.benchmarks.report import markdown, measured_on, need_positive, percentiles, ratio_percentiles
 from valle2.runtime import Request, Settings, Stream, Valle2
 
 UNDERRUN_SECONDS = 0.1
@@ -136,9 +136,7 @@ def summary(listeners: list[Listener], rate: float, took: float) -> dict[str, An
         "requests": len(listeners),
         "errors": len(listeners) - len(heard),
         "first_audio_ms": percentiles([listener.first for listener in heard], *points),
-        "rtf": {
-            f"p{p}": round(float(np.percentile([x.took / x.audio for x in heard], p)), 4) for p in points
-        },
+        "rtf": ratio_percentiles([x.took / x.audio for x in heard], *points),
         "audio_s_per_s": round(sum(listener.audio for listener in heard) / took, 3),
         "underruns": sum(longest_wait(listener.heard) > UNDERRUN_SECONDS for listener in heard),
     }
@@ -153,9 +151,20 @@ def table(result: dict[str, Any]) -> str:
             ["one at a time, audio s/s", result["one_at_a_time"]],
             [f"{result['slots']} at once, audio s/s", result["at_once"]],
             ["ratio", result["ratio"]],
-            [f"open loop of {loop['requests_per_s']} requests/s: audio s/s", loop["audio_s_per_s"]],
-            ["first audio p50 / p95 / p99, ms", " / ".join(str(v) for v in loop["first_audio_ms"].values())],
-            ["RTF p50 / p95 / p99", " / ".join(str(v) for v in loop["rtf"].values())],
-            ["underruns over 100 ms", f"{loop['underruns']} of {loop['requests']}"],
+            *loop_rows(loop),
         ],
     )
+
+
+def loop_rows(loop: dict[str, Any]) -> list[list[object]]:
+    """Rows of an open loop."""
+    return [
+        [f"open loop of {loop['requests_per_s']} requests/s: audio s/s", loop["audio_s_per_s"]],
+        ["first audio p50 / p95 / p99, ms", joined(loop.get("first_audio_ms", {}))],
+        ["RTF p50 / p95 / p99", joined(loop.get("rtf", {}))],
+        ["underruns over 100 ms", f"{loop['underruns']} of {loop['requests']}"],
+    ]
+
+
+def joined(values: dict[str, float]) -> str:
+    return " / ".join(str(value) for value in values.values())
