@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import torch
-from batches import Sample, clipped, demo_config, load_samples
+from batches import SHIPPED_GROUP, Sample, clipped, demo_config, load_samples
 from data import read_shard, shards
 from encode import load_encoder
 from speak import KOKORO, PITCHES
@@ -61,7 +61,8 @@ def held_out_prompts(work: Path, ar: ARModel) -> dict[str, list[tuple[Sample, st
 
 def surprise(ar: ARModel, sample: Sample) -> float:
     """Nats per code of codebook 0, teacher forced."""
-    _, values = ar_loss(ar, ar_batch([clipped(sample)], ar.config.vocab_size), guide=0.0)
+    size = ar.config.group_size
+    _, values = ar_loss(ar, ar_batch([clipped(sample, size)], ar.config.vocab_size, size), guide=0.0)
     return values["ce"]
 
 
@@ -72,8 +73,9 @@ def main() -> None:
     parser.add_argument("--ar", nargs="+", default=["ar"], help="checkpoints' names, averaged")
     parser.add_argument("--nar", nargs="+", default=["nar"], help="checkpoints' names, averaged")
     parser.add_argument("--prompts", type=Path, help="prompts.json; without it, all that choose.py tries")
+    parser.add_argument("--group", type=int, default=SHIPPED_GROUP, help="the AR's codes a step")
     args = parser.parse_args()
-    config, codec = demo_config(), CodecConfig()
+    config, codec = demo_config(args.group), CodecConfig()
     ar, nar = trained(args.work, args.ar, ARModel(config)), trained(args.work, args.nar, NARModel(config))
     decoder = trained(args.work, ["vocoder"], CodecDecoder(codec))
     assert isinstance(ar, ARModel) and isinstance(nar, NARModel) and isinstance(decoder, CodecDecoder)

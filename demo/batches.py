@@ -13,7 +13,7 @@ from data import read_codes, read_shard, shards, symbols
 from valle2.export.config import ModelConfig
 
 Array = np.ndarray[Any, Any]
-GROUP = 2
+SHIPPED_GROUP = 2
 JOINED_SHARES = (0.3, 0.4, 0.3)
 """Of batches of one, two and three utterances joined; three, so that late positions are learnt too."""
 POOL = 64
@@ -31,15 +31,15 @@ class Sample:
     split: int = 0
 
 
-def demo_config() -> ModelConfig:
-    """The embedded model's sizes."""
+def demo_config(group: int = SHIPPED_GROUP) -> ModelConfig:
+    """The embedded model's sizes, or those of its sibling of another group size."""
     return ModelConfig(
         vocab_size=len(symbols()),
         d_model=256,
         heads=4,
         layers=4,
         ffn=1024,
-        group_size=GROUP,
+        group_size=group,
         max_text=640,
         max_frames=2048,
     )
@@ -58,9 +58,9 @@ def load_samples(work: Path, *, held_out: bool = False) -> dict[str, list[Sample
     return out
 
 
-def join(first: Sample, second: Sample) -> Sample:
-    """Two utterances of one voice, a space between their texts; an even number of frames before."""
-    odd = len(first.codes) % GROUP
+def join(first: Sample, second: Sample, group: int) -> Sample:
+    """Two utterances of one voice, a space between their texts; whole groups of frames before."""
+    odd = len(first.codes) % group
     space = symbols().index(" ")
     split = len(first.codes) - odd
     return Sample(
@@ -72,9 +72,9 @@ def join(first: Sample, second: Sample) -> Sample:
     )
 
 
-def clipped(sample: Sample) -> Sample:
-    """Drop the leading frame of an odd number (section 3.1)."""
-    odd = (len(sample.codes)) % GROUP
+def clipped(sample: Sample, group: int) -> Sample:
+    """Drop the leading frames that fill no group (section 3.1)."""
+    odd = len(sample.codes) % group
     if not odd:
         return sample
     if sample.split:
@@ -100,8 +100,8 @@ def draw(
         items = samples[names[rng.choice(len(names), p=weights)]]
         sample = items[rng.integers(len(items))]
         for _ in range(joined):
-            sample = join(sample, items[rng.integers(len(items))])
-        pool.append(clipped(sample))
+            sample = join(sample, items[rng.integers(len(items))], group)
+        pool.append(clipped(sample, group))
     pool.sort(key=lambda item: len(item.ids) + len(item.codes) // group)
     end = int(rng.integers(1, POOL + 1))
     longest = len(pool[end - 1].ids) + len(pool[end - 1].codes) // group

@@ -13,18 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from batches import GROUP, Sample, demo_config, draw, load_samples, text_batch
+from batches import SHIPPED_GROUP, Sample, demo_config, draw, load_samples, text_batch
 from data import symbols
+from regroup import regroup
 from torch import Tensor, nn
 from torch.nn import functional
 from train_codec import CodecTrainer, save
 
+from valle2.export.checkpoint import read_checkpoint
 from valle2.export.codec import CodecConfig
 from valle2.export.config import CODEBOOKS, EOS_CODE
 from valle2.export.model import ARModel, Block, merge_heads, split_heads
 from valle2.export.nar import NARModel
 
-POSITIONS = {"ar": 1800, "nar": 2600}
+POSITIONS = {"ar": {1: 2800, 2: 1800, 4: 1300, 8: 1000}, "nar": {1: 2600}}
+"""A step's positions by frames a position: as many utterances at every group size."""
 RATE = 1.5e-3
 GUIDED_LAYERS, GUIDED_HEADS, GUIDE_WEIGHT = (1, 2), 2, 0.2
 STAGE_SHARES = np.array([0.28, 0.20] + [0.104] * 5)
@@ -49,23 +52,23 @@ def attend_causal(block: Block, x: Tensor, target: tuple[Tensor, Tensor] | None)
     return block.finish(x, merge_heads(out)), loss
 
 
-def ar_batch(batch: list[Sample], eos: int) -> dict[str, Tensor]:
-    """Rows of text, `<eos>`, `<bos>`, groups; targets (B, S, G) with -1 where nothing is predicted."""
+def ar_batch(batch: list[Sample], eos: int, size: int) -> dict[str, Tensor]:
+    """Rows of text, `<eos>`, `<bos>`, groups of `size` codes; targets (B, S, G), -1 where none is due."""
     words, lengths = text_batch(batch, eos)
-    groups = [len(item.codes) // GROUP for item in batch]
+    groups = [len(item.codes) // size for item in batch]
     steps = max(int(n) + 1 + g for n, g in zip(lengths, groups, strict=True))
     text = np.full((len(batch), steps), eos)
-    codes = np.zeros((len(batch), steps, GROUP), np.int64)
-    target = np.full((len(batch), steps, GROUP), -1)
+    codes = np.zeros((len(batch), steps, size), np.int64)
+    target = np.full((len(batch), steps, size), -1)
     spoken = np.zeros((len(batch), steps), np.int64)
     for row, (item, count) in enumerate(zip(batch, groups, strict=True)):
         length = int(lengths[row])
         text[row, :length] = words[row, :length]
-        first = item.codes[:, 0].reshape(-1, GROUP)
+        first = item.codes[:, 0].reshape(-1, size)
         codes[row, length + 1 : length + 1 + count] = first
         target[row, length : length + count] = first
         target[row, length + count] = EOS_CODE
-        middle = np.arange(count) * GROUP + GROUP / 2
+        middle = np.arange(count) * size + size / 2
         spoken[row, length : length + count] = np.minimum(np.searchsorted(item.ends, middle), length - 1)
     arrays = {"text": text, "codes": codes, "target": target, "spoken": spoken}
     return {name: torch.from_numpy(value) for name, value in arrays.items()} | {"lengths": lengths}
@@ -96,7 +99,7 @@ def nar_batch(batch: list[Sample], eos: int, rng: np.random.Generator) -> dict[s
     prompts = []
     for row, item in enumerate(batch):
         codes[row, : frames[row]] = item.codes
-        prompts.append(item.split or int(rng.integers(0, frames[row] // 2)) // GROUP * GROUP)
+        prompts.append(item.split or int(rng.integers(0, frames[row] // 2)))
     stage = int(rng.choice(CODEBOOKS - 1, p=STAGE_SHARES)) + 1
     return {
         "text": text,
@@ -150,7 +153,7 @@ def rate_at(step: int, steps: int, decay: int) -> float:
 def train(args: argparse.Namespace) -> None:
     """Run to `--steps`, saving every 100 under `--name`."""
     torch.manual_seed(args.seed)
-    config = demo_config()
+    config = demo_config(args.group)
     model: Any = ARModel(config) if args.model == "ar" else NARModel(config)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.01)
     path = args.work / f"{args.name or args.model}.pt"
@@ -162,16 +165,19 @@ def train(args: argparse.Namespace) -> None:
         start = state["step"]
     else:
         start_tables(model, args.work)
+        if args.warm:
+            model.load_state_dict(regroup(read_checkpoint(args.warm).ar, config))
     samples, began = load_samples(args.work), time.monotonic()
     shown: dict[str, float] = {}
     for step in range(start, args.steps):
         rng = np.random.default_rng([args.seed, step])
-        items = draw(samples, rng, POSITIONS[args.model], GROUP if args.model == "ar" else 1)
+        size = args.group if args.model == "ar" else 1
+        items = draw(samples, rng, POSITIONS[args.model][size], size)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, args.steps, args.decay)
         with torch.autocast("cpu", torch.bfloat16):
             if args.model == "ar":
-                loss, values = ar_loss(model, ar_batch(items, config.vocab_size), GUIDE_WEIGHT)
+                loss, values = ar_loss(model, ar_batch(items, config.vocab_size, size), GUIDE_WEIGHT)
             else:
                 loss, values = nar_loss(model, nar_batch(items, config.vocab_size, rng), 0.0)
         optimizer.zero_grad()
@@ -203,5 +209,7 @@ if __name__ == "__main__":
     parser.add_argument("--decay", type=int, default=0)
     parser.add_argument("--name", help="checkpoint's name, by default the model's")
     parser.add_argument("--from", dest="from_", type=Path, help="checkpoint to start a new name from")
+    parser.add_argument("--group", type=int, default=SHIPPED_GROUP, help="the AR's codes a step")
+    parser.add_argument("--warm", type=Path, help="checkpoint folder whose AR, of any group size above 1, to start from")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())

@@ -6,6 +6,7 @@ is the loop over the rows. Axis names in the graphs are the names used here.
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -264,8 +265,12 @@ def export_graph(graph: Graph, folder: Path) -> Path:
         )
     assert program is not None
     model = program.model_proto
+    del program
     name_axes(model, graph)
-    return write_graph(model, folder / f"{graph.name}.onnx")
+    path = write_graph(model, folder / f"{graph.name}.onnx")
+    del model
+    gc.collect()  # the trace refers to itself and to a copy of the weights
+    return path
 
 
 def name_axes(model: onnx.ModelProto, graph: Graph) -> None:

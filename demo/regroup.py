@@ -1,0 +1,39 @@
+"""Start an AR model of one group size from a trained one of another: only the group layers are made anew."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from valle2.export.config import ModelConfig
+from valle2.export.model import ARModel
+
+
+def regroup(source: ARModel, config: ModelConfig) -> dict[str, Tensor]:
+    """Weights of an AR of `config.group_size` that hears about what `source` heard.
+
+    The blocks, the text and `<bos>` are kept. A position's row is that of the same time. A code of a group
+    takes the part of the group matrices that served the same share of the old group; without such matrices
+    (G = 1) the code table itself holds what they made of a code said twice.
+    """
+    state, group, old = dict(source.state_dict()), config.group_size, source.config.group_size
+    state["code_positions.weight"] = positions(state["code_positions.weight"], config.max_groups, group / old)
+    embed, predict = state.pop("group_embed.weight", None), state.pop("group_predict.weight", None)
+    if embed is None or predict is None:
+        raise ValueError(f"the source has group size {old}; expected one above 1, which has group layers")
+    parts = embed.reshape(config.d_model, old, config.d_model)
+    share = [index * old // group for index in range(group)]
+    if group == 1:
+        state["code_table.weight"] = state["code_table.weight"] @ parts.sum(dim=1).T
+        return state
+    state["group_embed.weight"] = (parts[:, share] * old / group).flatten(1)
+    state["group_predict.weight"] = predict.reshape(old, config.d_model, config.d_model)[share].flatten(0, 1)
+    return state
+
+
+def positions(table: Tensor, rows: int, scale: float) -> Tensor:
+    """Rows (R, d) read at `scale` times their spacing; row 0 is `<bos>`, group t has row t + 1."""
+    at = ((torch.arange(rows) - 0.5) * scale + 0.5).clamp(0, len(table) - 1)
+    at[0], low = 0, at.long()
+    high, share = (low + 1).clamp(max=len(table) - 1), (at - low)[:, None]
+    return table[low] * (1 - share) + table[high] * share
