@@ -17,6 +17,7 @@ import uvicorn
 from valle2.runtime import Valle2
 from valle2.runtime.server.app import make_app
 from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.patience import patient
 from valle2.runtime.server.run import listen
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import State, Worker
@@ -37,9 +38,16 @@ def serving(worker: Worker, voices: Path, key: str = "") -> Iterator[str]:
     """A server over real sockets, a second one of its worker if that runs already; -> its address."""
     app = make_app(worker, VoiceStore(voices), key)
     lifespan = "off" if worker.thread.is_alive() else "on"
-    config = uvicorn.Config(app, log_level="error", ws="websockets-sansio", lifespan=lifespan)  # type: ignore[arg-type]
+    stall = worker.limits.stall_seconds
+    config = uvicorn.Config(
+        app,
+        http=patient(stall),
+        log_level="error",
+        ws="websockets-sansio",
+        lifespan=lifespan,  # type: ignore[arg-type]
+    )
     running = uvicorn.Server(config)
-    listener = listen("127.0.0.1", 0, 5.0)
+    listener = listen("127.0.0.1", 0, stall)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     wait_until(lambda: worker.state is State.READY, 60)
