@@ -1,7 +1,8 @@
 """A server among bad clients, and over many requests.
 
-Chaos: at a rate above capacity clients go away, read slowly, send nonsense, and the server is restarted half
-way. Afterwards no slot may be held, and a seed must sound as before. Soak: does memory grow?
+Chaos: at a rate above capacity clients go away, read slowly, stop in the middle of a request, send nonsense,
+and the server is restarted half way. Afterwards no slot and no connection may be held, and a seed must sound
+as before. Soak: does memory grow?
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from valle2.benchmarks.served import Heard, Served, listen, on_time, speech_body
+from valle2.benchmarks.served import HALVES, Heard, Served, hang, listen, on_time, speech_body, wait
 
 SHORT_TEXT = "Hello."
 SETTLE_SECONDS = 60.0
@@ -35,7 +36,7 @@ BAD = (
 
 def chaos(served: Served, text: str, seed: int, rate: float, seconds: float, samples: int) -> dict[str, Any]:
     """`rate` requests a second for `seconds`; what came of them, and how the server stands afterwards."""
-    wanted = reference(served, text, seed, samples)
+    wanted, sockets = reference(served, text, seed, samples), served.sockets()
     rng = np.random.default_rng(seed)
     count = max(1, round(rate * seconds))
     due = np.sort(rng.uniform(0, seconds, count))
@@ -46,13 +47,15 @@ def chaos(served: Served, text: str, seed: int, rate: float, seconds: float, sam
     restarter.start()
     heard = on_time(lambda index, when: plans[index](served.port, when, samples), began + due)
     restarter.join()
-    return verdict(served, heard, wanted == reference_after(served, text, seed, samples))
+    return verdict(served, heard, wanted == reference_after(served, text, seed, samples), sockets)
 
 
 def client(rng: np.random.Generator, text: str, seed: int) -> Callable[[int, float, int], Heard]:
-    """Half ask and listen; the others leave, read slowly, or send nonsense."""
+    """Half ask and listen; the others leave, read slowly, send nonsense, or half of a request."""
     kind, leave = rng.random(), float(rng.uniform(0, 2))
-    bad = BAD[int(rng.integers(len(BAD)))]
+    bad, half = BAD[int(rng.integers(len(BAD)))], HALVES[int(rng.integers(len(HALVES)))]
+    if kind > 0.9:
+        return lambda port, due, rate: hang(port, half, leave)
     body = bad if kind > 0.8 else speech_body(text, seed)
     gone = leave if kind > 0.5 and kind <= 0.7 else 5.0 if kind > 0.7 else 1e9
     pause = 0.2 if 0.7 < kind <= 0.8 else 0.0
@@ -70,17 +73,20 @@ def reference_after(served: Served, text: str, seed: int, samples: int) -> bytes
     return reference(served, text, seed, samples)
 
 
-def verdict(served: Served, heard: list[Heard], same: bool) -> dict[str, Any]:
-    """Counts, and what must hold."""
+def verdict(served: Served, heard: list[Heard], same: bool, sockets: int) -> dict[str, Any]:
+    """Counts, and what must hold. sockets: that the server had open before."""
     served.wait_idle(SETTLE_SECONDS)
-    statuses = Counter(one.status for one in heard)
+    wait(lambda: served.sockets() <= sockets, SETTLE_SECONDS)
+    statuses = Counter(one.status for one in heard if not one.half)
     found = served.metrics()
     return {
         "requests": len(heard),
+        "half_open": sum(one.half for one in heard),
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "cut": sum(one.cut for one in heard),
         "other_5xx": sum(count for status, count in statuses.items() if status >= 500 and status != 503),
         "leaked_slots": int(found["active_slots"] + found["queue_depth"]),
+        "connections_left": max(0, served.sockets() - sockets),
         "worker_restarts": int(found["worker_restarts_total"]),
         "next_request_identical": same,
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from valle2.engine.errors import Valle2Error
+from valle2.runtime.server.cli import NEEDED
 
 HELP = "measure speed and quality"
 TEXT = "The quick brown fox jumps over the lazy dog."
@@ -140,9 +141,11 @@ def many(args: argparse.Namespace) -> tuple[str, str, int, int, float, int, int,
 
 def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """A server under load, over real sockets."""
+    if any(find_spec(name) is None for name in NEEDED):
+        raise Valle2Error("bench serve starts a server; install it with: pip install 'valle2[serve]'")
     from valle2.benchmarks import serve
 
-    found = serve.serve(*many(args), args.chaos, args.soak)
+    found = serve.serve(*many(args), args.chaos, args.soak, progress)
     return found, serve.table
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from statistics import mean, median
 from typing import Any
@@ -36,6 +37,7 @@ def serve(
     repeats: int,
     chaos_seconds: float = 0.0,
     soak_requests: int = 0,
+    progress: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Measure a server. rate 0 takes 70 % of what `slots` clients at once get.
 
@@ -45,16 +47,22 @@ def serve(
     need_positive(requests=requests, slots=slots, threads=threads, repeats=repeats)
     tts = Valle2.load(model, threads=threads)
     samples = tts.need_codec().sample_rate
+    progress("starting the server")
     with Served(model, slots, threads) as served:
+        progress("first audio and disconnects")
         first = first_audio(served, tts, text, seed, repeats)
         gone = disconnects(served, text, seed, repeats, samples)
+        progress("capacity")
         capacity = closed_loop(served, text, seed, 2 * slots, slots, samples)
+        progress(f"open loop of {requests} requests")
         found = open_loop(served, text, requests, rate or 0.7 * capacity, seed, samples)
         result = {"first_audio": first, "disconnect": gone, "capacity_per_s": round(capacity, 3)}
         result |= {"open_loop": found, "slots": slots, "text": text}
         if chaos_seconds:
+            progress(f"chaos for {chaos_seconds:g} s")
             result["chaos"] = chaos(served, text, seed, 4 * capacity, chaos_seconds, samples)
         if soak_requests:
+            progress(f"soak of {soak_requests} requests")
             result["soak"] = soak(served, seed, soak_requests, samples)
     return result | measured_on(tts, seed, threads)
 

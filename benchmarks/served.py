@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,17 @@ from valle2.runtime.wav import BYTES_PER_SAMPLE
 READY_SECONDS = 120.0
 CLIENT_SECONDS = 120.0
 CLIENTS = 128
+HALVES = (
+    b"",
+    b"POST /v1/audio/spee",
+    b"POST /v1/audio/speech HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 40\r\n",
+    b"POST /v1/audio/speech HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 40\r\n\r\n{",
+    b"POST /v1/audio/speech HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+    b"GET /v1/audio/speech/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\n"
+    b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+)
+"""Beginnings of requests: nothing, half a line, header, body and chunk, and a WebSocket that stays silent."""
+VANISH = struct.pack("ii", 1, 0)
 POLL_SECONDS = 0.001
 
 
@@ -36,6 +49,7 @@ POLL_SECONDS = 0.001
 class Heard:
     """What one client got. status: 0 if no answer came. cut: it began and was not ended cleanly.
 
+    half: it sent half of a request.
     pieces: (seconds since the request was due, seconds of audio), as they came.
     """
 
@@ -43,6 +57,7 @@ class Heard:
     cut: bool = False
     data: bytes = b""
     pieces: list[tuple[float, float]] = field(default_factory=list)
+    half: bool = False
 
     @property
     def whole(self) -> bool:
@@ -131,9 +146,7 @@ class Served:
 
     def wait_idle(self, seconds: float) -> None:
         """Poll until it is idle, for so long at the most."""
-        end = time.perf_counter() + seconds
-        while not self.idle() and time.perf_counter() < end:
-            time.sleep(POLL_SECONDS)
+        wait(self.idle, seconds)
 
     def resident_bytes(self) -> int:
         """Memory of the process."""
@@ -142,6 +155,39 @@ class Served:
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert found
         return 1024 * int(found[1])
+
+    def sockets(self) -> int:
+        """Sockets that the process has open."""
+        assert self.process
+        links = Path(f"/proc/{self.process.pid}/fd").iterdir()
+        return sum(kind(link).startswith("socket:") for link in links)
+
+
+def wait(done: Callable[[], bool], seconds: float) -> None:
+    """Poll until it is true, for so long at the most."""
+    end = time.perf_counter() + seconds
+    while not done() and time.perf_counter() < end:
+        time.sleep(POLL_SECONDS)
+
+
+def kind(link: Path) -> str:
+    """What an open file of a process is; nothing if it was closed meanwhile."""
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
+def hang(port: int, half: bytes, seconds: float) -> Heard:
+    """Send the beginning of a request, wait, and vanish without a goodbye."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), CLIENT_SECONDS) as client:
+            client.sendall(half)
+            time.sleep(seconds)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, VANISH)
+    except OSError:
+        pass
+    return Heard(half=True)
 
 
 def on_time(ask: Callable[[int, float], Heard], due: NDArray[np.float64]) -> list[Heard]:

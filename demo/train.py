@@ -210,6 +210,8 @@ if __name__ == "__main__":
     parser.add_argument("--name", help="checkpoint's name, by default the model's")
     parser.add_argument("--from", dest="from_", type=Path, help="checkpoint to start a new name from")
     parser.add_argument("--group", type=int, default=SHIPPED_GROUP, help="the AR's codes a step")
-    parser.add_argument("--warm", type=Path, help="checkpoint folder whose AR, of any group size above 1, to start from")
+    parser.add_argument(
+        "--warm", type=Path, help="checkpoint folder to start the AR from, of any group size above 1"
+    )
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())

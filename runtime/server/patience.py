@@ -1,14 +1,15 @@
-"""uvicorn's HTTP/1.1 with a bound on the time that a request's headers may take."""
+"""uvicorn's HTTP/1.1 with a bound on the time that a request may take to come."""
 
 from __future__ import annotations
 
 import asyncio
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class PatientProtocol(H11Protocol):
-    """Closes a connection whose headers are not whole after `header_seconds`."""
+    """Closes a connection whose headers, or the rest of an answered body, do not come in `header_seconds`."""
 
     header_seconds = 30.0
     deadline: asyncio.TimerHandle | None = None
@@ -27,6 +28,12 @@ class PatientProtocol(H11Protocol):
         super().data_received(data)
         self.set_deadline()
 
+    def on_response_complete(self) -> None:
+        """An answer such as 408 came before the whole body did."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self.set_deadline()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.clear_deadline()
         super().connection_lost(exc)
@@ -44,7 +51,7 @@ class PatientProtocol(H11Protocol):
         self.deadline = None
 
     def give_up(self) -> None:
-        """The headers did not come."""
+        """What was waited for did not come."""
         self.deadline = None
         if self.waiting:
             self.transport.close()
