@@ -77,6 +77,7 @@ def verdict(served: Served, heard: list[Heard], same: bool, sockets: int) -> dic
     """Counts, and what must hold. sockets: that the server had open before."""
     served.wait_idle(SETTLE_SECONDS)
     wait(lambda: served.sockets() <= sockets, SETTLE_SECONDS)
+    left = max(0, served.sockets() - sockets)
     statuses = Counter(one.status for one in heard if not one.half)
     found = served.metrics()
     return {
@@ -86,7 +87,7 @@ def verdict(served: Served, heard: list[Heard], same: bool, sockets: int) -> dic
         "cut": sum(one.cut for one in heard),
         "other_5xx": sum(count for status, count in statuses.items() if status >= 500 and status != 503),
         "leaked_slots": int(found["active_slots"] + found["queue_depth"]),
-        "connections_left": max(0, served.sockets() - sockets),
+        "connections_left": left,
         "worker_restarts": int(found["worker_restarts_total"]),
         "next_request_identical": same,
     }
