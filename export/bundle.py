@@ -22,7 +22,7 @@ from valle2.engine.manifest import FILE_NAME, sha256
 from valle2.engine.replace import replacing
 from valle2.export.checkpoint import Checkpoint, CheckpointError, Codec, weights_file
 from valle2.export.config import CODEBOOKS
-from valle2.export.encodec_file import read_encodec
+from valle2.export.encodec_file import codec_file, read_encodec
 from valle2.export.families import Options
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
 from valle2.export.importing import read_any
@@ -62,8 +62,8 @@ def export_checkpoint(
         cache_length: cache slots of a graph with a fixed number; 0 covers the position tables.
         second: the other file of a model that comes in two. form: one of `config.FORMATS`.
         heads, prefix_mode: what such a file does not say itself.
-        codec: True for the checkpoint's own, False for none, or a file of EnCodec's weights. vocoder: Vocos
-            on EnCodec's codes, a folder or file, instead of EnCodec's decoder.
+        codec: True for the checkpoint's own, False for none, or EnCodec's or SpeechTokenizer's weights.
+            vocoder: Vocos on EnCodec's codes, a folder or file, instead of EnCodec's decoder.
         progress: called with a line per stage.
 
     Returns:
@@ -85,7 +85,8 @@ def export_checkpoint(
     capacity = cache_length or loaded.config.max_text + loaded.config.max_groups
     own = "family" not in loaded.rules
     files = [weights_file(source)] if own else files
-    codec_files = [vocos_file(x) for x in (wanted, voice) if isinstance(x, Path)]
+    codec_files = [codec_file(wanted)] if isinstance(wanted, Path) else []
+    codec_files += [vocos_file(voice)] if voice else []
     with replacing(target) as folder:
         graphs, parity = export_graphs(loaded, folder, lowering, capacity, progress)
         for name in CARRIED if own else ():
@@ -106,21 +107,25 @@ def with_codec(checkpoint: Checkpoint, wanted: bool | Path, vocoder: Path | None
         raise CheckpointError(f"{vocoder} decodes EnCodec's codes; give EnCodec's file with --codec, too")
     if wanted and checkpoint.codec is None and "family" in checkpoint.rules:
         raise CheckpointError(
-            f"{source} holds no codec; give EnCodec's weights with --codec, or pass --no-codec for a bundle "
-            "that turns tokens into codes"
+            f"{source} holds no codec; give one with --codec, or pass --no-codec for a bundle that turns "
+            "tokens into codes"
         )
     return checkpoint if wanted else replace(checkpoint, codec=None)
 
 
 def read_codec(path: Path, vocoder: Path | None, codebooks: int) -> Codec:
-    """EnCodec, with Vocos in its decoder's place where one is given."""
+    """EnCodec, with Vocos in its decoder's place where one is given, or SpeechTokenizer."""
     if codebooks != CODEBOOKS:
         raise CheckpointError(
-            f"the model has {codebooks} codebooks and EnCodec at 6 kbps {CODEBOOKS}; pass --no-codec"
+            f"the model has {codebooks} codebooks and the codec {CODEBOOKS}; pass --no-codec"
         )
     encoder, decoder, config = read_encodec(path)
     if vocoder is None:
         return encoder, decoder, config
+    if not config.causal:
+        raise CheckpointError(
+            f"{vocoder} decodes EnCodec's codes; {path} is SpeechTokenizer, leave --vocoder out"
+        )
     voice, sizes = read_vocos(vocoder)
     if sizes.hop != config.hop:
         raise CheckpointError(f"{vocoder} has {sizes.hop} samples a frame; expected EnCodec's {config.hop}")

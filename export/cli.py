@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heads", type=int, default=0, help="attention heads, if the file does not say")
     parser.add_argument("--prefix-mode", type=int, help="how lifeiteng's NAR sees the prompt: 0, 1, 2 or 4")
     codec = parser.add_mutually_exclusive_group()
-    codec.add_argument("--codec", type=Path, help="EnCodec 24 kHz: model.safetensors or encodec's .th file")
+    codec.add_argument(
+        "--codec", type=Path, help="EnCodec 24 kHz (model.safetensors, .th) or SpeechTokenizer's folder"
+    )
     codec.add_argument("--no-codec", action="store_true", help="a bundle of AR and NAR alone")
     parser.add_argument("--vocoder", type=Path, help="Vocos on EnCodec's codes, in its decoder's place")
     parser.add_argument("--lowering", default="ort", choices=["ort", "portable", "primitive"])

@@ -1,7 +1,7 @@
-"""EnCodec at 24 kHz, causal, 75 frames a second (Défossez et al., 2022, section 3.2).
+"""EnCodec at 24 kHz (Défossez et al., 2022, section 3.2), and SpeechTokenizer (Zhang et al., 2024), its like.
 
-Every convolution looks back only, so speech decoded chunk by chunk, with what each layer leaves behind
-handed on, is the speech decoded at once. Only the first eight of its codebooks are kept (6 kbps). Written
+EnCodec's convolutions look back only, so speech decoded chunk by chunk, with what each layer leaves behind
+handed on, is the speech decoded at once; SpeechTokenizer's look both ways. Eight codebooks are used. Written
 for export: no padding depends on the data, and a transposed convolution is one of width two, reordered.
 Axes: B batch, C channels, N samples, T frames.
 """
@@ -23,12 +23,17 @@ WIDE, NARROW, LSTM_LAYERS = 7, 3, 2
 
 @dataclass(frozen=True, slots=True)
 class EncodecConfig:
-    """Sizes. ratios: samples to frames, in the encoder's order; `filters` double with each."""
+    """Sizes. ratios: samples to frames, in the encoder's order; `filters` double with each.
+
+    causal: convolutions look back only. both_ways: the encoder's LSTM also runs backwards.
+    """
 
     filters: int = 32
     dimension: int = 128
     ratios: tuple[int, ...] = (2, 4, 5, 8)
     sample_rate: int = 24000
+    causal: bool = True
+    both_ways: bool = False
 
     @property
     def hop(self) -> int:
@@ -71,16 +76,29 @@ def reflected(x: Tensor, size: int) -> Tensor:
     return longer[:, :, 1 : size + 1].flip(2)
 
 
-class CausalConv(nn.Module):
-    """(B, in, N) -> (B, out, N / stride), N a multiple of the stride; before the start is a mirror image."""
+def mirrored(x: Tensor, size: int) -> Tensor:
+    """The `size` samples after x (B, C, N): its mirror image, zeros where x is no longer than that."""
+    longer = torch.cat([torch.zeros_like(x[:, :, :1]).expand(-1, -1, size), x], dim=2)
+    return longer[:, :, -size - 1 : -1].flip(2)
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+
+class Conv(nn.Module):
+    """(B, in, N) -> (B, out, N / stride), N a multiple of the stride; before the start is a mirror image.
+
+    Not causal, half of what it lacks comes after the end.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, causal: bool = True) -> None:
         super().__init__()
+        self.causal = causal
         self.conv = nn.Conv1d(inputs, outputs, kernel, stride)
         self.past = kernel - stride
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        if self.past:
+        if self.past and not self.causal:
+            after = self.past // 2
+            x = torch.cat([reflected(x, self.past - after), x, mirrored(x, after)], dim=2)
+        elif self.past:
             x = torch.cat([memory.before(reflected(x, self.past)), x], dim=2)
             memory.keep(x[:, :, -self.past :])
         out: Tensor = self.conv(x)
@@ -88,21 +106,27 @@ class CausalConv(nn.Module):
 
 
 class Upsample(nn.Module):
-    """(B, in, N) -> (B, out, N * ratio): the causal transposed convolution of kernel 2 * ratio.
+    """(B, in, N) -> (B, out, N * ratio): the transposed convolution of kernel 2 * ratio.
 
-    An output sample hears two inputs, so it is a convolution of width two with `ratio` outputs a channel.
+    An output sample hears two inputs, so it is a convolution of width two with `ratio` outputs a channel. Of
+    its (N + 1) * ratio outputs the causal one drops the last `ratio`, the other one those on both sides.
     """
 
-    def __init__(self, inputs: int, outputs: int, ratio: int) -> None:
+    def __init__(self, inputs: int, outputs: int, ratio: int, causal: bool = True) -> None:
         super().__init__()
-        self.outputs, self.ratio = outputs, ratio
+        self.outputs, self.ratio, self.causal = outputs, ratio, causal
         self.conv = nn.Conv1d(inputs, outputs * ratio, 2)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        x = torch.cat([memory.before(torch.zeros_like(x[:, :, :1])), x], dim=2)
-        memory.keep(x[:, :, -1:])
+        silence = torch.zeros_like(x[:, :, :1])
+        if self.causal:
+            x = torch.cat([memory.before(silence), x], dim=2)
+            memory.keep(x[:, :, -1:])
+        else:
+            x = torch.cat([silence, x, silence], dim=2)
         parts: Tensor = self.conv(x).unflatten(1, (self.outputs, self.ratio))
-        return parts.transpose(2, 3).flatten(2)
+        out = parts.transpose(2, 3).flatten(2)
+        return out if self.causal else out[:, :, self.ratio - self.ratio // 2 : -(self.ratio // 2)]
 
     @staticmethod
     def rearranged(weight: Tensor) -> Tensor:
@@ -114,11 +138,11 @@ class Upsample(nn.Module):
 class Residual(nn.Module):
     """Two convolutions around half the channels beside one of width one: (B, C, N) -> (B, C, N)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, causal: bool = True) -> None:
         super().__init__()
-        self.narrow = CausalConv(width, width // 2, NARROW)
-        self.widen = CausalConv(width // 2, width, 1)
-        self.shortcut = CausalConv(width, width, 1)
+        self.narrow = Conv(width, width // 2, NARROW, causal=causal)
+        self.widen = Conv(width // 2, width, 1)
+        self.shortcut = Conv(width, width, 1)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         hidden = elu(self.narrow(elu(x), memory))
@@ -127,28 +151,34 @@ class Residual(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Two LSTM layers with their input added: (B, C, T) -> (B, C, T). `arrange` it before it is exported."""
+    """Two LSTM layers with their input added: (B, C, T) -> (B, C, T). `arrange` it before it is exported.
 
-    def __init__(self, width: int) -> None:
+    both_ways: each layer also runs backwards, -> (B, 2 * C, T).
+    """
+
+    def __init__(self, width: int, both_ways: bool = False) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(width, width, LSTM_LAYERS)
+        self.ways = ("", "_reverse") if both_ways else ("",)
+        self.lstm = nn.LSTM(width, width, LSTM_LAYERS, bidirectional=both_ways)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         frames = x.permute(2, 0, 1)
-        zero = x.new_zeros(x.shape[0], LSTM_LAYERS, x.shape[1])
+        zero = x.new_zeros(x.shape[0], len(self.ways) * LSTM_LAYERS, x.shape[1])
         hidden, cell = (memory.before(zero, later).transpose(0, 1).contiguous() for later in (0, 1))
         run = self.nodes if torch.compiler.is_exporting() else self.lstm
         out, states = run(frames, (hidden, cell))
         for state in states:
             memory.keep(state.transpose(0, 1))
-        return (out + frames).permute(1, 2, 0)
+        return (out + frames.repeat(1, 1, len(self.ways))).permute(1, 2, 0)
 
     def arrange(self) -> None:
         """Copy the weights as ONNX's `LSTM` takes them: gates input, output, forget, cell."""
 
         def ordered(name: str, layer: int) -> Tensor:
-            enter, forget, new, leave = getattr(self.lstm, f"{name}_l{layer}").detach().chunk(4)
-            return torch.cat([enter, leave, forget, new])[None]
+            parts = (getattr(self.lstm, f"{name}_l{layer}{way}").detach().chunk(4) for way in self.ways)
+            return torch.stack(
+                [torch.cat([enter, leave, forget, new]) for enter, forget, new, leave in parts]
+            )
 
         for layer in range(LSTM_LAYERS):
             self.register_buffer(f"inputs_{layer}", ordered("weight_ih", layer), persistent=False)
@@ -158,20 +188,23 @@ class Recurrent(nn.Module):
 
     def nodes(self, x: Tensor, start: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """What `self.lstm` computes as one node a layer; the exporter would unroll it over time."""
-        hidden, cell = [], []
-        shape = (1, x.shape[1], x.shape[2])
+        hidden, cell, ways = [], [], len(self.ways)
+        shape = (ways, x.shape[1], self.lstm.hidden_size)
         for layer in range(LSTM_LAYERS):
             weights = [self.get_buffer(f"{part}_{layer}") for part in ("inputs", "hidden", "bias")]
-            before = [state[layer : layer + 1] for state in start]
+            before = [state[ways * layer : ways * (layer + 1)] for state in start]
             x, *after = torch.onnx.ops.symbolic_multi_out(
                 "LSTM",
                 [x, *weights, None, *before],
-                {"hidden_size": x.shape[2]},
+                {
+                    "hidden_size": self.lstm.hidden_size,
+                    "direction": "bidirectional" if ways > 1 else "forward",
+                },
                 dtypes=[x.dtype] * 3,
                 shapes=[(x.shape[0], *shape), shape, shape],
                 version=14,
             )
-            x = x[:, 0]
+            x = x.transpose(1, 2).flatten(2)
             hidden.append(after[0])
             cell.append(after[1])
         return x, (torch.cat(hidden), torch.cat(cell))
@@ -183,14 +216,15 @@ class EncodecEncoder(nn.Module):
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__()
         widths = [config.filters * 2**level for level in range(len(config.ratios) + 1)]
-        self.first = CausalConv(1, config.filters, WIDE)
-        self.blocks = nn.ModuleList(Residual(width) for width in widths[:-1])
+        causal = config.causal
+        self.first = Conv(1, config.filters, WIDE, causal=causal)
+        self.blocks = nn.ModuleList(Residual(width, causal) for width in widths[:-1])
         self.downs = nn.ModuleList(
-            CausalConv(width, 2 * width, 2 * ratio, ratio)
+            Conv(width, 2 * width, 2 * ratio, ratio, causal)
             for width, ratio in zip(widths, config.ratios, strict=False)
         )
-        self.recurrent = Recurrent(config.width)
-        self.last = CausalConv(config.width, config.dimension, WIDE)
+        self.recurrent = Recurrent(config.width, config.both_ways)
+        self.last = Conv(config.width << config.both_ways, config.dimension, WIDE, causal=causal)
         self.tables = nn.Parameter(torch.randn(CODEBOOKS, CODEBOOK_SIZE, config.dimension))
 
     def forward(self, audio: Tensor) -> Tensor:
@@ -217,14 +251,15 @@ class EncodecDecoder(nn.Module):
         super().__init__()
         widths = [config.width // 2**level for level in range(len(config.ratios) + 1)]
         self.tables = nn.Parameter(torch.randn(CODEBOOKS, CODEBOOK_SIZE, config.dimension))
-        self.first = CausalConv(config.dimension, config.width, WIDE)
+        self.causal = config.causal
+        self.first = Conv(config.dimension, config.width, WIDE, causal=config.causal)
         self.recurrent = Recurrent(config.width)
         self.ups = nn.ModuleList(
-            Upsample(width, width // 2, ratio)
+            Upsample(width, width // 2, ratio, config.causal)
             for width, ratio in zip(widths, config.ratios[::-1], strict=False)
         )
-        self.blocks = nn.ModuleList(Residual(width) for width in widths[1:])
-        self.last = CausalConv(config.filters, 1, WIDE)
+        self.blocks = nn.ModuleList(Residual(width, config.causal) for width in widths[1:])
+        self.last = Conv(config.filters, 1, WIDE, causal=config.causal)
 
     def forward(self, codes: Tensor) -> Tensor:
         return self.decode(codes, Memory())

@@ -1,8 +1,9 @@
-"""EnCodec's published weights, in the form of `transformers` or of `encodec` itself, onto our modules."""
+"""Published weights of EnCodec, in the form of `transformers` or of `encodec`, and of SpeechTokenizer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from valle2.export.checkpoint import CheckpointError
 from valle2.export.claims import Claims
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 from valle2.export.encodec import (
-    CausalConv,
+    LSTM_LAYERS,
+    Conv,
     EncodecConfig,
     EncodecDecoder,
     EncodecEncoder,
@@ -39,23 +41,29 @@ FORMS = (
 OLD_PAIR = ("weight_g", "weight_v")
 NEW_PAIR = ("parametrizations.weight.original0", "parametrizations.weight.original1")
 """Length and direction of a weight, as old and new torch name them."""
+TOKENIZER_RATE = 16000
+TOKENIZER_FILES = ("SpeechTokenizer.pt", "config.json")
+BUILT = {"activation": "ELU", "n_residual_layers": 1, "residual_kernel_size": 3, "lstm_layers": LSTM_LAYERS}
+"""What SpeechTokenizer's configuration must say, where it says anything."""
 
 
 def read_encodec(path: Path) -> tuple[EncodecEncoder, EncodecDecoder, EncodecConfig]:
-    """Load the 24 kHz model.
+    """Load EnCodec's 24 kHz model, or SpeechTokenizer: the one whose encoder's LSTM also runs backwards.
 
     Args:
-        path: `model.safetensors` of transformers' form, or encodec's own `.th` file.
+        path: `model.safetensors` of transformers' form, encodec's own `.th` file, or `SpeechTokenizer.pt`;
+            of this one, also its folder. A `config.json` beside it is heeded.
 
     Raises:
         CheckpointError: another file, the 48 kHz model, or weights missing or misshapen.
     """
+    path = codec_file(path)
     claims = Claims(path, read_tensors(path))
     form = next((form for form in FORMS if form.table.format(0) in claims), None)
     if form is None:
         raise CheckpointError(
             f"{path} is no EnCodec checkpoint (it has {sorted(claims.tensors)[0]}); expected encodec_24khz, "
-            "as model.safetensors of transformers or as encodec's .th file"
+            "as model.safetensors of transformers or as encodec's .th file, or SpeechTokenizer.pt"
         )
     config = sizes(claims, form)
     encoder, decoder = EncodecEncoder(config).eval(), EncodecDecoder(config).eval()
@@ -66,6 +74,30 @@ def read_encodec(path: Path) -> tuple[EncodecEncoder, EncodecDecoder, EncodecCon
             for name, place in places(side, len(config.ratios)):
                 load(module.get_submodule(name), claims, form, f"{side}.{place}")
     return encoder, decoder, config
+
+
+def codec_file(path: Path) -> Path:
+    """The weights' file of a folder of SpeechTokenizer, or the file itself."""
+    return path / TOKENIZER_FILES[0] if path.is_dir() else path
+
+
+def tokenizer_rate(claims: Claims, config: EncodecConfig) -> int:
+    """Samples a second: of `config.json` where there is one, whose other values must be ours."""
+    file = claims.path.with_name(TOKENIZER_FILES[1])
+    if not file.is_file():
+        return TOKENIZER_RATE
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        rate = said.get("sample_rate", TOKENIZER_RATE)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} is not a readable JSON object: {error}") from None
+    wanted = BUILT | {"strides": list(config.ratios[::-1])}
+    for name, value in wanted.items():
+        if said.get(name, value) != value:
+            raise CheckpointError(f"{file}: {name} is {said[name]!r}; expected {value!r}")
+    if not isinstance(rate, int) or rate <= 0:
+        raise CheckpointError(f"{file}: sample_rate is {rate!r}; expected a positive integer")
+    return rate
 
 
 def sizes(claims: Claims, form: Form) -> EncodecConfig:
@@ -83,7 +115,12 @@ def sizes(claims: Claims, form: Form) -> EncodecConfig:
     while (layer := Layer(claims, form, f"encoder.{index}", form.conv)).there():
         ratios.append(layer.shape()[2] // 2)
         index += 3
-    return EncodecConfig(filters, claims.shape(form.table.format(0), 2)[1], tuple(ratios[:-1]))
+    found_sizes = EncodecConfig(filters, claims.shape(form.table.format(0), 2)[1], tuple(ratios[:-1]))
+    recurrent = f"encoder.{form.layers}.{3 * len(found_sizes.ratios) + 1}.lstm.weight_ih_l0_reverse"
+    if recurrent not in claims:
+        return found_sizes
+    rate = tokenizer_rate(claims, found_sizes)
+    return replace(found_sizes, sample_rate=rate, causal=False, both_ways=True)
 
 
 def places(side: str, levels: int) -> list[tuple[str, str]]:
@@ -142,7 +179,7 @@ def load(module: nn.Module, claims: Claims, form: Form, place: str) -> None:
         for name, value in module.lstm.named_parameters():
             value.copy_(claims.take(f"{side}.{form.layers}.{rest}.lstm.{name}", *value.shape))
         return
-    assert isinstance(module, CausalConv | Upsample)
+    assert isinstance(module, Conv | Upsample)
     conv = module.conv
     if isinstance(module, Upsample):
         layer = Layer(claims, form, place, form.up)

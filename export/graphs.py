@@ -208,7 +208,9 @@ def codec_graphs(encoder: nn.Module, decoder: nn.Module, hop: int) -> list[Graph
         Graph("codec_encoder", encoder, audio, {"audio": {0: "batch", 1: "samples"}}, ("codes",)),
         Graph("codec_decoder", decoder, codes, {"codes": {0: "batch", 1: "frames"}}, ("audio",)),
     ]
-    return [*rows, stream_graph(decoder)] if isinstance(decoder, EncodecDecoder) else rows
+    if isinstance(decoder, EncodecDecoder) and decoder.causal:
+        rows.append(stream_graph(decoder))
+    return rows
 
 
 def stream_graph(decoder: EncodecDecoder) -> Graph:

@@ -1,7 +1,7 @@
 """Outputs of the libraries' own modules, kept in codec_peers.npz: `python -m tests.export.make_codec_peers`.
 
-Needs `encodec`, `vocos`, `transformers` and `torchaudio`, which the tests do without. Weights are drawn from
-a seed by name and shape, so that only names, shapes and outputs are kept.
+Needs `encodec`, `vocos`, `transformers`, `torchaudio` and `speechtokenizer`, which the tests do without.
+Weights are drawn from a seed by name and shape, so that only names, shapes and outputs are kept.
 """
 
 from __future__ import annotations
@@ -81,6 +81,24 @@ def run_transformers() -> dict[str, Any]:
 
 
 @torch.no_grad()
+def run_speechtokenizer() -> dict[str, Any]:
+    """speechtokenizer's own model with small sizes."""
+    from speechtokenizer.model import SpeechTokenizer
+
+    sizes = {"n_filters": FILTERS, "dimension": DIMENSION, "semantic_dimension": 6, "n_q": 8}
+    fixed = {"strides": [8, 5, 4, 2], "lstm_layers": 2, "bidirectional": True, "dilation_base": 2}
+    more = {"residual_kernel_size": 3, "n_residual_layers": 1, "activation": "ELU"}
+    model = SpeechTokenizer(sizes | fixed | more | {"codebook_size": 1024, "sample_rate": 16000}).eval()
+    shapes = {name: shape for name, shape in shapes_of(model).items() if not name.endswith("inited")}
+    model.load_state_dict(drawn(shapes), strict=False)
+    for layer in model.quantizer.vq.layers:
+        layer._codebook.inited.fill_(1)  # or the first call draws the code vectors anew
+    codes = model.encode(random_audio()[:, None])
+    wave = model.decode(codes)[:, 0]
+    return {"shapes": shapes, "codes": codes.permute(1, 2, 0), "wave": wave}
+
+
+@torch.no_grad()
 def run_vocos() -> dict[str, Any]:
     """vocos' backbone and head with small sizes."""
     from vocos.heads import ISTFTHead
@@ -113,7 +131,13 @@ def random_codes() -> torch.Tensor:
 
 if __name__ == "__main__":
     kept: dict[str, Any] = {}
-    for name, run in (("encodec", run_encodec), ("transformers", run_transformers), ("vocos", run_vocos)):
+    runs = {
+        "encodec": run_encodec,
+        "transformers": run_transformers,
+        "speechtokenizer": run_speechtokenizer,
+        "vocos": run_vocos,
+    }
+    for name, run in runs.items():
         found = run()
         kept[f"{name}_shapes"] = np.array(json.dumps(found["shapes"]))
         kept[f"{name}_codes"] = found["codes"].numpy().astype(np.int16)

@@ -1,8 +1,9 @@
-"""EnCodec and Vocos against the libraries' own outputs, and a bundle that speaks through them."""
+"""EnCodec, SpeechTokenizer and Vocos against the libraries' own outputs; bundles that speak through them."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from valle2.engine import open_backend, read_manifest
 from valle2.engine.stateful import Stateful
 from valle2.export import export_checkpoint
 from valle2.export.checkpoint import CheckpointError
-from valle2.export.encodec import EncodecStream, elu, reflected
+from valle2.export.encodec import EncodecStream, elu, mirrored, reflected
 from valle2.export.encodec_file import read_encodec
 from valle2.export.vocos import read_vocos
 from valle2.runtime import Prompt, Settings, Valle2
@@ -48,7 +49,12 @@ def as_file(weights: dict[str, Tensor], path: Path) -> Path:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("codecs")
-    names = {"encodec": "encodec_24khz.th", "transformers": "model.safetensors", "vocos": "pytorch_model.bin"}
+    names = {
+        "encodec": "encodec_24khz.th",
+        "transformers": "model.safetensors",
+        "speechtokenizer": "SpeechTokenizer.pt",
+        "vocos": "pytorch_model.bin",
+    }
     return {name: as_file(peer(name)[0], folder / file) for name, file in names.items()}
 
 
@@ -65,12 +71,14 @@ def assert_wave(found: Any, expected: NDArray[np.float32]) -> None:
     assert difference <= AUDIO_TOLERANCE * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("form", ["encodec", "transformers"])
+@pytest.mark.parametrize(
+    ("form", "rate"), [("encodec", 24000), ("transformers", 24000), ("speechtokenizer", 16000)]
+)
 @torch.no_grad()
-def test_encodec_is_the_librarys(form: str, files: dict[str, Path]) -> None:
+def test_a_codec_is_the_librarys(form: str, rate: int, files: dict[str, Path]) -> None:
     _, codes, wave = peer(form)
     encoder, decoder, config = read_encodec(files[form])
-    assert (config.hop, config.sample_rate) == (320, 24000)
+    assert (config.hop, config.sample_rate) == (320, rate)
     np.testing.assert_array_equal(encoder(random_audio()).numpy(), codes)
     assert_wave(decoder(torch.from_numpy(codes.astype(np.int64))), wave)
 
@@ -117,6 +125,7 @@ def test_lengths_shorter_than_the_mirror() -> None:
     x = torch.tensor([[[1.0, 2.0]]])
     assert reflected(x, 4).tolist() == [[[0.0, 0.0, 0.0, 2.0]]]
     values = torch.tensor([-200.0, -1.0, 0.0, 3.0])
+    assert mirrored(x, 1).tolist() == [[[1.0]]] and mirrored(x, 3).tolist() == [[[1.0, 0.0, 0.0]]]
     torch.testing.assert_close(elu(values), torch.nn.functional.elu(values))
 
 
@@ -169,6 +178,63 @@ def test_export_command_takes_vocos(
     manifest = read_manifest(tmp_path / "b")
     assert "codec_stream" not in manifest.graphs and manifest.codec == {"sample_rate": 24000, "hop": 320}
     assert len(manifest.provenance["checkpoint_sha256"].split()) == 3
+
+
+def test_a_bundle_speaks_through_speechtokenizer(
+    checkpoint_folder: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its graphs are the library's, a shorter chunk too; 50 frames a second, no stream of states."""
+    folder = export_checkpoint(checkpoint_folder, tmp_path / "b", codec=files["speechtokenizer"].parent)
+    manifest = read_manifest(folder)
+    assert "codec_stream" not in manifest.graphs and manifest.codec == {"sample_rate": 16000, "hop": 320}
+    _, codes, wave = peer("speechtokenizer")
+    encoder, decoder = (
+        open_backend(folder, manifest.graphs[f"codec_{name}"]) for name in ("encoder", "decoder")
+    )
+    np.testing.assert_array_equal(encoder.run({"audio": random_audio().numpy()})["codes"], codes)
+    assert_wave(decoder.run({"codes": codes.astype(np.int64)})["audio"], wave)
+    eager = read_encodec(files["speechtokenizer"])[1]
+    part = codes[:1, :5].astype(np.int64)
+    expected = eager(torch.from_numpy(part)).detach().numpy()
+    np.testing.assert_allclose(
+        decoder.run({"codes": part})["audio"], expected, atol=AUDIO_TOLERANCE * np.abs(expected).max()
+    )
+    tts = Valle2.load(folder, threads=1)
+    soundfile.write(tmp_path / "me.wav", 0.3 * np.sin(np.arange(44100 * 2) / 30), 44100)
+    prompt = tts.prompt(tmp_path / "me.wav", "hello there")
+    assert prompt.codes.shape == (100, 8)
+    speech = tts.synthesize("hello there the fox", prompt, Settings(seed=3))
+    assert speech.sample_rate == 16000 and len(speech.audio) == 320 * len(speech.codes)
+    parts = list(tts.stream("hello there the fox", prompt, Settings(seed=3), latency=0.1))
+    assert sum(map(len, parts)) == len(speech.audio)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"strides": [4, 4, 4, 4]}', "strides is .* expected .8, 5, 4, 2."),
+        ('{"activation": "Snake"}', "expected 'ELU'"),
+        ('{"sample_rate": 0}', "positive integer"),
+        ("[]", "not a readable JSON object"),
+        ("{", "not a readable JSON object"),
+    ],
+)
+def test_another_speechtokenizer_is_refused(
+    text: str, said: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copy(files["speechtokenizer"], tmp_path))
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=said):
+        read_encodec(copy)
+
+
+def test_vocos_does_not_decode_speechtokenizer(
+    checkpoint_folder: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="leave --vocoder out"):
+        export_checkpoint(
+            checkpoint_folder, tmp_path / "b", codec=files["speechtokenizer"], vocoder=files["vocos"]
+        )
 
 
 def wrong_codecs(folder: Path) -> list[tuple[Path, str]]:
