@@ -32,7 +32,8 @@ from valle2.export.verify import verify_ar, verify_codec, verify_nar, verify_str
 from valle2.export.vocos import read_vocos, vocos_file
 
 CARRIED = ("text", "voices")
-VERIFY_CAPACITY = 128
+EXAMPLE_CAPACITY = 128
+"""Cache slots to trace and to compare with where their number is free."""
 Progress = Callable[[str], None]
 
 
@@ -88,7 +89,8 @@ def export_checkpoint(
     codec_files = [codec_file(wanted)] if isinstance(wanted, Path) else []
     codec_files += [vocos_file(voice)] if voice else []
     with replacing(target) as folder:
-        graphs, parity = export_graphs(loaded, folder, lowering, capacity, progress)
+        slots = min(capacity, EXAMPLE_CAPACITY) if lowering == "ort" else capacity
+        graphs, parity = export_graphs(loaded, folder, lowering, slots, progress)
         for name in CARRIED if own else ():
             if (files[0].parent / name).is_dir():
                 shutil.copytree(files[0].parent / name, folder / name)
@@ -145,16 +147,15 @@ def export_graphs(
         progress(f"exporting {row.name}")
         specs[row.name] = graph_spec(export_graph(replace(row, opset=OPSETS[lowering]), folder), row)
     progress("comparing with PyTorch")
-    return specs, compare(checkpoint, folder, specs, lowering, capacity)
+    return specs, compare(checkpoint, folder, specs, capacity)
 
 
 def compare(
-    checkpoint: Checkpoint, folder: Path, specs: dict[str, GraphSpec], lowering: str, capacity: int
+    checkpoint: Checkpoint, folder: Path, specs: dict[str, GraphSpec], capacity: int
 ) -> dict[str, float]:
     """The greatest differences by graph; raises where one is too great. The large graphs are open in turn."""
-    slots = min(capacity, VERIFY_CAPACITY) if lowering == "ort" else capacity
     parity = {
-        "ar": verify_ar(checkpoint.ar, open_backend(folder, specs["ar"]), slots),
+        "ar": verify_ar(checkpoint.ar, open_backend(folder, specs["ar"]), capacity),
         "nar": verify_nar(checkpoint.nar, open_backend(folder, specs["nar"])),
     }
     if checkpoint.codec:

@@ -6,7 +6,6 @@ is the loop over the rows. Axis names in the graphs are the names used here.
 
 from __future__ import annotations
 
-import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -267,12 +266,8 @@ def export_graph(graph: Graph, folder: Path) -> Path:
         )
     assert program is not None
     model = program.model_proto
-    del program
     name_axes(model, graph)
-    path = write_graph(model, folder / f"{graph.name}.onnx")
-    del model
-    gc.collect()  # the trace refers to itself and to a copy of the weights
-    return path
+    return write_graph(model, folder / f"{graph.name}.onnx")
 
 
 def name_axes(model: onnx.ModelProto, graph: Graph) -> None:
