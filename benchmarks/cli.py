@@ -6,16 +6,21 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from valle2.benchmarks.plots import need_matplotlib
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.server.cli import NEEDED
 
 HELP = "measure speed and quality"
 TEXT = "The quick brown fox jumps over the lazy dog."
-MODEL_HELP = "bundle folder or embedded model (default: demo); LABEL=PATH, several times (quality --sweep)"
+MODEL_HELP = "bundle folder or embedded model (default: demo); several LABEL=PATH (groups, quality --sweep)"
+SIZED = ("compare", "groups", "latency", "steps", "throughput")
+PANELS = ("groups", "latency", "steps")
+GROUPS = (1, 2, 4, 8)
 Result = dict[str, Any]
 
 
@@ -53,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", type=listed, default=["fp32"], help="such as fp32,int8 (default: fp32)"
     )
     parser.add_argument("--plot", type=Path, help="draw into a .png or .svg (extra `bench`)")
+    parser.add_argument("--html", type=Path, help="a page with tables, plots and JSON (extra `bench`)")
     parser.add_argument("--table", action="store_true", help="print a Markdown table")
 
 
@@ -65,27 +71,48 @@ def run(args: argparse.Namespace, progress: Any) -> Result:
     """Measure; returns what `--json` prints."""
     check_options(args)
     result, table = KINDS[args.what][1](args, progress)
+    if args.what in PANELS:
+        draw(args, result, table(result))
     if args.table and not args.json:
         print(table(result))
     return result if args.json else {"result": json.dumps(result)}
+
+
+def draw(args: argparse.Namespace, result: Result, table: str) -> None:
+    """The plot and the page that were asked for."""
+    if not (args.plot or args.html):
+        return
+    from valle2.benchmarks import html, plots
+
+    panels = import_module(f"valle2.benchmarks.{args.what}").panels(result)
+    if args.plot:
+        plots.draw(panels, args.plot)
+    if args.html:
+        html.write(args.html, f"valle2 bench {args.what}", result, table, panels)
 
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse what would be ignored."""
     if args.size and (args.model or args.checkpoint is not None):
         raise Valle2Error("--size names the model; leave --model and the checkpoint out")
-    if args.size == "full" and args.what != "compare":
-        raise Valle2Error(f"--size full is for bench compare; bench {args.what} takes --model")
+    if args.size == "full" and args.what not in SIZED:
+        raise Valle2Error(f"--size full is for bench {', '.join(SIZED)}; bench {args.what} takes --model")
     if args.checkpoint is not None and args.what != "compare":
         raise Valle2Error(f"{args.checkpoint} is for bench compare; bench {args.what} takes --model")
     if args.what != "latency" and (args.device, args.engine) != ("cpu", "ort"):
         raise Valle2Error(f"--device and --engine are for bench latency; leave them out of bench {args.what}")
-    if args.what not in ("compare", "quality", "latency") and args.precision != ["fp32"]:
-        raise Valle2Error(f"--precision {','.join(args.precision)} is for bench compare, latency and quality")
+    if args.what == "serve" and args.precision != ["fp32"]:
+        raise Valle2Error(f"--precision {','.join(args.precision)} is not for bench serve")
+    if args.what not in ("compare", "quality") and len(args.precision) > 1:
+        raise Valle2Error(f"{len(args.precision)} precisions were given; bench {args.what} takes one")
     if (args.chaos or args.soak) and args.what != "serve":
         raise Valle2Error(f"--chaos and --soak are for bench serve, not bench {args.what}")
-    if args.sweep is None and args.plot:
-        raise Valle2Error("--plot draws a sweep; add --sweep")
+    if args.sweep is None and args.plot and args.what not in PANELS:
+        raise Valle2Error(f"--plot draws bench {', '.join(PANELS)} and a sweep of quality; add --sweep")
+    if args.html and args.what not in PANELS:
+        raise Valle2Error(f"--html is for bench {', '.join(PANELS)}")
+    if (args.html or args.plot) and args.what in PANELS:
+        need_matplotlib()
     if args.what == "quality" and args.sweep is None and len(args.precision) > 1:
         raise Valle2Error(f"{len(args.precision)} precisions were given; compare them with --sweep precision")
 
@@ -106,7 +133,7 @@ def compare(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     from valle2.benchmarks.fullsize import FRAMES, full_size
 
     precisions = tuple(args.precision)
-    made = full_size() if args.size == "full" else None
+    made = full_size(None, precisions) if args.size == "full" else None
     checkpoint = made.checkpoint if made else args.checkpoint
     model = str(made.bundle) if made else one_model(args)
     frames = FRAMES if made else 0
@@ -121,22 +148,55 @@ def latency(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     from valle2.benchmarks import latency
 
     where = {"device": args.device, "engine": args.engine, "precision": args.precision[0]}
-    found = latency.latency(one_model(args), args.text, args.repeats, args.seed, args.threads, **where)
+    model, frames = sized(args)
+    found = latency.latency(model, args.text, args.repeats, args.seed, args.threads, frames=frames, **where)
     return found, latency.table
+
+
+def sized(args: argparse.Namespace, **changes: int) -> tuple[str, int]:
+    """The one model, and the frames that it is to speak (0: until it ends)."""
+    if args.size != "full":
+        return one_model(args), 0
+    from valle2.benchmarks.fullsize import FRAMES, full_size
+
+    return str(full_size(None, args.precision, **changes).bundle), FRAMES
+
+
+def steps(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """The AR step alone."""
+    from valle2.benchmarks import steps
+
+    found = steps.steps(sized(args)[0], args.repeats, args.seed, args.threads, args.precision[0])
+    return found, steps.table
+
+
+def groups(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """Models of several group sizes."""
+    from valle2.benchmarks import groups
+    from valle2.benchmarks.fullsize import FRAMES
+
+    if args.size == "full":
+        models = {f"G{size}": sized(args, group_size=size)[0] for size in GROUPS}
+    else:
+        models = labelled(args.model or ["demo"])
+    frames = FRAMES if args.size == "full" else 0
+    measure = args.repeats, args.seed, args.threads, args.precision[0], frames
+    return groups.groups(models, args.text, *measure), groups.table
 
 
 def throughput(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Many requests at once."""
     from valle2.benchmarks import throughput
 
-    found = throughput.throughput(*many(args))
+    model, frames = sized(args)
+    found = throughput.throughput(model, *many(args), args.precision[0], frames)
     return found, throughput.table
 
 
-def many(args: argparse.Namespace) -> tuple[str, str, int, int, float, int, int, int]:
-    """What a benchmark of many requests is told."""
+def many(args: argparse.Namespace) -> tuple[str, int, int, float, int, int, int]:
+    """What a benchmark of many requests is told beside its model."""
     load = args.requests, args.slots, args.rate
-    return one_model(args), args.text, *load, args.seed, args.threads, args.repeats
+    return args.text, *load, args.seed, args.threads, args.repeats
 
 
 def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
@@ -145,7 +205,7 @@ def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
         raise Valle2Error("bench serve starts a server; install it with: pip install 'valle2[serve]'")
     from valle2.benchmarks import serve
 
-    found = serve.serve(*many(args), args.chaos, args.soak, progress)
+    found = serve.serve(one_model(args), *many(args), args.chaos, args.soak, progress)
     return found, serve.table
 
 
@@ -169,7 +229,6 @@ def swept(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Many conditions, kept in a file."""
     from valle2.benchmarks import quality, sweep, tables
     from valle2.benchmarks.cells import AXES
-    from valle2.benchmarks.plots import need_matplotlib
 
     wrong = set(args.sweep) - set(AXES)
     if wrong:
@@ -207,14 +266,18 @@ def one_model(args: argparse.Namespace) -> str:
     """The model of a benchmark that takes one."""
     models = args.model or ["demo"]
     if len(models) > 1:
-        raise Valle2Error(f"{len(models)} models were given; only bench quality --sweep takes several")
+        raise Valle2Error(
+            f"{len(models)} models were given; only bench groups and bench quality --sweep take several"
+        )
     return str(models[0])
 
 
 KINDS: dict[str, tuple[str, Callable[[argparse.Namespace, Progress], tuple[Result, Table]]]] = {
     "compare": ("our runtime against eager PyTorch", compare),
+    "groups": ("models of several group sizes, stage by stage", groups),
     "latency": ("one request at a time, whole and streamed", latency),
     "quality": ("words and voice as judged by whisper and resemblyzer", quality),
     "serve": ("speech over HTTP: load, bad clients, memory", serve),
+    "steps": ("the AR step against positions in the cache and rows", steps),
     "throughput": ("many requests at once, and Poisson arrivals", throughput),
 }

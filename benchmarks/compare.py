@@ -24,16 +24,14 @@ from valle2.benchmarks.eager import EagerTimes, decode, synthesize
 from valle2.benchmarks.fullsize import random_ar, with_group
 from valle2.benchmarks.latency import NAR_PASSES, STAGES, positions
 from valle2.benchmarks.peak import matmul_peak, nar_operations
-from valle2.benchmarks.report import markdown, measured_on, need_positive, step_bytes
+from valle2.benchmarks.report import markdown, measured_on, need_positive, step_bytes, weight_bytes
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import sha256
-from valle2.engine.small import METHODS, STORED
 from valle2.export import Checkpoint, read_checkpoint
 from valle2.export.checkpoint import weights_file
 from valle2.runtime import Settings, Speech, Timings, Valle2
 
 Codes = NDArray[np.int64]
-FLOAT_BYTES = 4
 
 
 @dataclass(slots=True)
@@ -73,11 +71,15 @@ class Ours:
 
 @dataclass(slots=True)
 class Eager:
-    """The baselines' times, with the model's group size and with group size 1."""
+    """The baselines' times, with the model's group size and with group size 1.
+
+    bandwidth: bytes a second, the most that was read in any turn.
+    """
 
     own: list[EagerTimes] = field(default_factory=list)
     one: list[EagerTimes] = field(default_factory=list)
     audio: float = 0.0
+    bandwidth: float = 0.0
 
 
 def compare(
@@ -110,6 +112,7 @@ def compare(
             side.run(text, settings)
         reference = sides.get("fp32") or next(iter(sides.values()))
         eager(times, reference.speeches[-1], "fp32" in sides)
+        times.bandwidth = max(times.bandwidth, read_bandwidth(threads))
     return report(sides, times, text, seed, threads)
 
 
@@ -145,11 +148,8 @@ def baseline(
 
 def report(sides: dict[str, Ours], times: Eager, text: str, seed: int, threads: int) -> dict[str, Any]:
     """Medians in milliseconds, ratios, bounds, and what they were measured on."""
-    bandwidth = read_bandwidth(threads)
     found = {
-        name: one_side(
-            side, name, times, bandwidth, matmul_peak("int8" if name == "int8" else "fp32", threads)
-        )
+        name: one_side(side, name, times, matmul_peak("int8" if name == "int8" else "fp32", threads))
         for name, side in sides.items()
     }
     name, side = next(reversed(sides.items()))
@@ -162,7 +162,7 @@ def report(sides: dict[str, Ours], times: Eager, text: str, seed: int, threads: 
                 "own_group": round(units(times.own[1:], times.audio)["end_to_end"], 4),
                 "group_1": round(units(times.one[1:], times.audio)["end_to_end"], 4),
             },
-            "read_gb_per_s": round(bandwidth / 1e9, 2),
+            "read_gb_per_s": round(times.bandwidth / 1e9, 2),
             "repeats": len(times.own) - 1,
             "text": text,
             "torch": torch.__version__,
@@ -171,7 +171,7 @@ def report(sides: dict[str, Ours], times: Eager, text: str, seed: int, threads: 
     )
 
 
-def one_side(side: Ours, precision: str, eager: Eager, bandwidth: float, peak: float) -> dict[str, Any]:
+def one_side(side: Ours, precision: str, eager: Eager, peak: float) -> dict[str, Any]:
     """Figures of one precision; the first synthesis was the warm-up."""
     ours = [speech.timings for speech in side.speeches[1:]]
     sizes, speech, mine = side.tts.manifest.sizes, side.speeches[0], units(ours, ours[0].audio)
@@ -184,7 +184,7 @@ def one_side(side: Ours, precision: str, eager: Eager, bandwidth: float, peak: f
         "stages": {stage: stage_row(ours, eager.own[1:], stage) for stage in STAGES},
         "ar_step_ms": round(1000 * mine["ar_step"], 3),
         "bound_fraction": round(
-            step_bytes(sizes, filled, weight_bytes(precision)) / bandwidth / mine["ar_step"], 3
+            step_bytes(sizes, filled, weight_bytes(precision)) / eager.bandwidth / mine["ar_step"], 3
         ),
         "host_fraction": round(1 - inside, 4),
         "nar_pass_ms": round(1000 * mine["nar_pass"], 3),
@@ -214,14 +214,6 @@ def stage_row(ours: Sequence[Timings], eager: Sequence[EagerTimes], stage: str) 
     """Median milliseconds of a stage on both sides, and their ratio."""
     own, base = (1000 * median(getattr(t, stage) for t in side) for side in (ours, eager))
     return {"ours_ms": round(own, 2), "eager_ms": round(base, 2), "ratio": round(base / own, 2)}
-
-
-def weight_bytes(precision: str) -> float:
-    """Bytes that an AR step reads per weight, its share of the block's float32 scale with it."""
-    if precision == STORED:
-        return FLOAT_BYTES
-    method = METHODS[precision]["ar"]
-    return method.bits / 8 + FLOAT_BYTES / method.block
 
 
 def nar_positions(tts: Valle2, frames: int) -> int:

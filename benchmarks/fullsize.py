@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from valle2.engine.errors import Valle2Error
+from valle2.engine.small import METHODS, RECORD, graph_folder
 from valle2.runtime.pipeline import find_model
 from valle2.runtime.settings import Prompt
 from valle2.runtime.voices import store_prompt
@@ -60,11 +62,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "valle2"
 
 
-def full_size(cache: Path | None = None, **changes: int) -> Made:
+def full_size(cache: Path | None = None, precisions: Sequence[str] = (), /, **changes: int) -> Made:
     """The full-size model; made if it is not in the cache.
 
     Args:
-        cache: another cache directory. changes: other sizes than the paper's, for tests and group sizes.
+        cache: another cache directory. precisions: smaller graphs that it shall have.
+        changes: other sizes than the paper's, for tests and group sizes.
 
     Raises:
         Valle2Error: it has to be made and torch is absent, or the cache cannot be written.
@@ -73,15 +76,28 @@ def full_size(cache: Path | None = None, **changes: int) -> Made:
     names = [f"{key}{value}" for key, value in sorted(changes.items()) if value != SIZES[key]]
     folder = (cache or cache_directory()) / "-".join([f"full-v{REVISION}", *names])
     made = Made(folder / "checkpoint", folder / "bundle")
-    if (made.bundle / "manifest.json").is_file():
-        return made
-    if find_spec("torch") is None:
-        raise Valle2Error(NEED_TORCH)
-    try:
-        make(made, sizes)
-    except OSError as error:
-        raise Valle2Error(f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a place") from None
+    if not (made.bundle / "manifest.json").is_file():
+        if find_spec("torch") is None:
+            raise Valle2Error(NEED_TORCH)
+        try:
+            make(made, sizes)
+        except OSError as error:
+            raise Valle2Error(
+                f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a place"
+            ) from None
+    for precision in precisions:
+        if precision in METHODS and not (graph_folder(made.bundle, precision) / RECORD).is_file():
+            make_smaller(made, precision)
     return made
+
+
+def make_smaller(made: Made, precision: str) -> None:
+    """Build the graphs of a precision beside the stored ones."""
+    if find_spec("onnx") is None:
+        raise Valle2Error(NEED_TORCH)
+    from valle2.engine.smaller import build_graphs
+
+    build_graphs(made.bundle, precision)
 
 
 def make(made: Made, sizes: dict[str, int]) -> None:

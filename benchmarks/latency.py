@@ -6,7 +6,16 @@ from statistics import median
 from typing import Any
 
 from valle2.benchmarks.bandwidth import read_bandwidth
-from valle2.benchmarks.report import markdown, measured_on, need_positive, percentiles, step_bytes
+from valle2.benchmarks.plots import Line, Panel
+from valle2.benchmarks.report import (
+    markdown,
+    measured_on,
+    need_positive,
+    percentiles,
+    step_bytes,
+    weight_bytes,
+)
+from valle2.engine.small import STORED
 from valle2.runtime import Settings, Speech, Timings, Valle2
 
 STAGES = ("prefill", "ar", "nar", "codec", "total")
@@ -14,16 +23,24 @@ NAR_PASSES = 7
 
 
 def latency(
-    model: str, text: str, repeats: int, seed: int, threads: int, device: str = "cpu", **where: Any
+    model: str,
+    text: str,
+    repeats: int,
+    seed: int,
+    threads: int,
+    device: str = "cpu",
+    frames: int = 0,
+    **where: Any,
 ) -> dict[str, Any]:
     """Time whole and streamed synthesis in turns, after a warm-up of each.
 
-    where: other arguments of `Valle2.load`. The bandwidth is the host's, so it bounds a "cpu" alone.
+    frames: what is spoken, for a model that never ends; 0 lets `<eos>` end it. where: other arguments of
+    `Valle2.load`. The bandwidth is the host's, so it bounds a "cpu" alone.
     """
     need_positive(repeats=repeats, threads=threads)
     tts = Valle2.load(model, threads=threads, device=device, **where)
     voice = tts.voice(tts.voices()[0])
-    settings = Settings(top_p=0.0, threshold=1.0, seed=seed)
+    settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=frames)
     whole: list[Speech] = []
     streamed: list[Timings] = []
     for _ in range(repeats + 1):
@@ -32,17 +49,19 @@ def latency(
         list(stream)
         streamed.append(stream.speech().timings)
     bandwidth = read_bandwidth(threads) if device == "cpu" else 0.0
-    figures = report(tts, whole[1:], streamed[1:], bandwidth)
+    figures = report(tts, whole[1:], streamed[1:], bandwidth, where.get("precision", STORED))
     return figures | {"text": text, "device": device, **where} | measured_on(tts, seed, threads)
 
 
-def report(tts: Valle2, whole: list[Speech], streamed: list[Timings], bandwidth: float) -> dict[str, Any]:
+def report(
+    tts: Valle2, whole: list[Speech], streamed: list[Timings], bandwidth: float, precision: str
+) -> dict[str, Any]:
     """Medians and 95th percentiles in milliseconds."""
     times = [speech.timings for speech in whole]
     audio, steps = times[0].audio, max(1, times[0].steps - 1)
     step = median(t.ar for t in times) / steps
     filled = positions(tts, whole[0])
-    bytes_read = step_bytes(tts.manifest.sizes, filled)
+    bytes_read = step_bytes(tts.manifest.sizes, filled, weight_bytes(precision)) if bandwidth else 0.0
     return {
         "stages": {stage: percentiles([getattr(t, stage) for t in times], 50, 95) for stage in STAGES},
         "first_audio": {
@@ -75,3 +94,12 @@ def table(result: dict[str, Any]) -> str:
     rows = [[stage, row["p50"], row["p95"]] for stage, row in result["stages"].items()]
     rows += [[f"first audio, {kind}", row["p50"], row["p95"]] for kind, row in result["first_audio"].items()]
     return markdown(["stage", "median, ms", "p95, ms"], rows)
+
+
+def panels(result: dict[str, Any]) -> list[Panel]:
+    """Where the time goes, and when the first audio comes."""
+    parts = STAGES[:-1]
+    split = Line("whole", (), [result["stages"][stage]["p50"] for stage in parts])
+    first = [Line(kind, (), [row["p50"]]) for kind, row in result["first_audio"].items()]
+    stages = Panel("one request", "median, ms", [split], stacked=parts)
+    return [stages, Panel("first audio", "median, ms", first, stacked=("first audio",))]

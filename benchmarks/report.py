@@ -16,7 +16,10 @@ import numpy as np
 import onnxruntime
 
 from valle2.engine.errors import Valle2Error
+from valle2.engine.small import METHODS, STORED
 from valle2.runtime import Valle2
+
+FLOAT_BYTES = 4
 
 
 def percentiles(seconds: Sequence[float], *points: int) -> dict[str, float]:
@@ -67,3 +70,11 @@ def step_bytes(sizes: Mapping[str, int], positions: float, bytes_per_weight: flo
     head = 1025 * width
     cache = sizes["layers"] * 2 * width * positions * 4
     return bytes_per_weight * (blocks + grouping + head) + cache
+
+
+def weight_bytes(precision: str) -> float:
+    """Bytes that an AR step reads per weight, its share of the block's float32 scale with it."""
+    if precision == STORED:
+        return FLOAT_BYTES
+    method = METHODS[precision]["ar"]
+    return method.bits / 8 + FLOAT_BYTES / method.block

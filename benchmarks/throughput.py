@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
 
 from valle2.benchmarks.report import markdown, measured_on, need_positive, percentiles, ratio_percentiles
-from valle2.runtime import Request, Settings, Stream, Valle2
+from valle2.runtime import Request, Stream, Valle2
 
 UNDERRUN_SECONDS = 0.1
 
@@ -59,21 +59,30 @@ def longest_wait(heard: Sequence[tuple[float, float]]) -> float:
 
 
 def throughput(
-    model: str, text: str, requests: int, slots: int, rate: float, seed: int, threads: int, repeats: int
+    model: str,
+    text: str,
+    requests: int,
+    slots: int,
+    rate: float,
+    seed: int,
+    threads: int,
+    repeats: int,
+    precision: str = "fp32",
+    frames: int = 0,
 ) -> dict[str, Any]:
     """Compare one at a time with `slots` at once, then measure an open loop of `rate` requests a second.
 
-    rate 0 takes 70 % of what was measured at once.
+    rate 0 takes 70 % of what was measured at once. frames: what each speaks, for a model that never ends.
     """
     need_positive(requests=requests, slots=slots, threads=threads, repeats=repeats)
-    tts = Valle2.load(model, threads=threads, slots=slots)
+    tts = Valle2.load(model, threads=threads, slots=slots, precision=precision)
     voices = [tts.voice(name) for name in tts.voices()]
     defaults = tts.settings()
     batch = [
         Request(
             text,
             voices[i % len(voices)],
-            Settings(defaults.top_p, defaults.window, defaults.threshold, seed + i),
+            replace(defaults, seed=seed + i, max_frames=frames),
         )
         for i in range(slots)
     ]
@@ -89,6 +98,7 @@ def throughput(
         "slots": slots,
         "open_loop": open_loop(tts, batch, requests, chosen, seed),
         "text": text,
+        "precision": precision,
     } | measured_on(tts, seed, threads)
 
 

@@ -1,6 +1,6 @@
 """The codecs that others trained (small sizes, drawn weights) as engines, built without a GPU.
 
-EnCodec with its stream by default; `pytest -m slow tests/engine/test_codec_engines.py`: SpeechTokenizer, Vocos.
+EnCodec with its stream by default; SpeechTokenizer and Vocos with `-m slow`.
 """
 
 from __future__ import annotations

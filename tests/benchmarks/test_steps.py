@@ -1,0 +1,86 @@
+"""The AR step against positions and rows, group sizes side by side, and what is drawn of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from valle2.benchmarks import fullsize
+from valle2.benchmarks.html import html_table
+from valle2.benchmarks.steps import row, steps, timed
+from valle2.engine.small import RECORD, graph_folder
+from valle2.runtime import Valle2
+from valle2.runtime.cli import main
+
+SMALL = {"d_model": 32, "heads": 4, "layers": 2, "ffn": 64, "max_frames": 1024}
+
+
+def test_a_condition_is_what_it_says(bundle: Path) -> None:
+    """Timed steps write the positions after those that were asked for, in the rows that were asked for."""
+    tts = Valle2.load(bundle, threads=1, slots=3)
+    slots, sizes = tts.graphs.batch.slots, tts.manifest.sizes
+    for index in range(3):
+        slots.enter(index, row(sizes, 90, index))
+    assert slots.states[slots.turn]["past_lengths"].read().tolist() == [90, 90, 90]
+    cache = slots.caches["cache_key_0"].read()
+    before = cache.copy()
+    timed(slots, 2, 50)
+    assert slots.states[slots.turn]["past_lengths"].read()[:2].tolist() == [65, 65]
+    changed = (cache != before).any(axis=(1, 3))
+    assert [np.flatnonzero(row).tolist() for row in changed] == [list(range(50, 65))] * 2 + [[]]
+
+
+def test_steps(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra: bench")
+    words = ["bench", "steps", "--model", str(bundle), "--repeats", "1", "--threads", "1", "--table"]
+    assert main([*words, "--plot", str(tmp_path / "s.svg"), "--html", str(tmp_path / "s.html")]) == 0
+    out = capsys.readouterr().out
+    assert "| positions in the cache |" in out and "ms a row" in out
+    found = json.loads(out[out.index("result: ") + 8 :])
+    assert [point["rows"] for point in found["batch"]] == [1, 2, 4, 8, 16]
+    assert all(point["ms"] > 0 for point in found["positions"]) and found["us_per_position_bound"] > 0
+    page = (tmp_path / "s.html").read_text()
+    assert page.count("<table>") == 2 and "<svg" in page and "&quot;us_per_position&quot;" in page
+    assert not re.search(r'(src|href)="http', page) and (tmp_path / "s.svg").stat().st_size > 1000
+
+
+def test_groups(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "groups", "--model", f"A={bundle}", "--model", f"B={bundle}", "--text", "hello there"]
+    assert main([*words, "--repeats", "1", "--threads", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["groups"]
+    assert list(rows) == ["A", "B"] and rows["A"]["ar_ratio"] == 1
+    assert rows["B"]["audio_seconds"] == rows["A"]["audio_seconds"] and rows["B"]["ar_ratio"] > 0
+
+
+def test_a_full_size_model_gets_its_smaller_graphs(tmp_path: Path) -> None:
+    made = fullsize.full_size(tmp_path, ["fp32", "int8"], **SMALL)
+    assert (graph_folder(made.bundle, "int8") / RECORD).is_file()
+    found = steps(str(made.bundle), 1, 0, 1, "int8")
+    assert found["precision"] == "int8" and found["batch_positions"] > 100
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["serve", "--size", "full"], "--size full is for bench compare, groups"),
+        (["throughput", "--html", "a.html"], "--html is for bench groups, latency, steps"),
+        (["throughput", "--plot", "a.svg"], "add --sweep"),
+        (["latency", "--precision", "fp32,int8"], "2 precisions were given"),
+        (["steps", "--repeats", "0"], "--repeats is 0"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *args]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_table_is_escaped() -> None:
+    assert html_table(["| a | b |", "| --- | --- |", "| <x> | 1 |"]) == (
+        "<table><tr><th>a</th><th>b</th></tr><tr><td>&lt;x&gt;</td><td>1</td></tr></table>"
+    )
