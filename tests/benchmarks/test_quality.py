@@ -181,7 +181,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch:
         (["quality", "--sentences", "S", "--sweep", "robustness"], "needs --hard"),
         (["quality", "--sentences", "S", "--sweep", "streaming", "--plot", "p.png"], "axis sampling"),
         (["quality", "--sentences", "S", "--precision", "fp32,int8"], "--sweep precision"),
-        (["throughput", "--precision", "int8"], "bench compare, latency and quality"),
+        (["serve", "--precision", "int8"], "is not for bench serve"),
         (["latency", "--model", "a", "--model", "b"], "2 models"),
     ],
 )
