@@ -43,12 +43,22 @@ NEW_PAIR = ("parametrizations.weight.original0", "parametrizations.weight.origin
 """Length and direction of a weight, as old and new torch name them."""
 TOKENIZER_RATE = 16000
 TOKENIZER_FILES = ("SpeechTokenizer.pt", "config.json")
-BUILT = {"activation": "ELU", "n_residual_layers": 1, "residual_kernel_size": 3, "lstm_layers": LSTM_LAYERS}
+BUILT = {
+    "activation": "ELU",
+    "bidirectional": True,
+    "n_residual_layers": 1,
+    "residual_kernel_size": 3,
+    "lstm_layers": LSTM_LAYERS,
+}
 """What SpeechTokenizer's configuration must say, where it says anything."""
+TEACHER = ("transform.weight", "transform.bias")
+"""SpeechTokenizer's projection onto its semantic teacher, which is not for coding."""
+TRAINING = tuple(f"._codebook.{part}" for part in ("inited", "cluster_size", "embed_avg", "embed"))
+"""What training left in the codebooks; `embed` alone is used, of the first eight."""
 
 
 def read_encodec(path: Path) -> tuple[EncodecEncoder, EncodecDecoder, EncodecConfig]:
-    """Load EnCodec's 24 kHz model, or SpeechTokenizer: the one whose encoder's LSTM also runs backwards.
+    """Load EnCodec's 24 kHz model, or SpeechTokenizer, whose encoder's LSTM also runs backwards.
 
     Args:
         path: `model.safetensors` of transformers' form, encodec's own `.th` file, or `SpeechTokenizer.pt`;
@@ -73,6 +83,8 @@ def read_encodec(path: Path) -> tuple[EncodecEncoder, EncodecDecoder, EncodecCon
             module.tables.copy_(torch.stack(tables))
             for name, place in places(side, len(config.ratios)):
                 load(module.get_submodule(name), claims, form, f"{side}.{place}")
+    if config.both_ways:
+        claims.finish(*TEACHER, *TRAINING)
     return encoder, decoder, config
 
 
@@ -95,7 +107,7 @@ def tokenizer_rate(claims: Claims, config: EncodecConfig) -> int:
     for name, value in wanted.items():
         if said.get(name, value) != value:
             raise CheckpointError(f"{file}: {name} is {said[name]!r}; expected {value!r}")
-    if not isinstance(rate, int) or rate <= 0:
+    if type(rate) is not int or rate <= 0:
         raise CheckpointError(f"{file}: sample_rate is {rate!r}; expected a positive integer")
     return rate
 
@@ -117,7 +129,7 @@ def sizes(claims: Claims, form: Form) -> EncodecConfig:
         index += 3
     found_sizes = EncodecConfig(filters, claims.shape(form.table.format(0), 2)[1], tuple(ratios[:-1]))
     recurrent = f"encoder.{form.layers}.{3 * len(found_sizes.ratios) + 1}.lstm.weight_ih_l0_reverse"
-    if recurrent not in claims:
+    if recurrent not in claims and TEACHER[0] not in claims:
         return found_sizes
     rate = tokenizer_rate(claims, found_sizes)
     return replace(found_sizes, sample_rate=rate, causal=False, both_ways=True)

@@ -214,7 +214,9 @@ def test_a_bundle_speaks_through_speechtokenizer(
     [
         ('{"strides": [4, 4, 4, 4]}', "strides is .* expected .8, 5, 4, 2."),
         ('{"activation": "Snake"}', "expected 'ELU'"),
+        ('{"bidirectional": false}', "bidirectional is False; expected True"),
         ('{"sample_rate": 0}', "positive integer"),
+        ('{"sample_rate": true}', "positive integer"),
         ("[]", "not a readable JSON object"),
         ("{", "not a readable JSON object"),
     ],
@@ -226,6 +228,27 @@ def test_another_speechtokenizer_is_refused(
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=said):
         read_encodec(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder.model.1.block.0.alpha",  # Snake activations
+        "encoder.model.13.lstm.weight_ih_l2",  # a third LSTM layer
+        "stranger.weight",
+    ],
+)
+def test_more_than_speechtokenizer_is_refused(name: str, tmp_path: Path) -> None:
+    """Without a configuration, too: what is not computed must not be there."""
+    weights = peer("speechtokenizer")[0] | {name: torch.ones(3)}
+    with pytest.raises(CheckpointError, match=f"unknown weights .*{name}"):
+        read_encodec(as_file(weights, tmp_path / "SpeechTokenizer.pt"))
+
+
+def test_a_speechtokenizer_of_one_way_is_not_encodec(tmp_path: Path) -> None:
+    weights = {name: v for name, v in peer("speechtokenizer")[0].items() if "_reverse" not in name}
+    with pytest.raises(CheckpointError, match=r"lacks the weight .*lstm\.weight_ih_l0_reverse"):
+        read_encodec(as_file(weights, tmp_path / "SpeechTokenizer.pt"))
 
 
 def test_vocos_does_not_decode_speechtokenizer(
