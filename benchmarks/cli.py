@@ -18,8 +18,8 @@ from valle2.runtime.server.cli import NEEDED
 HELP = "measure speed and quality"
 TEXT = "The quick brown fox jumps over the lazy dog."
 MODEL_HELP = "bundle folder or embedded model (default: demo); several LABEL=PATH (groups, quality --sweep)"
-SIZED = ("compare", "groups", "latency", "steps", "throughput")
-PANELS = ("groups", "latency", "steps")
+SIZED = ("compare", "groups", "latency", "memory", "steps", "throughput")
+PANELS = ("groups", "latency", "memory", "steps")
 GROUPS = (1, 2, 4, 8)
 Result = dict[str, Any]
 
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (latency; default: cpu)")
     parser.add_argument("--engine", default="ort", help="ort, tensorrt, tensorrt-rtx ... (latency)")
-    parser.add_argument("--slots", type=int, default=8, help="decoded side by side (throughput, serve)")
-    parser.add_argument("--requests", type=int, default=40, help="in the open loop (throughput, serve)")
+    parser.add_argument("--slots", type=int, default=8, help="side by side (throughput, serve, memory)")
+    parser.add_argument("--requests", type=int, default=40, help="how many (throughput, serve, memory)")
     parser.add_argument("--rate", type=float, default=0.0, help="their number a second (default: 70 %% load)")
     parser.add_argument("--chaos", type=float, default=0.0, metavar="SECONDS", help="bad clients (serve)")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="short requests, memory (serve)")
@@ -199,6 +199,17 @@ def many(args: argparse.Namespace) -> tuple[str, int, int, float, int, int, int]
     return args.text, *load, args.seed, args.threads, args.repeats
 
 
+def memory(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """A fresh process's memory and cold start."""
+    from valle2.benchmarks import memory
+    from valle2.benchmarks.started import Plan
+
+    model, frames = sized(args)
+    size = args.precision[0], args.slots, args.threads
+    plan = Plan(model, *size, args.text, args.seed, frames, requests=args.requests)
+    return memory.memory(plan, args.repeats, progress), memory.table
+
+
 def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """A server under load, over real sockets."""
     if any(find_spec(name) is None for name in NEEDED):
@@ -276,6 +287,7 @@ KINDS: dict[str, tuple[str, Callable[[argparse.Namespace, Progress], tuple[Resul
     "compare": ("our runtime against eager PyTorch", compare),
     "groups": ("models of several group sizes, stage by stage", groups),
     "latency": ("one request at a time, whole and streamed", latency),
+    "memory": ("resident and peak memory, cold start, a soak", memory),
     "quality": ("words and voice as judged by whisper and resemblyzer", quality),
     "serve": ("speech over HTTP: load, bad clients, memory", serve),
     "steps": ("the AR step against positions in the cache and rows", steps),

@@ -67,7 +67,7 @@ def test_a_full_size_model_gets_its_smaller_graphs(tmp_path: Path) -> None:
     ("args", "said"),
     [
         (["serve", "--size", "full"], "--size full is for bench compare, groups"),
-        (["throughput", "--html", "a.html"], "--html is for bench groups, latency, steps"),
+        (["throughput", "--html", "a.html"], "--html is for bench groups, latency, memory, steps"),
         (["throughput", "--plot", "a.svg"], "add --sweep"),
         (["latency", "--precision", "fp32,int8"], "2 precisions were given"),
         (["steps", "--repeats", "0"], "--repeats is 0"),
