@@ -114,5 +114,5 @@ def test_what_a_system_does_not_tell_is_said(bundle: Path, monkeypatch: pytest.M
 def test_refusals(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "memory", "--model", str(bundle), "--requests", "-1"]) == 1
     assert "--requests is -1; expected 0 or more" in capsys.readouterr().err
-    with pytest.raises(Valle2Error, match="the measured process failed: .*unknown precision 'int7'"):
+    with pytest.raises(Valle2Error, match=r"the measured process failed: .*unknown precision 'int7'"):
         memory.started(plan(bundle, precision="int7"))
