@@ -17,6 +17,8 @@ from valle2.engine.errors import BackendError
 from valle2.engine.manifest import Manifest, sha256
 
 RECORD = "build.json"
+RECIPE = 2
+"""Raised when a method writes other weights than before, so that older builds are refused."""
 STORED = "fp32"
 
 
@@ -57,6 +59,7 @@ def description(manifest: Manifest, precision: str) -> dict[str, Any]:
     methods = METHODS[precision]
     return {
         "precision": precision,
+        "recipe": RECIPE,
         "methods": {graph: asdict(method) for graph, method in methods.items()},
         "sources": {graph: source_hash(manifest, graph) for graph in methods},
     }

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from valle2.engine import BackendError, graph_folders, open_backend, read_manifest
 from valle2.engine import smaller as module
 from valle2.engine.quantize import block_codes, quantise
-from valle2.engine.small import METHODS, RECORD, Method, graph_folder
+from valle2.engine.small import DYNAMIC, METHODS, RECORD, Method, graph_folder
 from valle2.engine.smaller import build_graphs
 from valle2.runtime import Request, Settings, Valle2
 
@@ -105,6 +107,38 @@ def test_codes_are_the_nearest(bits: int, block: int) -> None:
     clipped = back / steps >= 2 ** (bits - 1) - 1  # the one code that the range lacks
     assert np.all((np.abs(back - weight) <= 0.5001 * steps) | clipped | (np.abs(back - weight) <= steps))
     assert np.mean(np.abs(back - weight) <= 0.5001 * steps) > 0.9
+
+
+@pytest.mark.parametrize("draw", ["normal", "uniform", "signs"])
+@pytest.mark.parametrize("shape", [(1, 65, 40), (3, 7, 24), (40, 256, 64)])
+def test_integer_products_are_whole_on_any_processor(draw: str, shape: tuple[int, int, int]) -> None:
+    rows, inputs, outputs = shape
+    rng = np.random.default_rng(0)
+    x = np.full((rows, inputs), 3.0, np.float32)  # nearly all at the top of the range
+    x[:, ::16] = -0.01
+    drawn = {"normal": rng.standard_normal, "uniform": lambda size: rng.uniform(-1, 1, size)}
+    weight = drawn.get(draw, lambda size: rng.choice([-1.0, 1.0], size))((inputs, outputs)).astype(np.float32)
+    model = one_product(weight, rows)
+    quantise(model, DYNAMIC)
+    codes, scales = (numpy_helper.to_array(w) for w in model.graph.initializer[:2])
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    step = np.float32(3.01) / 255
+    zero = np.rint(0.01 / step)
+    exact = (np.clip(np.rint(x / step) + zero, 0, 255) - zero) @ codes.astype(np.float64) * step * scales
+    found = session.run(None, {"x": x})[0]
+    assert np.abs(found - exact).max() <= 1e-5 * np.abs(exact).max()
+
+
+def one_product(weight: NDArray[np.float32], rows: int) -> onnx.ModelProto:
+    inputs, outputs = weight.shape
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (rows, inputs))],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (rows, outputs))],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
 def test_codes_alone_and_beside_others_are_the_same(built: Path) -> None:
