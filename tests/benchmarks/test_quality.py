@@ -4,6 +4,7 @@ a slice of it on the embedded model with bounds that broken codes do not meet.""
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -197,6 +198,20 @@ def test_one_line_of_error(
     assert main(["bench", *args]) == 1
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1
+
+
+def test_a_bundle_without_voices_is_refused(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("valle2.benchmarks.quality.need", lambda *names: None)
+    mute = Path(shutil.copytree(bundle, tmp_path / "mute"))
+    for voice in Valle2.load(mute).voices():
+        assert main(["voices", "remove", voice, "--model", str(mute)]) == 0
+    (tmp_path / "S").write_text("Hello.\n")
+    capsys.readouterr()
+    assert main(["bench", "quality", "--model", str(mute), "--sentences", str(tmp_path / "S")]) == 1
+    error = capsys.readouterr().err
+    assert "has no voices" in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.filterwarnings("ignore")
