@@ -40,7 +40,7 @@ SIZES = {
     "max_text": 512,
     "max_frames": 6144,
 }
-PROMPT_FRAMES, FRAMES = 225, 750
+PROMPT_FRAMES, FRAMES, FRAME_RATE = 225, 750, 75
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog, who had seen it before, goes back to sleep."
 NEED_TORCH = "--size full makes its model with torch; install it with: pip install 'valle2[export]'"
 

@@ -169,7 +169,8 @@ def unsaturated_scales(weight: Weight) -> Weight:
     """
     pairs = np.pad(weight, ((0, len(weight) % 2), (0, 0))).reshape(-1, 2, weight.shape[1])
     greatest = np.maximum(np.abs(weight).max(axis=0), np.abs(pairs.sum(axis=1)).max(axis=0))
-    return np.maximum(greatest / 127, LEAST_SCALE).astype(np.float32)
+    scales: Weight = np.maximum(greatest / 127, LEAST_SCALE).astype(np.float32)
+    return scales
 
 
 def dequantised(found: Product, storage: Storage) -> Replaced:

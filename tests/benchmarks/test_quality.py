@@ -182,8 +182,6 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch:
         (["quality", "--sentences", "S", "--sweep", "robustness"], "needs --hard"),
         (["quality", "--sentences", "S", "--sweep", "streaming", "--plot", "p.png"], "axis sampling"),
         (["quality", "--sentences", "S", "--precision", "fp32,int8"], "--sweep precision"),
-        (["serve", "--precision", "int8"], "is not for bench serve"),
-        (["latency", "--model", "a", "--model", "b"], "2 models"),
     ],
 )
 def test_one_line_of_error(

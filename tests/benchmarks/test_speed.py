@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from valle2.benchmarks import batch
 from valle2.benchmarks.bandwidth import read_bandwidth
 from valle2.benchmarks.report import step_bytes
 from valle2.benchmarks.throughput import Listener, longest_wait
-from valle2.runtime import Valle2
+from valle2.engine.errors import Valle2Error
+from valle2.runtime import Request, Speech, Valle2
 from valle2.runtime.cli import main
 
 
@@ -31,8 +33,6 @@ def test_latency(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_engine_is_for_latency(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "throughput", "--model", str(bundle), "--engine", "tensorrt"]) == 1
-    assert "--device and --engine are for bench latency" in capsys.readouterr().err
     words = ["bench", "latency", "--model", str(bundle), "--engine", "ort-tensorrt", "--device", "cpu"]
     assert main(words) == 1
     assert "has the lowering ort; ort-tensorrt takes portable" in capsys.readouterr().err
@@ -59,6 +59,48 @@ def test_throughput(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert loop["first_audio_ms"]["p50"] <= loop["first_audio_ms"]["p99"]
     assert main(["bench", *args, "--model", str(bundle), "--text", "hello", "--table"]) == 0
     assert "| ratio |" in capsys.readouterr().out
+
+
+def test_lengths(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra: bench")
+    page = tmp_path / "l.html"
+    args = ("lengths", "--repeats", "1", "--threads", "1", "--lengths", "0.2,0.4", "--html", str(page))
+    short, long = measured(capsys, bundle, *args)["lengths"]  # type: ignore[misc]
+    assert 0 < short["audio_seconds"] <= 0.2 and 0.2 < long["audio_seconds"] <= 0.4
+    assert short["steps"] < long["steps"]
+    assert 0 < short["stages"]["ar"]["p50"] < short["stages"]["total"]["p50"]
+    assert 0 < long["first_audio_share"] and long["underruns"] in (0, 1)
+    assert page.read_text().count("<table>") == 1 and "<svg" in page.read_text()
+
+
+def test_batch(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra: bench")
+    plot = tmp_path / "b.svg"
+    args = ("batch", "--repeats", "1", "--threads", "1", "--counts", "1,3", "--plot", str(plot))
+    found = measured(capsys, bundle, *args)
+    one, three = found["batch"]  # type: ignore[misc]
+    assert found["same_codes"] is True and 0 < found["ar_share"] < 1  # type: ignore[operator]
+    assert one["bound"] == 1 and 1 < three["bound"] < 3
+    assert one["ratio"] > 0.5 and three["audio_s_per_s"] > 0
+    assert one["first_audio_ms"]["p50"] < three["first_audio_ms"]["p95"]
+    assert plot.stat().st_size > 1000
+
+
+def test_batch_refuses_other_codes(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(tts: Valle2, requests: list[Request]) -> list[Speech]:
+        found = tts.synthesize_batch(requests)
+        if len(requests) > 1:
+            found[-1].codes[-1] += 1
+        return found
+
+    monkeypatch.setattr(batch, "speak", changed)
+    with pytest.raises(Valle2Error, match="request 1 has other codes beside 1 more than alone"):
+        batch.batch(str(bundle), "hello there", 1, 0, 1, counts=(1, 2))
+
+
+def test_what_sharing_gives_at_most() -> None:
+    assert batch.bound(1.0, 8) == 8 and batch.bound(0.0, 8) == 1
+    assert batch.bound(0.5, 2) == pytest.approx(4 / 3)
 
 
 @pytest.mark.parametrize(
