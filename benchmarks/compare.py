@@ -25,7 +25,7 @@ from valle2.benchmarks.fullsize import random_ar, with_group
 from valle2.benchmarks.latency import NAR_PASSES, STAGES, positions
 from valle2.benchmarks.peak import matmul_peak, nar_operations
 from valle2.benchmarks.plots import Line, Panel
-from valle2.benchmarks.report import markdown, measured_on, need_positive, step_bytes, weight_bytes
+from valle2.benchmarks.report import markdown, measured_on, need_positive, step_bytes
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import sha256
 from valle2.export import Checkpoint, read_checkpoint
@@ -184,9 +184,7 @@ def one_side(side: Ours, precision: str, eager: Eager, peak: float) -> dict[str,
         "ratios_group_1": ratios(units(eager.one[1:], eager.audio), mine),
         "stages": {stage: stage_row(ours, eager.own[1:], stage) for stage in STAGES},
         "ar_step_ms": round(1000 * mine["ar_step"], 3),
-        "bound_fraction": round(
-            step_bytes(sizes, filled, weight_bytes(precision)) / eager.bandwidth / mine["ar_step"], 3
-        ),
+        "bound_fraction": round(step_bytes(sizes, filled, precision) / eager.bandwidth / mine["ar_step"], 3),
         "host_fraction": round(1 - inside, 4),
         "nar_pass_ms": round(1000 * mine["nar_pass"], 3),
         "nar_peak_fraction": round(operations / peak / mine["nar_pass"], 3),

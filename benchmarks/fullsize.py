@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from valle2.engine import BackendError, graph_folders, read_manifest
+from valle2.engine import BackendError, find_graphs, read_manifest
 from valle2.engine.errors import Valle2Error
 from valle2.engine.small import METHODS
 from valle2.runtime.pipeline import find_model
@@ -95,7 +95,7 @@ def full_size(cache: Path | None = None, precisions: Sequence[str] = (), /, **ch
 def has_graphs(bundle: Path, precision: str) -> bool:
     """Whether the graphs of a precision are there, whole and of this version."""
     try:
-        graph_folders(bundle, read_manifest(bundle), precision)
+        find_graphs(bundle, read_manifest(bundle), precision)
     except BackendError:
         return False
     return True

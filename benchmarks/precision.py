@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from valle2.benchmarks.redraws import first_draws
 from valle2.benchmarks.report import markdown, measured_on
-from valle2.engine import Backend, graph_folders
+from valle2.engine import Backend, find_graphs
 from valle2.engine.small import STORED
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.decode import Row
@@ -143,9 +143,9 @@ def agreement(whole: Codes, small: Codes) -> float:
 
 def megabytes(tts: Valle2, name: str) -> dict[str, float]:
     """Files of the AR and the NAR as they are stored."""
-    folders = graph_folders(tts.path, tts.manifest, name)
+    found = find_graphs(tts.path, tts.manifest, name)
     return {
-        graph: round(sum(file.stat().st_size for file in folders[graph].glob(f"{graph}.*")) / 1e6, 1)
+        graph: round(sum(file.stat().st_size for file in found[graph].folder.glob(f"{graph}.*")) / 1e6, 1)
         for graph in ("ar", "nar")
     }
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from valle2.engine.errors import Valle2Error
-from valle2.engine.small import METHODS, STORED
+from valle2.engine.small import HALF, METHODS, STORED
 from valle2.runtime import Valle2
 
 FLOAT_BYTES = 4
@@ -58,23 +58,26 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def step_bytes(sizes: Mapping[str, int], positions: float, bytes_per_weight: float = 4) -> float:
+def step_bytes(sizes: Mapping[str, int], positions: float, precision: str = STORED) -> float:
     """Bytes that one AR step must read: every weight once, and the keys and values of the cache.
 
-    sizes: the manifest's. positions: filled cache positions. Group embedding and prediction and the tied
-    head (Eq. 7-11) count beside the blocks; biases and norms do not.
+    sizes: the manifest's. positions: filled cache positions. precision: the graph's. Group embedding and
+    prediction and the tied head (Eq. 7-11) count beside the blocks; biases and norms do not.
     """
     width, group = sizes["d_model"], sizes["group_size"]
     blocks = sizes["layers"] * (4 * width * width + 2 * width * sizes["ffn"])
     grouping = 2 * group * width * width if group > 1 else 0
     head = 1025 * width
-    cache = sizes["layers"] * 2 * width * positions * 4
-    return bytes_per_weight * (blocks + grouping + head) + cache
+    weight, cached = number_bytes(precision)
+    cache = sizes["layers"] * 2 * width * positions * cached
+    return weight * (blocks + grouping + head) + cache
 
 
-def weight_bytes(precision: str) -> float:
-    """Bytes that an AR step reads per weight, its share of the block's float32 scale with it."""
+def number_bytes(precision: str) -> tuple[float, float]:
+    """Bytes in the AR of a weight, its share of the block's float32 scale with it, and of a number cached."""
     if precision == STORED:
-        return FLOAT_BYTES
+        return FLOAT_BYTES, FLOAT_BYTES
     method = METHODS[precision]["ar"]
-    return method.bits / 8 + FLOAT_BYTES / method.block
+    if method == HALF:
+        return method.bits / 8, method.bits / 8
+    return method.bits / 8 + FLOAT_BYTES / method.block, FLOAT_BYTES

@@ -14,7 +14,7 @@ import numpy as np
 
 from valle2.benchmarks.bandwidth import read_bandwidth
 from valle2.benchmarks.plots import Line, Panel
-from valle2.benchmarks.report import markdown, measured_on, need_positive, step_bytes, weight_bytes
+from valle2.benchmarks.report import markdown, measured_on, need_positive, step_bytes
 from valle2.runtime import Settings, Valle2
 from valle2.runtime.decode import Row, Slots
 
@@ -81,7 +81,7 @@ def report(tts: Valle2, seconds: dict[tuple[int, int], float], bandwidth: float,
     together = {rows: took for (rows, positions), took in seconds.items() if positions == shared}
 
     def bound(positions: float) -> float:
-        return step_bytes(sizes, positions, weight_bytes(precision)) / bandwidth
+        return step_bytes(sizes, positions, precision) / bandwidth
 
     return {
         "positions": [line("positions", n, took, bound(n)) for n, took in sorted(alone.items())],

@@ -11,7 +11,7 @@ from valle2.engine.manifest import (
     write_manifest,
 )
 from valle2.engine.providers import check_engine
-from valle2.engine.small import check_precision, graph_folders
+from valle2.engine.small import check_precision, find_graphs
 
 __all__ = [
     "Backend",
@@ -29,7 +29,7 @@ __all__ = [
     "Valle2Error",
     "check_engine",
     "check_precision",
-    "graph_folders",
+    "find_graphs",
     "hash_files",
     "open_backend",
     "read_manifest",
