@@ -18,7 +18,7 @@ from valle2.runtime.server.cli import NEEDED
 HELP = "measure speed and quality"
 TEXT = "The quick brown fox jumps over the lazy dog."
 MODEL_HELP = "bundle folder or embedded model (default: demo); several LABEL=PATH (groups, quality --sweep)"
-SIZED = ("compare", "groups", "latency", "steps", "throughput")
+SIZED = ("compare", "groups", "latency", "prefill", "steps", "throughput")
 PANELS = ("groups", "latency", "steps")
 GROUPS = (1, 2, 4, 8)
 Result = dict[str, Any]
@@ -170,6 +170,14 @@ def steps(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     return found, steps.table
 
 
+def prefill(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """A prefill in chunks."""
+    from valle2.benchmarks import prefill
+
+    found = prefill.prefill(sized(args)[0], args.repeats, args.seed, args.threads, args.precision[0])
+    return found, prefill.table
+
+
 def groups(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Models of several group sizes."""
     from valle2.benchmarks import groups
@@ -276,6 +284,7 @@ KINDS: dict[str, tuple[str, Callable[[argparse.Namespace, Progress], tuple[Resul
     "compare": ("our runtime against eager PyTorch", compare),
     "groups": ("models of several group sizes, stage by stage", groups),
     "latency": ("one request at a time, whole and streamed", latency),
+    "prefill": ("a prefill in chunks of several sizes, and how long it holds up a running row", prefill),
     "quality": ("words and voice as judged by whisper and resemblyzer", quality),
     "serve": ("speech over HTTP: load, bad clients, memory", serve),
     "steps": ("the AR step against positions in the cache and rows", steps),
