@@ -124,6 +124,14 @@ def steps(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     return found, steps.table
 
 
+def prefill(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """A prefill in chunks."""
+    from valle2.benchmarks import prefill
+
+    found = prefill.prefill(sized(args)[0], args.repeats, args.seed, args.threads, args.precision[0])
+    return found, prefill.table
+
+
 def groups(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Models of several group sizes."""
     from valle2.benchmarks import groups
@@ -257,6 +265,7 @@ KINDS: dict[str, tuple[str, Callable[[argparse.Namespace, Progress], tuple[Resul
     "latency": ("one request at a time, whole and streamed", latency),
     "lengths": ("one request at a time against its length", lengths),
     "precision": ("what each precision costs in logits and codes", precision),
+    "prefill": ("a prefill in chunks of several sizes, and how long it holds up a running row", prefill),
     "quality": ("words and voice as judged by whisper and resemblyzer", quality),
     "serve": ("speech over HTTP: load, bad clients, memory", serve),
     "steps": ("the AR step against positions in the cache and rows", steps),

@@ -11,7 +11,7 @@ from typing import Any
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 SPOKEN = ("batch", "compare", "groups", "latency", "lengths", "memory", "precision", "throughput")
-SIZED = (*SPOKEN, "steps")
+SIZED = (*SPOKEN, "prefill", "steps")
 """Benchmarks that have a model of the paper's size."""
 TIMED = (*SIZED, "serve")
 SEVERAL = ("compare", "precision", "quality")

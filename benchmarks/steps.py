@@ -63,14 +63,19 @@ def row(sizes: dict[str, int], positions: int, seed: int) -> Row:
 
 def timed(slots: Slots, rows: int, positions: int) -> float:
     """Seconds of a step of `rows` rows whose caches hold `positions`, the mean of a few."""
-    state = slots.states[slots.turn]
-    for name, value in (("past_lengths", positions), ("steps", 0)):
-        state[name].rows(slice(0, rows)).write(np.full(rows, value))
+    place(slots, rows, positions)
     slots.step(rows)  # binds, and brings what is read into the caches
     began = time.perf_counter()
     for _ in range(STEPS - 2):
         slots.step(rows)
     return (time.perf_counter() - began) / (STEPS - 2)
+
+
+def place(slots: Slots, rows: int, positions: int) -> None:
+    """Set how many positions of the first rows' caches are filled."""
+    state = slots.states[slots.turn]
+    for name, value in (("past_lengths", positions), ("steps", 0)):
+        state[name].rows(slice(0, rows)).write(np.full(rows, value))
 
 
 def report(tts: Valle2, seconds: dict[tuple[int, int], float], bandwidth: float, precision: str) -> Result:

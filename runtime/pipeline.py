@@ -57,8 +57,9 @@ class Valle2:
         precision = where["precision"] if where["engine"] == "ort" else STORED
         graphs = find_graphs(path, manifest, precision).items()
         backends = {name: open_backend(found.folder, found.spec, **where) for name, found in graphs}
-        rows = Slots(backends["ar"], manifest.sizes, manifest.cache_length, slots, MAX_WINDOW)
-        self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, Rules.of(manifest))
+        rules, length = Rules.of(manifest), manifest.cache_length
+        rows = Slots(backends["ar"], manifest.sizes, length, slots, MAX_WINDOW, whole_text=rules.whole_text)
+        self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, rules)
         self.scheduler = Scheduler(self.graphs.batch)
         self.codec = None
         if manifest.codec:

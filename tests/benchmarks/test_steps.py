@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from valle2.benchmarks import fullsize
+from valle2.benchmarks import fullsize, prefill
 from valle2.benchmarks.cli import KINDS
 from valle2.benchmarks.html import html_table
 from valle2.benchmarks.options import OPTIONS, PANELS, options_of
@@ -34,6 +34,30 @@ def test_a_condition_is_what_it_says(bundle: Path) -> None:
     assert slots.states[slots.turn]["past_lengths"].read()[:2].tolist() == [65, 65]
     changed = (cache != before).any(axis=(1, 3))
     assert [np.flatnonzero(row).tolist() for row in changed] == [list(range(50, 65))] * 2 + [[]]
+
+
+def test_a_prefill_in_chunks(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["bench", "prefill", "--model", str(bundle), "--repeats", "1", "--threads", "1", "--table"]) == 0
+    )
+    out = capsys.readouterr().out
+    found = json.loads(out[out.index("result: ") + 8 :])
+    assert [(line["positions"], line["chunk"]) for line in found["prefill"]] == [
+        (180, chunk) for chunk in (32, 64, 128, 180)
+    ]
+    assert all(line["alone_ms"] > 0 and line["gap_ms"] > 0 for line in found["prefill"])
+    assert "| positions | chunk |" in out
+
+
+def test_a_running_row_is_timed_beside_a_prefill(bundle: Path) -> None:
+    """It steps once before the prefill and once after each chunk, the row that enters stays where it is."""
+    tts = Valle2.load(bundle, threads=1, slots=2)
+    slots, sizes = tts.graphs.batch.slots, tts.manifest.sizes
+    slots.chunk = 32
+    slots.enter(0, row(sizes, 50, 0))
+    alone, gap = prefill.timed(slots, row(sizes, 90, 1))
+    assert slots.states[slots.turn]["past_lengths"].read()[0] == prefill.RUNNING + 4
+    assert 0 < gap and 0 < alone
 
 
 def test_steps(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
