@@ -58,18 +58,23 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def step_bytes(sizes: Mapping[str, int], positions: float, bytes_per_weight: float = 4) -> float:
-    """Bytes that one AR step must read: every weight once, and the keys and values of the cache.
+def step_bytes(
+    sizes: Mapping[str, int], positions: float, bytes_per_weight: float = FLOAT_BYTES
+) -> float:
+    """Bytes that one AR step of a row must read: every weight once, and the cache's keys and values.
 
-    sizes: the manifest's. positions: filled cache positions. Group embedding and prediction and the tied
-    head (Eq. 7-11) count beside the blocks; biases and norms do not.
+    sizes: the manifest's. positions: filled cache positions. bytes_per_weight: of the blocks' and the group
+    layers' products; the head, which is the code table (Eq. 7-11), biases, norms, the cache and the rows that
+    are looked up (a text token, G codes, `<bos>`, two positions) are float32 at every precision.
     """
     width, group = sizes["d_model"], sizes["group_size"]
-    blocks = sizes["layers"] * (4 * width * width + 2 * width * sizes["ffn"])
-    grouping = 2 * group * width * width if group > 1 else 0
-    head = 1025 * width
-    cache = sizes["layers"] * 2 * width * positions * 4
-    return bytes_per_weight * (blocks + grouping + head) + cache
+    inner = sizes["heads"] * (sizes.get("head_width") or width // sizes["heads"])
+    products = sizes["layers"] * (4 * width * inner + 2 * width * sizes["ffn"])
+    products += 2 * group * width * width if group > 1 else 0
+    vectors = sizes["layers"] * (3 * inner + sizes["ffn"] + 6 * width) + 2 * width
+    head, rows = 1025 * width, (group + 4) * width
+    cache = sizes["layers"] * 2 * inner * positions
+    return bytes_per_weight * products + FLOAT_BYTES * (head + vectors + rows + cache)
 
 
 def weight_bytes(precision: str) -> float:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from valle2.benchmarks.bandwidth import read_bandwidth
+from valle2.benchmarks.bandwidth import read, read_bandwidth
 from valle2.benchmarks.report import step_bytes
 from valle2.benchmarks.throughput import Listener, longest_wait
 from valle2.runtime import Valle2
@@ -72,17 +76,19 @@ def test_bad_sizes(bundle: Path, capsys: pytest.CaptureFixture[str], args: list[
 def test_a_step_reads_every_weight_that_it_uses(tts: Valle2) -> None:
     from tests.conftest import toy_checkpoint
 
-    model = toy_checkpoint(2).ar
-    used = [
-        *model.blocks.parameters(),
-        model.group_embed.weight,
-        model.group_predict.weight,
-        model.code_table.weight,
-    ]
-    matrices = sum(weight.numel() for weight in used if weight.dim() > 1)
-    assert step_bytes(tts.manifest.sizes, 0) == 4 * matrices
-    per_position = step_bytes(tts.manifest.sizes, 1) - step_bytes(tts.manifest.sizes, 0)
-    assert per_position == tts.manifest.sizes["layers"] * 2 * tts.manifest.sizes["d_model"] * 4
+    model, sizes = toy_checkpoint(2).ar, tts.manifest.sizes
+    tables = (model.text_table, model.text_positions, model.code_positions)
+    looked_up = {id(table.weight) for table in tables}
+    weights = sum(w.numel() for w in model.parameters() if id(w) not in looked_up)
+    rows = (1 + 1 + 1 + sizes["group_size"]) * sizes["d_model"]  # text, its position, the group's, codes
+    assert step_bytes(sizes, 0) == 4 * (weights + rows)
+    assert step_bytes(sizes, 0, 1) == step_bytes(sizes, 0) - 3 * sum(
+        w.numel() for w in model.parameters() if w.dim() > 1 and id(w) not in looked_up
+    ) + 3 * model.code_table.weight.numel()
+    caches = [t for t in tts.manifest.graphs["ar"].inputs if t.name.startswith("cache_")]
+    assert {t.dtype for t in caches} == {"float32"}
+    per_position = sum(int(t.axes[1]) * int(t.axes[3]) for t in caches)
+    assert step_bytes(sizes, 1) - step_bytes(sizes, 0) == 4 * per_position
 
 
 def test_listeners_notice_a_pause() -> None:
@@ -94,3 +100,32 @@ def test_listeners_notice_a_pause() -> None:
 
 def test_bandwidth_is_measured() -> None:
     assert 1e8 < read_bandwidth(1, 2**22) < 1e13
+
+
+def test_threads_read_at_the_same_time() -> None:
+    """The probe lets go of the interpreter: nobody takes it by force within the switch interval."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60.0)
+    try:
+        block = np.ones(2**27, np.uint8)
+        assert any(runs_beside(lambda: read(block)) for _ in range(20))
+        assert not any(runs_beside(lambda: sum(range(200_000))) for _ in range(3))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def runs_beside(work: Callable[[], object]) -> bool:
+    """Does this thread get to run while another is at this work?"""
+    begun, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        begun.set()
+        work()
+        done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    begun.wait()
+    beside = not done.is_set()
+    thread.join()
+    return beside
