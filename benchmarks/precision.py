@@ -104,7 +104,8 @@ def ar_logits(tts: Valle2, spoken: Spoken, frames: int) -> NDArray[np.float32]:
     first = slice(0, 1)
     fixed = {**slots.fixed, **slots.caches}
     feeds = {name: buffer.rows(first).read() for name, buffer in fixed.items()}
-    feeds |= {name: buffer.read() for name, buffer in slots.prefix(row).items()}
+    whole = slots.part(slots.prefix(row), 0, row.positions(slots.group_size))
+    feeds |= {name: buffer.read() for name, buffer in whole.items()}
     return np.asarray(slots.backend.run(feeds, ("logits",))["logits"][0])
 
 

@@ -125,8 +125,11 @@ def test_integer_products_are_whole_on_any_processor(draw: str, shape: tuple[int
     rng = np.random.default_rng(0)
     x = np.full((rows, inputs), 3.0, np.float32)  # nearly all at the top of the range
     x[:, ::16] = -0.01
-    drawn = {"normal": rng.standard_normal, "uniform": lambda size: rng.uniform(-1, 1, size)}
-    weight = drawn.get(draw, lambda size: rng.choice([-1.0, 1.0], size))((inputs, outputs)).astype(np.float32)
+    weight = {
+        "normal": rng.standard_normal((inputs, outputs)),
+        "uniform": rng.uniform(-1, 1, (inputs, outputs)),
+        "signs": rng.choice([-1.0, 1.0], (inputs, outputs)),
+    }[draw].astype(np.float32)
     model = one_product(weight, rows)
     quantise(model, DYNAMIC)
     codes, scales = (numpy_helper.to_array(w) for w in model.graph.initializer[:2])
