@@ -83,6 +83,11 @@ def test_a_step_reads_every_weight_that_it_uses(tts: Valle2) -> None:
     assert step_bytes(tts.manifest.sizes, 0) == 4 * matrices
     per_position = step_bytes(tts.manifest.sizes, 1) - step_bytes(tts.manifest.sizes, 0)
     assert per_position == tts.manifest.sizes["layers"] * 2 * tts.manifest.sizes["d_model"] * 4
+    for positions in (0, 1):
+        assert (
+            step_bytes(tts.manifest.sizes, positions, "fp16") == step_bytes(tts.manifest.sizes, positions) / 2
+        )
+    assert step_bytes(tts.manifest.sizes, 0, "int4") == matrices * (4 / 8 + 4 / 32)
 
 
 def test_listeners_notice_a_pause() -> None:
