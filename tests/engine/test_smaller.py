@@ -21,6 +21,7 @@ from valle2.engine.quantize import block_codes, quantise
 from valle2.engine.small import DYNAMIC, METHODS, RECORD, Method, graph_folder
 from valle2.engine.smaller import build_graphs
 from valle2.runtime import Request, Settings, Valle2
+from valle2.runtime.cli import main
 
 Arrays = dict[str, NDArray[Any]]
 # Root mean square of the difference over that of float32's logits: docs/precision.md lists the toy's and the
@@ -162,6 +163,29 @@ def test_codes_alone_and_beside_others_are_the_same(built: Path, precision: str)
     alone = [tts.synthesize(request.text, voice, request.settings).codes for request in requests]
     beside = [speech.codes for speech in tts.synthesize_batch(requests)]
     assert all(np.array_equal(one, other) for one, other in zip(alone, beside, strict=True))
+
+
+def test_half_is_spoken_listed_and_timed(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--model", str(built), "--precision", "fp16", "--json"]
+    assert main(["say", "hello there", "-o", str(built.with_suffix(".wav")), *where]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] > 0
+    assert main(["inspect", str(built), "--json"]) == 0
+    assert {"ort-fp16", "ort-int8", "ort-int4"} == set(json.loads(capsys.readouterr().out)["built"])
+    assert main(["bench", "latency", "--text", "hello", "--repeats", "1", "--threads", "1", *where]) == 0
+    found = json.loads(capsys.readouterr().out)
+    caches = Valle2.load(built, precision="fp16").graphs.batch.slots.caches
+    assert found["precision"] == "fp16" and {c.read().dtype for c in caches.values()} == {np.dtype("float16")}
+
+
+def test_a_build_without_tensors_is_stale(ours: Path) -> None:
+    path = graph_folder(ours, "fp16") / RECORD
+    values = json.loads(path.read_text())
+    del values["specs"]["ar"]
+    path.write_text(json.dumps(values))
+    assert "by another valle2; build it anew with: valle2 build" in refusal(ours, "fp16")
+    values["specs"]["ar"] = {"file": "ar.onnx"}
+    path.write_text(json.dumps(values))
+    assert "has no fp16 graphs" in refusal(ours, "fp16")
 
 
 def refusal(bundle: Path, precision: str = "int8") -> str:
