@@ -13,7 +13,7 @@ from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec, Manifest
 
 MAX_HISTORY = 1000  # slots of the repetition rule's longest window, which the runtime reserves
-PREFILL_CHUNK = 128  # positions that the runtime prefills between two steps; docs/serving.md has the reason
+PREFILL_CHUNK = 64  # positions that the runtime prefills between two steps; docs/serving.md has the reason
 FIRST_BUCKET = 256
 BUCKET_GROWTH = 4
 
