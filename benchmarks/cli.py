@@ -4,67 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
+from valle2.benchmarks.options import PANELS, options_of
 from valle2.benchmarks.plots import need_matplotlib
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.server.cli import NEEDED
 
 HELP = "measure speed and quality"
-TEXT = "The quick brown fox jumps over the lazy dog."
-MODEL_HELP = "bundle folder or embedded model (default: demo); several LABEL=PATH (groups, quality --sweep)"
-SIZED = ("compare", "groups", "latency", "memory", "steps", "throughput")
-PANELS = ("groups", "latency", "memory", "steps")
 GROUPS = (1, 2, 4, 8)
 Result = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument(
-        "what", choices=sorted(KINDS), help="; ".join(f"{k}: {v[0]}" for k, v in KINDS.items())
-    )
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="what the model was exported from (compare)")
-    parser.add_argument("--model", action="append", help=MODEL_HELP)
-    parser.add_argument("--size", choices=["full", "demo"], help="full: the paper's sizes, random weights")
-    parser.add_argument("--text", default=TEXT, help="what is said (default: the quick brown fox)")
-    parser.add_argument("--repeats", type=int, default=7, help="timed repeats after a warm-up")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (latency; default: cpu)")
-    parser.add_argument("--engine", default="ort", help="ort, tensorrt, tensorrt-rtx ... (latency)")
-    parser.add_argument("--slots", type=int, default=8, help="side by side (throughput, serve, memory)")
-    parser.add_argument("--requests", type=int, default=40, help="how many (throughput, serve, memory)")
-    parser.add_argument("--rate", type=float, default=0.0, help="their number a second (default: 70 %% load)")
-    parser.add_argument("--chaos", type=float, default=0.0, metavar="SECONDS", help="bad clients (serve)")
-    parser.add_argument("--soak", type=int, default=0, metavar="N", help="short requests, memory (serve)")
-    parser.add_argument("--sentences", type=Path, help="a sentence a line (quality)")
-    parser.add_argument("--count", type=int, default=50, help="how many of them (quality)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(quality)")
-    parser.add_argument("--top-p", type=float, help="(quality; default: the model's)")
-    parser.add_argument("--threshold", type=float, help="(quality; default: the model's)")
-    parser.add_argument(
-        "--sweep", nargs="*", metavar="AXIS", help="many conditions, all axes by default (quality)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("quality.json"), help="keeps a sweep's results")
-    parser.add_argument("--hard", type=Path, help="category, tab, text a line (quality --sweep)")
-    parser.add_argument("--prompts", type=Path, help="WAVs with .txt: unseen voices (quality --sweep)")
-    parser.add_argument(
-        "--precision", type=listed, default=["fp32"], help="such as fp32,int8 (default: fp32)"
-    )
-    parser.add_argument("--plot", type=Path, help="draw into a .png or .svg (extra `bench`)")
-    parser.add_argument("--html", type=Path, help="a page with tables, plots and JSON (extra `bench`)")
-    parser.add_argument("--table", action="store_true", help="print a Markdown table")
-
-
-def listed(text: str) -> list[str]:
-    """Comma-separated names."""
-    return [part for part in text.split(",") if part] or ["fp32"]
+    """Declare every benchmark with its own options."""
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="BENCHMARK")
+    for kind, (text, _) in KINDS.items():
+        command = kinds.add_parser(kind, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        for row in options_of(kind):
+            command.add_argument(row.flag, **row.how)
 
 
 def run(args: argparse.Namespace, progress: Any) -> Result:
@@ -92,29 +53,20 @@ def draw(args: argparse.Namespace, result: Result, table: str) -> None:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse what would be ignored."""
-    if args.size and (args.model or args.checkpoint is not None):
+    """Refuse what contradicts itself."""
+    size, checkpoint, plot = (getattr(args, name, None) for name in ("size", "checkpoint", "plot"))
+    if size and (args.model or checkpoint is not None):
         raise Valle2Error("--size names the model; leave --model and the checkpoint out")
-    if args.size == "full" and args.what not in SIZED:
-        raise Valle2Error(f"--size full is for bench {', '.join(SIZED)}; bench {args.what} takes --model")
-    if args.checkpoint is not None and args.what != "compare":
-        raise Valle2Error(f"{args.checkpoint} is for bench compare; bench {args.what} takes --model")
-    if args.what != "latency" and (args.device, args.engine) != ("cpu", "ort"):
-        raise Valle2Error(f"--device and --engine are for bench latency; leave them out of bench {args.what}")
-    if args.what == "serve" and args.precision != ["fp32"]:
-        raise Valle2Error(f"--precision {','.join(args.precision)} is not for bench serve")
-    if args.what not in ("compare", "quality") and len(args.precision) > 1:
-        raise Valle2Error(f"{len(args.precision)} precisions were given; bench {args.what} takes one")
-    if (args.chaos or args.soak) and args.what != "serve":
-        raise Valle2Error(f"--chaos and --soak are for bench serve, not bench {args.what}")
-    if args.sweep is None and args.plot and args.what not in PANELS:
-        raise Valle2Error(f"--plot draws bench {', '.join(PANELS)} and a sweep of quality; add --sweep")
-    if args.html and args.what not in PANELS:
-        raise Valle2Error(f"--html is for bench {', '.join(PANELS)}")
-    if (args.html or args.plot) and args.what in PANELS:
+    if getattr(args, "seconds", None) is not None and size != "full":
+        raise Valle2Error("--seconds is for --size full; other models end by themselves")
+    if args.what == "quality" and args.sweep is None:
+        if plot:
+            raise Valle2Error("--plot draws a sweep; add --sweep")
+        if len(args.precision) > 1:
+            given = len(args.precision)
+            raise Valle2Error(f"{given} precisions were given; compare them with --sweep precision")
+    if plot or getattr(args, "html", None):
         need_matplotlib()
-    if args.what == "quality" and args.sweep is None and len(args.precision) > 1:
-        raise Valle2Error(f"{len(args.precision)} precisions were given; compare them with --sweep precision")
 
 
 Table = Callable[[Result], str]
@@ -157,9 +109,11 @@ def sized(args: argparse.Namespace, **changes: int) -> tuple[str, int]:
     """The one model, and the frames that it is to speak (0: until it ends)."""
     if args.size != "full":
         return one_model(args), 0
-    from valle2.benchmarks.fullsize import FRAMES, full_size
+    from valle2.benchmarks.fullsize import FRAME_RATE, FRAMES, full_size
 
-    return str(full_size(None, args.precision, **changes).bundle), FRAMES
+    seconds = getattr(args, "seconds", None)
+    frames = FRAMES if seconds is None else round(seconds * FRAME_RATE)
+    return str(full_size(None, args.precision, **changes).bundle), frames
 
 
 def steps(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
@@ -168,6 +122,14 @@ def steps(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
 
     found = steps.steps(sized(args)[0], args.repeats, args.seed, args.threads, args.precision[0])
     return found, steps.table
+
+
+def prefill(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """A prefill in chunks."""
+    from valle2.benchmarks import prefill
+
+    found = prefill.prefill(sized(args)[0], args.repeats, args.seed, args.threads, args.precision[0])
+    return found, prefill.table
 
 
 def groups(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
@@ -191,6 +153,32 @@ def throughput(args: argparse.Namespace, progress: Progress) -> tuple[Result, Ta
     model, frames = sized(args)
     found = throughput.throughput(model, *many(args), args.precision[0], frames)
     return found, throughput.table
+
+
+def lengths(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """Requests of several lengths."""
+    from valle2.benchmarks import lengths
+
+    measure = args.repeats, args.seed, args.threads, args.precision[0], args.lengths or lengths.SECONDS
+    return lengths.lengths(sized(args)[0], args.text, *measure), lengths.table
+
+
+def batch(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """Several requests at once, each beside itself alone."""
+    from valle2.benchmarks import batch
+
+    model, frames = sized(args)
+    measure = args.repeats, args.seed, args.threads, args.precision[0], frames, args.counts or batch.COUNTS
+    return batch.batch(model, args.text, *measure), batch.table
+
+
+def precision(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """What each precision costs in logits and codes."""
+    from valle2.benchmarks import precision
+
+    model, frames = sized(args)
+    found = precision.precision(model, args.text, args.seed, args.threads, args.precision, frames)
+    return found, precision.table
 
 
 def many(args: argparse.Namespace) -> tuple[str, int, int, float, int, int, int]:
@@ -277,17 +265,19 @@ def one_model(args: argparse.Namespace) -> str:
     """The model of a benchmark that takes one."""
     models = args.model or ["demo"]
     if len(models) > 1:
-        raise Valle2Error(
-            f"{len(models)} models were given; only bench groups and bench quality --sweep take several"
-        )
+        raise Valle2Error(f"{len(models)} models were given; expected one --model")
     return str(models[0])
 
 
 KINDS: dict[str, tuple[str, Callable[[argparse.Namespace, Progress], tuple[Result, Table]]]] = {
+    "batch": ("several requests at once, each beside itself alone", batch),
     "compare": ("our runtime against eager PyTorch", compare),
     "groups": ("models of several group sizes, stage by stage", groups),
     "latency": ("one request at a time, whole and streamed", latency),
+    "lengths": ("one request at a time against its length", lengths),
     "memory": ("resident and peak memory, cold start, a soak", memory),
+    "precision": ("what each precision costs in logits and codes", precision),
+    "prefill": ("a prefill in chunks of several sizes, and how long it holds up a running row", prefill),
     "quality": ("words and voice as judged by whisper and resemblyzer", quality),
     "serve": ("speech over HTTP: load, bad clients, memory", serve),
     "steps": ("the AR step against positions in the cache and rows", steps),

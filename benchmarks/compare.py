@@ -24,7 +24,8 @@ from valle2.benchmarks.eager import EagerTimes, decode, synthesize
 from valle2.benchmarks.fullsize import random_ar, with_group
 from valle2.benchmarks.latency import NAR_PASSES, STAGES, positions
 from valle2.benchmarks.peak import matmul_peak, nar_operations
-from valle2.benchmarks.report import markdown, measured_on, need_positive, step_bytes, weight_bytes
+from valle2.benchmarks.plots import Line, Panel
+from valle2.benchmarks.report import markdown, measured_on, need_positive, step_bytes
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import sha256
 from valle2.export import Checkpoint, read_checkpoint
@@ -183,9 +184,7 @@ def one_side(side: Ours, precision: str, eager: Eager, peak: float) -> dict[str,
         "ratios_group_1": ratios(units(eager.one[1:], eager.audio), mine),
         "stages": {stage: stage_row(ours, eager.own[1:], stage) for stage in STAGES},
         "ar_step_ms": round(1000 * mine["ar_step"], 3),
-        "bound_fraction": round(
-            step_bytes(sizes, filled, weight_bytes(precision)) / eager.bandwidth / mine["ar_step"], 3
-        ),
+        "bound_fraction": round(step_bytes(sizes, filled, precision) / eager.bandwidth / mine["ar_step"], 3),
         "host_fraction": round(1 - inside, 4),
         "nar_pass_ms": round(1000 * mine["nar_pass"], 3),
         "nar_peak_fraction": round(operations / peak / mine["nar_pass"], 3),
@@ -238,3 +237,17 @@ def table(result: dict[str, Any]) -> str:
         for key, group in (("ratios", "same group"), ("ratios_group_1", "group 1"))
     ]
     return f"{markdown(head, rows)}\n\n{markdown(units_head, units_rows)}"
+
+
+def panels(result: dict[str, Any]) -> list[Panel]:
+    """Where the time goes on both sides, a bar a side."""
+    parts, bars = STAGES[:-1], []
+    for name, side in result["precisions"].items():
+        bars.append(Line(f"valle2 {name}", (), [side["stages"][part]["ours_ms"] for part in parts]))
+    eager = [side["stages"][part]["eager_ms"] for part in parts]
+    bars.append(Line("eager fp32", (), eager))
+    ratios = [Line(name, (), [side["ratios"]["end_to_end"]]) for name, side in result["precisions"].items()]
+    return [
+        Panel("one request", "median, ms", bars, stacked=parts),
+        Panel("times as fast as eager fp32", "ratio", ratios, stacked=("end to end",)),
+    ]

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from valle2.engine import BackendError, find_graphs, read_manifest
 from valle2.engine.errors import Valle2Error
-from valle2.engine.small import METHODS, RECORD, graph_folder
+from valle2.engine.small import METHODS
 from valle2.runtime.pipeline import find_model
 from valle2.runtime.settings import Prompt
 from valle2.runtime.voices import store_prompt
@@ -39,7 +40,7 @@ SIZES = {
     "max_text": 512,
     "max_frames": 6144,
 }
-PROMPT_FRAMES, FRAMES = 225, 750
+PROMPT_FRAMES, FRAMES, FRAME_RATE = 225, 750, 75
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog, who had seen it before, goes back to sleep."
 NEED_TORCH = "--size full makes its model with torch; install it with: pip install 'valle2[export]'"
 
@@ -86,9 +87,18 @@ def full_size(cache: Path | None = None, precisions: Sequence[str] = (), /, **ch
                 f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a place"
             ) from None
     for precision in precisions:
-        if precision in METHODS and not (graph_folder(made.bundle, precision) / RECORD).is_file():
+        if precision in METHODS and not has_graphs(made.bundle, precision):
             make_smaller(made, precision)
     return made
+
+
+def has_graphs(bundle: Path, precision: str) -> bool:
+    """Whether the graphs of a precision are there, whole and of this version."""
+    try:
+        find_graphs(bundle, read_manifest(bundle), precision)
+    except BackendError:
+        return False
+    return True
 
 
 def make_smaller(made: Made, precision: str) -> None:

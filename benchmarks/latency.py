@@ -13,7 +13,6 @@ from valle2.benchmarks.report import (
     need_positive,
     percentiles,
     step_bytes,
-    weight_bytes,
 )
 from valle2.engine.small import STORED
 from valle2.runtime import Settings, Speech, Timings, Valle2
@@ -61,7 +60,7 @@ def report(
     audio, steps = times[0].audio, max(1, times[0].steps - 1)
     step = median(t.ar for t in times) / steps
     filled = positions(tts, whole[0])
-    bytes_read = step_bytes(tts.manifest.sizes, filled, weight_bytes(precision)) if bandwidth else 0.0
+    bytes_read = step_bytes(tts.manifest.sizes, filled, precision) if bandwidth else 0.0
     return {
         "stages": {stage: percentiles([getattr(t, stage) for t in times], 50, 95) for stage in STAGES},
         "first_audio": {

@@ -28,9 +28,9 @@ from typing import Any
 from valle2.benchmarks.plots import Line, Panel
 from valle2.benchmarks.report import about, growth, markdown, need_positive
 from valle2.benchmarks.started import Plan
-from valle2.engine import graph_folders, read_manifest
+from valle2.engine import find_graphs, read_manifest
 from valle2.engine.errors import Valle2Error
-from valle2.engine.small import STORED
+from valle2.engine.small import HALF, METHODS, STORED
 from valle2.runtime.pipeline import find_model
 
 MIB = 2**20
@@ -77,13 +77,16 @@ def weights_mib(plan: Plan) -> float | None:
     """All weights of a model's graphs; None without onnx."""
     path = find_model(plan.model)
     manifest = read_manifest(path, check_hashes=False)
-    folders = graph_folders(path, manifest, plan.precision)
+    graphs = find_graphs(path, manifest, plan.precision)
     if find_spec("onnx") is None:
         return None
     from valle2.engine.budget import read_graph, weight_bytes
 
-    graphs = [read_graph(folders[name] / spec.file) for name, spec in manifest.graphs.items()]
-    return round(sum(weight_bytes(graph, STORED)[0] for graph in graphs) / MIB, 1)
+    total = 0
+    for name, found in graphs.items():
+        half = METHODS.get(plan.precision, {}).get(name) == HALF
+        total += weight_bytes(read_graph(found.folder / found.spec.file), "fp16" if half else STORED)[0]
+    return round(total / MIB, 1)
 
 
 def cold_start(starts: list[Mapping[str, float]]) -> dict[str, float]:

@@ -33,7 +33,9 @@ def quality(
     """
     need(*NEEDED)
     texts = read_sentences(sentences, count)
-    tts, judges = Valle2.load(model, threads=threads, precision=precision), Judges(threads)
+    tts = Valle2.load(model, threads=threads, precision=precision)
+    tts.default_voice()  # a bundle without voices is refused before the judges load
+    judges = Judges(threads)
     chosen = replace(tts.settings(), **settings)  # type: ignore[arg-type]
     scores = evaluate(tts, judges, texts, own_speakers(tts, judges), chosen, seeds)
     rows = {

@@ -32,7 +32,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from valle2.benchmarks.cli import TEXT
+from valle2.benchmarks.options import TEXT
 from valle2.benchmarks.report import markdown, measured_on, need_positive
 from valle2.benchmarks.served import speech_body
 from valle2.runtime import Valle2

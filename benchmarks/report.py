@@ -17,7 +17,7 @@ import onnxruntime
 
 from valle2.engine import Manifest
 from valle2.engine.errors import Valle2Error
-from valle2.engine.small import METHODS, STORED
+from valle2.engine.small import HALF, METHODS, STORED
 from valle2.runtime import Valle2
 
 FLOAT_BYTES = 4
@@ -84,23 +84,29 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def step_bytes(sizes: Mapping[str, int], positions: float, bytes_per_weight: float = 4) -> float:
-    """Bytes that one AR step must read: every weight once, and the keys and values of the cache.
+def step_bytes(sizes: Mapping[str, int], positions: float, precision: str = STORED) -> float:
+    """Bytes that one AR step of a row must read: every weight once, and the cache's keys and values.
 
-    sizes: the manifest's. positions: filled cache positions. Group embedding and prediction and the tied
-    head (Eq. 7-11) count beside the blocks; biases and norms do not.
+    sizes: the manifest's. positions: filled cache positions. precision: the graph's, which is that of the
+    blocks' and the group layers' products. The head, which is the code table (Eq. 7-11), biases, norms, the
+    cache and the rows that are looked up (a text token, G codes, `<bos>`, two positions) are not quantised.
     """
     width, group = sizes["d_model"], sizes["group_size"]
-    blocks = sizes["layers"] * (4 * width * width + 2 * width * sizes["ffn"])
-    grouping = 2 * group * width * width if group > 1 else 0
-    head = 1025 * width
-    cache = sizes["layers"] * 2 * width * positions * 4
-    return bytes_per_weight * (blocks + grouping + head) + cache
+    inner = sizes["heads"] * (sizes.get("head_width") or width // sizes["heads"])
+    products = sizes["layers"] * (4 * width * inner + 2 * width * sizes["ffn"])
+    products += 2 * group * width * width if group > 1 else 0
+    vectors = sizes["layers"] * (3 * inner + sizes["ffn"] + 6 * width) + 2 * width
+    head, rows = 1025 * width, (group + 4) * width
+    cache = sizes["layers"] * 2 * inner * positions
+    weight, other = number_bytes(precision)
+    return weight * products + other * (head + vectors + rows + cache)
 
 
-def weight_bytes(precision: str) -> float:
-    """Bytes that an AR step reads per weight, its share of the block's float32 scale with it."""
+def number_bytes(precision: str) -> tuple[float, float]:
+    """Bytes of a product's weight, with its share of the block's float32 scale, and of any other number."""
     if precision == STORED:
-        return FLOAT_BYTES
+        return FLOAT_BYTES, FLOAT_BYTES
     method = METHODS[precision]["ar"]
-    return method.bits / 8 + FLOAT_BYTES / method.block
+    if method == HALF:
+        return method.bits / 8, method.bits / 8
+    return method.bits / 8 + FLOAT_BYTES / method.block, FLOAT_BYTES

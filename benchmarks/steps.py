@@ -14,7 +14,7 @@ import numpy as np
 
 from valle2.benchmarks.bandwidth import read_bandwidth
 from valle2.benchmarks.plots import Line, Panel
-from valle2.benchmarks.report import markdown, measured_on, need_positive, slope, step_bytes, weight_bytes
+from valle2.benchmarks.report import markdown, measured_on, need_positive, slope, step_bytes
 from valle2.runtime import Settings, Valle2
 from valle2.runtime.decode import Row, Slots
 
@@ -63,14 +63,19 @@ def row(sizes: dict[str, int], positions: int, seed: int) -> Row:
 
 def timed(slots: Slots, rows: int, positions: int) -> float:
     """Seconds of a step of `rows` rows whose caches hold `positions`, the mean of a few."""
-    state = slots.states[slots.turn]
-    for name, value in (("past_lengths", positions), ("steps", 0)):
-        state[name].rows(slice(0, rows)).write(np.full(rows, value))
+    place(slots, rows, positions)
     slots.step(rows)  # binds, and brings what is read into the caches
     began = time.perf_counter()
     for _ in range(STEPS - 2):
         slots.step(rows)
     return (time.perf_counter() - began) / (STEPS - 2)
+
+
+def place(slots: Slots, rows: int, positions: int) -> None:
+    """Set how many positions of the first rows' caches are filled."""
+    state = slots.states[slots.turn]
+    for name, value in (("past_lengths", positions), ("steps", 0)):
+        state[name].rows(slice(0, rows)).write(np.full(rows, value))
 
 
 def report(tts: Valle2, seconds: dict[tuple[int, int], float], bandwidth: float, precision: str) -> Result:
@@ -81,7 +86,7 @@ def report(tts: Valle2, seconds: dict[tuple[int, int], float], bandwidth: float,
     together = {rows: took for (rows, positions), took in seconds.items() if positions == shared}
 
     def bound(positions: float) -> float:
-        return step_bytes(sizes, positions, weight_bytes(precision)) / bandwidth
+        return step_bytes(sizes, positions, precision) / bandwidth
 
     return {
         "positions": [line("positions", n, took, bound(n)) for n, took in sorted(alone.items())],

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from valle2.benchmarks.plots import Line, Panel
 from valle2.benchmarks.report import markdown, measured_on, need_positive, percentiles, ratio_percentiles
 from valle2.runtime import Request, Stream, Valle2
 
@@ -76,16 +77,7 @@ def throughput(
     """
     need_positive(requests=requests, slots=slots, threads=threads, repeats=repeats)
     tts = Valle2.load(model, threads=threads, slots=slots, precision=precision)
-    voices = [tts.voice(name) for name in tts.voices()]
-    defaults = tts.settings()
-    batch = [
-        Request(
-            text,
-            voices[i % len(voices)],
-            replace(defaults, seed=seed + i, max_frames=frames),
-        )
-        for i in range(slots)
-    ]
+    batch = some_requests(tts, text, slots, seed, frames)
     tts.synthesize_batch(batch)  # warm-up
     pairs = [(one_at_a_time(tts, batch), at_once(tts, batch)) for _ in range(repeats)]
     alone, together = (median(pair[side] for pair in pairs) for side in (0, 1))
@@ -100,6 +92,15 @@ def throughput(
         "text": text,
         "precision": precision,
     } | measured_on(tts, seed, threads)
+
+
+def some_requests(tts: Valle2, text: str, count: int, seed: int, frames: int) -> list[Request]:
+    """`count` requests for the same text that differ in seed and voice."""
+    voices, defaults = [tts.voice(name) for name in tts.voices()], tts.settings()
+    return [
+        Request(text, voices[i % len(voices)], replace(defaults, seed=seed + i, max_frames=frames))
+        for i in range(count)
+    ]
 
 
 def one_at_a_time(tts: Valle2, batch: list[Request]) -> float:
@@ -117,9 +118,14 @@ def at_once(tts: Valle2, batch: list[Request]) -> float:
 
 
 def open_loop(tts: Valle2, batch: list[Request], count: int, rate: float, seed: int) -> dict[str, Any]:
-    """Poisson arrivals at `rate` a second; every stream is listened to as it is made."""
+    """Poisson arrivals at `rate` a second."""
     gaps = np.random.default_rng(seed).exponential(1 / rate, count)
-    due = list(np.cumsum(gaps) - gaps[0])
+    listeners, took = listen(tts, batch, list(np.cumsum(gaps) - gaps[0]))
+    return summary(listeners, rate, took)
+
+
+def listen(tts: Valle2, batch: list[Request], due: list[float]) -> tuple[list[Listener], float]:
+    """Start a stream at each time that is due and listen to all as they are made; -> them, seconds."""
     listeners: list[Listener] = []
     began = time.perf_counter()
     while due or any(not listener.stream.task.done for listener in listeners):
@@ -134,7 +140,7 @@ def open_loop(tts: Valle2, batch: list[Request], count: int, rate: float, seed: 
             time.sleep(max(0.0, due[0] - now))
         for listener in listeners:
             listener.listen(time.perf_counter() - began)
-    return summary(listeners, rate, time.perf_counter() - began)
+    return listeners, time.perf_counter() - began
 
 
 def summary(listeners: list[Listener], rate: float, took: float) -> dict[str, Any]:
@@ -173,6 +179,23 @@ def loop_rows(loop: dict[str, Any]) -> list[list[object]]:
         ["first audio p50 / p95 / p99, ms", joined(loop.get("first_audio_ms", {}))],
         ["RTF p50 / p95 / p99", joined(loop.get("rtf", {}))],
         ["underruns over 100 ms", f"{loop['underruns']} of {loop['requests']}"],
+    ]
+
+
+def panels(result: dict[str, Any]) -> list[Panel]:
+    """One at a time against all at once, and what a listener of the open loop waits for."""
+    loop = result["open_loop"]
+    sides = [
+        Line("one at a time", (), [result["one_at_a_time"]]),
+        Line(f"{result['slots']} at once", (), [result["at_once"]]),
+        Line("open loop", (), [loop["audio_s_per_s"]]),
+    ]
+    waits = [Line(name, (), [value]) for name, value in loop["first_audio_ms"].items()]
+    rtf = [Line(name, (), [value]) for name, value in loop["rtf"].items()]
+    return [
+        Panel("throughput", "audio seconds per second", sides, stacked=("audio s/s",)),
+        Panel("first audio in the open loop", "ms", waits, stacked=("first audio",)),
+        Panel("RTF in the open loop", "RTF", rtf, stacked=("RTF",)),
     ]
 
 

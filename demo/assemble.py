@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ar", nargs="+", default=["ar"], help="checkpoints' names, averaged")
     parser.add_argument("--nar", nargs="+", default=["nar"], help="checkpoints' names, averaged")
+    parser.add_argument("--voices", type=Path, help="folder of a checkpoint's prompts, kept as they are")
     parser.add_argument("--prompts", type=Path, help="prompts.json; without it, all that choose.py tries")
     parser.add_argument("--group", type=int, default=SHIPPED_GROUP, help="the AR's codes a step")
     args = parser.parse_args()
@@ -94,6 +96,9 @@ def main() -> None:
         },
     )
     save_checkpoint(checkpoint, args.out, torch.float16)
+    if args.voices:
+        shutil.copytree(args.voices, args.out / "voices", dirs_exist_ok=True)
+        return
     (args.out / "voices").mkdir(exist_ok=True)
     chosen = json.loads(args.prompts.read_text()) if args.prompts else {}
     for voice, found in held_out_prompts(args.work, ar).items():

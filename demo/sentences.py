@@ -1,7 +1,8 @@
-"""Training sentences: our own templates filled with common words and words of a pronouncing lexicon.
+"""Training sentences: our own written ones (`sentences_plain.txt`), and templates filled with words.
 
-The text is made here, so its licence is the project's. Content words come from short hand-written
-lists; a share of them is replaced by words of the lexicon, so that many sounds in many contexts occur.
+The text is made here, so its licence is the project's. The templates' content words come from short
+hand-written lists; a share of them is replaced by words of a pronouncing lexicon, so that many sounds in many
+contexts occur. No written sentence shares five words in a row with a test sentence.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 WORDS = {
     "noun": """time year people way day man thing woman life child world school family student group
@@ -87,7 +89,8 @@ The {adj} {noun}, the {adj} {noun} and the {noun} all belong to {name}.|Which of
 Between you and me, the {noun} never worked.|Just a moment, please.|Take your {noun} with you.|See you in {place}!
 It's getting {adj}, so close the {noun} and light the {noun}.|Whenever it rains, the {noun} smells like {noun}."""
 
-TEST_OVERLAP = 0.34
+PLAIN = Path(__file__).with_name("sentences_plain.txt")
+PLAIN_SHARE = 0.7
 
 
 def templates() -> list[str]:
@@ -117,3 +120,12 @@ def sentences(
         if text not in seen and len(text.split()) <= longest:
             seen.add(text)
             yield text
+
+
+def texts(count: int, rare: Sequence[str], seed: int) -> list[str]:
+    """`count` training texts: a draw of the written sentences, the rest from templates, in random order."""
+    rng = random.Random(seed)
+    plain = rng.sample(PLAIN.read_text(encoding="utf-8").splitlines(), round(PLAIN_SHARE * count))
+    out = plain + list(sentences(count - len(plain), rare, seed))
+    rng.shuffle(out)
+    return out

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import soxr
-from sentences import sentences
+from sentences import texts
 
 RATE = 24000
 HOP = 320
@@ -134,7 +134,7 @@ def utterances(
     """One shard's utterances: other sentences for every shard, the voices in turn."""
     g2p = import_module("hibari.g2p").G2P(british=False)
     vocab, voices = vocabulary(), SOURCES[source]
-    for index, text in enumerate(sentences(SHARD, lexicon_words(), seed=FIRST_SEED[source] + part)):
+    for index, text in enumerate(texts(SHARD, lexicon_words(), FIRST_SEED[source] + part)):
         phonemes = "".join(symbol for symbol in g2p(text) if symbol in vocab)
         ids = [0, *(vocab[symbol] for symbol in phonemes), 0]
         voice = voices[(index + part) % len(voices)]

@@ -18,7 +18,7 @@ from data import symbols
 from regroup import regroup
 from torch import Tensor, nn
 from torch.nn import functional
-from train_codec import CodecTrainer, save
+from train_codec import CodecTrainer, autocast, resume, save
 
 from valle2.export.checkpoint import read_checkpoint
 from valle2.export.codec import CodecConfig
@@ -144,10 +144,10 @@ def start_tables(model: ARModel | NARModel, work: Path) -> None:
             positions.weight.copy_(0.03 * torch.cat([phase.sin(), phase.cos()], dim=1))
 
 
-def rate_at(step: int, steps: int, decay: int) -> float:
+def rate_at(step: int, steps: int, decay: int, rate: float) -> float:
     """Warm-up, flat, then linear to 2 % over the last `decay` steps."""
     left = (steps - step) / decay if decay else 1.0
-    return RATE * min(1.0, (step + 1) / 100, max(0.02, left))
+    return rate * min(1.0, (step + 1) / 100, max(0.02, left))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -155,14 +155,11 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     config = demo_config(args.group)
     model: Any = ARModel(config) if args.model == "ar" else NARModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), args.rate, betas=(0.9, 0.98), weight_decay=0.01)
     path = args.work / f"{args.name or args.model}.pt"
     source, start = (path if path.exists() else args.from_), 0
     if source:
-        state = torch.load(source, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+        start = resume(source, model, optimizer)
     else:
         start_tables(model, args.work)
         if args.warm:
@@ -174,8 +171,8 @@ def train(args: argparse.Namespace) -> None:
         size = args.group if args.model == "ar" else 1
         items = draw(samples, rng, POSITIONS[args.model][size], size)
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, args.steps, args.decay)
-        with torch.autocast("cpu", torch.bfloat16):
+            group["lr"] = rate_at(step, args.steps, args.decay, args.rate)
+        with autocast():
             if args.model == "ar":
                 loss, values = ar_loss(model, ar_batch(items, config.vocab_size, size), GUIDE_WEIGHT)
             else:
@@ -191,14 +188,7 @@ def train(args: argparse.Namespace) -> None:
             text = " ".join(f"{k} {v:.3f}" for k, v in sorted(shown.items()))
             print(f"{step} {time.monotonic() - began:.0f}s {text}", flush=True)
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
-            save(
-                path,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                },
-            )
+            save(path, model, optimizer, step + 1)
 
 
 if __name__ == "__main__":
@@ -207,6 +197,7 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--decay", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=RATE, help="learning rate before the decay")
     parser.add_argument("--name", help="checkpoint's name, by default the model's")
     parser.add_argument("--from", dest="from_", type=Path, help="checkpoint to start a new name from")
     parser.add_argument("--group", type=int, default=SHIPPED_GROUP, help="the AR's codes a step")

@@ -137,6 +137,11 @@ class CodecTrainer(nn.Module):
             return torch.cat([self.encoder.first[None], self.widen(self.encoder.rest)])
 
 
+def autocast() -> torch.autocast:
+    """bfloat16 where the processor multiplies it; elsewhere it is emulated and slower than float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability() == "AVX512")
+
+
 def mel_loss(guess: Tensor, mel: Tensor) -> Tensor:
     difference = guess.float() - mel
     return difference.abs().mean() + (difference**2).mean()
@@ -185,12 +190,8 @@ def train(work: Path, steps: int, seed: int, residual_only: bool) -> None:
     torch.manual_seed(seed)
     model = CodecTrainer(CodecConfig(), len(symbols()))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.8, 0.99), weight_decay=0.01)
-    start, path = 0, work / "codec.pt"
-    if path.exists():
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+    path = work / "codec.pt"
+    start = resume(path, model, optimizer)
     if residual_only:
         model.residual_only = True
         restart_residual(model)
@@ -205,7 +206,7 @@ def train(work: Path, steps: int, seed: int, residual_only: bool) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         audio, labels = crops(pool, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             losses = model(audio, labels, step)
             loss = sum((WEIGHTS[name] * value for name, value in losses.items()), torch.zeros(()))
         optimizer.zero_grad()
@@ -216,21 +217,25 @@ def train(work: Path, steps: int, seed: int, residual_only: bool) -> None:
             text = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
             print(f"{step} {time.monotonic() - began:.0f}s {text}", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            save(
-                path,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                },
-            )
+            save(path, model, optimizer, step + 1)
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Write a checkpoint aside, then put it in place."""
     aside = path.with_suffix(".tmp")
-    torch.save(state, aside)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, aside)
     aside.replace(path)
+
+
+def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load a checkpoint if there is one; -> its step. One that unpack.py made has no optimizer."""
+    if not path.exists():
+        return 0
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    if "optimizer" in state:
+        optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
 
 
 if __name__ == "__main__":

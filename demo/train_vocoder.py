@@ -15,7 +15,7 @@ import torch
 from data import HOP, Utterance, read_codes, read_shard, shards, symbols
 from torch import Tensor, nn
 from torch.nn import functional
-from train_codec import CodecTrainer, save
+from train_codec import CodecTrainer, autocast, resume, save
 
 from valle2.export.codec import CodecConfig, CodecDecoder, LogMel
 
@@ -77,12 +77,8 @@ def train(args: argparse.Namespace) -> None:
     model.tables.requires_grad_(False)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, RATE, betas=(0.8, 0.99))
-    path, start = args.work / "vocoder.pt", 0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+    path = args.work / "vocoder.pt"
+    start = resume(path, model, optimizer)
     model.tables.data.copy_(codec.decoder_tables())
     items, began = load_items(args.work), time.monotonic()
     for step in range(start, args.steps):
@@ -90,7 +86,7 @@ def train(args: argparse.Namespace) -> None:
         left = (args.steps - step) / args.decay if args.decay else 1.0
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 100, max(0.02, left))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             out = model.trunk(model.embed(codes)).float()
         guess = model.waves(out)[:, EDGE:-EDGE]
         target = sound[:, EDGE:-EDGE]
@@ -106,7 +102,7 @@ def train(args: argparse.Namespace) -> None:
                 flush=True,
             )
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
-            save(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+            save(path, model, optimizer, step + 1)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ from valle2.engine.manifest import (
     read_manifest,
     write_manifest,
 )
+from valle2.engine.profiles import PREFILL_CHUNK, whole_text
 from valle2.engine.providers import check_engine
-from valle2.engine.small import check_precision, graph_folders
+from valle2.engine.small import check_precision, find_graphs
 
 __all__ = [
+    "PREFILL_CHUNK",
     "Backend",
     "BackendError",
     "Buffer",
@@ -29,9 +31,10 @@ __all__ = [
     "Valle2Error",
     "check_engine",
     "check_precision",
-    "graph_folders",
+    "find_graphs",
     "hash_files",
     "open_backend",
     "read_manifest",
+    "whole_text",
     "write_manifest",
 ]

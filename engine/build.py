@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from valle2.engine.engines import (
     write_aside,
 )
 from valle2.engine.errors import BackendError
-from valle2.engine.manifest import GraphSpec, Manifest, TensorSpec, read_manifest
+from valle2.engine.manifest import GraphSpec, Manifest, read_manifest
 from valle2.engine.percent import make_monitor
-from valle2.engine.precision import load_graph
+from valle2.engine.precision import converted_spec, load_graph
 from valle2.engine.profiles import Limits, Profile, profiles
 from valle2.engine.trt_api import Parsed, attention_of, layers, load, parsed, target_named
 from valle2.engine.weights import check_storage
@@ -187,7 +187,7 @@ def build_one(network: Parsed, plan: Plan, key: Key, model: onnx.ModelProto, pro
             f"graph {key.graph} does not build for {key.gpu}: {network.messages.reason()}; "
             "lower --max-batch or --max-frames if memory ran out"
         )
-    record = store(folder, key, engine_spec(spec, model), memoryview(engine), seconds)
+    record = store(folder, key, converted_spec(spec, model), memoryview(engine), seconds)
     if target_named(plan.target).timings:
         write_aside(cache, memoryview(config.get_timing_cache().serialize()))
     return record
@@ -216,17 +216,3 @@ def make_profile(network: Parsed, profile: Profile, spec: GraphSpec) -> Any:
         if any(isinstance(axis, str) for axis in tensor.axes):
             made.set_shape(tensor.name, *profile.shapes(tensor.axes))
     return made
-
-
-def engine_spec(spec: GraphSpec, model: onnx.ModelProto) -> GraphSpec:
-    """The tensors of the converted graph: names and axes of the bundle's, types as they are now."""
-    kinds = {
-        value.name: onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
-        for value in [*model.graph.input, *model.graph.output]
-    }
-    renamed = {"float": "float32"}
-
-    def typed(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        return tuple(replace(t, dtype=renamed.get(kinds[t.name], kinds[t.name])) for t in tensors)
-
-    return replace(spec, inputs=typed(spec.inputs), outputs=typed(spec.outputs))

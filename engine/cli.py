@@ -10,7 +10,7 @@ from typing import Any
 from valle2.engine.errors import Valle2Error
 from valle2.engine.profiles import Limits
 
-HELP = "compile a bundle's graphs: TensorRT engines, or 8- and 4-bit weights for ONNX Runtime"
+HELP = "compile a bundle's graphs: TensorRT engines, or fp16, int8 and int4 for ONNX Runtime"
 DEFAULTS = {"ort": "int8", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
 
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, choices=list(DEFAULTS))
     parser.add_argument(
         "--precision",
-        help="AR, NAR; ort: int8 (default), int4, fp32; else fp16 (default), bf16, fp32, int8, int4, fp8",
+        help="AR, NAR; ort: int8 (default), int4, fp16, fp32; else fp16 (default), bf16, fp32, int8 ...",
     )
     parser.add_argument(
         "--gpu", nargs="+", default=[], metavar="SM", help="GPUs such as sm89 (default: the one here)"

@@ -7,7 +7,7 @@ logits (the codec: logarithms and phases) is left in float32 whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from valle2.engine.engines import BOUNDARY
 from valle2.engine.errors import BackendError
+from valle2.engine.manifest import GraphSpec, TensorSpec
 from valle2.engine.quantize import store_weights
 from valle2.engine.weights import STORAGES, compute_precision
 
@@ -57,6 +58,20 @@ def load_graph(path: Path, precision: str) -> onnx.ModelProto:
             store_weights(model, STORAGES[precision])
         convert(model, PRECISIONS[compute_precision(precision)])
     return model
+
+
+def converted_spec(spec: GraphSpec, model: onnx.ModelProto) -> GraphSpec:
+    """The tensors of the converted graph: names and axes of the bundle's, types as they are now."""
+    kinds = {
+        value.name: onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+        for value in [*model.graph.input, *model.graph.output]
+    }
+    renamed = {"float": "float32"}
+
+    def typed(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(t, dtype=renamed.get(kinds[t.name], kinds[t.name])) for t in tensors)
+
+    return replace(spec, inputs=typed(spec.inputs), outputs=typed(spec.outputs))
 
 
 def unpack(model: onnx.ModelProto) -> None:

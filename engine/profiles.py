@@ -13,6 +13,7 @@ from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec, Manifest
 
 MAX_HISTORY = 1000  # slots of the repetition rule's longest window, which the runtime reserves
+PREFILL_CHUNK = 64  # positions that the runtime prefills between two steps; docs/serving.md has the reason
 FIRST_BUCKET = 256
 BUCKET_GROWTH = 4
 
@@ -83,6 +84,17 @@ def positions(manifest: Manifest, frames: int) -> int:
     return min(longest, manifest.cache_length or longest)
 
 
+def whole_text(manifest: Manifest) -> bool:
+    """Must all of a row's text come in one call? So it is assumed of relatives whose bundle does not say."""
+    return bool(manifest.rules.get("whole_text", "family" in manifest.rules))
+
+
+def longest_prefill(manifest: Manifest, frames: int) -> int:
+    """Most positions that the decoder prefills in one call."""
+    chunk = max(PREFILL_CHUNK, manifest.sizes["max_text"]) if whole_text(manifest) else PREFILL_CHUNK
+    return min(chunk, positions(manifest, frames))
+
+
 def ar_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile]:
     """One row's step, a batch's step, and prefill: together every call that the decoder makes.
 
@@ -90,14 +102,13 @@ def ar_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile
     layout of a matrix-vector product (full size: 643 MB instead of 337).
     """
     groups = frames // manifest.sizes["group_size"]
-    prefix = positions(manifest, frames)
     shared = {"draws": upto(groups), "slots": upto(MAX_HISTORY)}
     one, many, step = Range(1, 1, 1), upto(limits.max_batch), Range(1, 1, 2)
     found = [Profile("step", {"batch": one, "new": step, **shared})]
     if limits.max_batch > 1:
         found.append(Profile("batch_step", {"batch": many, "new": step, **shared}))
-    usual = upto(limits.max_batch, 1)
-    return [*found, Profile("prefill", {"batch": usual, "new": upto(prefix, prefix // 4), **shared})]
+    usual, new = upto(limits.max_batch, 1), upto(longest_prefill(manifest, frames), PREFILL_CHUNK)
+    return [*found, Profile("prefill", {"batch": usual, "new": new, **shared})]
 
 
 def nar_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile]:

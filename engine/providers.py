@@ -59,6 +59,13 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
+REMEDY = "take another lowering or engine, or allow it with fallback=True"
+HALF_ALONE = "GroupQueryAttention"
+"""ONNX Runtime's kernels of it on CUDA are for float16 and bfloat16 alone (docs/precision.md)."""
+HALF_REMEDY = (
+    f"{HALF_ALONE} runs there in half precision: build the bundle with --target ort --precision fp16 and "
+    f"load it with precision fp16, or {REMEDY}"
+)
 CACHE = "{cache}"
 FIXED = ("portable", "primitive")
 PROVIDERS: dict[tuple[str, str], Provider] = {
@@ -144,7 +151,7 @@ def check_strays(file: str, session: Any, name: str) -> None:
     )
     if strays:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(strays.items()))
+        remedy = HALF_REMEDY if any(kind.startswith(HALF_ALONE) for kind in strays) else REMEDY
         raise BackendError(
-            f"{file}: {name} leaves {strays.total()} nodes to other providers: {listed}; "
-            "take another lowering or engine, or allow it with fallback=True"
+            f"{file}: {name} leaves {strays.total()} nodes to other providers: {listed}; {remedy}"
         )

@@ -143,7 +143,7 @@ def block_codes(weight: Weight, bits: int, block: int) -> tuple[NDArray[np.uint8
 
 def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
     """`DynamicQuantizeMatMul`: signed 8-bit weights, a scale per output."""
-    scales = np.maximum(np.abs(found.weight).max(axis=0) / 127, LEAST_SCALE).astype(np.float32)
+    scales = unsaturated_scales(found.weight)
     codes = np.clip(np.rint(found.weight / scales), -127, 127).astype(np.int8)
     name = found.node.output[0]
     tensors = [
@@ -159,6 +159,18 @@ def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, lis
         domain=DOMAIN,
     )
     return node, tensors
+
+
+def unsaturated_scales(weight: Weight) -> Weight:
+    """weight (K, N) -> scales (N,): two inputs that follow each other have codes that add up to at most 128.
+
+    Processors without VNNI add the products of such a pair in 16 bits, which hold 255 times 128 and not twice
+    255 times 127: larger codes would be cut off there, silently, and give other logits than elsewhere.
+    """
+    pairs = np.pad(weight, ((0, len(weight) % 2), (0, 0))).reshape(-1, 2, weight.shape[1])
+    greatest = np.maximum(np.abs(weight).max(axis=0), np.abs(pairs.sum(axis=1)).max(axis=0))
+    scales: Weight = np.maximum(greatest / 127, LEAST_SCALE).astype(np.float32)
+    return scales
 
 
 def dequantised(found: Product, storage: Storage) -> Replaced:

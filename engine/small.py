@@ -1,7 +1,7 @@
-"""Graphs with smaller weights below `BUNDLE/engines/ort-PRECISION`: what they are, finding and refusing them.
+"""Graphs in another precision below `BUNDLE/engines/ort-PRECISION`: what they are, finding and refusing them.
 
-`build.json` beside them says what they were made of and how. It knows neither onnx nor onnxruntime, so that a
-bundle is opened without either's build tools; making them is `smaller`.
+`build.json` beside them says what they were made of and how, and their tensors. It knows neither onnx nor
+onnxruntime, so that a bundle is opened without either's build tools; making them is `smaller`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 
 from valle2.engine.engines import engine_folder, source_hash
 from valle2.engine.errors import BackendError
-from valle2.engine.manifest import Manifest, sha256
+from valle2.engine.manifest import GraphSpec, Manifest, parse_graph, sha256
 
 RECORD = "build.json"
+RECIPE = 2
+"""Raised when a method writes other weights than before, so that older builds are refused."""
 STORED = "fp32"
 
 
@@ -24,8 +26,8 @@ STORED = "fp32"
 class Method:
     """How a graph's weights are stored.
 
-    kind: "blocks" or "dynamic", see `quantize`. bits: 8 or 4. block: inputs that share a scale, a power
-    of two from 16 on ("blocks" only).
+    kind: "blocks" or "dynamic", see `quantize`; or "half": computed in float16, its caches too, see
+    `precision`. bits: 16, 8 or 4. block: inputs that share a scale, a power of two from 16 on, for "blocks".
     """
 
     kind: str
@@ -34,12 +36,31 @@ class Method:
 
 
 DYNAMIC = Method("dynamic")
+HALF = Method("half", 16)
 METHODS: dict[str, dict[str, Method]] = {
+    "fp16": {"ar": HALF, "nar": HALF},
     "int8": {"ar": Method("blocks", 8, 128), "nar": DYNAMIC},
     "int4": {"ar": Method("blocks", 4, 32), "nar": DYNAMIC},
 }
 """Per precision the graphs that change, by measurement (docs/precision.md); others run as they are stored."""
 PRECISIONS = (STORED, *METHODS)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A graph to be loaded: the folder of its file, and its tensors as they are there."""
+
+    folder: Path
+    spec: GraphSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What stands in `build.json`. about: `description`. specs: of the built graphs. files: their sha256."""
+
+    about: dict[str, Any]
+    specs: dict[str, GraphSpec]
+    files: dict[str, str]
 
 
 def graph_folder(bundle: Path, precision: str) -> Path:
@@ -57,20 +78,21 @@ def description(manifest: Manifest, precision: str) -> dict[str, Any]:
     methods = METHODS[precision]
     return {
         "precision": precision,
+        "recipe": RECIPE,
         "methods": {graph: asdict(method) for graph, method in methods.items()},
         "sources": {graph: source_hash(manifest, graph) for graph in methods},
     }
 
 
-def graph_folders(bundle: Path, manifest: Manifest, precision: str) -> dict[str, Path]:
-    """Where each graph of a bundle is to be loaded from.
+def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, Found]:
+    """Where each graph of a bundle is to be loaded from, and its tensors there.
 
     Raises:
         BackendError: unknown precision; or no build, one of another bundle or version, or a damaged one, with
             the command that makes it.
     """
     check_precision(precision)
-    found = dict.fromkeys(manifest.graphs, bundle)
+    found = {name: Found(bundle, spec) for name, spec in manifest.graphs.items()}
     if precision == STORED:
         return found
     folder = graph_folder(bundle, precision)
@@ -78,23 +100,32 @@ def graph_folders(bundle: Path, manifest: Manifest, precision: str) -> dict[str,
     record = read_record(folder)
     if record is None:
         raise BackendError(f"{bundle} has no {precision} graphs; build them with: {remedy}")
-    if {**description(manifest, precision), "files": record["files"]} != record:
+    if record.about != description(manifest, precision) or set(record.specs) != set(METHODS[precision]):
         raise BackendError(
             f"{folder} was built from another bundle or by another valle2; build it anew with: {remedy}"
         )
-    for name, digest in record["files"].items():
+    for name, digest in record.files.items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise BackendError(
                 f"{folder / name} is damaged or absent (sha256 differs); build it anew with: {remedy}"
             )
-    return found | dict.fromkeys(METHODS[precision], folder)
+    return found | {name: Found(folder, spec) for name, spec in record.specs.items()}
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def write_record(folder: Path, record: Record) -> None:
+    """Write `build.json`."""
+    values = {**record.about, "specs": record.specs, "files": record.files}
+    text = json.dumps(values, indent=1, sort_keys=True, default=asdict)
+    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> Record | None:
     """A build's record, or None where there is none that can be read."""
     try:
         values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        names = {Path(name).name for name in values["files"]}
-        return values if names == set(values["files"]) else None
+        files, specs = values.pop("files"), values.pop("specs", {})
+        names = {Path(name).name for name in files}
+        specs = {name: parse_graph(spec) for name, spec in specs.items()}
+        return Record(values, specs, files) if names == set(files) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

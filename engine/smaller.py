@@ -1,21 +1,30 @@
-"""Bundle to graphs with smaller weights, which ONNX Runtime runs faster. Needs onnx; no torch.
+"""Bundle to graphs in another precision for ONNX Runtime. Needs onnx; no torch.
 
 They are made aside and put in place whole, so that a build that is cut short leaves what was there.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from valle2.engine.errors import BackendError
-from valle2.engine.manifest import hash_files, read_manifest
-from valle2.engine.precision import load_graph
+from valle2.engine.manifest import GraphSpec, hash_files, read_manifest
+from valle2.engine.precision import converted_spec, load_graph
 from valle2.engine.quantize import quantise
 from valle2.engine.replace import replacing
-from valle2.engine.small import METHODS, RECORD, STORED, check_precision, description, graph_folder
+from valle2.engine.small import (
+    HALF,
+    METHODS,
+    STORED,
+    Method,
+    Record,
+    check_precision,
+    description,
+    graph_folder,
+    write_record,
+)
 from valle2.engine.storage import write_graph
 
 LOWERING = "ort"
@@ -32,7 +41,7 @@ def build_graphs(
         progress: called with a line per graph.
 
     Returns:
-        A row per graph: its name, replaced products, MB before and after.
+        A row per graph: its name, matrix products that became another operator, MB before and after.
 
     Raises:
         BackendError: unknown precision, another lowering, or a folder that cannot be written.
@@ -49,25 +58,31 @@ def build_graphs(
     if precision == STORED:
         return []
     folder = graph_folder(path, precision)
-    rows = []
+    rows, specs = [], {}
     try:
         folder.parent.mkdir(exist_ok=True)
         with replacing(folder) as aside:
             for graph in METHODS[precision]:
                 progress(f"building {graph} ({precision})")
-                rows.append(build_graph(path / manifest.graphs[graph].file, aside, precision, graph))
-            record = description(manifest, precision) | {"files": hash_files(aside)}
-            (aside / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+                row, specs[graph] = build_graph(
+                    path, aside, manifest.graphs[graph], METHODS[precision][graph]
+                )
+                rows.append({"graph": graph} | row)
+            write_record(aside, Record(description(manifest, precision), specs, hash_files(aside)))
     except OSError as error:
         raise BackendError(f"{folder} cannot be written ({error.strerror}); free space or rights") from None
     return rows
 
 
-def build_graph(source: Path, folder: Path, precision: str, graph: str) -> dict[str, Any]:
-    """One graph and its weights, under the names they have in the bundle."""
-    model = load_graph(source, STORED)
-    replaced = quantise(model, METHODS[precision][graph])
+def build_graph(
+    bundle: Path, folder: Path, spec: GraphSpec, method: Method
+) -> tuple[dict[str, Any], GraphSpec]:
+    """One graph and its weights, under the names they have in the bundle: its row and its tensors."""
+    source = bundle / spec.file
+    model = load_graph(source, "fp16" if method == HALF else STORED)
+    replaced = 0 if method == HALF else quantise(model, method)
+    made = converted_spec(spec, model)
     write_graph(model, folder / source.name)
-    sizes = [sum(f.stat().st_size for f in at.glob(f"{source.stem}.*")) for at in (source.parent, folder)]
+    sizes = [sum(f.stat().st_size for f in at.glob(f"{source.stem}.*")) for at in (bundle, folder)]
     before, after = (round(size / 1e6, 1) for size in sizes)
-    return {"graph": graph, "products": replaced, "mb_before": before, "mb": after}
+    return {"products": replaced, "mb_before": before, "mb": after}, made

@@ -187,10 +187,17 @@ def describe(
         codec=codec,
         text=checkpoint.text,
         sampling=checkpoint.sampling,
-        rules=checkpoint.rules,
+        rules=rules_of(checkpoint),
         provenance=checkpoint.provenance | {"exporter": f"torch {torch.__version__}"},
         parity=parity,
     )
+
+
+def rules_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's rules and what follows from its network; empty for VALL-E 2."""
+    style = checkpoint.config.style
+    whole_text = style.text_ahead or style.prenet
+    return checkpoint.rules | ({"whole_text": whole_text} if checkpoint.rules or whole_text else {})
 
 
 def graph_spec(path: Path, graph: Graph) -> GraphSpec:

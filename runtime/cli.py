@@ -34,7 +34,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument(
-        "--precision", default="fp32", help="fp32, or int8 or int4 once built (default: fp32)"
+        "--precision", default="fp32", help="fp32; fp16, int8 or int4 once built (default: fp32)"
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
 

@@ -1,21 +1,22 @@
 """Grouped autoregressive decoding of codebook 0: one AR graph, a fixed number of rows, buffers that stay.
 
 `Slots` owns arrays and no policy: which rows run and when they stop is the scheduler's. Rows enter and leave
-at any step, each at its own position. What a step puts out is what the next takes in, so two sets of small
-buffers swap roles; caches are updated in place and never copied. Axes: B rows, G codes per group, S new
-positions.
+at any step, each at its own position, and other rows may step between two chunks of a row's prefill. What a
+step puts out is what the next takes in, so two sets of small buffers swap roles; caches are updated in place
+and never copied. Axes: B rows, G codes per group, S new positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.engine import Backend, BackendError, Buffer, Step
+from valle2.engine import PREFILL_CHUNK, Backend, BackendError, Buffer, Step
 from valle2.runtime.settings import Settings
 
 Codes = NDArray[np.int64]
@@ -59,14 +60,23 @@ class Slots:
     Args:
         backend: the AR graph. sizes: the manifest's. cache_length: positions of the cache where the graph
             fixes them, 0 where any number fits. count: rows. window: the longest repetition window.
+        chunk: positions that one call prefills. whole_text: the first call takes all of the text.
 
     Memory is reserved for every row's longest sequence; on a CPU it is only used where it is touched.
     """
 
     def __init__(
-        self, backend: Backend, sizes: Mapping[str, int], cache_length: int, count: int, window: int
+        self,
+        backend: Backend,
+        sizes: Mapping[str, int],
+        cache_length: int,
+        count: int,
+        window: int,
+        *,
+        chunk: int = PREFILL_CHUNK,
+        whole_text: bool = False,
     ) -> None:
-        self.backend, self.count = backend, count
+        self.backend, self.count, self.chunk, self.whole_text = backend, count, chunk, whole_text
         self.group_size = sizes["group_size"]
         self.max_groups = sizes["max_frames"] // self.group_size
         self.capacity = cache_length or sizes["max_text"] + 1 + self.max_groups
@@ -93,6 +103,7 @@ class Slots:
         }
         state = {"codes": (count, 1, group), "past_lengths": rows, "steps": rows, "history": (count, window)}
         self.states = [{name: self.empty(name, state[name]) for name in STATE} for _ in range(2)]
+        self.filled_to = np.zeros(count, np.int64)
         self.turn = 0
         self.bound: dict[tuple[int, int], Step] = {}
 
@@ -102,23 +113,50 @@ class Slots:
         return min(left, self.capacity - row.positions(self.group_size) + 1)
 
     def enter(self, index: int, row: Row) -> None:
-        """Prefill one row, whatever was there, and draw its first group; other rows stay as they are."""
+        """Prefill one row without a pause; see `prefill`."""
+        for _ in self.prefill(index, row):
+            pass
+
+    def prefill(self, index: int, row: Row) -> Generator[bool, None, None]:
+        """Prefill one row, whatever was there, a chunk whenever it is advanced; other rows stay as they are.
+
+        How a row is cut depends on nothing but the row, so that its codes are the same in any company. Until
+        the end it is idle (see `step`). What a chunk before the last draws is overwritten.
+
+        Yields:
+            Whether that was the last chunk, which drew the row's first group.
+        """
         if self.room(row) < 1:
             raise BackendError(f"a row of {row.positions(self.group_size)} positions exceeds {self.capacity}")
         self.write_settings(index, row)
         ours = slice(index, index + 1)
-        state = {name: buffer.rows(ours) for name, buffer in self.states[self.turn].items()}
-        outputs = {f"{name}_out": buffer for name, buffer in state.items()}
-        outputs |= {name: buffer.rows(ours) for name, buffer in self.outs.items()}
-        caches = {name: buffer.rows(ours) for name, buffer in self.caches.items()}
-        outputs |= {f"{name}_out": buffer for name, buffer in caches.items()}
-        fixed = {name: buffer.rows(ours) for name, buffer in self.fixed.items()}
-        self.backend.bind({**fixed, **caches, **self.prefix(row)}, outputs)()
+        kept = {name: buffer.rows(ours) for name, buffer in {**self.fixed, **self.caches}.items()}
+        outputs = {name: buffer.rows(ours) for name, buffer in self.outs.items()}
+        outputs |= {f"{name}_out": kept[name] for name in self.caches}
+        prefix, ends = self.prefix(row), self.cuts(row)
+        try:
+            for start, end in pairwise([0, *ends]):
+                state = {f"{name}_out": b.rows(ours) for name, b in self.states[self.turn].items()}
+                self.backend.bind(kept | self.part(prefix, start, end), outputs | state)()
+                self.filled_to[index] = end
+                yield end == ends[-1]
+        finally:
+            self.filled_to[index] = 0
+
+    def cuts(self, row: Row) -> list[int]:
+        """Where the chunks of a row's prefix end."""
+        positions = row.positions(self.group_size)
+        first = max(self.chunk, len(row.text) if self.whole_text else 0)
+        return [*range(first, positions, self.chunk), positions]
 
     def step(self, count: int, idle: tuple[int, ...] = ()) -> None:
-        """One position of rows 0..count-1. Idle rows among them compute a position that nobody reads."""
+        """One position of rows 0..count-1.
+
+        Idle rows among them compute a position that nobody reads, behind what they have prefilled.
+        """
         for index in idle:
-            self.states[self.turn]["past_lengths"].rows(slice(index, index + 1)).write(np.zeros(1, np.int64))
+            ours = slice(index, index + 1)
+            self.states[self.turn]["past_lengths"].rows(ours).write(self.filled_to[ours])
         key = (count, self.turn)
         if key not in self.bound:
             self.bound[key] = self.bind(count, self.states[self.turn], self.states[1 - self.turn])
@@ -155,8 +193,8 @@ class Slots:
             target = self.fixed[name].rows(slice(index, index + 1))
             target.write(np.asarray(value, self.tensors[name])[None])
 
-    def prefix(self, row: Row) -> dict[str, Buffer]:
-        """Inputs of a prefill: text, `<bos>`, prompt groups; nothing in the cache; the prompt as history."""
+    def prefix(self, row: Row) -> dict[str, Codes]:
+        """Inputs of a prefill: text, `<bos>`, prompt groups; the prompt as history; no step yet."""
         positions, length = row.positions(self.group_size), len(row.text)
         text = np.zeros((1, positions), np.int64)
         codes = np.zeros((1, positions, self.group_size), np.int64)
@@ -165,10 +203,13 @@ class Slots:
         history = np.full((1, self.states[0]["history"].shape[1]), EMPTY, np.int64)
         tail = row.prompt[-history.shape[1] :]
         history[0, history.shape[1] - len(tail) :] = tail
-        zero = np.zeros(1, np.int64)
-        arrays = {"text": text, "codes": codes, "history": history, "past_lengths": zero, "steps": zero}
-        arrays["new_lengths"] = np.array([positions])
-        return {name: self.filled(name, array) for name, array in arrays.items()}
+        return {"text": text, "codes": codes, "history": history, "steps": np.zeros(1, np.int64)}
+
+    def part(self, prefix: Mapping[str, Codes], start: int, end: int) -> dict[str, Buffer]:
+        """Inputs of one chunk of a prefill."""
+        cut = {name: prefix[name][:, start:end] for name in ("text", "codes")}
+        lengths = {"past_lengths": np.array([start]), "new_lengths": np.array([end - start])}
+        return {name: self.filled(name, array) for name, array in {**prefix, **cut, **lengths}.items()}
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Buffer:
         """A zeroed buffer of one of the graph's tensors."""

@@ -15,6 +15,7 @@ PARTS = {
     "tensorrt": (("tensorrt",), "pip install 'valle2[tensorrt]'"),
     "tensorrt-rtx": (("tensorrt_rtx",), "pip install 'valle2[tensorrt-rtx]'"),
 }
+CUDA_READY = "ready; the lowering ort runs there in half: valle2 build DIR --target ort --precision fp16"
 
 
 def installed(name: str) -> str:
@@ -30,7 +31,7 @@ def report() -> dict[str, Any]:
     cuda = "CUDAExecutionProvider" in providers
     parts = {
         "cpu": "ready",
-        "cuda": "ready" if cuda else "missing; pip install 'valle2[cuda]' (needs an NVIDIA GPU)",
+        "cuda": CUDA_READY if cuda else "missing; pip install 'valle2[cuda]' (needs an NVIDIA GPU)",
     }
     for name, (modules, command) in PARTS.items():
         missing = [module for module in modules if find_spec(module) is None]

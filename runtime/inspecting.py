@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from valle2.engine.engines import FOLDER
 from valle2.engine.errors import Valle2Error
 
 if TYPE_CHECKING:
@@ -43,7 +44,14 @@ def inspect(args: argparse.Namespace, progress: Callable[[str], None]) -> Result
         "path": str(folder),
         "voices": voice_names(manifest),
         "bytes": {**sizes, "total": sum(sizes.values())},
+        "built": built(folder),
     }
+
+
+def built(folder: Path) -> dict[str, int]:
+    """Bytes of what `valle2 build` made of a bundle, by target and precision."""
+    made = sorted(path for path in (folder / FOLDER).glob("*") if path.is_dir())
+    return {at.name: sum(f.stat().st_size for f in at.rglob("*") if f.is_file()) for at in made}
 
 
 def budget_of(folder: Path, manifest: Manifest, args: argparse.Namespace) -> Result:

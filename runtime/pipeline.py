@@ -20,12 +20,13 @@ from valle2.engine import (
     Manifest,
     check_engine,
     check_precision,
-    graph_folders,
+    find_graphs,
     open_backend,
     read_manifest,
 )
 from valle2.engine.hub import fetch_bundle, parse_id
 from valle2.engine.manifest import FILE_NAME
+from valle2.engine.small import STORED
 from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
 from valle2.runtime.decode import Slots
@@ -53,13 +54,12 @@ class Valle2:
     def __init__(self, path: Path, manifest: Manifest, slots: int, **where: Any) -> None:
         self.path = path
         self.manifest = manifest
-        folders = dict.fromkeys(manifest.graphs, path)
-        if where["engine"] == "ort":
-            folders = graph_folders(path, manifest, where["precision"])
-        graphs = manifest.graphs.items()
-        backends = {name: open_backend(folders[name], graph, **where) for name, graph in graphs}
-        rows = Slots(backends["ar"], manifest.sizes, manifest.cache_length, slots, MAX_WINDOW)
-        self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, Rules.of(manifest))
+        precision = where["precision"] if where["engine"] == "ort" else STORED
+        graphs = find_graphs(path, manifest, precision).items()
+        backends = {name: open_backend(found.folder, found.spec, **where) for name, found in graphs}
+        rules, length = Rules.of(manifest), manifest.cache_length
+        rows = Slots(backends["ar"], manifest.sizes, length, slots, MAX_WINDOW, whole_text=rules.whole_text)
+        self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, rules)
         self.scheduler = Scheduler(self.graphs.batch)
         self.codec = None
         if manifest.codec:
@@ -73,7 +73,7 @@ class Valle2:
         model: str | Path = "demo",
         *,
         device: str = "cpu",
-        precision: str = "fp32",
+        precision: str = STORED,
         threads: int = 0,
         slots: int = SLOTS,
         engine: str = "ort",
@@ -84,8 +84,8 @@ class Valle2:
         Args:
             model: "demo" for the embedded model, a bundle's folder, or `owner/name[@revision]` on the hub.
             device: "cpu" or "cuda".
-            precision: "fp32" as stored; "int8" or "int4" once `valle2 build --target ort` made it; of an
-                engine, the one it was built with. threads: CPU threads, 0 for all cores.
+            precision: "fp32" as stored; "fp16", "int8" or "int4" once `valle2 build --target ort` made it; of
+                an engine, the one it was built with. threads: CPU threads, 0 for all cores.
             slots: rows decoded side by side; an engine must be built for as many (--max-batch).
             engine: "ort", or "tensorrt" / "tensorrt-rtx" with what `valle2 build` made, on "cuda";
                 "ort-tensorrt" / "ort-tensorrt-rtx" are these providers of ONNX Runtime.

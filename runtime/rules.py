@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.engine import Manifest, ManifestError
+from valle2.engine import Manifest, ManifestError, whole_text
 from valle2.runtime.errors import PromptError, TextError
 from valle2.runtime.settings import check_span
 
@@ -32,6 +32,7 @@ class Rules:
             in its marks ("target").
         languages: languages of the text; each has its own rows in the text table. 0: none.
         code_bos: the codes begin with a start position; without one, a prompt is needed.
+        whole_text: the AR's text sees itself both ways, so that it is prefilled in one call.
         frames_per_token, frames_extra, frames_least: the limit of length when none is asked for, per text id
             of the AR; 0 per token: no such limit. max_positions: of text, start, prompt and speech; 0: none.
         family: the code base that the weights come from.
@@ -45,6 +46,7 @@ class Rules:
     nar_text: str = "same"
     languages: int = 0
     code_bos: bool = True
+    whole_text: bool = False
     frames_per_token: int = 16
     frames_extra: int = 0
     frames_least: int = 150
@@ -60,7 +62,8 @@ class Rules:
         """
         sizes = {name: manifest.sizes[name] for name in ("vocab_size", "max_text")}
         sizes["codebooks"] = manifest.sizes.get("codebooks", CODEBOOKS)
-        values: dict[str, Any] = {"text_end": [sizes["vocab_size"]], **manifest.rules, **sizes}
+        usual: dict[str, Any] = {"text_end": [sizes["vocab_size"]], "whole_text": whole_text(manifest)}
+        values = usual | manifest.rules | sizes
         unknown = set(values) - {entry.name for entry in fields(cls)}
         if unknown or values.get("nar_text", "same") not in NAR_TEXTS:
             raise ManifestError(f"the manifest has unknown rules {sorted(unknown)}; upgrade valle2")

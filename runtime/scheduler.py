@@ -1,9 +1,10 @@
 """Who runs when: rows share the AR steps, requests share the time between two steps.
 
-`Batch` is continuous batching: waiting rows enter a free slot, every step decodes all of them, a row leaves
-as soon as it ends or is cancelled. `Scheduler` runs jobs: generators that yield what they need next, a decode
-step that all share or a turn for work of their own (a NAR pass, the codec). After a step one job does one
-piece of work, in turns, so that a long utterance does not hold up running streams. One thread; no arrays.
+`Batch` is continuous batching: waiting rows enter free slots one after another, a chunk of prefill after each
+step, every step decodes all that are in, a row leaves as soon as it ends or is cancelled. `Scheduler` runs
+jobs: generators that yield what they need next, a decode step that all share or a turn for work of their own
+(a NAR pass, the codec). After a step one job does one piece of work, in turns, so that a long utterance does
+not hold up running streams. One thread; no arrays.
 """
 
 from __future__ import annotations
@@ -59,12 +60,22 @@ class Sample:
         self.steps += 1
 
 
+@dataclass(frozen=True, slots=True)
+class Entering:
+    """A row on its way into a slot. chunks: its prefill."""
+
+    sample: Sample
+    index: int
+    chunks: Generator[bool, None, None]
+
+
 class Batch:
     """Continuous batching over the rows of `Slots`, first come, first served."""
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
         self.waiting: deque[Sample] = deque()
+        self.entering: Entering | None = None
         self.rows: list[Sample | None] = [None] * slots.count
 
     def submit(self, row: Row, limit: int) -> Sample:
@@ -75,11 +86,11 @@ class Batch:
 
     @property
     def active(self) -> int:
-        """Rows being decoded."""
-        return sum(sample is not None for sample in self.rows)
+        """Slots in use: rows being decoded, and one that is prefilled."""
+        return sum(sample is not None for sample in self.rows) + (self.entering is not None)
 
     def step(self) -> None:
-        """Decode one position of every row; then one waiting row enters and draws its first group."""
+        """Decode one position of every row; then one chunk of the prefill of one row that enters."""
         self.retire()
         self.decode()
         self.retire()
@@ -101,26 +112,45 @@ class Batch:
                 sample.collect(codes[index], log_probs[index])
 
     def admit(self) -> None:
-        """Prefill the next waiting row into the lowest free slot; an error is that row's alone."""
+        """One chunk of the row that enters, which after its last is decoded; an error is that row's alone."""
+        self.entering = self.entering or self.next_row()
+        if self.entering is None:
+            return
+        sample, index, slots = self.entering.sample, self.entering.index, self.slots
+        began = time.perf_counter()
+        try:
+            entered = next(self.entering.chunks)
+            drawn = slots.drawn() if entered else None
+        except Exception as error:
+            sample.error = error
+            self.leave()
+            return
+        sample.prefill_seconds += time.perf_counter() - began
+        if drawn:
+            sample.collect(drawn.codes[index].tolist(), drawn.log_probs[index].tolist())
+            self.rows[index] = sample
+            self.leave()
+
+    def next_row(self) -> Entering | None:
+        """The first that still waits, and the lowest free slot for it."""
         while self.waiting and self.waiting[0].done:
             self.waiting.popleft()
         if not self.waiting or None not in self.rows:
-            return
+            return None
         sample, index = self.waiting.popleft(), self.rows.index(None)
-        began = time.perf_counter()
-        try:
-            self.slots.enter(index, sample.row)
-            drawn = self.slots.drawn()
-        except Exception as error:
-            sample.error = error
-            return
-        sample.collect(drawn.codes[index].tolist(), drawn.log_probs[index].tolist())
-        sample.prefill_seconds = time.perf_counter() - began
-        self.rows[index] = sample
+        return Entering(sample, index, self.slots.prefill(index, sample.row))
+
+    def leave(self) -> None:
+        """Nobody enters any more."""
+        if self.entering:
+            self.entering.chunks.close()
+            self.entering = None
 
     def retire(self) -> None:
         """Free the slots of rows that have ended or were cancelled."""
         self.rows = [None if sample is None or sample.done else sample for sample in self.rows]
+        if self.entering and self.entering.sample.done:
+            self.leave()
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from valle2.engine import Backend, open_backend
+from valle2.engine import Backend, GraphSpec, open_backend
+from valle2.engine.small import HALF
+from valle2.engine.smaller import build_graph
 from valle2.export import Checkpoint, ModelConfig, export_checkpoint, save_checkpoint
 from valle2.export.bundle import graph_spec
 from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
@@ -147,16 +149,46 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, object]], None]) -> 
 
 
 @pytest.fixture(scope="session")
-def ar_backend(
+def ar_export(
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[int, str, int], tuple[ARModel, Backend]]:
-    """(group size, lowering, cache length) -> the eager model and its graph, exported once."""
+) -> Callable[[int, str, int], tuple[ARModel, Path, GraphSpec]]:
+    """(group size, lowering, cache length) -> the eager model, its graph's folder and tensors, made once."""
 
     @cache
-    def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Backend]:
+    def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Path, GraphSpec]:
         model = toy_checkpoint(group_size, 256 * group_size).ar
         row = ar_graph(model, lowering, capacity)
         path = export_graph(row, tmp_path_factory.mktemp(f"ar{group_size}{lowering}"))
-        return model, open_backend(path.parent, graph_spec(path, row))
+        return model, path.parent, graph_spec(path, row)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ar_backend(
+    ar_export: Callable[[int, str, int], tuple[ARModel, Path, GraphSpec]],
+) -> Callable[[int, str, int], tuple[ARModel, Backend]]:
+    """(group size, lowering, cache length) -> the eager model and its graph."""
+
+    @cache
+    def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Backend]:
+        model, folder, spec = ar_export(group_size, lowering, capacity)
+        return model, open_backend(folder, spec)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def half_backend(
+    ar_export: Callable[[int, str, int], tuple[ARModel, Path, GraphSpec]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[int, str, int], tuple[ARModel, Backend]]:
+    """`ar_backend` with the graph built in float16, as `valle2 build --target ort --precision fp16` does."""
+
+    @cache
+    def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Backend]:
+        model, folder, spec = ar_export(group_size, lowering, capacity)
+        built = tmp_path_factory.mktemp(f"half{group_size}{lowering}")
+        return model, open_backend(built, build_graph(folder, built, spec, HALF)[1])
 
     return make

@@ -20,7 +20,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.queue_depth = self.make(Gauge, "queue_depth", "Requests that wait for a slot")
-        self.active_slots = self.make(Gauge, "active_slots", "Rows being decoded")
+        self.active_slots = self.make(Gauge, "active_slots", "Rows being decoded or prefilled")
         self.first_audio = self.make(Histogram, "first_audio_seconds", "Arrival to first audio", buckets=FAST)
         self.chunk_gap = self.make(
             Histogram, "chunk_gap_seconds", "Between two pieces of audio", buckets=FAST

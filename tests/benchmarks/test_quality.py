@@ -4,6 +4,7 @@ a slice of it on the embedded model with bounds that broken codes do not meet.""
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -181,8 +182,6 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch:
         (["quality", "--sentences", "S", "--sweep", "robustness"], "needs --hard"),
         (["quality", "--sentences", "S", "--sweep", "streaming", "--plot", "p.png"], "axis sampling"),
         (["quality", "--sentences", "S", "--precision", "fp32,int8"], "--sweep precision"),
-        (["serve", "--precision", "int8"], "is not for bench serve"),
-        (["latency", "--model", "a", "--model", "b"], "2 models"),
     ],
 )
 def test_one_line_of_error(
@@ -197,6 +196,20 @@ def test_one_line_of_error(
     assert main(["bench", *args]) == 1
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1
+
+
+def test_a_bundle_without_voices_is_refused(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("valle2.benchmarks.quality.need", lambda *names: None)
+    mute = Path(shutil.copytree(bundle, tmp_path / "mute"))
+    for voice in Valle2.load(mute).voices():
+        assert main(["voices", "remove", voice, "--model", str(mute)]) == 0
+    (tmp_path / "S").write_text("Hello.\n")
+    capsys.readouterr()
+    assert main(["bench", "quality", "--model", str(mute), "--sentences", str(tmp_path / "S")]) == 1
+    error = capsys.readouterr().err
+    assert "has no voices" in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -19,20 +19,25 @@ import pytest
 from tests.conftest import toy_checkpoint, write_toy
 from tests.export import test_parity as parity
 from valle2.benchmarks.latency import latency
-from valle2.engine import Backend, BackendError, open_backend, read_manifest
+from valle2.engine import Backend, BackendError, find_graphs, open_backend, read_manifest
 from valle2.engine.build import build_engine
 from valle2.engine.cuda import this_gpu
 from valle2.engine.profiles import Limits
 from valle2.engine.providers import ENGINES, PROVIDERS
+from valle2.engine.small import METHODS
+from valle2.engine.smaller import build_graphs
 from valle2.engine.trt_api import TARGETS
 from valle2.export import export_checkpoint, read_checkpoint
 from valle2.export.model import ARModel
 from valle2.runtime import Request, Settings, Valle2
+from valle2.runtime.decode import Slots
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 DEVICE = "cuda"
 SLOTS = 4
 NOISE = {"fp16": 0.02, "bf16": 0.1, "int8": 0.06, "int4": 0.5, "fp8": 0.15}
+HALF = ("ort", "ort")  # ONNX Runtime has its attention on CUDA in half precision alone
+HALF_LOGITS, HALF_SAME = 0.02, 0.98
 CASES = [
     (engine, lowering)
     for engine, lowerings in {
@@ -40,6 +45,7 @@ CASES = [
         **{name: PROVIDERS[name, "cuda"].lowerings for name in ENGINES},
     }.items()
     for lowering in lowerings
+    if (engine, lowering) != HALF
 ]
 Make = Callable[[int, str, int], tuple[ARModel, Backend]]
 Bundle = Callable[[str, str, str, int], Path]
@@ -57,7 +63,7 @@ def need(engine: str) -> None:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """(engine, lowering, precision, group size) -> a toy bundle, with engines where TensorRT runs it."""
+    """(engine, lowering, precision, group size) -> a toy bundle, with what is built for the engine."""
 
     @cache
     def stored(lowering: str, group_size: int) -> Path:
@@ -71,20 +77,28 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         folder = stored(lowering, group_size)
         if engine in TARGETS:
             build_engine(folder, engine, precision=precision, limits=Limits(SLOTS))
+        elif precision in METHODS:
+            build_graphs(folder, precision)
         return folder
 
     return make
 
 
-def ar_of(made: Bundle, engine: str) -> Make:
-    """`ar_backend` of the parity suite on an engine in float32."""
+def graph_of(folder: Path, graph: str, engine: str, precision: str) -> Backend:
+    """A graph of a bundle on the GPU."""
+    stored = precision if engine == "ort" else "fp32"
+    found = find_graphs(folder, read_manifest(folder), stored)[graph]
+    return open_backend(found.folder, found.spec, DEVICE, engine=engine, precision=precision)
+
+
+def ar_of(made: Bundle, engine: str, precision: str = "fp32") -> Make:
+    """`ar_backend` of the parity suite on an engine."""
 
     @cache
     def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Backend]:
-        folder = made(engine, lowering, "fp32", group_size)
-        spec = read_manifest(folder).graphs["ar"]
+        folder = made(engine, lowering, precision, group_size)
         model = read_checkpoint(folder.parent / "checkpoint").ar  # as stored, in float16
-        return model, open_backend(folder, spec, DEVICE, engine=engine, precision="fp32")
+        return model, graph_of(folder, "ar", engine, precision)
 
     return make
 
@@ -136,18 +150,47 @@ def test_speech_is_that_of_the_cpu(made: Bundle, engine: str, lowering: str) -> 
         assert np.array_equal(beside.codes, expected.codes)
 
 
-@pytest.mark.parametrize("engine", TARGETS)
-@pytest.mark.parametrize("precision", NOISE)
-def test_logits_of_smaller_precisions_stay_near(made: Bundle, engine: str, precision: str) -> None:
+@pytest.mark.parametrize("group_size", parity.GROUPS)
+@pytest.mark.parametrize("batch", [1, SLOTS])
+def test_logits_of_the_half_graph_on_cuda(made: Bundle, group_size: int, batch: int) -> None:
+    need("ort")
+    model, backend = ar_of(made, "ort", "fp16")(group_size, "ort", parity.CAPACITY)
+    worst, same = parity.steps_beside_eager(model, backend, batch)
+    assert worst < HALF_LOGITS and same > HALF_SAME
+
+
+@pytest.mark.parametrize("group_size", parity.GROUPS)
+def test_greedy_codes_of_the_half_graph_on_cuda(made: Bundle, group_size: int) -> None:
+    need("ort")
+    model, backend = ar_of(made, "ort", "fp16")(group_size, "ort", parity.CAPACITY)
+    slots, steps = Slots(backend, model.config.to_dict(), parity.CAPACITY, SLOTS, 10), 40
+    rows = parity.ragged_rows(model, Settings(top_p=0.0, threshold=1.0), steps)
+    eager = [parity.reference_codes(model, row, steps, cached=True)[:2] for row in rows]
+    found = parity.decoded(slots, rows, steps)
+    assert sum(ours == theirs for ours, theirs in zip(found, eager, strict=True)) >= SLOTS - 1
+
+
+def test_the_stored_attention_names_the_half_build_on_cuda(made: Bundle) -> None:
+    need("ort")
+    with pytest.raises(BackendError, match=r"GroupQueryAttention .*--target ort --precision fp16"):
+        Valle2.load(made("ort", "ort", "fp32", 2), device=DEVICE)
+
+
+@pytest.mark.parametrize(
+    "engine, lowering, precision",
+    [(engine, "portable", precision) for engine in TARGETS for precision in NOISE] + [(*HALF, "fp16")],
+)
+def test_logits_of_smaller_precisions_stay_near(
+    made: Bundle, engine: str, lowering: str, precision: str
+) -> None:
     """The NAR's logits of every stage: root mean square of the difference over that of float32's."""
     need(engine)
     try:
-        folder = made(engine, "portable", precision, 2)
+        folder = made(engine, lowering, precision, 2)
     except BackendError as error:
         if "it takes sm" in str(error):
             pytest.skip(str(error))
         raise
-    spec = read_manifest(folder).graphs["nar"]
     rng = np.random.default_rng(0)
     feeds: dict[str, Any] = {
         "text": rng.integers(0, 30, (1, 12)),
@@ -157,8 +200,8 @@ def test_logits_of_smaller_precisions_stay_near(made: Bundle, engine: str, preci
         "frame_lengths": np.array([60]),
     }
     ours, reference = (
-        open_backend(folder, spec, DEVICE, engine=engine, precision=precision),
-        open_backend(folder, spec),
+        graph_of(folder, "nar", engine, precision),
+        open_backend(folder, read_manifest(folder).graphs["nar"]),
     )
     for stage in range(1, 8):
         found, expected = (b.run(feeds | {"stage": np.array(stage)})["logits"] for b in (ours, reference))
@@ -166,10 +209,10 @@ def test_logits_of_smaller_precisions_stay_near(made: Bundle, engine: str, preci
         assert noise < NOISE[precision]
 
 
-@pytest.mark.parametrize("engine, lowering", CASES)
+@pytest.mark.parametrize("engine, lowering", [*CASES, HALF])
 def test_the_latency_benchmark_runs(made: Bundle, engine: str, lowering: str) -> None:
     need(engine)
-    precision = "fp16" if engine in TARGETS else "fp32"
+    precision = "fp16" if engine in TARGETS or (engine, lowering) == HALF else "fp32"
     folder = made(engine, lowering, precision, 2)
     found = latency(str(folder), "hello there", 3, 0, 1, DEVICE, engine=engine, precision=precision)
     assert found["ar_step_ms"] > 0 and found["bound_fraction"] is None and found["repeats"] == 3

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from valle2.engine import BackendError, GraphSpec, Manifest, TensorSpec, read_manifest
+from valle2.engine import PREFILL_CHUNK, BackendError, GraphSpec, Manifest, TensorSpec, read_manifest
 from valle2.engine.profiles import Limits, Profile, Range, buckets, profiles
 
 
@@ -21,7 +21,7 @@ def fits(profile: Profile, sizes: dict[str, int]) -> bool:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
-@pytest.mark.parametrize("new", [1, 2, 40, 297])
+@pytest.mark.parametrize("new", [1, 2, 40, PREFILL_CHUNK])
 def test_every_call_of_the_decoder_has_a_profile(manifest: Manifest, batch: int, new: int) -> None:
     found = profiles(manifest, "ar", Limits(4))
     sizes = {"batch": batch, "new": new, "slots": 10, "draws": 200}
@@ -35,6 +35,20 @@ def test_no_profile_fixes_every_size(manifest: Manifest, batch: int) -> None:
     for profile in profiles(manifest, "ar", Limits(batch)):
         positions = [profile.axes["batch"], profile.axes["new"]]
         assert any(axis.low < axis.high for axis in positions), profile.name
+
+
+def test_a_prefill_is_as_long_as_the_decoder_makes_it(manifest: Manifest) -> None:
+    def longest(made: Manifest, frames: int = 0) -> int:
+        return profiles(made, "ar", Limits(1, frames))[-1].axes["new"].high
+
+    short = replace(manifest, sizes={**manifest.sizes, "max_text": 8})
+    assert longest(manifest) == PREFILL_CHUNK and longest(short, 40) == 8 + 1 + 20
+    # of relatives the first call has all of the text
+    for text, expected in ((40, PREFILL_CHUNK), (200, 200)):
+        relative = replace(manifest, rules={"family": "vallex"}, sizes={**manifest.sizes, "max_text": text})
+        assert longest(relative) == expected
+    causal = replace(relative, rules={"family": "amphion", "whole_text": False})
+    assert longest(causal) == PREFILL_CHUNK
 
 
 def test_one_row_needs_no_batched_step(manifest: Manifest) -> None:

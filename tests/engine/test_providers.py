@@ -70,6 +70,13 @@ def test_every_heavy_operator_of_a_bundle_is_seen(fixed_bundles: dict[str, Path]
         Valle2.load(folder, device="cuda")
 
 
+def test_attention_in_float32_names_the_half_build(bundle: Path, other: None) -> None:
+    with pytest.raises(
+        BackendError, match=r"\d+ GroupQueryAttention .*--target ort --precision fp16 and load"
+    ):
+        Valle2.load(bundle, device="cuda")
+
+
 def test_nothing_strays_where_one_provider_runs_all(folder: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry(RECORDING, "1")

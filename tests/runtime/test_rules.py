@@ -23,6 +23,7 @@ def test_a_bundle_without_rules_is_valle2(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     rules = Rules.of(manifest)
     assert rules.text_end == (manifest.sizes["vocab_size"],) and rules.codebooks == 8
+    assert not rules.whole_text and Rules.of(replace(manifest, rules={"family": "vallex"})).whole_text
     whole, same = rules.texts(Text(IDS))
     assert whole.tolist() == same.tolist() == [*IDS, manifest.sizes["vocab_size"]]
     assert rules.frame_limit(4, 0) == 150 and rules.frame_limit(20, 0) == 320

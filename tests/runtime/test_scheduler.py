@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,10 @@ SHORT = Settings(top_p=0.5, max_frames=40)
 
 @pytest.fixture(scope="module")
 def three(bundle: Path) -> Valle2:
-    """The toy model with three slots."""
-    return Valle2.load(bundle, slots=3)
+    """The toy model with three slots, prefilled in several chunks."""
+    tts = Valle2.load(bundle, slots=3)
+    tts.graphs.batch.slots.chunk = 16
+    return tts
 
 
 def requests(voice: Prompt) -> list[Request]:
@@ -114,11 +117,11 @@ def test_a_failing_graph_ends_all_and_the_model_stays_usable(three: Valle2, voic
     slots = three.graphs.batch.slots
     before = three.synthesize("hello", voice, SHORT)
 
-    def broken(index: int, row: object) -> None:
+    def broken(count: int, idle: tuple[int, ...] = ()) -> None:
         raise RuntimeError("device lost")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="device lost"):
-        patch.setattr(slots, "enter", broken)
+        patch.setattr(slots, "step", broken)
         three.synthesize("hello", voice, SHORT)
     again = three.synthesize("hello", voice, SHORT)
     assert isinstance(again, Speech) and np.array_equal(again.codes, before.codes)
@@ -127,17 +130,19 @@ def test_a_failing_graph_ends_all_and_the_model_stays_usable(three: Valle2, voic
 def test_a_prefill_that_fails_is_one_requests_error(three: Valle2, voice: Prompt) -> None:
     slots = three.graphs.batch.slots
     wanted = np.concatenate(list(three.stream("hello there", voice, SHORT, latency=0.1)))
-    enter = slots.enter
+    prefill = slots.prefill
     calls: list[int] = []
 
-    def second_fails(index: int, row: Row) -> None:
+    def second_fails(index: int, row: Row) -> Generator[bool, None, None]:
         calls.append(index)
+        chunks = prefill(index, row)
+        yield next(chunks)
         if len(calls) == 2:
             raise MemoryError("no room")
-        enter(index, row)
+        yield from chunks
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slots, "enter", second_fails)
+        patch.setattr(slots, "prefill", second_fails)
         good = three.stream("hello there", voice, SHORT, latency=0.1)
         bad = three.stream("hello", voice, SHORT, latency=0.1)
         with pytest.raises(MemoryError, match="no room"):

@@ -1,0 +1,68 @@
+"""The whole training from nothing, in one command: `python demo/make.py --styles VOICES --work W`.
+
+Every step resumes from what it finds in the work folder and has a fixed seed, so an interrupted run goes on
+with the same command. `--list` prints the steps; `--only NAME ...` runs some of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CLI = [sys.executable, "-m", "valle2.runtime.cli"]
+Step = tuple[str, list[str]]
+
+
+def tool(name: str, *args: object) -> list[str]:
+    return [sys.executable, str(HERE / f"{name}.py"), *map(str, args)]
+
+
+def exported(work: Path, name: str, *how: object) -> Iterator[Step]:
+    """Put the parts together and make a bundle of them."""
+    checkpoint, bundle = work / name, work / f"{name}-bundle"
+    yield f"{name}", tool("assemble", "--work", work, "--out", checkpoint, *how)
+    yield f"{name}-text", tool("lexicon", "--out", checkpoint, "--compare", HERE / "sentences_test.txt")
+    yield f"{name}-bundle", [*CLI, "export", str(checkpoint), "-o", str(bundle)]
+
+
+def steps(work: Path, styles: Path, shards: int) -> Iterator[Step]:
+    """All commands in order: speech, codec, codes, AR, NAR, vocoder, the NAR's codes, prompts, model."""
+    at = ("--work", work)
+    for source in ("hibari", "kokoro", "others", "unseen"):
+        given = () if source == "hibari" else ("--styles", styles)
+        yield f"speech-{source}", tool("speak", source, *at, *given, "--shards", shards)
+    yield "codec", tool("train_codec", *at, "--steps", 7200)
+    yield "codes", tool("encode", *at)
+    yield "ar", tool("train", "ar", *at, "--steps", 10000, "--decay", 4000)
+    yield "nar", tool("train", "nar", *at, "--steps", 9500, "--decay", 1500)
+    yield "vocoder", tool("train_vocoder", *at, "--steps", 21000)
+    yield from exported(work, "try")
+    yield "prompts", tool("choose", work / "try-bundle", "--out", work / "prompts.json")
+    yield "refined", tool("refine", *at, "--bundle", work / "try-bundle")
+    yield "vocoder-refined", tool("train_vocoder", *at, "--steps", 23000, "--decay", 1400)
+    yield from exported(work, "model", "--prompts", work / "prompts.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    parser.add_argument("--styles", type=Path, default=Path("voices"), help="kokoro-js voices/*.bin")
+    parser.add_argument("--shards", type=int, default=60, help="of 100 utterances, from each teacher")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these steps alone")
+    parser.add_argument("--list", action="store_true", help="print the steps and stop")
+    args = parser.parse_args()
+    for name, command in steps(args.work, args.styles, args.shards):
+        if args.only and name not in args.only:
+            continue
+        print(f"== {name}: {shlex.join(command)}", flush=True)
+        if not args.list:
+            subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

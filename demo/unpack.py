@@ -1,0 +1,55 @@
+"""A work folder from a finished checkpoint, to train on from it: `python demo/unpack.py CHECKPOINT --work W`.
+
+Writes codec.pt, ar.pt, nar.pt and vocoder.pt at step 0. What only training needs is not in a checkpoint: the
+optimizers begin anew, and so do the codec's mel decoder, classifier and predictor, so the codec itself can
+encode but not be trained further. The speech is made by speak.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from data import symbols
+from torch import nn
+from train_codec import CodecTrainer
+
+from valle2.export.checkpoint import read_checkpoint
+from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
+
+
+def codec_trainer(encoder: CodecEncoder, decoder: CodecDecoder) -> CodecTrainer:
+    """A trainer whose tables are the decoder's: `widen` is what maps the encoder's residual books to them."""
+    model = CodecTrainer(CodecConfig(), len(symbols()))
+    model.encoder.load_state_dict(encoder.state_dict())
+    narrow, wide = (table.detach().float().flatten(0, 1) for table in (encoder.rest, decoder.tables[1:]))
+    model.widen.weight.data.copy_(torch.linalg.lstsq(narrow, wide).solution.T)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    checkpoint = read_checkpoint(args.checkpoint)
+    assert checkpoint.codec is not None
+    encoder, decoder, _ = checkpoint.codec
+    assert isinstance(encoder, CodecEncoder) and isinstance(decoder, CodecDecoder)
+    parts: dict[str, nn.Module] = {
+        "codec": codec_trainer(encoder, decoder),
+        "ar": checkpoint.ar,
+        "nar": checkpoint.nar,
+        "vocoder": decoder,
+    }
+    for name, module in parts.items():
+        path = args.work / f"{name}.pt"
+        if path.exists():
+            raise SystemExit(f"{path} exists; choose another --work")
+        torch.save({"model": module.state_dict(), "step": 0}, path)
+
+
+if __name__ == "__main__":
+    main()
