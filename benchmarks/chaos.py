@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from valle2.benchmarks.report import growth
 from valle2.benchmarks.served import HALVES, Heard, Served, hang, listen, on_time, speech_body, wait
 
 SHORT_TEXT = "Hello."
 SETTLE_SECONDS = 60.0
-EDGE = 100
 BAD = (
     b"",
     b"{",
@@ -94,19 +94,10 @@ def verdict(served: Served, heard: list[Heard], same: bool, sockets: int) -> dic
 
 
 def soak(served: Served, seed: int, count: int, samples: int) -> dict[str, Any]:
-    """`count` short requests one after another; resident memory at both ends and its slope."""
+    """`count` short requests one after another: does resident memory grow?"""
     sizes, whole = [], 0
     for index in range(count):
         body = speech_body(SHORT_TEXT, seed + index)
         whole += listen(served.port, body, time.perf_counter(), samples).whole
         sizes.append(served.resident_bytes() / 2**20)
-    edge = min(EDGE, max(1, count // 2))
-    later = sizes[edge:]  # buffers grow to their size within the first requests
-    slope = float(np.polyfit(np.arange(len(later)), later, 1)[0]) if len(later) > 1 else 0.0
-    return {
-        "requests": count,
-        "whole": whole,
-        "first_mib": round(float(np.mean(sizes[:edge])), 2),
-        "last_mib": round(float(np.mean(sizes[-edge:])), 2),
-        "mib_per_100_requests": round(100 * slope, 3),
-    }
+    return {"requests": count, "whole": whole} | growth(sizes)

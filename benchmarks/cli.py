@@ -187,6 +187,17 @@ def many(args: argparse.Namespace) -> tuple[str, int, int, float, int, int, int]
     return args.text, *load, args.seed, args.threads, args.repeats
 
 
+def memory(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """A fresh process's memory and cold start."""
+    from valle2.benchmarks import memory
+    from valle2.benchmarks.started import Plan
+
+    model, frames = sized(args)
+    size = args.precision[0], args.slots, args.threads
+    plan = Plan(model, *size, args.text, args.seed, frames, requests=args.requests)
+    return memory.memory(plan, args.repeats, progress), memory.table
+
+
 def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """A server under load, over real sockets."""
     if any(find_spec(name) is None for name in NEEDED):
@@ -264,6 +275,7 @@ KINDS: dict[str, tuple[str, Callable[[argparse.Namespace, Progress], tuple[Resul
     "groups": ("models of several group sizes, stage by stage", groups),
     "latency": ("one request at a time, whole and streamed", latency),
     "lengths": ("one request at a time against its length", lengths),
+    "memory": ("resident and peak memory, cold start, a soak", memory),
     "precision": ("what each precision costs in logits and codes", precision),
     "prefill": ("a prefill in chunks of several sizes, and how long it holds up a running row", prefill),
     "quality": ("words and voice as judged by whisper and resemblyzer", quality),

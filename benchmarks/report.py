@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from valle2.engine import Manifest
 from valle2.engine.errors import Valle2Error
 from valle2.engine.small import HALF, METHODS, STORED
 from valle2.runtime import Valle2
 
 FLOAT_BYTES = 4
+EDGE = 100
 
 
 def percentiles(seconds: Sequence[float], *points: int) -> dict[str, float]:
@@ -32,12 +34,36 @@ def ratio_percentiles(values: Sequence[float], *points: int) -> dict[str, float]
     return {f"p{point}": round(float(np.percentile(values, point)), 4) for point in points}
 
 
+def slope(points: Mapping[int, float]) -> float:
+    """Least squares."""
+    return float(np.polyfit(list(points), list(points.values()), 1)[0]) if len(points) > 1 else 0.0
+
+
+def growth(mib: Sequence[float]) -> dict[str, float]:
+    """Memory after each request: means of both ends, and the slope over the second half.
+
+    In the first half buffers grow to their size.
+    """
+    edge = min(EDGE, max(1, len(mib) // 2))
+    later = dict(enumerate(mib[len(mib) // 2 :]))
+    return {
+        "first_mib": round(float(np.mean(mib[:edge])), 2),
+        "last_mib": round(float(np.mean(mib[-edge:])), 2),
+        "mib_per_100_requests": round(100 * slope(later), 3),
+    }
+
+
 def measured_on(tts: Valle2, seed: int, threads: int) -> dict[str, Any]:
     """Model, machine and versions."""
+    return about(tts.manifest, seed, threads)
+
+
+def about(manifest: Manifest, seed: int, threads: int) -> dict[str, Any]:
+    """The same of a model that is not loaded here."""
     return {
-        "model": tts.manifest.name,
-        "group_size": tts.manifest.sizes["group_size"],
-        "checkpoint_sha256": tts.manifest.provenance.get("checkpoint_sha256", ""),
+        "model": manifest.name,
+        "group_size": manifest.sizes["group_size"],
+        "checkpoint_sha256": manifest.provenance.get("checkpoint_sha256", ""),
         "seed": seed,
         "threads": threads,
         "versions": {"onnxruntime": onnxruntime.__version__, "python": platform.python_version()},

@@ -25,6 +25,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from valle2.benchmarks.process import resident_bytes
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.wav import BYTES_PER_SAMPLE
 
@@ -151,10 +152,9 @@ class Served:
     def resident_bytes(self) -> int:
         """Memory of the process."""
         assert self.process
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        found = resident_bytes(self.process.pid)
         assert found
-        return 1024 * int(found[1])
+        return found
 
     def sockets(self) -> int:
         """Sockets that the process has open."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from valle2.benchmarks.bandwidth import read_bandwidth
 from valle2.benchmarks.plots import Line, Panel
-from valle2.benchmarks.report import markdown, measured_on, need_positive, step_bytes
+from valle2.benchmarks.report import markdown, measured_on, need_positive, slope, step_bytes
 from valle2.runtime import Settings, Valle2
 from valle2.runtime.decode import Row, Slots
 
@@ -109,11 +109,6 @@ def line(name: str, count: int, took: float, bound: float | None) -> Result:
 
 def ms(seconds: float) -> float:
     return round(1000 * seconds, 3)
-
-
-def slope(points: dict[int, float]) -> float:
-    """Least squares."""
-    return float(np.polyfit(list(points), list(points.values()), 1)[0]) if len(points) > 1 else 0.0
 
 
 def table(result: Result) -> str:

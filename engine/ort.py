@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 from valle2.engine.backend import Array, ArrayBuffer, Backend, Buffer, Step
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec
+from valle2.engine.memory import give_back, sparse_zeros
 from valle2.engine.providers import RECORDING, check_strays, find_provider, provider_options
 
 ERRORS_ONLY = 3
@@ -92,6 +93,7 @@ class OrtBackend(Backend):
             raise BackendError(f"{path}: {chosen.name} failed to start; check the driver with: valle2 doctor")
         if device != "cpu" and not fallback:
             check_strays(spec.file, self.session, chosen.name)
+        give_back()
 
     def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
         try:
@@ -102,7 +104,7 @@ class OrtBackend(Backend):
 
     def buffer(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
         if self.device == "cpu":
-            return OrtBuffer(np.zeros(shape, dtype))
+            return OrtBuffer(sparse_zeros(shape, dtype))
         value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), self.device, 0)
         return DeviceBuffer(value, dtype, slice(0, shape[0]))
 

@@ -58,12 +58,17 @@ class NARModel(nn.Module):
         """codes (B, T, 8) -> (B, T, d): prompt frames sum all codebooks, targets those < stage (Eq. 12)."""
         whole = prompt_lengths if self.config.style.whole_prompt else torch.zeros_like(prompt_lengths)
         in_prompt = torch.arange(codes.shape[1])[None, :] < whole[:, None]
-        total = functional.embedding(codes[:, :, 0], self.code_tables[0])
+        tables = self.code_rows()
+        total = functional.embedding(codes[:, :, 0], tables)
         for book in range(1, self.config.codebooks):
-            table = self.code_tables[0 if self.config.style.one_table else book]
+            first = 0 if self.config.style.one_table else CODEBOOK_SIZE * book
             seen = (in_prompt | (book < stage)).to(total.dtype)
-            total = total + seen[..., None] * functional.embedding(codes[:, :, book], table)
+            total = total + seen[..., None] * functional.embedding(first + codes[:, :, book], tables)
         return self.code_prenet(total) if self.config.style.prenet else total
+
+    def code_rows(self) -> Tensor:
+        """All code tables in one, (K * 1024, d): a graph that picked a table would hold it twice."""
+        return self.code_tables.flatten(0, 1)
 
     def tail(self, frame_lengths: Tensor, stage: Tensor) -> Tensor:
         """The closing `<eos>` and stage id (Eq. 13, 14), continuing the code positions: (B, 2, d)."""
@@ -108,7 +113,8 @@ class NARModel(nn.Module):
         if self.norm is not None:
             hidden = self.norm(hidden, stage if style.stage == "norm" else None)
         if style.head == "tied":
-            return functional.linear(hidden, self.code_tables.index_select(0, stage.reshape(1))[0])
+            rows = CODEBOOK_SIZE * stage + torch.arange(CODEBOOK_SIZE)
+            return functional.linear(hidden, self.code_rows().index_select(0, rows))
         row = torch.zeros_like(stage) if style.head == "one" else stage - 1
         weight = self.heads.index_select(0, row.reshape(1))[0]
         bias = None if self.head_bias is None else self.head_bias.index_select(0, row.reshape(1))[0]

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -74,3 +76,14 @@ def test_the_graph_has_the_numbers(tmp_path: Path) -> None:
 def test_the_bound_grows_with_logits_beyond_its_range() -> None:
     assert logits_bound(0.0) == logits_bound(32.0) == LOGITS_TOLERANCE == 1e-4
     assert logits_bound(160.0) == pytest.approx(5e-4)
+
+
+def test_a_session_holds_the_code_tables_once(tmp_path: Path) -> None:
+    """They embed codes and give logits; ONNX Runtime would fold the choice of a table into a second copy."""
+    graph = nar_graph(toy_nar({}), "ort")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(export_graph(graph, tmp_path), options, ["CPUExecutionProvider"])
+    shapes = [tuple(weight.dims) for weight in onnx.load(tmp_path / "optimised.onnx").graph.initializer]
+    assert shapes.count((8 * 1024, 32)) == 1 and not {(8, 1024, 32), (1024, 32), (32, 1024)} & set(shapes)
