@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare every benchmark with its own options."""
     kinds = parser.add_subparsers(dest="what", required=True, metavar="BENCHMARK")
     for kind, (text, _) in KINDS.items():
-        command = kinds.add_parser(kind, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        about = f"{text[0].upper()}{text[1:]}."
+        command = kinds.add_parser(kind, help=text, description=about, allow_abbrev=False)
         for row in options_of(kind):
             command.add_argument(row.flag, **row.how)
 

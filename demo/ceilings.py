@@ -2,18 +2,21 @@
 
 Held-out utterances of each source are judged as they are, through the codec, with their true codebook 0 and
 the NAR's other seven, and spoken anew by the whole chain. The prompt is the voice's next held-out utterance.
+With `--sentences FILE` hibari speaks the file's lines as `amber`,
+prompted by the bundle's voice of that name.
 """
 
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from data import Utterance, read_shard
 from refine import pairs, refined
-from speak import SOURCES
+from speak import SOURCES, hibari_speaker, trim, vocabulary
 
 from valle2.benchmarks.alignment import word_error_rate
 from valle2.benchmarks.judges import Judges, words
@@ -21,13 +24,14 @@ from valle2.benchmarks.report import markdown
 from valle2.runtime import Prompt, Request, Valle2
 
 Array = np.ndarray[Any, Any]
+VOICE = "amber"
+Pair = tuple[Utterance, Prompt]
 
 
-def four_ways(tts: Valle2, item: Utterance, said: Utterance) -> dict[str, Array]:
+def four_ways(tts: Valle2, item: Utterance, prompt: Prompt) -> dict[str, Array]:
     """The utterance, its round trip, NAR on the true codebook 0, all anew."""
     codec = tts.need_codec()
     codes = codec.encode(item.wave)
-    prompt = Prompt(codec.encode(said.wave), said.text, said.voice)
     request = Request(item.text, prompt, tts.settings())
     return {
         "source": item.wave,
@@ -37,34 +41,62 @@ def four_ways(tts: Valle2, item: Utterance, said: Utterance) -> dict[str, Array]
     }
 
 
+def held_out(tts: Valle2, work: Path, source: str, count: int) -> list[Pair]:
+    """Utterances of a source's first shard, each with another of its voice as the prompt."""
+    path, codec = work / "speech" / f"{source}-0000.npz", tts.need_codec()
+    items = read_shard(path) if path.exists() else []
+    found = [(items[a], items[b]) for a, b in pairs(items)[:count]]
+    return [(item, Prompt(codec.encode(said.wave), said.text, said.voice)) for item, said in found]
+
+
+def spoken(tts: Valle2, lines: list[str]) -> list[Pair]:
+    """Lines as hibari speaks them."""
+    g2p, ids_of = import_module("hibari.g2p").G2P(british=False), vocabulary()
+    speak, found = hibari_speaker(), list[Pair]()
+    for seed, text in enumerate(lines):
+        ids = [0, *(ids_of[symbol] for symbol in g2p(text) if symbol in ids_of), 0]
+        sound, _, _ = trim(*speak(ids, VOICE, seed), ids)
+        nothing = np.zeros(0, np.int64)
+        found.append((Utterance(VOICE, text, nothing, nothing, sound), tts.voice(VOICE)))
+    return found
+
+
+def judged(tts: Valle2, judges: Judges, source: str, items: list[Pair]) -> list[list[object]]:
+    """A row for each of the four ways."""
+    codec, said = tts.need_codec(), list[str]()
+    heard: dict[str, list[str]] = {}
+    near: dict[str, list[float]] = {}
+    for item, prompt in items:
+        said.append(words(item.text))
+        target = judges.embed(codec.decode(prompt.codes), codec.sample_rate)
+        for way, audio in four_ways(tts, item, prompt).items():
+            heard.setdefault(way, []).append(words(judges.transcribe(audio, codec.sample_rate)))
+            near.setdefault(way, []).append(float(judges.embed(audio, codec.sample_rate) @ target))
+    rows: list[list[object]] = []
+    for way, found in heard.items():
+        rows.append(
+            [source, way, round(word_error_rate(said, found), 1), round(float(np.mean(near[way])), 3)]
+        )
+        print(*rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--bundle", default="demo")
     parser.add_argument("--count", type=int, default=40, help="utterances a source")
+    parser.add_argument("--sentences", type=Path, help="spoken by hibari in place of the shards")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
     tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges()
-    rate = tts.need_codec().sample_rate
+    if args.sentences:
+        sources = {VOICE: spoken(tts, args.sentences.read_text(encoding="utf-8").splitlines()[: args.count])}
+    else:
+        sources = {source: held_out(tts, args.work, source, args.count) for source in SOURCES}
     rows = []
-    for source in SOURCES:
-        path = args.work / "speech" / f"{source}-0000.npz"
-        if not path.exists():
-            continue
-        said: list[str] = []
-        heard: dict[str, list[str]] = {}
-        near: dict[str, list[float]] = {}
-        items = read_shard(path)
-        for item, prompt in ((items[a], items[b]) for a, b in pairs(items)[: args.count]):
-            said.append(words(item.text))
-            target = judges.embed(prompt.wave, rate)
-            for way, audio in four_ways(tts, item, prompt).items():
-                heard.setdefault(way, []).append(words(judges.transcribe(audio, rate)))
-                near.setdefault(way, []).append(float(judges.embed(audio, rate) @ target))
-        for way, found in heard.items():
-            wer = word_error_rate(said, found)
-            rows.append([source, way, round(wer, 1), round(float(np.mean(near[way])), 3)])
-            print(*rows[-1], flush=True)
+    for source, items in sources.items():
+        rows += judged(tts, judges, source, items)
     print(markdown(["source", "signal", "WER %", "similarity to the prompt"], rows))
 
 

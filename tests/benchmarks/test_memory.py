@@ -22,7 +22,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
 def plan(bundle: Path, **changes: Any) -> Plan:
-    whole = {
+    whole: dict[str, Any] = {
         "precision": "fp32",
         "slots": 1,
         "threads": 1,
@@ -53,9 +53,9 @@ def test_a_short_run(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_weights_are_counted_as_they_are_computed_with(bundle: Path) -> None:
     """The toy's weights are stored as float16 and computed with as float32."""
-    stored = sum(file.stat().st_size for file in bundle.glob("*.weights"))
+    stored = sum(file.stat().st_size for file in bundle.glob("*.weights")) / MIB
     found = memory.weights_mib(plan(bundle))
-    assert found == pytest.approx(2 * stored / MIB, rel=0.05, abs=0.1)
+    assert found and 1.8 * stored < found < 2.02 * stored  # less than twice: the codec has some as float32
 
 
 def test_the_cache_is_counted_where_it_is_filled(bundle: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_cache_is_counted_where_it_is_filled(bundle: Path) -> None:
 @pytest.mark.parametrize("leak", [False, True])
 def test_a_leaked_cache_is_seen(bundle: Path, monkeypatch: pytest.MonkeyPatch, leak: bool) -> None:
     tts = Valle2.load(bundle, threads=1, slots=1)
-    kept = []
+    kept: list[object] = []
 
     def leaking(*args: Any) -> Speech:
         kept.extend(buffer.read() + 1 for buffer in tts.graphs.batch.slots.caches.values())

@@ -100,6 +100,7 @@ def test_a_full_size_model_gets_its_smaller_graphs(tmp_path: Path) -> None:
         (["lengths", "--lengths", "2,-1"], "expected numbers above 0, got 2,-1"),
         (["batch", "--counts", "2,x"], "expected numbers such as 1,2,4, got 2,x"),
         (["batch", "--counts", "1.5"], "expected whole numbers, got 1.5"),
+        (["quality", "--seed", "3"], "unrecognized arguments: --seed 3"),
     ],
 )
 def test_what_would_be_ignored_is_refused(
