@@ -80,9 +80,11 @@ def test_a_leaked_cache_is_seen(bundle: Path, monkeypatch: pytest.MonkeyPatch, l
 
     if leak:
         monkeypatch.setattr(tts, "synthesize", leaking)
-    sizes = [size / MIB for size in soak(tts, plan(bundle, requests=60)) if size]
-    assert len(sizes) == 60
-    assert (growth(sizes)["mib_per_100_requests"] < 3) is not leak
+    asked = plan(bundle, requests=40)
+    list(soak(tts, asked))  # ONNX Runtime's arenas grow to what the longest of these takes
+    sizes = [size / MIB for size in soak(tts, asked) if size]
+    assert len(sizes) == 40
+    assert (growth(sizes)["mib_per_100_requests"] < 2) is not leak
 
 
 def test_growth_is_that_of_the_second_half() -> None:
