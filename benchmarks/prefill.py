@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from valle2.benchmarks.report import markdown, measured_on, need_positive
 from valle2.benchmarks.steps import place, row
-from valle2.engine import PREFILL_CHUNK
+from valle2.engine.profiles import PREFILL_CHUNK
 from valle2.runtime import Valle2
 from valle2.runtime.decode import Row, Slots
 

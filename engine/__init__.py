@@ -10,12 +10,11 @@ from valle2.engine.manifest import (
     read_manifest,
     write_manifest,
 )
-from valle2.engine.profiles import PREFILL_CHUNK, whole_text
+from valle2.engine.profiles import whole_text
 from valle2.engine.providers import check_engine
 from valle2.engine.small import check_precision, find_graphs
 
 __all__ = [
-    "PREFILL_CHUNK",
     "Backend",
     "BackendError",
     "Buffer",

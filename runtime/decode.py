@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.engine import PREFILL_CHUNK, Backend, BackendError, Buffer, Step
+from valle2.engine import Backend, BackendError, Buffer, Step
+from valle2.engine.profiles import PREFILL_CHUNK
 from valle2.runtime.settings import Settings
 
 Codes = NDArray[np.int64]
