@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from valle2.engine import PREFILL_CHUNK, BackendError, GraphSpec, Manifest, TensorSpec, read_manifest
-from valle2.engine.profiles import Limits, Profile, Range, buckets, profiles
+from valle2.engine import BackendError, GraphSpec, Manifest, TensorSpec, read_manifest
+from valle2.engine.profiles import PREFILL_CHUNK, Limits, Profile, Range, buckets, profiles
 
 
 @pytest.fixture(scope="session")
