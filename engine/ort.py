@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import DTypeLike
 from valle2.engine.backend import Array, ArrayBuffer, Backend, Buffer, Step
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec
-from valle2.engine.memory import give_back, sparse_zeros
+from valle2.engine.memory import give_back, in_huge_pages, sparse_zeros
 from valle2.engine.providers import RECORDING, check_strays, find_provider, provider_options
 
 ERRORS_ONLY = 3
@@ -61,6 +62,7 @@ class OrtBackend(Backend):
     Args:
         path: the graph. engine: one of `providers.ENGINES`. bundle: where a provider keeps what it compiles.
         fallback: whether nodes may run on another provider than the engine's.
+        huge_pages: keep a graph's weights in huge pages on a CPU, for one that reads them all at every run.
 
     Raises:
         BackendError: the provider is absent, does not start, or leaves nodes to another one.
@@ -76,6 +78,7 @@ class OrtBackend(Backend):
         *,
         bundle: Path | None = None,
         fallback: bool = False,
+        huge_pages: bool = False,
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
@@ -86,7 +89,8 @@ class OrtBackend(Backend):
         chosen = find_provider(engine, device, ort.get_available_providers())
         given = provider_options(chosen, bundle or path.parent, engine)
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=[(chosen.name, given)])
+            with in_huge_pages() if huge_pages and device == "cpu" else nullcontext():
+                self.session = ort.InferenceSession(str(path), options, providers=[(chosen.name, given)])
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise BackendError(f"{path} does not load: {first_line(error)}") from None
         if self.session.get_providers()[0] != chosen.name:

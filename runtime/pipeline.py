@@ -56,7 +56,10 @@ class Valle2:
         self.manifest = manifest
         precision = where["precision"] if where["engine"] == "ort" else STORED
         graphs = find_graphs(path, manifest, precision).items()
-        backends = {name: open_backend(found.folder, found.spec, **where) for name, found in graphs}
+        backends = {
+            name: open_backend(found.folder, found.spec, **where, huge_pages=name == "ar")
+            for name, found in graphs
+        }
         rules, length = Rules.of(manifest), manifest.cache_length
         rows = Slots(backends["ar"], manifest.sizes, length, slots, MAX_WINDOW, whole_text=rules.whole_text)
         self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, rules)

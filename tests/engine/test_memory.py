@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 import platform
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from valle2.benchmarks.process import resident_bytes
-from valle2.engine.memory import HUGE_PAGE, give_back, sparse_zeros
+from valle2.engine.memory import HUGE_PAGE, allocated, give_back, in_huge_pages, sparse_zeros
 
 MIB = 2**20
 
@@ -43,3 +45,35 @@ def test_what_was_freed_is_given_back() -> None:
     give_back()
     assert before - resident() > 50 * MIB
     assert len(kept) == 1
+
+
+def huge_bytes() -> int:
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(rollup.split("AnonHugePages:")[1].split()[0])
+
+
+def small_pages(size: int) -> mmap.mmap:
+    """Anonymous memory, written, which Linux was not asked to put in huge pages."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(b"x" * size)
+    return memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
+def test_what_is_allocated_meanwhile_moves_to_huge_pages() -> None:
+    outside, before = small_pages(4 * HUGE_PAGE), huge_bytes()
+    with in_huge_pages():
+        inside = small_pages(16 * HUGE_PAGE)
+    grown = huge_bytes() - before
+    if not grown:
+        pytest.skip("this system moves nothing to huge pages")
+    assert 8 * HUGE_PAGE <= grown <= 16 * HUGE_PAGE, "all of what is inside, and nothing outside"
+    assert inside[:] == b"x" * len(inside) and outside[:] == b"x" * len(outside)
+
+
+def test_where_the_system_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("valle2.engine.memory.MAPS", tmp_path / "absent")
+    assert allocated() == []
+    with in_huge_pages():
+        kept = small_pages(HUGE_PAGE)
+    assert kept[:1] == b"x"
