@@ -19,7 +19,7 @@ from valle2.engine import Backend, find_graphs
 from valle2.engine.small import STORED
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.decode import Row
-from valle2.runtime.rules import Text, check_prompt
+from valle2.runtime.rules import check_prompt
 
 Arrays = dict[str, NDArray[Any]]
 Codes = NDArray[np.int64]
@@ -67,7 +67,7 @@ def precision(
 def speak(tts: Valle2, text: str, settings: Settings) -> Spoken:
     """The first sentence of a text in the default voice."""
     voice = tts.voice(tts.default_voice())
-    words, plain = tts.graphs.rules.texts(Text(next(iter(tts.sentence_ids(Request(text, voice, settings))))))
+    words, plain = tts.graphs.rules.texts(next(iter(tts.sentences(Request(text, voice, settings)))))
     group = tts.graphs.batch.slots.group_size
     prompt = check_prompt(tts.graphs.rules, voice.codes)[len(voice.codes) % group :]
     codes = tts.synthesize(text, voice, settings).codes

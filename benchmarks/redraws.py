@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from valle2.runtime import Request, Speech, Valle2
 from valle2.runtime.decode import Row
-from valle2.runtime.rules import Text, check_prompt
+from valle2.runtime.rules import check_prompt
 from valle2.runtime.sampling import repeats_too_often, uniforms
 
 Codes = NDArray[np.int64]
@@ -19,11 +19,11 @@ Codes = NDArray[np.int64]
 
 def count_redraws(tts: Valle2, request: Request, speech: Speech) -> tuple[int, int]:
     """-> codes that were drawn again, codes drawn; (0, 0) for a text of several sentences or candidates."""
-    sentences = list(tts.sentence_ids(request))
+    sentences = list(tts.sentences(request))
     if len(sentences) != 1 or request.settings.candidates != 1 or not len(speech.codes):
         return 0, 0
     rules, group = tts.graphs.rules, tts.graphs.batch.slots.group_size
-    words, _ = rules.texts(Text(sentences[0]))
+    words, _ = rules.texts(sentences[0])
     prompt = check_prompt(rules, request.prompt.codes)
     past = prompt[len(prompt) % group :, 0]
     codes = speech.codes[:, 0]

@@ -15,7 +15,7 @@ from data import Utterance, read_codes, read_shard, shards, write_codes
 
 from valle2.runtime import Prompt, Request, Valle2
 from valle2.runtime.refine import refine
-from valle2.runtime.rules import Text, check_prompt
+from valle2.runtime.rules import check_prompt
 from valle2.runtime.scheduler import Job
 from valle2.runtime.timings import Timings
 
@@ -38,7 +38,7 @@ def pairs(items: list[Utterance]) -> list[tuple[int, int]]:
 def refined(tts: Valle2, request: Request, first: Array) -> Array:
     """The NAR's codes (T, 8) for a true codebook 0 (T,)."""
     rules, found = tts.graphs.rules, []
-    _, text = rules.texts(Text(next(iter(tts.sentence_ids(request)))))
+    _, text = rules.texts(next(iter(tts.sentences(request))))
     prompt = check_prompt(rules, request.prompt.codes)
 
     def job() -> Job:

@@ -140,8 +140,13 @@ def read_network(
     )
     weights = ar_weights(claims, ar, config, rows), nar_weights(claims, nar, config)
     claims.finish("num_batches_tracked")
-    ends = {"frames_per_token": 16, "frames_extra": int(not bos), "frames_least": 0, "code_bos": bos}
-    return assemble(config, *weights, family, rules | ends, [claims.path])
+    ends = {
+        "frames_per_token": 16,
+        "frames_extra": int(not bos),
+        "frames_least": 0,
+        "limit_counts_prompt": True,
+    }
+    return assemble(config, *weights, family, rules | ends | {"code_bos": bos}, [claims.path])
 
 
 def agree(claims: Claims, extras: Mapping[str, Any], derived: Mapping[str, Any]) -> None:

@@ -62,7 +62,7 @@ class Utterance(Closing):
         self.prompt = prompt[len(prompt) % group :]
         start = int(graphs.rules.code_bos)
         row = Row(words, self.prompt[:, 0], np.zeros((0, group, 2), np.float32), settings, start)
-        steps = self.step_limit(row)
+        steps = self.step_limit(row, text.prompt_length)
         numbers = [
             uniforms(settings.seed, index * SENTENCE_STREAMS + candidate, steps, group)
             for candidate in range(settings.candidates)
@@ -120,10 +120,10 @@ class Utterance(Closing):
         self.timings.ar += max(sample.step_seconds for sample in self.samples)
         self.timings.steps += max(sample.steps for sample in self.samples)
 
-    def step_limit(self, row: Row) -> int:
+    def step_limit(self, row: Row, prompt_length: int | None) -> int:
         """Steps allowed: what was asked for, else a share of the text, within the model's room."""
         slots = self.graphs.batch.slots
-        usual = self.graphs.rules.frame_limit(len(row.text), len(row.prompt))
+        usual = self.graphs.rules.frame_limit(len(row.text), len(row.prompt), prompt_length)
         frames = row.settings.max_frames or usual
         room = slots.room(row)
         if room < 1:

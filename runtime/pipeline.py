@@ -207,11 +207,11 @@ class Valle2:
         """The stages in their order, sentence by sentence and chunk by chunk."""
         codec, request, timings = self.need_codec(), spoken.request, spoken.timings
         prompt = check_prompt(self.graphs.rules, request.prompt.codes)
-        for index, ids in enumerate(self.sentence_ids(request)):
+        for index, text in enumerate(self.sentences(request)):
             if index:
                 spoken.add(pause(codec.sample_rate))
             seams, sizes = seams_of(codec, latency), chunk_sizes(latency, codec.frame_rate)
-            with Utterance(self.graphs, Text(ids), prompt, request.settings, index, timings) as utterance:
+            with Utterance(self.graphs, text, prompt, request.settings, index, timings) as utterance:
                 while not utterance.done:
                     codes = yield from utterance.chunk(next(sizes))
                     yield Need.WORK
@@ -220,16 +220,17 @@ class Valle2:
                     spoken.add(audio, codes)
                 spoken.reasons.add(utterance.finish_reason)
 
-    def sentence_ids(self, request: Request) -> Iterator[Codes]:
+    def sentences(self, request: Request) -> Iterator[Text]:
         """Ids of each sentence, the prompt's transcript before it (section 3.4)."""
         if self.front is None:
             raise ModelError(f"{self.path} has no text front end; use generate_codes")
         transcript = request.prompt.transcript
-        room = self.manifest.sizes["max_text"] - 2 - len(self.front.encode(transcript))
+        length = len(self.front.encode(transcript))
+        room = self.manifest.sizes["max_text"] - 2 - length
         if room < 1:
             raise PromptError("the prompt's transcript fills the model's text; use a shorter prompt")
         for sentence in self.front.split(request.text, room):
-            yield self.front.encode(f"{transcript} {sentence}")
+            yield Text(self.front.encode(f"{transcript} {sentence}"), prompt_length=length)
 
     # -- tokens ---------------------------------------------------------------------------------
 

@@ -34,7 +34,9 @@ class Rules:
         code_bos: the codes begin with a start position; without one, a prompt is needed.
         whole_text: the AR's text sees itself both ways, so that it is prefilled in one call.
         frames_per_token, frames_extra, frames_least: the limit of length when none is asked for, per text id
-            of the AR; 0 per token: no such limit. max_positions: of text, start, prompt and speech; 0: none.
+            of the AR; 0 per token: no such limit. limit_counts_prompt: ids of the prompt's transcript count
+            too, else those of the text to be spoken alone, where it is known which they are.
+        max_positions: of text, start, prompt and speech; 0: none.
         family: the code base that the weights come from.
     """
 
@@ -50,6 +52,7 @@ class Rules:
     frames_per_token: int = 16
     frames_extra: int = 0
     frames_least: int = 150
+    limit_counts_prompt: bool = False
     max_positions: int = 0
     family: str = "valle2"
 
@@ -101,11 +104,15 @@ class Rules:
         """The ids without the marks at their ends."""
         return ids[1:-1] if self.marks(ids) else ids
 
-    def frame_limit(self, text_length: int, prompt_frames: int) -> int:
-        """Frames of speech when no other limit is asked for; a large number where the model has no rule."""
+    def frame_limit(self, text_length: int, prompt_frames: int, prompt_length: int | None = None) -> int:
+        """Frames of speech when no other limit is asked for; a large number where the model has no rule.
+
+        text_length: ids the AR reads; prompt_length: how many of them are the transcript's, if known.
+        """
         limit = np.iinfo(np.int32).max
         if self.frames_per_token:
-            limit = max(self.frames_least, self.frames_per_token * text_length + self.frames_extra)
+            spoken = text_length - (0 if self.limit_counts_prompt else prompt_length or 0)
+            limit = max(self.frames_least, self.frames_per_token * spoken + self.frames_extra)
         if self.max_positions:
             limit = min(limit, self.max_positions - text_length - self.code_bos - prompt_frames)
         return int(max(1, limit))

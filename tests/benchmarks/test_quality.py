@@ -127,13 +127,12 @@ def test_redraws_are_those_of_the_rule(tts: Valle2, voice: Prompt) -> None:
 def test_first_draws_are_the_codes_where_the_rule_is_off(tts: Valle2, voice: Prompt) -> None:
     from valle2.benchmarks.redraws import first_draws
     from valle2.runtime.decode import Row
-    from valle2.runtime.rules import Text
     from valle2.runtime.sampling import uniforms
 
     request = Request("hello there", voice, Settings(top_p=0.5, threshold=OFF, seed=9, max_frames=40))
     codes = tts.synthesize_batch([request])[0].codes[:, 0]
-    (ids,) = tts.sentence_ids(request)
-    words, _ = tts.graphs.rules.texts(Text(ids))
+    (text,) = tts.sentences(request)
+    words, _ = tts.graphs.rules.texts(text)
     draws = uniforms(9, 0, len(codes) // 2 + 1, 2)
     row = Row(words, voice.codes[:, 0], draws, request.settings, int(tts.graphs.rules.code_bos))
     assert np.array_equal(first_draws(tts, row, codes)[: len(codes)], codes)

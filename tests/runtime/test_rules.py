@@ -27,6 +27,8 @@ def test_a_bundle_without_rules_is_valle2(bundle: Path) -> None:
     whole, same = rules.texts(Text(IDS))
     assert whole.tolist() == same.tolist() == [*IDS, manifest.sizes["vocab_size"]]
     assert rules.frame_limit(4, 0) == 150 and rules.frame_limit(20, 0) == 320
+    assert rules.frame_limit(60, 0, 45) == 240 and rules.frame_limit(60, 0, 59) == 150
+    assert replace(rules, limit_counts_prompt=True).frame_limit(60, 0, 45) == 960
 
 
 @pytest.mark.parametrize(("ids", "length"), [(IDS, 1), (MARKED, 3)])
