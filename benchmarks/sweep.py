@@ -110,7 +110,7 @@ def sweep(inputs: Inputs, out: Path, progress: Callable[[str], None]) -> Result:
     axes = {axis: AXES[axis](plan) for axis in inputs.axes}
     result = resumed(out, {"inputs": identity(inputs)} | measured_on(usual, inputs.seeds[0], inputs.threads))
     result["axes"] |= {axis: [cell.name for cell in cells] for axis, cells in axes.items()}
-    todo = {c.name: c for cells in axes.values() for c in cells if c.name not in result["cells"]}
+    todo = {c.name: c for cells in axes.values() for c in cells if not measured(c, result)}
     for number, cell in enumerate(sorted(todo.values(), key=lambda c: (c.model, c.precision)), 1):
         progress(f"{number} of {len(todo)}: {cell.name}")
         try:
@@ -121,6 +121,12 @@ def sweep(inputs: Inputs, out: Path, progress: Callable[[str], None]) -> Result:
         save(out, result)
     save(out, result)
     return result
+
+
+def measured(cell: Cell, result: Result) -> bool:
+    """Is the cell in the file, a stream with its joints? Those of earlier versions are measured again."""
+    rows = result["cells"].get(cell.name, {"rows": None})["rows"]
+    return rows is not None and not (cell.streamed and any(len(row) < len(COLUMNS) for row in rows))
 
 
 def identity(inputs: Inputs) -> Result:
@@ -147,12 +153,13 @@ def resumed(out: Path, fresh: Result) -> Result:
         return fresh | empty
     try:
         kept: Result = json.loads(out.read_text(encoding="utf-8"))
-        same = kept["inputs"] == fresh["inputs"] and kept["columns"] == COLUMNS
+        columns = COLUMNS[: len(kept["columns"])]  # those of an earlier version
+        same = kept["inputs"] == fresh["inputs"] and kept["columns"] == columns
     except (OSError, ValueError, KeyError, TypeError):
         raise Valle2Error(f"{out} is not a quality sweep's file; pass another --out") from None
     if not same:
         raise Valle2Error(f"{out} holds figures of other models, texts, seeds or prompts; pass another --out")
-    return kept
+    return kept | {"columns": COLUMNS}
 
 
 def save(out: Path, result: Result) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from valle2.benchmarks.cells import OFF, PAPER, SAMPLES, TOP_P
 from valle2.benchmarks.plots import Line, Panel, draw
 from valle2.benchmarks.report import markdown
-from valle2.benchmarks.scores import MEASURES, Figure, Score, difference, summarise
+from valle2.benchmarks.scores import Figure, Score, difference, summarise
 from valle2.benchmarks.selection import RULES, select
 from valle2.benchmarks.sweep import scores_of
 
@@ -25,7 +26,9 @@ TITLES = {
     "repeated": "repeated %",
     "redraws": "redraws %",
 }
-SHARES = ("voice", "capped", "truncated", "repeated", "redraws")
+JOINTS = {"seam": "seam rank %", "click": "clicks %"}
+"""Shown where something was measured at joints."""
+SHARES = ("voice", "capped", "truncated", "repeated", "redraws", *JOINTS)
 
 
 def plain_text(name: str, value: float) -> str:
@@ -33,16 +36,19 @@ def plain_text(name: str, value: float) -> str:
     return f"{value * (100 if name in SHARES else 1):.{2 if name in ('similarity', 'mos') else 1}f}"
 
 
-def cell_text(name: str, figure: Figure) -> str:
-    """A figure and its interval."""
+def cell_text(name: str, figure: Figure | None) -> str:
+    """A figure and its interval, a dash for what was not measured."""
+    if figure is None:
+        return "–"
     value, low, high = (plain_text(name, figure[key]) for key in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
 
 
 def rows_table(rows: dict[str, dict[str, Figure]]) -> str:
     """Conditions down, measures across."""
-    lines = [[name, *(cell_text(m, figures[m]) for m in MEASURES)] for name, figures in rows.items()]
-    return markdown(["condition", *TITLES.values()], lines)
+    shown = TITLES | {m: title for m, title in JOINTS.items() if any(m in row for row in rows.values())}
+    lines = [[name, *(cell_text(m, row.get(m)) for m in shown)] for name, row in rows.items()]
+    return markdown(["condition", *shown.values()], lines)
 
 
 def summaries(result: Result, axis: str) -> dict[str, dict[str, Figure]]:
@@ -77,8 +83,23 @@ def by_category(result: Result, axis: str) -> dict[str, dict[str, Figure]]:
     return rows
 
 
+def beside_whole(result: Result, axis: str) -> dict[str, dict[str, Figure]]:
+    """Whole, with its figures at the stream's joints; streamed; the difference in pairs."""
+    rows = summaries(result, axis)
+    if len(rows) != 2:
+        return rows
+    whole, streamed = (scores_of(result, name) for name in rows)
+    control = [
+        replace(one, joints=other.joints, seam=other.seam_whole, click=other.click_whole)
+        for one, other in zip(whole, streamed, strict=True)
+    ]
+    name = next(iter(rows))
+    return rows | {name: summarise(control), "streamed - whole": difference(control, streamed)}
+
+
 ROWS: dict[str, Callable[[Result, str], dict[str, dict[str, Figure]]]] = {
     "candidates": chosen,
+    "streaming": beside_whole,
     "robustness": by_category,
 }
 
