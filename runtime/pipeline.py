@@ -42,7 +42,8 @@ from valle2.runtime.timings import Timings
 from valle2.runtime.voices import read_voice, voice_names
 
 Codes = NDArray[np.int64]
-MODELS = Path(__file__).with_name("models")
+MODELS = Path(__file__).resolve().with_name("models")
+"""Of the file itself: an editable install links single files, and a bundle may not leave its folder."""
 SLOTS = 8
 MIN_PROMPT_SECONDS = 0.5
 MAX_PROMPT_SECONDS = 20.0
