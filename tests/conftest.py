@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import cache
+import os
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,22 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
+from tests.traced import trace_once
 from valle2.engine import Backend, GraphSpec, open_backend
 from valle2.engine.small import HALF
 from valle2.engine.smaller import build_graph
 from valle2.export import Checkpoint, ModelConfig, export_checkpoint, save_checkpoint
+from valle2.export import bundle as bundle_module
 from valle2.export.bundle import graph_spec
 from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
-from valle2.export.graphs import ar_graph, export_graph
+from valle2.export.graphs import Graph, ar_graph
 from valle2.export.model import ARModel
 from valle2.export.nar import NARModel
 from valle2.runtime import Prompt, Valle2
 from valle2.runtime import sampling as rule
 from valle2.runtime.voices import store_prompt
 
+Trace = Callable[[Graph, Path], Path]
 SHARED = Path(__file__).parents[2] / "shared"
 SYMBOLS = list(" ,.?!abcdefghijklmnopqrstuvwxyzˈəðɪ")
 WORDS = {"hello": "hˈelo", "there": "ðˈer", "the": "ði", "a": "a", "fox": "fˈoks", "apple": "ˈapl"}
@@ -102,6 +106,23 @@ def near_a_boundary(
 
 
 @pytest.fixture(scope="session")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    """`export_graph`, but equal rows are traced once, by all processes of `pytest -n` together."""
+    base = tmp_path_factory.getbasetemp()
+    kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
+    kept.mkdir(exist_ok=True)
+    return partial(trace_once, kept)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exports_trace_once(trace: Trace) -> Iterator[None]:
+    """`export_checkpoint` of this process traces so, from the command line's functions too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_module, "export_graph", trace)
+        yield
+
+
+@pytest.fixture(scope="session")
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy(tmp_path_factory.mktemp("checkpoint"), toy_checkpoint(2, 400))
 
@@ -150,7 +171,7 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, object]], None]) -> 
 
 @pytest.fixture(scope="session")
 def ar_export(
-    tmp_path_factory: pytest.TempPathFactory,
+    trace: Trace, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int, str, int], tuple[ARModel, Path, GraphSpec]]:
     """(group size, lowering, cache length) -> the eager model, its graph's folder and tensors, made once."""
 
@@ -158,7 +179,7 @@ def ar_export(
     def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Path, GraphSpec]:
         model = toy_checkpoint(group_size, 256 * group_size).ar
         row = ar_graph(model, lowering, capacity)
-        path = export_graph(row, tmp_path_factory.mktemp(f"ar{group_size}{lowering}"))
+        path = trace(row, tmp_path_factory.mktemp(f"ar{group_size}{lowering}"))
         return model, path.parent, graph_spec(path, row)
 
     return make

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.conftest import toy_config
+from tests.conftest import Trace, toy_config
 from valle2.engine import open_backend
 from valle2.export.bundle import graph_spec
 from valle2.export.config import Style
-from valle2.export.graphs import export_graph, nar_graph
+from valle2.export.graphs import nar_graph
 from valle2.export.model import merge_heads, split_heads
 from valle2.export.nar import NARModel
 from valle2.export.verify import LOGITS_TOLERANCE, logits_bound, verify_nar
@@ -66,10 +66,10 @@ def test_packed_is_masked_in_a_ragged_batch(style: dict[str, Any]) -> None:
         assert gap < LOGITS_TOLERANCE
 
 
-def test_the_graph_has_the_numbers(tmp_path: Path) -> None:
+def test_the_graph_has_the_numbers(trace: Trace, tmp_path: Path) -> None:
     model = toy_nar({})
     row = nar_graph(model, "ort")
-    path = export_graph(row, tmp_path)
+    path = trace(row, tmp_path)
     assert verify_nar(model, open_backend(tmp_path, graph_spec(path, row), threads=1)) < LOGITS_TOLERANCE
 
 
@@ -78,12 +78,12 @@ def test_the_bound_grows_with_logits_beyond_its_range() -> None:
     assert logits_bound(160.0) == pytest.approx(5e-4)
 
 
-def test_a_session_holds_the_code_tables_once(tmp_path: Path) -> None:
+def test_a_session_holds_the_code_tables_once(trace: Trace, tmp_path: Path) -> None:
     """They embed codes and give logits; ONNX Runtime would fold the choice of a table into a second copy."""
     graph = nar_graph(toy_nar({}), "ort")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(export_graph(graph, tmp_path), options, ["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(trace(graph, tmp_path), options, ["CPUExecutionProvider"])
     shapes = [tuple(weight.dims) for weight in onnx.load(tmp_path / "optimised.onnx").graph.initializer]
     assert shapes.count((8 * 1024, 32)) == 1 and not {(8, 1024, 32), (1024, 32), (32, 1024)} & set(shapes)
