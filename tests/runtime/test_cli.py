@@ -19,6 +19,14 @@ import soundfile
 from valle2.runtime.cli import main
 
 COMMAND = [sys.executable, "-m", "valle2.runtime.cli"]
+READY = """
+import sys
+from valle2.runtime.cli import build_parser, main
+build_parser()
+print("ready", flush=True)
+sys.exit(main())
+"""
+"""The command, which says when Python has started and loaded it: that takes long on a busy machine."""
 
 
 def say(bundle: Path, *args: str) -> int:
@@ -188,12 +196,18 @@ def test_interrupt_is_one_line_and_keeps_the_earlier_file(bundle: Path, tmp_path
     (tmp_path / "o.wav").write_bytes(b"earlier")
     text = "hello there the fox. " * 400
     (tmp_path / "t.txt").write_text(text)
-    args = [*COMMAND, "say", "--text-file", "t.txt", "-o", "o.wav", "--model", str(bundle)]
+    args = [sys.executable, "-c", READY, "say", "--text-file", "t.txt", "-o", "o.wav", "--model", str(bundle)]
     # what a shell starts with & ignores SIGINT, and so do its children
     heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        args, cwd=tmp_path, stderr=subprocess.PIPE, env={**os.environ}, preexec_fn=heard
+        args,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ},
+        preexec_fn=heard,
     )
+    assert process.stdout and process.stdout.readline() == b"ready\n"
     time.sleep(2.5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
