@@ -20,12 +20,15 @@ from valle2.export.graphs import Graph, export_graph
 
 
 class Row(pickle.Pickler):
-    """Equal for equal rows: torch pickles a tensor with its address, this one with its numbers."""
+    """The same bytes for equal rows in any process: a tensor's numbers, not its address; sets sorted."""
 
     def persistent_id(self, value: object) -> object:
-        if not isinstance(value, Tensor):
-            return None
-        return type(value).__name__, str(value.dtype), tuple(value.shape), value.detach().numpy().tobytes()
+        if isinstance(value, set):
+            return "set", sorted(value)
+        if isinstance(value, Tensor):
+            kind = type(value).__name__, str(value.dtype), tuple(value.shape)
+            return *kind, value.detach().numpy().tobytes()
+        return None
 
 
 def key(row: Graph) -> str:
