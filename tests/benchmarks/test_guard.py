@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from valle2.benchmarks.compare import compare
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 
 
+@pytest.mark.serial
 def test_ours_stays_ahead_of_eager() -> None:
     found = compare(CHECKPOINT, "demo", "Yes.", repeats=3, seed=0, threads=1)
     assert found["ratios"]["ar_step"] > 1.2
