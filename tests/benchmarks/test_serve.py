@@ -13,6 +13,7 @@ from valle2.benchmarks.serve import serve, summary, table
 from valle2.benchmarks.served import Heard
 
 
+@pytest.mark.serial
 def test_a_short_run(bundle: Path) -> None:
     result = serve(str(bundle), "hello there", 3, 2, 5.0, 3, 1, 2, chaos_seconds=3.0, soak_requests=4)
     assert json.loads(json.dumps(result)) == result

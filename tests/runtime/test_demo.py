@@ -32,6 +32,7 @@ def demo() -> Valle2:
     return Valle2.load("demo")
 
 
+@pytest.mark.serial
 def test_import_and_load_take_under_two_seconds_and_no_torch() -> None:
     runs = [
         subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)
