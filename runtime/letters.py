@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 
 VOWELS = frozenset("AIOQWYaeiouæɑɐɒɔəɛɜɪʊʌᵊᵻ")
 PRIMARY, SECONDARY = "ˈ", "ˌ"
@@ -54,12 +53,6 @@ def context(padded: str, index: int, window: tuple[int, int]) -> str:
     """The rule key of `padded[index]`: left neighbours, ">", the letter, right neighbours."""
     left, right = window
     return f"{padded[index - left : index]}>{padded[index : index + right + 1]}"
-
-
-def read_rules(path: Path) -> LetterRules:
-    """Rules from lines of key<TAB>sounds."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return LetterRules(dict(line.split("\t", 1) for line in lines if "\t" in line))
 
 
 @lru_cache(maxsize=4096)

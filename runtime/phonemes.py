@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from valle2.runtime.letters import PRIMARY, SECONDARY, STRESS, VOWELS, letter_groups, stress_first_vowel
 
@@ -105,7 +104,8 @@ class Pronouncer:
     """Pronounces normalised English.
 
     Args:
-        lexicon: lower-case words and their entries. guess: sounds out a word that is not in it.
+        lexicon: lower-case words and their entries, phonemes[<TAB>TAG=phonemes ...].
+        guess: sounds out a word that is not in it.
     """
 
     def __init__(self, lexicon: Mapping[str, str], guess: Callable[[str], str] = letter_groups) -> None:
@@ -214,9 +214,3 @@ def stressed(sounds: str, strongly: bool) -> str:
     if not any(mark in sounds for mark in STRESS):
         return stress_first_vowel(sounds, PRIMARY if strongly else SECONDARY)
     return sounds.replace(SECONDARY, PRIMARY) if strongly and PRIMARY not in sounds else sounds
-
-
-def read_lexicon(path: Path) -> dict[str, str]:
-    """Lines of word<TAB>phonemes[<TAB>TAG=phonemes ...]."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return dict(line.split("\t", 1) for line in lines if "\t" in line)

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from valle2.engine.errors import ManifestError
+from valle2.runtime.entries import read_entries
 from valle2.runtime.errors import TextError
-from valle2.runtime.letters import letter_groups, read_rules
+from valle2.runtime.letters import LetterRules, letter_groups
 from valle2.runtime.normalise import normalise
-from valle2.runtime.phonemes import Pronouncer, read_lexicon
+from valle2.runtime.phonemes import Pronouncer
 from valle2.runtime.sentences import speakable, split_sentences
 
 TOKENIZER = "text/tokenizer.json"
@@ -94,8 +95,8 @@ def bpe_preparer(_folder: Path, _tokenizer: Tokenizer) -> Callable[[str], str]:
 def phoneme_preparer(folder: Path, tokenizer: Tokenizer) -> Callable[[str], str]:
     """Normalise and pronounce; symbols that the tokenizer does not know are left out."""
     rules = folder / LETTERS
-    guess = read_rules(rules) if rules.exists() else letter_groups
-    pronounce = Pronouncer(read_lexicon(folder / LEXICON), guess)
+    guess = LetterRules(read_entries(rules)) if rules.exists() else letter_groups
+    pronounce = Pronouncer(read_entries(folder / LEXICON), guess)
     known = frozenset(tokenizer.get_vocab())
     return lambda text: "".join(symbol for symbol in pronounce(normalise(text)) if symbol in known)
 
