@@ -145,8 +145,9 @@ def read_network(
         "frames_extra": int(not bos),
         "frames_least": 0,
         "limit_counts_prompt": True,
+        "code_bos": bos,
     }
-    return assemble(config, *weights, family, rules | ends | {"code_bos": bos}, [claims.path])
+    return assemble(config, *weights, family, rules | ends, [claims.path])
 
 
 def agree(claims: Claims, extras: Mapping[str, Any], derived: Mapping[str, Any]) -> None:
