@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -92,14 +93,31 @@ def test_another_sites_page_is_refused(server: tuple[str, Worker]) -> None:
         assert httpx.get(f"{server[0]}/v1/voices", headers=headers).status_code == 403
 
 
-def test_disconnect_frees_the_slot(server: tuple[str, Worker]) -> None:
+def test_disconnect_frees_the_slot(server: tuple[str, Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     base, worker = server
-    body = {"input": LONG * 4, "voice": "amber", "response_format": "pcm"}
+    assert worker.tts and worker.tts.codec
+    decode: Callable[[np.ndarray], np.ndarray] = worker.tts.codec.decode
+    left, calls = threading.Event(), 0
+
+    def first_at_once(codes: np.ndarray) -> np.ndarray:
+        """The second piece waits until the client has left: how fast either side is decides nothing."""
+        nonlocal calls
+        calls += 1
+        assert calls == 1 or left.wait(30)
+        return decode(codes)
+
+    text = LONG * 4
+    monkeypatch.setattr(worker.tts.codec, "decode", first_at_once)
+    body = {"input": text, "voice": "amber", "response_format": "pcm"}
     with httpx.stream("POST", f"{base}/v1/audio/speech", json=body, timeout=60) as response:
         next(response.iter_raw())
         assert worker.outstanding == 1
+    left.set()
     wait_until(lambda: not worker.outstanding)
-    assert worker.tts and not worker.tts.scheduler.batch.active
+    assert not worker.tts.scheduler.batch.active
+    taken, calls = calls, 0
+    assert speak(base, input=text).status_code == 200
+    assert 1 <= taken < calls  # what nobody listens to is not spoken to its end
 
 
 def test_an_error_after_the_first_byte_aborts(
