@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,8 +98,27 @@ def beside_whole(result: Result, axis: str) -> dict[str, dict[str, Figure]]:
     return rows | {name: summarise(control), "streamed - whole": difference(control, streamed)}
 
 
+def beside_first(result: Result, axis: str) -> dict[str, dict[str, Figure]]:
+    """Every precision, and its difference from the first in pairs."""
+    rows = summaries(result, axis)
+    told = [(result["cells"][name]["cell"]["precision"], scores_of(result, name)) for name in rows]
+    return rows | {f"{name} - {told[0][0]}": difference(told[0][1], scores) for name, scores in told[1:]}
+
+
+def by_voice(result: Result) -> str:
+    """The condition that most axes share, the usual one: a row a voice, where there are several."""
+    usual = Counter(name for names in result["axes"].values() for name in names).most_common(1)
+    rows = {}
+    for name in [name for name, _ in usual if name in result["cells"]]:
+        scores = scores_of(result, name)
+        for voice in sorted({score.voice for score in scores}):
+            rows[f"{name}, {voice}"] = summarise([score for score in scores if score.voice == voice])
+    return rows_table(rows) if len(rows) > 1 else ""
+
+
 ROWS: dict[str, Callable[[Result, str], dict[str, dict[str, Figure]]]] = {
     "candidates": chosen,
+    "precision": beside_first,
     "streaming": beside_whole,
     "robustness": by_category,
 }
@@ -125,10 +145,10 @@ def ras_effect(result: Result) -> str:
 
 
 def tables(result: Result) -> dict[str, str]:
-    """Markdown by axis, with `ras` for the paired differences."""
+    """Markdown by axis, with `ras` for its paired differences, and `voices`."""
     found = {axis: rows_table(ROWS.get(axis, summaries)(result, axis)) for axis in result["axes"]}
-    effect = ras_effect(result)
-    return found | ({"ras": effect} if effect else {})
+    more = {"ras": ras_effect(result), "voices": by_voice(result)}
+    return found | {name: table for name, table in more.items() if table}
 
 
 def text(result: Result) -> str:
