@@ -37,6 +37,7 @@ def steps(work: Path, styles: Path, shards: int) -> Iterator[Step]:
         given = () if source == "hibari" else ("--styles", styles)
         yield f"speech-{source}", tool("speak", source, *at, *given, "--shards", shards)
     yield "codec", tool("train_codec", *at, "--steps", 7200)
+    yield "perturbed", tool("perturb", *at)
     yield "codes", tool("encode", *at)
     yield "ar", tool("train", "ar", *at, "--steps", 10000, "--decay", 4000)
     yield "nar", tool("train", "nar", *at, "--steps", 9500, "--decay", 1500)

@@ -32,6 +32,10 @@ RATE = 1.5e-3
 GUIDED_LAYERS, GUIDED_HEADS, GUIDE_WEIGHT = (1, 2), 2, 0.2
 STAGE_SHARES = np.array([0.28, 0.20] + [0.104] * 5)
 ROW_NORM = 0.32
+WRONG_CODES = 0.15
+"""At most this share of a row's codes is heard wrong by the AR: what it says itself is never quite right."""
+DROPOUT = 0.05
+"""Of what a block of the AR adds: the few hundred utterances of a voice would be learnt by heart."""
 
 
 def attend_causal(block: Block, x: Tensor, target: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -74,15 +78,26 @@ def ar_batch(batch: list[Sample], eos: int, size: int) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value) for name, value in arrays.items()} | {"lengths": lengths}
 
 
+def misheard(codes: Tensor, said: Tensor) -> Tensor:
+    """Codes (B, S, G), of each row a random share up to `WRONG_CODES` replaced by others of `said` (N,)."""
+    share = torch.rand(len(codes), 1, 1) * WRONG_CODES
+    return torch.where(torch.rand(codes.shape) < share, said[torch.randint(len(said), codes.shape)], codes)
+
+
 def ar_loss(model: ARModel, batch: dict[str, Tensor], guide: float) -> tuple[Tensor, dict[str, float]]:
-    """Cross entropy per code (Eq. 9-11) plus the guide."""
-    x = model.embed(batch["text"], batch["codes"], batch["lengths"], torch.zeros_like(batch["lengths"]))
-    speaking = (batch["target"][:, :, 0] >= 0) & (batch["target"][:, :, 0] != EOS_CODE)
+    """Cross entropy per code (Eq. 9-11) plus the guide; a model in training mode is made to mishear."""
+    codes, dropout = batch["codes"], DROPOUT if model.training else 0.0
+    heard = (batch["target"] >= 0) & (batch["target"] != EOS_CODE)
+    if model.training:
+        codes = misheard(codes, batch["target"][heard])
+    x = model.embed(batch["text"], codes, batch["lengths"], torch.zeros_like(batch["lengths"]))
+    x = functional.dropout(x, dropout)
     guides = []
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        wanted = (speaking.float(), batch["spoken"]) if index in GUIDED_LAYERS and guide else None
-        x, loss = attend_causal(block, x, wanted)
+        wanted = (heard[:, :, 0].float(), batch["spoken"]) if index in GUIDED_LAYERS and guide else None
+        said, loss = attend_causal(block, x, wanted)
+        x = x + functional.dropout(said - x, dropout)
         guides.append(loss)
     valid = batch["target"][:, :, 0] >= 0
     logits = model.head(x[valid]).float()

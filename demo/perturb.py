@@ -1,0 +1,55 @@
+"""More voices from few: the Kokoro shards played slower and faster, `python demo/perturb.py --work W`.
+
+Writes W/speech/kokoro-SPEED-*.npz, for the AR to learn from: a voice with a few hundred utterances would be
+learnt by heart. Shards that exist are skipped; the held-out one stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+from speak import HOP, RATE, write_shard
+
+SPEEDS = (0.94, 1.07)
+"""Pitch and formants move along, so each is a voice of its own."""
+
+
+def played(path: Path, speed: float) -> list[dict[str, Any]]:
+    """A shard's utterances as `write_shard` takes them, at another speed and under another voice's name."""
+    names = ("ids", "durations", "audio")
+    with np.load(path) as shard:
+        parts = [np.split(shard[name], np.cumsum(shard[f"{name}_lengths"])[:-1]) for name in names]
+        said = list(zip(shard["text"], shard["voice"], *parts, strict=True))
+    items = []
+    for text, voice, ids, durations, audio in said:
+        sound = soxr.resample(audio.astype(np.float32) / 32768, RATE * speed, RATE)
+        sound = np.clip(sound[: len(sound) // HOP * HOP] * 32767, -32767, 32767).astype(np.int16)
+        items.append(
+            {
+                "text": str(text),
+                "voice": f"{voice}-{speed}",
+                "ids": ids,
+                "durations": (durations / speed).astype(np.float32),
+                "audio": sound,
+            }
+        )
+    return items
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    folder = parser.parse_args().work / "speech"
+    for path in sorted(folder.glob("kokoro-????.npz")):
+        for speed in SPEEDS:
+            target = folder / f"kokoro-{speed}-{path.stem.rsplit('-', 1)[1]}.npz"
+            if not path.name.endswith("-0000.npz") and not target.exists():
+                write_shard(target, played(path, speed))
+
+
+if __name__ == "__main__":
+    main()
