@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors import safe_open
 
 from tests.listen import ENOUGH, heard, share_heard
 from valle2.engine.manifest import sha256
-from valle2.runtime import Settings, Valle2
+from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.cli import main
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
@@ -75,6 +76,14 @@ def test_every_voice_ends_by_itself(demo: Valle2) -> None:
     for name in demo.voices():
         speech = demo.synthesize("Please leave your shoes by the front door.", demo.voice(name))
         assert speech.finish_reason == "eos" and 1 < len(speech.audio) / 24000 < 6, name
+
+
+def test_very_short_texts_end_by_themselves(demo: Valle2) -> None:
+    settings = replace(demo.settings(), seed=1)
+    said = [(text, name) for text in ("Yes.", "No.", "Thank you.") for name in demo.voices()]
+    requests = [Request(text, demo.voice(name), settings) for text, name in said]
+    for which, speech in zip(said, demo.synthesize_batch(requests), strict=True):
+        assert speech.finish_reason == "eos" and 0.3 < len(speech.audio) / 24000 < 2, which
 
 
 def test_codes_equal_eager_pytorch(demo: Valle2) -> None:
