@@ -107,12 +107,13 @@ def beside_first(result: Result, axis: str) -> dict[str, dict[str, Figure]]:
 
 def by_voice(result: Result) -> str:
     """The condition that most axes share, the usual one: a row a voice, where there are several."""
-    usual = Counter(name for names in result["axes"].values() for name in names).most_common(1)
-    rows = {}
-    for name in [name for name, _ in usual if name in result["cells"]]:
-        scores = scores_of(result, name)
-        for voice in sorted({score.voice for score in scores}):
-            rows[f"{name}, {voice}"] = summarise([score for score in scores if score.voice == voice])
+    ranked = Counter(name for names in result["axes"].values() for name in names).most_common(1)
+    if not ranked or ranked[0][0] not in result["cells"]:
+        return ""
+    usual, rows = ranked[0][0], {}
+    scores = scores_of(result, usual)
+    for voice in sorted({score.voice for score in scores}):
+        rows[f"{usual}, {voice}"] = summarise([score for score in scores if score.voice == voice])
     return rows_table(rows) if len(rows) > 1 else ""
 
 

@@ -11,29 +11,24 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 from sentences import sentences
 
-from valle2.benchmarks.alignment import word_error_rate
-from valle2.benchmarks.judges import Judges, words
+from valle2.benchmarks.evaluate import evaluate
+from valle2.benchmarks.judges import Judges
+from valle2.benchmarks.scores import summarise
 from valle2.benchmarks.speakers import Speaker, own_speakers
-from valle2.runtime import Request, Valle2
+from valle2.runtime import Valle2
 
 SEED = 77
+SAMPLED = 0
+Wrong = tuple[float, float]
 
 
-def tried(
-    tts: Valle2, judges: Judges, speakers: list[Speaker], own: Speaker, texts: list[str]
-) -> tuple[float, float]:
+def tried(tts: Valle2, judges: Judges, own: Speaker, others: list[Speaker], texts: list[str]) -> Wrong:
     """Percent of wrong words and of utterances taken for another voice, of one prompt."""
-    speeches = tts.synthesize_batch([Request(text, own.prompt, tts.settings()) for text in texts])
-    audios, rate = [speech.audio for speech in speeches], tts.need_codec().sample_rate
-    heard = judges.transcribe_all(audios, rate)
-    wer = word_error_rate([words(text) for text in texts], [words(text) for text in heard])
-    others = np.stack([s.voice for s in speakers if s.prompt.name[:-1] != own.prompt.name[:-1]])
-    spoken = [judges.embed(audio, rate) for audio in audios]
-    foreign = [float((others @ voice).max() >= own.voice @ voice) for voice in spoken]
-    return wer, 100 * sum(foreign) / len(foreign)
+    scores = evaluate(tts, judges, texts, [own], tts.settings(), [SAMPLED], others=others)
+    found = summarise(scores)
+    return found["wer"]["value"], 100 * (1 - found["voice"]["value"])
 
 
 def main() -> None:
@@ -45,14 +40,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=[], metavar="VOICE", help="choose for these alone")
     args = parser.parse_args()
-    tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges(args.threads)
+    tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges(2)
     texts = [text for text in sentences(args.count, [], SEED, rare_share=0.0) if len(text.split()) > 4]
     speakers = own_speakers(tts, judges)
-    found: dict[str, dict[int, tuple[float, float]]] = {}
+    found: dict[str, dict[int, Wrong]] = {}
     for one in speakers:
         voice, rank = one.prompt.name[:-1], int(one.prompt.name[-1])
         if not args.only or voice in args.only:
-            found.setdefault(voice, {})[rank] = tried(tts, judges, speakers, one, texts)
+            others = [speaker for speaker in speakers if speaker.prompt.name[:-1] != voice]
+            found.setdefault(voice, {})[rank] = tried(tts, judges, one, others, texts)
             print(one.prompt.name, *(f"{value:.1f}" for value in found[voice][rank]), flush=True)
     best = {voice: min(ranks, key=lambda rank: sum(ranks[rank])) for voice, ranks in found.items()}
     kept = {voice: rank for voice, rank in best.items() if found[voice][rank][0] <= args.worst}

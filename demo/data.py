@@ -45,25 +45,30 @@ def symbols() -> list[str]:
     return list(vocabulary())
 
 
+def read_rows(path: Path) -> list[tuple[str, str, Array, Array, Array]]:
+    """A shard as `write_shard` left it: voice, text, the teacher's ids, durations in samples, audio."""
+    with np.load(path) as shard:
+        parts = (
+            np.split(shard[name], np.cumsum(shard[f"{name}_lengths"])[:-1])
+            for name in ("ids", "durations", "audio")
+        )
+        named = zip(shard["voice"], shard["text"], *parts, strict=True)
+        return [(str(voice), str(text), *arrays) for voice, text, *arrays in named]
+
+
 def read_shard(path: Path) -> list[Utterance]:
     """All utterances of one shard."""
     order = {number: index for index, number in enumerate(vocabulary().values())}
-    with np.load(path) as shard:
-        parts = {
-            name: np.split(shard[name], np.cumsum(shard[f"{name}_lengths"])[:-1])
-            for name in ("ids", "durations", "audio")
-        }
-        rows = zip(shard["voice"], shard["text"], *parts.values(), strict=True)
-        return [
-            Utterance(
-                str(voice),
-                str(text),
-                np.array([order[int(i)] for i in ids], np.int64),
-                np.maximum(np.cumsum(durations) / HOP - LABEL_DELAY, 0.0),
-                audio,
-            )
-            for voice, text, ids, durations, audio in rows
-        ]
+    return [
+        Utterance(
+            voice,
+            text,
+            np.array([order[int(i)] for i in ids], np.int64),
+            np.maximum(np.cumsum(durations) / HOP - LABEL_DELAY, 0.0),
+            audio,
+        )
+        for voice, text, ids, durations, audio in read_rows(path)
+    ]
 
 
 def shards(work: Path) -> list[Path]:

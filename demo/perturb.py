@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import soxr
+from data import read_rows
 from speak import HOP, RATE, write_shard
 
 SPEEDS = (0.94, 1.07)
@@ -20,17 +21,13 @@ SPEEDS = (0.94, 1.07)
 
 def played(path: Path, speed: float) -> list[dict[str, Any]]:
     """A shard's utterances as `write_shard` takes them, at another speed and under another voice's name."""
-    names = ("ids", "durations", "audio")
-    with np.load(path) as shard:
-        parts = [np.split(shard[name], np.cumsum(shard[f"{name}_lengths"])[:-1]) for name in names]
-        said = list(zip(shard["text"], shard["voice"], *parts, strict=True))
     items = []
-    for text, voice, ids, durations, audio in said:
+    for voice, text, ids, durations, audio in read_rows(path):
         sound = soxr.resample(audio.astype(np.float32) / 32768, RATE * speed, RATE)
         sound = np.clip(sound[: len(sound) // HOP * HOP] * 32767, -32767, 32767).astype(np.int16)
         items.append(
             {
-                "text": str(text),
+                "text": text,
                 "voice": f"{voice}-{speed}",
                 "ids": ids,
                 "durations": (durations / speed).astype(np.float32),
