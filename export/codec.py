@@ -54,36 +54,62 @@ def mel_matrix(config: CodecConfig) -> Tensor:
 
 
 class Fourier(nn.Module):
-    """Windowed real Fourier basis (size, 2 * bins): cosines, then negative sines; periodic Hann window.
+    """Windowed real Fourier transform, halved by the first butterfly of an FFT.
 
-    inverse: (2 * bins, size) instead, from real and imaginary parts to windowed samples, with the overlap
-    gain (1.5) divided out. size: a multiple of 4.
+    Half a frame further on, the wave of an even bin is what it was, and that of an odd bin has changed its
+    sign. So even bins need the sum of a frame's halves and odd bins the difference: half the products. Axes:
+    N samples of a frame, a multiple of 4; K = N / 2 + 1 bins, `order` says which: the even ones, then the odd
+    ones. The window is a periodic Hann.
 
-    Every entry is one of `size` cosines. A graph holds only these and gathers the basis when it is loaded:
-    stored, it would weigh as much as the network around it.
+    Every entry of a basis is one of N cosines. A graph holds only these and gathers the bases when it is
+    loaded: stored, they would weigh as much as the network around them.
     """
 
-    def __init__(self, size: int, *, inverse: bool = False) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.size, self.bins, self.inverse = size, size // 2 + 1, inverse
+        self.size, self.bins = size, size // 2 + 1
+        self.parts = [self.bins // 2 + 1, self.bins // 2]
+        self.order = torch.cat([torch.arange(first, self.bins, 2) for first in (0, 1)])
         cosine = torch.cos(torch.arange(size, dtype=torch.float64) * (2 * math.pi / size))
         self.register_buffer("cosine", cosine.float(), persistent=False)
         self.register_buffer("hann", (0.5 - 0.5 * cosine).float(), persistent=False)
         self.register_buffer("kept", self.gathered(), persistent=False)
 
-    def forward(self) -> Tensor:
-        return self.gathered() if torch.compiler.is_exporting() else self.get_buffer("kept")
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """frames (..., N) -> real and imaginary parts (..., K)."""
+        near, far = (frames * self.get_buffer("hann")).chunk(2, dim=-1)
+        even, odd = self.bases()
+        parts = ((near + far) @ even).chunk(2, dim=-1), ((near - far) @ odd).chunk(2, dim=-1)
+        real, imaginary = (torch.cat(pair, dim=-1) for pair in zip(*parts, strict=True))
+        return real, imaginary
+
+    def bases(self) -> tuple[Tensor, ...]:
+        """(N / 2, 2 * bins) of the even bins and of the odd ones."""
+        whole = self.gathered() if torch.compiler.is_exporting() else self.get_buffer("kept")
+        return torch.split(whole, [2 * part for part in self.parts], dim=1)
 
     def gathered(self) -> Tensor:
-        """-sin(x) is cos(x + a quarter turn), so every entry is a cosine."""
-        bins = torch.arange(self.bins).repeat(2)
-        quarter = torch.cat([torch.zeros(self.bins), torch.ones(self.bins)]).long() * (self.size // 4)
-        index = (torch.arange(self.size)[:, None] * bins + quarter) % self.size
-        basis = self.get_buffer("hann")[:, None] * self.get_buffer("cosine")[index]
-        if not self.inverse:
-            return basis
-        once = bins % (self.bins - 1) == 0  # 0 Hz and half the rate have no mirror image
-        return (basis * torch.where(once, 1.0, 2.0) / (self.size * 1.5)).T
+        """(N / 2, 2 * K): of each part cosines, then negative sines: -sin(x) is cos(x + a quarter turn)."""
+        evens, odds = torch.split(self.order, self.parts)
+        bins = torch.cat([evens, evens, odds, odds])
+        turned = torch.tensor([0, 1, 0, 1]).repeat_interleave(torch.tensor(self.parts).repeat_interleave(2))
+        index = (torch.arange(self.size // 2)[:, None] * bins + turned * (self.size // 4)) % self.size
+        return self.get_buffer("cosine")[index]
+
+
+class InverseFourier(Fourier):
+    """Its inverse, frames windowed again, with the gain of their overlap (1.5) divided out."""
+
+    def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:  # type: ignore[override]
+        """Real and imaginary parts (..., K), bin after bin -> frames (..., N)."""
+        once = torch.tensor([1.0] + [2.0] * (self.bins - 2) + [1.0])
+        scale = once / (self.size * 1.5)  # 0 Hz and half the rate have no mirror image
+        parts = real * scale, imaginary * scale
+        even, odd = (
+            torch.cat([part[..., first::2] for part in parts], dim=-1) @ basis.T
+            for first, basis in enumerate(self.bases())
+        )
+        return torch.cat([even + odd, even - odd], dim=-1) * self.get_buffer("hann")
 
 
 class ConvNeXt(nn.Module):
@@ -125,9 +151,8 @@ class LogMel(nn.Module):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        self.hop, self.bins = config.hop, config.window // 2 + 1
-        self.fourier = Fourier(config.window)
-        self.register_buffer("filters", mel_matrix(config), persistent=False)
+        self.hop, self.fourier = config.hop, Fourier(config.window)
+        self.register_buffer("filters", mel_matrix(config)[self.fourier.order], persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
         margin = (OVERLAP - 1) * self.hop // 2
@@ -135,8 +160,7 @@ class LogMel(nn.Module):
         hops = padded.reshape(padded.shape[0], -1, self.hop)
         frames = hops.shape[1] - OVERLAP + 1
         pieces = [hops.narrow(1, i, frames) for i in range(OVERLAP)]
-        spectrum = torch.cat(pieces, dim=2) @ self.fourier()
-        real, imaginary = spectrum[..., : self.bins], spectrum[..., self.bins :]
+        real, imaginary = self.fourier(torch.cat(pieces, dim=2))
         magnitude = (real * real + imaginary * imaginary + 1e-12).sqrt()
         mel: Tensor = (magnitude @ self.get_buffer("filters")).clamp(min=MEL_FLOOR).log() * 0.4 + 0.8
         return mel
@@ -175,10 +199,9 @@ def embedded(codes: Tensor, tables: Tensor) -> Tensor:
     return total
 
 
-def inverse_stft(magnitude: Tensor, phase: Tensor, basis: Tensor, hop: int) -> Tensor:
-    """Magnitude and phase (B, T, bins) -> audio (B, T * hop). basis: of an inverse `Fourier`."""
-    spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2)
-    return overlap_add(spectrum @ basis, hop)
+def inverse_stft(magnitude: Tensor, phase: Tensor, fourier: InverseFourier, hop: int) -> Tensor:
+    """Magnitude and phase (B, T, bins) -> audio (B, T * hop)."""
+    return overlap_add(fourier(magnitude * phase.cos(), magnitude * phase.sin()), hop)
 
 
 class CodecEncoder(nn.Module):
@@ -212,7 +235,7 @@ class CodecDecoder(nn.Module):
         self.tables = nn.Parameter(torch.randn(CODEBOOKS, CODEBOOK_SIZE, config.latent))
         sizes = (config.latent, config.decoder_width, config.decoder_ffn, 2 * self.bins)
         self.trunk = Trunk(sizes, config.decoder_blocks)
-        self.fourier = Fourier(config.window, inverse=True)
+        self.fourier = InverseFourier(config.window)
 
     def forward(self, codes: Tensor) -> Tensor:
         return self.synthesise(self.embed(codes))
@@ -228,4 +251,4 @@ class CodecDecoder(nn.Module):
     def waves(self, out: Tensor) -> Tensor:
         """Log magnitude and phase (B, T, 2 * bins) -> audio (B, T * hop)."""
         magnitude = out[..., : self.bins].clamp(max=7.0).exp()
-        return inverse_stft(magnitude, out[..., self.bins :], self.fourier(), self.hop)
+        return inverse_stft(magnitude, out[..., self.bins :], self.fourier, self.hop)

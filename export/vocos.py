@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from valle2.export.checkpoint import CheckpointError
 from valle2.export.claims import Claims
-from valle2.export.codec import OVERLAP, ConvNeXt, Fourier, embedded, inverse_stft, overlap_add
+from valle2.export.codec import OVERLAP, ConvNeXt, InverseFourier, embedded, inverse_stft, overlap_add
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 from valle2.export.unpickle import read_tensors
 
@@ -51,7 +51,7 @@ class VocosDecoder(nn.Module):
         self.blocks = nn.Sequential(*(ConvNeXt(config.width, config.ffn, EPS) for _ in range(config.blocks)))
         self.last_norm = nn.LayerNorm(config.width, EPS)
         self.out = nn.Linear(config.width, 2 * self.bins)
-        self.fourier = Fourier(size, inverse=True)
+        self.fourier = InverseFourier(size)
 
     def forward(self, codes: Tensor) -> Tensor:
         features = embedded(codes, self.tables).transpose(1, 2)
@@ -65,7 +65,7 @@ class VocosDecoder(nn.Module):
             self.fourier.get_buffer("hann").square() / 1.5
         )  # the basis has the inner frames' 1.5 divided out
         envelope = overlap_add(gain.expand(1, out.shape[1], -1), self.hop)
-        return inverse_stft(magnitude, out[..., self.bins :], self.fourier(), self.hop) / envelope
+        return inverse_stft(magnitude, out[..., self.bins :], self.fourier, self.hop) / envelope
 
 
 def read_vocos(path: Path) -> tuple[VocosDecoder, VocosConfig]:

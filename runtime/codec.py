@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +18,27 @@ class Codec:
     """The codec of a bundle.
 
     Args:
-        encoder, decoder: its graphs. sizes: `sample_rate` in Hz and `hop` in samples a frame. stream: the
-            graph of a causal decoder that hands its state on, None without one.
+        open_encoder: loads the encoder, which only recordings need, at the first of them. decoder: its graph.
+        sizes: `sample_rate` in Hz and `hop` in samples a frame. stream: the graph of a causal decoder that
+            hands its state on, None without one.
     """
 
     def __init__(
-        self, encoder: Backend, decoder: Backend, sizes: Mapping[str, int], stream: Backend | None = None
+        self,
+        open_encoder: Callable[[], Backend],
+        decoder: Backend,
+        sizes: Mapping[str, int],
+        stream: Backend | None = None,
     ) -> None:
-        self.encoder = encoder
+        self.open_encoder = open_encoder
         self.decoder = decoder
         self.stream = stream
         self.sample_rate = sizes["sample_rate"]
         self.hop = sizes["hop"]
+
+    @cached_property
+    def encoder(self) -> Backend:
+        return self.open_encoder()
 
     @property
     def frame_rate(self) -> float:

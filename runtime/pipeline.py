@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import (
+    Backend,
     HubError,
     Manifest,
     check_engine,
@@ -56,19 +57,26 @@ class Valle2:
         self.path = path
         self.manifest = manifest
         precision = where["precision"] if where["engine"] == "ort" else STORED
-        graphs = find_graphs(path, manifest, precision).items()
+        graphs = find_graphs(path, manifest, precision)
+        encoder = graphs.pop("codec_encoder", None)
         backends = {
             name: open_backend(found.folder, found.spec, **where, huge_pages=name == "ar")
-            for name, found in graphs
+            for name, found in graphs.items()
         }
         rules, length = Rules.of(manifest), manifest.cache_length
         rows = Slots(backends["ar"], manifest.sizes, length, slots, MAX_WINDOW, whole_text=rules.whole_text)
         self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, rules)
         self.scheduler = Scheduler(self.graphs.batch)
         self.codec = None
-        if manifest.codec:
-            pair = backends["codec_encoder"], backends["codec_decoder"]
-            self.codec = Codec(*pair, manifest.codec, backends.get("codec_stream"))
+        if manifest.codec and encoder:
+
+            def open_encoder() -> Backend:
+                if read_manifest(path, check_hashes=False) != manifest:
+                    raise ModelError(f"{path} has changed since it was loaded; load it anew")
+                return open_backend(encoder.folder, encoder.spec, **where)
+
+            decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
+            self.codec = Codec(open_encoder, decoder, manifest.codec, stream)
         self.front = load_front_end(path, manifest.text) if (path / "text").is_dir() else None
 
     @classmethod

@@ -21,6 +21,7 @@ from valle2.engine import open_backend, read_manifest
 from valle2.engine.stateful import Stateful
 from valle2.export import export_checkpoint
 from valle2.export.checkpoint import CheckpointError
+from valle2.export.codec import Fourier, InverseFourier
 from valle2.export.encodec import EncodecStream, elu, mirrored, reflected
 from valle2.export.encodec_file import read_encodec
 from valle2.export.vocos import read_vocos
@@ -36,6 +37,18 @@ def peer(name: str) -> tuple[dict[str, Tensor], NDArray[np.int16], NDArray[np.fl
     with np.load(PEERS) as kept:
         shapes = json.loads(str(kept[f"{name}_shapes"]))
         return drawn(shapes), kept[f"{name}_codes"], kept[f"{name}_wave"]
+
+
+@pytest.mark.parametrize("size", [8, 12, 1280])
+def test_fourier_transforms(size: int) -> None:
+    forward, inverse = Fourier(size), InverseFourier(size)
+    frames, hann = torch.randn(2, 3, size), torch.hann_window(size)
+    expected = torch.fft.rfft(frames * hann)
+    found = torch.complex(*forward(frames))
+    rounding = 1e-6 * float(expected.abs().max())
+    torch.testing.assert_close(found, expected[..., forward.order], rtol=0, atol=rounding)
+    back = torch.fft.irfft(expected) * hann / 1.5
+    torch.testing.assert_close(inverse(expected.real, expected.imag), back)
 
 
 def as_file(weights: dict[str, Tensor], path: Path) -> Path:

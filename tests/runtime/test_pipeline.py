@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import shared
+from tests.conftest import edit_manifest, shared
 from valle2.export import read_checkpoint
 from valle2.export.reference import generate, refine
 from valle2.runtime import Prompt, Request, Settings, Valle2, Valle2Error
-from valle2.runtime.errors import PromptError, SettingsError
+from valle2.runtime.audio import write_audio
+from valle2.runtime.errors import ModelError, PromptError, SettingsError
 from valle2.runtime.select import best_sample
 
 SHORT = Settings(top_p=0.5, max_frames=20)
@@ -114,6 +115,23 @@ def test_a_prompt_from_a_recording(tts: Valle2, voice: Prompt) -> None:
     if path.stat().st_size > 24000 * 2 * 2.5:
         with pytest.raises(PromptError, match=r"expected 0\.5 to"):
             tts.prompt(path, "some words")
+
+
+def test_the_encoder_is_loaded_for_recordings_alone(broken: Path, tmp_path: Path) -> None:
+    recording = tmp_path / "prompt.wav"
+    write_audio(str(recording), np.sin(np.arange(24000, dtype=np.float32) / 20), 24000)
+
+    def prompt(tts: Valle2) -> Prompt:
+        return tts.prompt(recording, "some words")
+
+    one, other = Valle2.load(broken), Valle2.load(broken)
+    one.synthesize("hello", one.voice("amber"), SHORT)
+    assert "encoder" not in vars(one.need_codec())
+    codes = prompt(one).codes
+    edit_manifest(broken, lambda values: values.update(name="another"))
+    assert np.array_equal(prompt(one).codes, codes)
+    with pytest.raises(ModelError, match="has changed since it was loaded"):
+        prompt(other)
 
 
 @pytest.mark.parametrize(
