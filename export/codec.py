@@ -83,16 +83,17 @@ class Fourier(nn.Module):
         real, imaginary = (torch.cat(pair, dim=-1) for pair in zip(*parts, strict=True))
         return real, imaginary
 
-    def bases(self) -> tuple[Tensor, ...]:
+    def bases(self) -> tuple[Tensor, Tensor]:
         """(N / 2, 2 * bins) of the even bins and of the odd ones."""
         whole = self.gathered() if torch.compiler.is_exporting() else self.get_buffer("kept")
-        return torch.split(whole, [2 * part for part in self.parts], dim=1)
+        odd = 2 * self.parts[0]
+        return whole[:, :odd], whole[:, odd:]
 
     def gathered(self) -> Tensor:
         """(N / 2, 2 * K): of each part cosines, then negative sines: -sin(x) is cos(x + a quarter turn)."""
-        evens, odds = torch.split(self.order, self.parts)
+        evens, odds = self.order[: self.parts[0]], self.order[self.parts[0] :]
         bins = torch.cat([evens, evens, odds, odds])
-        turned = torch.tensor([0, 1, 0, 1]).repeat_interleave(torch.tensor(self.parts).repeat_interleave(2))
+        turned = torch.tensor([turn for part in self.parts for turn in [0] * part + [1] * part])
         index = (torch.arange(self.size // 2)[:, None] * bins + turned * (self.size // 4)) % self.size
         return self.get_buffer("cosine")[index]
 

@@ -119,7 +119,7 @@ def attend_primitive(
 def attend_full_ort(query: Tensor, key: Tensor, value: Tensor, heads: int, lengths: Tensor) -> Tensor:
     """Full attention over each row's first positions, without a mask: `GroupQueryAttention` without a cache.
 
-    With its first output alone it runs blockwise and never writes the scores down.
+    Its first output alone is asked for: the others would be copies of keys and values.
     """
     return torch.onnx.ops.symbolic(
         "com.microsoft::GroupQueryAttention",
