@@ -131,6 +131,16 @@ class Block(nn.Module):
         out: Tensor = self.down(self.act(self.up(x)))
         return out
 
+    def attend(
+        self, x: Tensor, mask: Tensor | None, stage: Tensor | None = None, angles: Angles | None = None
+    ) -> Tensor:
+        """x (B, S, d) -> attention's output (B, S, H*D), without a cache.
+
+        mask: broadcastable to (B, H, S, S) bool, None for no mask.
+        """
+        query, key, value = (split_heads(part, self.heads) for part in self.project(x, stage, angles))
+        return merge_heads(functional.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+
     def forward(
         self,
         x: Tensor,
@@ -138,10 +148,8 @@ class Block(nn.Module):
         stage: Tensor | None = None,
         angles: Angles | None = None,
     ) -> Tensor:
-        """Attend without a cache. mask: broadcastable to (B, H, S, S) bool, None for no mask."""
-        query, key, value = (split_heads(part, self.heads) for part in self.project(x, stage, angles))
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.finish(x, merge_heads(attended), stage)
+        """The whole block; see `attend`."""
+        return self.finish(x, self.attend(x, mask, stage, angles), stage)
 
 
 class ARModel(nn.Module):

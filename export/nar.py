@@ -104,7 +104,7 @@ class NARModel(nn.Module):
         first = text.shape[1] + prompt_lengths.min()
         steps = torch.arange(codes.shape[1] + text.shape[1])[first:]
         if attend is None:
-            return self.head(self.masked(*inputs, stage).index_select(1, steps), stage)
+            return self.head(self.masked(*inputs, stage, steps), stage)
         return self.head(self.packed(*inputs, stage, steps, attend), stage)
 
     def head(self, hidden: Tensor, stage: Tensor) -> Tensor:
@@ -162,11 +162,21 @@ class NARModel(nn.Module):
             seen.append(torch.ones_like(text[:, :1].expand(-1, 2), dtype=torch.bool))
         return torch.cat(parts, dim=1), torch.cat(seen, dim=1), angles
 
-    def masked(self, x: Tensor, seen: Tensor, angles: Angles | None, stage: Tensor) -> Tensor:
-        """All blocks, with a mask over what is not seen."""
+    def masked(
+        self, x: Tensor, seen: Tensor, angles: Angles | None, stage: Tensor, wanted: Tensor | None = None
+    ) -> Tensor:
+        """All blocks, with a mask over what is not seen; -> the wanted positions (T',) of the last, or all.
+
+        Nothing but the wanted positions goes through the end of the last block.
+        """
         mask = seen[:, None, None, :].expand(-1, 1, x.shape[1], -1)
-        for block in self.blocks:
-            x = block(x, mask, stage if self.config.style.stage == "norm" else None, angles)
+        staged = stage if self.config.style.stage == "norm" else None
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            attended = block.attend(x, mask, staged, angles)
+            if wanted is not None and index + 1 == len(self.blocks):
+                x, attended = x.index_select(1, wanted), attended.index_select(1, wanted)
+            x = block.finish(x, attended, staged)
         return x
 
     def packed(
