@@ -21,8 +21,16 @@ from valle2.engine.providers import RECORDING, check_strays, find_provider, prov
 ERRORS_ONLY = 3
 
 
-SHARED = {"session.use_env_allocators": "1", "session.use_device_allocator_for_initializers": "1"}
-"""A session's intermediates in `shared_arena`, its weights in memory of its own, freed with it."""
+TURNS = {
+    "session.use_env_allocators": "1",
+    "session.use_device_allocator_for_initializers": "1",
+    "session.force_spinning_stop": "1",
+}
+"""For a model's graphs, which run in turns on the CPU.
+
+Intermediates lie in `shared_arena`, weights in memory of the session's own, freed with it. Threads of the
+last graph would go on spinning for a while, on the cores that the next one needs.
+"""
 
 
 @cache
@@ -99,7 +107,7 @@ class OrtBackend(Backend):
         options.add_session_config_entry(RECORDING, "1" if device != "cpu" else "0")
         if device == "cpu":
             shared_arena()
-            for name, value in SHARED.items():
+            for name, value in TURNS.items():
                 options.add_session_config_entry(name, value)
         self.spec = spec
         self.device = device

@@ -14,8 +14,7 @@ from valle2.runtime.codec import Codec
 from valle2.runtime.rules import CODEBOOKS
 
 Codes = NDArray[np.int64]
-LATENCY_SECONDS = 0.6
-"""As short as lets the embedded model play on while the second chunk is made, on two CPU cores."""
+LATENCY_SECONDS = 0.4
 GROWTH = 2.0
 LONGEST_SECONDS = 4.0
 CONTEXT_FRAMES = 24
