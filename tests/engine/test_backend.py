@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from valle2.benchmarks.process import resident_bytes
 from valle2.engine import BackendError, FakeBackend, GraphSpec, TensorSpec, open_backend, read_manifest
 
 SPEC = GraphSpec(
@@ -81,6 +83,42 @@ def test_fake_backend_follows_the_interface() -> None:
     a.write(ones(2))
     fake.bind({"a": a, "b": b}, {"sum": b})()
     assert b.read().tolist() == [1, 1]
+
+
+def test_threads_rest_when_a_graph_returns(folder: Path) -> None:
+    """The next graph has threads of its own, and needs the cores."""
+    rested = []
+    with open_backend(folder, SPEC, threads=2) as backend:
+        for _ in range(3):
+            backend.run({"a": ones(2**22), "b": ones(2**22)})
+            before = time.process_time()
+            time.sleep(0.05)
+            rested.append(time.process_time() - before)
+    assert min(rested) < 0.01
+
+
+@pytest.mark.skipif(resident_bytes() is None, reason="the system does not tell")
+def test_sessions_share_the_memory_of_intermediates(tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n"])]
+    sums = [helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1])]
+    nodes = [
+        helper.make_node("Add", ["a", "a"], ["twice"]),
+        helper.make_node("ReduceSum", ["twice"], ["sum"]),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "sum", values, sums),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    onnx.save(model, str(tmp_path / "sum.onnx"))
+    spec = GraphSpec("sum.onnx", (TensorSpec("a", "float32", ("n",)),), (TensorSpec("sum", "float32", (1,)),))
+    feeds = {"a": ones(2**24)}
+    resident = []
+    with open_backend(tmp_path, spec) as one, open_backend(tmp_path, spec) as other:
+        for backend in (one, other):
+            backend.run(feeds)
+            resident.append(resident_bytes() or 0)
+    assert resident[1] - resident[0] < 2**24 < feeds["a"].nbytes
 
 
 def test_caches_stay_at_one_address_and_are_updated_in_place(bundle: Path) -> None:
