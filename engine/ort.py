@@ -19,8 +19,6 @@ from valle2.engine.memory import give_back, in_huge_pages, sparse_zeros
 from valle2.engine.providers import RECORDING, check_strays, find_provider, provider_options
 
 ERRORS_ONLY = 3
-
-
 TURNS = {
     "session.use_env_allocators": "1",
     "session.use_device_allocator_for_initializers": "1",

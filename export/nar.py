@@ -165,19 +165,13 @@ class NARModel(nn.Module):
     def masked(
         self, x: Tensor, seen: Tensor, angles: Angles | None, stage: Tensor, wanted: Tensor | None = None
     ) -> Tensor:
-        """All blocks, with a mask over what is not seen; -> the wanted positions (T',) of the last, or all.
-
-        Nothing but the wanted positions goes through the end of the last block.
-        """
+        """All blocks, with a mask over what is not seen; -> the wanted positions (T',) of the end, or all."""
         mask = seen[:, None, None, :].expand(-1, 1, x.shape[1], -1)
-        staged = stage if self.config.style.stage == "norm" else None
-        for index, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            attended = block.attend(x, mask, staged, angles)
-            if wanted is not None and index + 1 == len(self.blocks):
-                x, attended = x.index_select(1, wanted), attended.index_select(1, wanted)
-            x = block.finish(x, attended, staged)
-        return x
+
+        def attended(block: Block, x: Tensor, staged: Tensor | None) -> Tensor:
+            return block.attend(x, mask, staged, angles)
+
+        return self.through(x, stage, attended, lambda x: x if wanted is None else x.index_select(1, wanted))
 
     def packed(
         self,
@@ -188,23 +182,32 @@ class NARModel(nn.Module):
         wanted: Tensor,
         attend: FullAttend,
     ) -> Tensor:
-        """All blocks over the seen positions moved to the left; -> the wanted ones (T',) of the last.
-
-        Nothing but the wanted positions goes through the end of the last block.
-        """
+        """All blocks over the seen positions moved to the left; -> the wanted ones (T',) of the last."""
         lengths = seen.to(torch.int64).sum(dim=1)
         order = torch.topk(seen.to(torch.float32), seen.shape[1], dim=1)[1]
         place = order.argsort(dim=1).index_select(1, wanted)
-        x = take(x, order)
-        if angles is not None:
-            angles = take_angles(angles, order)
+        moved = None if angles is None else take_angles(angles, order)
+
+        def attended(block: Block, x: Tensor, staged: Tensor | None) -> Tensor:
+            return attend(*block.project(x, staged, moved), block.heads, lengths)
+
+        return self.through(take(x, order), stage, attended, lambda x: take(x, place))
+
+    def through(
+        self,
+        x: Tensor,
+        stage: Tensor,
+        attended: Callable[[Block, Tensor, Tensor | None], Tensor],
+        pick: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """All blocks. Nothing but what is picked goes through the end of the last."""
         staged = stage if self.config.style.stage == "norm" else None
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            attended = attend(*block.project(x, staged, angles), block.heads, lengths)
+            heard = attended(block, x, staged)
             if index + 1 == len(self.blocks):
-                x, attended = take(x, place), take(attended, place)
-            x = block.finish(x, attended, staged)
+                x, heard = pick(x), pick(heard)
+            x = block.finish(x, heard, staged)
         return x
 
     def angles(self, text_index: Tensor, text_lengths: Tensor, frame_index: Tensor) -> Angles:
