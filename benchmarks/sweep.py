@@ -153,13 +153,19 @@ def resumed(out: Path, fresh: Result) -> Result:
         return fresh | empty
     try:
         kept: Result = json.loads(out.read_text(encoding="utf-8"))
-        columns = COLUMNS[: len(kept["columns"])]  # those of an earlier version
-        same = kept["inputs"] == fresh["inputs"] and kept["columns"] == columns
-    except (OSError, ValueError, KeyError, TypeError):
+        same = agree(kept["inputs"], fresh["inputs"]) and kept["columns"] == COLUMNS[: len(kept["columns"])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Valle2Error(f"{out} is not a quality sweep's file; pass another --out") from None
     if not same:
         raise Valle2Error(f"{out} holds figures of other models, texts, seeds or prompts; pass another --out")
+    kept["inputs"]["models"] |= fresh["inputs"]["models"]
     return kept | {"columns": COLUMNS}
+
+
+def agree(kept: Result, fresh: Result) -> bool:
+    """Are two `identity` of one kind? Either may have models that the other has not."""
+    models = kept["models"] | fresh["models"]
+    return kept | {"models": models} == fresh | {"models": fresh["models"] | kept["models"]}
 
 
 def save(out: Path, result: Result) -> None:

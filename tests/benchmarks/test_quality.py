@@ -166,8 +166,16 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch:
     assert kept == measured[:1]
     result = sweeping.sweep(inputs, out, lambda line: None)
     assert measured.count(kept[0]) == 1 and set(result["cells"]) == set(measured)
+    more = replace(inputs, models={"toy": str(bundle), "other": str(bundle)}, axes=["sampling"])
+    result = sweeping.sweep(more, out, lambda line: None)
+    assert set(result["inputs"]["models"]) == {"toy", "other"} and measured.count(kept[0]) == 1
+    sweeping.sweep(inputs, out, lambda line: None)
     with pytest.raises(Valle2Error, match="pass another --out"):
         sweeping.sweep(replace(inputs, plain=["there"]), out, lambda line: None)
+    result["inputs"]["models"]["toy"] = "another"
+    out.write_text(json.dumps(result))
+    with pytest.raises(Valle2Error, match="figures of other models"):
+        sweeping.sweep(inputs, out, lambda line: None)
     out.write_text("{}")
     with pytest.raises(Valle2Error, match="not a quality sweep's file"):
         sweeping.sweep(inputs, out, lambda line: None)
