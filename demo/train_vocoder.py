@@ -1,6 +1,8 @@
 """Train the codec's decoder (the vocoder) from codes, resumable: `python demo/train_vocoder.py --work W`.
 
-Where refine.py has written codes of the NAR, half of the crops with a choice are of those.
+Where refine.py has written codes of the NAR, half of the crops with a choice are of those. Beside the
+spectrum, what the codec's own encoder makes of the sound is compared: its latent is phonetic, so what is lost
+there are words. With `--adversarial`, networks that tell spectrograms apart are trained against it.
 """
 
 from __future__ import annotations
@@ -13,16 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 from data import HOP, Utterance, read_codes, read_shard, shards, symbols
+from discriminator import Discriminators
 from torch import Tensor, nn
 from torch.nn import functional
 from train_codec import CodecTrainer, autocast, resume, save
 
-from valle2.export.codec import CodecConfig, CodecDecoder, LogMel
+from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
 
 BATCH, CROP = 12, 56
 RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))
 RATE = 1e-3
 EDGE = 2 * HOP
+CLOSE, HEARD = 2.0, 1.0
+"""Weights of the distances of mel and latent, beside the spectral loss."""
+OPPOSED = 6
+"""Rows of a batch that the opponents see."""
 
 
 def spectral_loss(guess: Tensor, sound: Tensor) -> Tensor:
@@ -67,42 +74,59 @@ def crops(items: Items, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(sounds))
 
 
+def latent_loss(encoder: CodecEncoder, guess: Tensor, sound: Tensor) -> Tensor:
+    """Distance of the codec's latents of two sounds (B, N), in units of the true one's spread."""
+    with torch.no_grad():
+        wanted = encoder.trunk(encoder.mel(sound))
+    return functional.l1_loss(encoder.trunk(encoder.mel(guess)), wanted) / wanted.std()
+
+
 def train(args: argparse.Namespace) -> None:
     """Run to `--steps`, saving every 100."""
     torch.manual_seed(args.seed)
     config = CodecConfig()
-    model, mel = CodecDecoder(config), LogMel(config)
+    model = CodecDecoder(config)
     codec = CodecTrainer(config, len(symbols()))
     codec.load_state_dict(torch.load(args.work / "codec.pt", weights_only=True)["model"])
+    encoder = codec.encoder.requires_grad_(False)
     model.tables.requires_grad_(False)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, RATE, betas=(0.8, 0.99))
-    path = args.work / "vocoder.pt"
-    start = resume(path, model, optimizer)
+    path, opposed = args.work / f"{args.name}.pt", args.work / f"{args.name}-opponents.pt"
+    start = resume(path if path.exists() else args.from_ or path, model, optimizer)
     model.tables.data.copy_(codec.decoder_tables())
+    opponents = Discriminators()
+    opposing = torch.optim.AdamW(opponents.parameters(), RATE, betas=(0.8, 0.99))
+    if args.adversarial:
+        resume(opposed, opponents, opposing)
     items, began = load_items(args.work), time.monotonic()
     for step in range(start, args.steps):
         codes, sound = crops(items, np.random.default_rng([args.seed, step]))
         left = (args.steps - step) / args.decay if args.decay else 1.0
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 100, max(0.02, left))
+        for group in (*optimizer.param_groups, *opposing.param_groups):
+            group["lr"] = args.rate * min(1.0, (step - start + 1) / 100, max(0.02, left))
         with autocast():
             out = model.trunk(model.embed(codes)).float()
         guess = model.waves(out)[:, EDGE:-EDGE]
         target = sound[:, EDGE:-EDGE]
-        close = functional.l1_loss(mel(guess), mel(target))
-        loss = spectral_loss(guess, target) + 2.0 * close
+        parts = {
+            "spectrum": spectral_loss(guess, target),
+            "mel": CLOSE * functional.l1_loss(encoder.mel(guess), encoder.mel(target)),
+            "heard": HEARD * latent_loss(encoder, guess, target),
+        }
+        if args.adversarial:
+            parts |= opponents.turn(opposing, target[:OPPOSED], guess[:OPPOSED], step)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         if step % 50 == 0:
-            print(
-                f"{step} {time.monotonic() - began:.0f}s loss {loss.item():.3f} mel {close.item():.3f}",
-                flush=True,
-            )
+            text = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
+            print(f"{step} {time.monotonic() - began:.0f}s {text}", flush=True)
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
             save(path, model, optimizer, step + 1)
+            if args.adversarial:
+                save(opposed, opponents, opposing, step + 1)
 
 
 if __name__ == "__main__":
@@ -110,5 +134,9 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--decay", type=int, default=0, help="last steps in which the rate falls to 2 %%")
+    parser.add_argument("--rate", type=float, default=RATE, help="learning rate before the decay")
+    parser.add_argument("--name", default="vocoder", help="checkpoint's name")
+    parser.add_argument("--from", dest="from_", type=Path, help="checkpoint to start a new name from")
+    parser.add_argument("--adversarial", action="store_true", help="train opponents too")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
