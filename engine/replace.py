@@ -15,7 +15,8 @@ def replacing(target: Path) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield aside
-        aside.chmod(0o755)
+        for path in (aside, *aside.rglob("*")):  # onnx writes weights that one user can read
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
             old = aside.with_name(f"{aside.name}.old")
             target.rename(old)

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import edit_manifest
 from valle2.engine import Manifest, ManifestError, read_manifest
 from valle2.engine.manifest import parse_manifest
+from valle2.engine.replace import replacing
 
 
 def test_round_trip(bundle: Path) -> None:
@@ -17,6 +18,16 @@ def test_round_trip(bundle: Path) -> None:
     assert parse_manifest(manifest.to_json(), bundle) == Manifest(
         **{name: getattr(manifest, name) for name in manifest.__slots__}
     )
+
+
+def test_whoever_serves_a_bundle_may_read_it(bundle: Path, tmp_path: Path) -> None:
+    """Also a user who did not export it: the weights as `onnx` writes them, and what is made aside."""
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in bundle.rglob("*"))
+    with replacing(tmp_path / "made") as aside:
+        (aside / "inner").mkdir(0o700)
+        (aside / "inner" / "ar.weights").touch(0o600)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "made", *(tmp_path / "made").rglob("*"))]
+    assert modes == [0o755, 0o755, 0o644]
 
 
 def test_missing_file(broken: Path) -> None:
