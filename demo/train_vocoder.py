@@ -1,8 +1,8 @@
 """Train the codec's decoder (the vocoder) from codes, resumable: `python demo/train_vocoder.py --work W`.
 
-Where refine.py has written codes of the NAR, half of the crops with a choice are of those. Beside the
-spectrum, what the codec's own encoder makes of the sound is compared: its latent is phonetic, so what is lost
-there are words. With `--adversarial`, networks that tell spectrograms apart are trained against it.
+Where refine.py has written codes of the NAR, half of the crops with a choice are of those. With
+`--adversarial`, networks that tell spectrograms apart are trained against it. What the codec's own encoder
+makes of the sound is compared too then: its latent is phonetic, so what is lost there are words.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ def train(args: argparse.Namespace) -> None:
         parts = {
             "spectrum": spectral_loss(guess, target),
             "mel": CLOSE * functional.l1_loss(encoder.mel(guess), encoder.mel(target)),
-            "heard": HEARD * latent_loss(encoder, guess, target),
         }
         if args.adversarial:
+            parts["heard"] = HEARD * latent_loss(encoder, guess, target)
             parts |= opponents.turn(opposing, target[:OPPOSED], guess[:OPPOSED], step)
         optimizer.zero_grad()
         torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -137,6 +137,6 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate before the decay")
     parser.add_argument("--name", default="vocoder", help="checkpoint's name")
     parser.add_argument("--from", dest="from_", type=Path, help="checkpoint to start a new name from")
-    parser.add_argument("--adversarial", action="store_true", help="train opponents too")
+    parser.add_argument("--adversarial", action="store_true", help="opponents, and the encoder's latent")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
