@@ -2,8 +2,9 @@
 
 Figures are medians over the repeats, ratios eager / ours: seconds of an AR step, of a NAR pass, and compute
 seconds per audio second for `end_to_end`, so that sides that end a frame apart still compare. `ratios` are to
-eager fp32 with the model's group size, `ratios_group_1` to eager fp32 with group size 1, whose AR weights are
-random, which changes no time. host_fraction is the share of AR time spent outside the graph's calls.
+eager with the model's group size, `ratios_group_1` to eager with group size 1, whose AR weights are
+random, which changes no time. host_fraction is the share of AR time spent outside the graph's calls. Both
+sides run on the same device; bandwidth and peak are the host's, so a GPU has none of the shares of them.
 """
 
 from __future__ import annotations
@@ -74,13 +75,15 @@ class Ours:
 class Eager:
     """The baselines' times, with the model's group size and with group size 1.
 
-    bandwidth: bytes a second, the most that was read in any turn.
+    bandwidth: bytes a second, the most that was read in any turn; 0 on a GPU. same: the share of codebook 0
+    that both sides agree on, the least of any turn.
     """
 
     own: list[EagerTimes] = field(default_factory=list)
     one: list[EagerTimes] = field(default_factory=list)
     audio: float = 0.0
     bandwidth: float = 0.0
+    same: float = 1.0
 
 
 def compare(
@@ -92,33 +95,48 @@ def compare(
     threads: int,
     precisions: Sequence[str] = ("fp32",),
     max_frames: int = 0,
+    device: str = "cpu",
+    eager_precision: str = "fp32",
 ) -> dict[str, Any]:
     """Time all sides in turns. The figures at the top of the result are those of the last precision.
 
+    device: "cpu" or "cuda", of both sides. eager_precision: "fp32" or "fp16", of the baseline's AR and NAR.
+
     Raises:
-        Valle2Error: the bundle is not the checkpoint's, or at fp32 the two sides do not make the same codes,
-            so that their times mean nothing.
+        Valle2Error: torch has no such device, the bundle is not the checkpoint's, or on a CPU at fp32 the two
+            sides do not make the same codes, so that their times mean nothing.
     """
     need_positive(repeats=repeats, threads=threads)
     torch.set_num_threads(threads)
-    sides = {name: Ours(Valle2.load(model, threads=threads, precision=name)) for name in precisions}
+    if device != "cpu" and not torch.cuda.is_available():
+        raise Valle2Error(f"the baseline needs a torch with {device}; this is {torch.__version__}")
+    sides = {
+        name: Ours(Valle2.load(model, device=device, threads=threads, precision=name)) for name in precisions
+    }
     tts = sides[precisions[0]].tts
     if sha256(weights_file(checkpoint)) != tts.manifest.provenance.get("checkpoint_sha256"):
         raise Valle2Error(f"{tts.path} was not exported from {checkpoint}; pass the checkpoint it came from")
     settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=max_frames)
-    eager = baseline(read_checkpoint(checkpoint), tts, text, settings)
-    times = Eager()
+    eager = baseline(read_checkpoint(checkpoint), tts, text, settings, torch.device(device), eager_precision)
+    times, exact = Eager(), device == "cpu" and "fp32" in sides and eager_precision == "fp32"
     for _ in range(repeats + 1):  # the first is the warm-up
         for side in sides.values():
             side.run(text, settings)
         reference = sides.get("fp32") or next(iter(sides.values()))
-        eager(times, reference.speeches[-1], "fp32" in sides)
-        times.bandwidth = max(times.bandwidth, read_bandwidth(threads))
-    return report(sides, times, text, seed, threads)
+        eager(times, reference.speeches[-1], exact)
+        if device == "cpu":
+            times.bandwidth = max(times.bandwidth, read_bandwidth(threads))
+    where = "cpu" if device == "cpu" else torch.cuda.get_device_name()
+    return report(sides, times, text, seed, threads) | {"device": where, "eager_precision": eager_precision}
 
 
 def baseline(
-    checkpoint: Checkpoint, tts: Valle2, text: str, settings: Settings
+    checkpoint: Checkpoint,
+    tts: Valle2,
+    text: str,
+    settings: Settings,
+    device: torch.device,
+    precision: str,
 ) -> Callable[[Eager, Speech, bool], None]:
     """A function that runs both baselines once for what our side has spoken; exact: the codes must agree."""
     assert tts.front is not None
@@ -127,11 +145,21 @@ def baseline(
     words = np.append(ids, tts.manifest.sizes["vocab_size"])
     prompt = voice.codes[len(voice.codes) % group :]
     single = checkpoint.ar if group == 1 else random_ar(with_group(dict(tts.manifest.sizes), 1))
+    for network in (checkpoint.ar, checkpoint.nar, single):
+        network.to(device, torch.float16 if precision == "fp16" else torch.float32)
+    assert checkpoint.codec is not None
+    checkpoint.codec[1].to(device)
 
     @torch.inference_mode()
     def run(times: Eager, speech: Speech, exact: bool) -> None:
+        with device:
+            timed(times, speech, exact)
+
+    def timed(times: Eager, speech: Speech, exact: bool) -> None:
         steps = speech.timings.steps
         codes, own = synthesize(checkpoint, words, prompt, settings, steps)
+        both = min(len(codes), len(speech.codes))
+        times.same = min(times.same, float(np.mean(codes[:both, 0] == speech.codes[:both, 0])))
         if exact and not np.array_equal(codes[:, 0], speech.codes[:, 0]):
             raise Valle2Error("the runtime and eager PyTorch made other codes; compare bundle and checkpoint")
         times.own.append(own)
@@ -149,10 +177,10 @@ def baseline(
 
 def report(sides: dict[str, Ours], times: Eager, text: str, seed: int, threads: int) -> dict[str, Any]:
     """Medians in milliseconds, ratios, bounds, and what they were measured on."""
-    found = {
-        name: one_side(side, name, times, matmul_peak("int8" if name == "int8" else "fp32", threads))
-        for name, side in sides.items()
-    }
+    found = {}
+    for name, side in sides.items():
+        peak = matmul_peak("int8" if name == "int8" else "fp32", threads) if times.bandwidth else 0.0
+        found[name] = one_side(side, name, times, peak)
     name, side = next(reversed(sides.items()))
     return (
         found[name]
@@ -164,6 +192,7 @@ def report(sides: dict[str, Ours], times: Eager, text: str, seed: int, threads: 
                 "group_1": round(units(times.one[1:], times.audio)["end_to_end"], 4),
             },
             "read_gb_per_s": round(times.bandwidth / 1e9, 2),
+            "same_codes": round(times.same, 4),
             "repeats": len(times.own) - 1,
             "text": text,
             "torch": torch.__version__,
@@ -179,20 +208,26 @@ def one_side(side: Ours, precision: str, eager: Eager, peak: float) -> dict[str,
     filled, frames = positions(side.tts, speech), len(speech.codes)
     inside = median(took / max(t.ar, took) for took, t in zip(side.inside[1:], ours, strict=True))
     operations = nar_operations(sizes, nar_positions(side.tts, frames), frames)
+    bytes_read = step_bytes(sizes, filled, precision) if eager.bandwidth else 0.0
     return {
         "ratios": ratios(units(eager.own[1:], eager.audio), mine),
         "ratios_group_1": ratios(units(eager.one[1:], eager.audio), mine),
         "stages": {stage: stage_row(ours, eager.own[1:], stage) for stage in STAGES},
         "ar_step_ms": round(1000 * mine["ar_step"], 3),
-        "bound_fraction": round(step_bytes(sizes, filled, precision) / eager.bandwidth / mine["ar_step"], 3),
+        "bound_fraction": share(bytes_read, eager.bandwidth, mine["ar_step"]),
         "host_fraction": round(1 - inside, 4),
         "nar_pass_ms": round(1000 * mine["nar_pass"], 3),
-        "nar_peak_fraction": round(operations / peak / mine["nar_pass"], 3),
+        "nar_peak_fraction": share(operations, peak, mine["nar_pass"]),
         "matmul_gop_per_s": round(peak / 1e9, 1),
         "rtf": round(mine["end_to_end"], 4),
         "audio_seconds": round(ours[0].audio, 3),
         "steps": ours[0].steps,
     }
+
+
+def share(amount: float, rate: float, seconds: float) -> float | None:
+    """Of what the rate would do in these seconds; None where no rate was measured."""
+    return round(amount / rate / seconds, 3) if rate else None
 
 
 def units(times: Sequence[Timings] | Sequence[EagerTimes], audio: float) -> dict[str, float]:
@@ -224,7 +259,7 @@ def nar_positions(tts: Valle2, frames: int) -> int:
 
 def table(result: dict[str, Any]) -> str:
     """The stages of every precision as a Markdown table."""
-    head = ["precision", "stage", "eager fp32, ms", "valle2, ms", "ratio"]
+    head = ["precision", "stage", f"eager {result['eager_precision']}, ms", "valle2, ms", "ratio"]
     rows = [
         [name, stage, row["eager_ms"], row["ours_ms"], row["ratio"]]
         for name, side in result["precisions"].items()
@@ -245,9 +280,9 @@ def panels(result: dict[str, Any]) -> list[Panel]:
     for name, side in result["precisions"].items():
         bars.append(Line(f"valle2 {name}", (), [side["stages"][part]["ours_ms"] for part in parts]))
     eager = [side["stages"][part]["eager_ms"] for part in parts]
-    bars.append(Line("eager fp32", (), eager))
+    bars.append(Line(f"eager {result['eager_precision']}", (), eager))
     ratios = [Line(name, (), [side["ratios"]["end_to_end"]]) for name, side in result["precisions"].items()]
     return [
         Panel("one request", "median, ms", bars, stacked=parts),
-        Panel("times as fast as eager fp32", "ratio", ratios, stacked=("end to end",)),
+        Panel(f"times as fast as {bars[-1].label}", "ratio", ratios, stacked=("end to end",)),
     ]

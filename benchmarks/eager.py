@@ -1,4 +1,7 @@
-"""The baseline: eager PyTorch in fp32 with a KV cache that grows by `torch.cat`, what a user has today."""
+"""The baseline: eager PyTorch with a KV cache that grows by `torch.cat`, what a user has today.
+
+It runs on torch's default device, where its models must be; what it returns lies on the host.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ def synthesize(
     codes = refine(checkpoint.nar, text, prompt, first)
     refined = time.perf_counter()
     assert checkpoint.codec is not None
-    checkpoint.codec[1](torch.from_numpy(codes)[None])
+    checkpoint.codec[1](torch.as_tensor(codes)[None]).cpu()
     done = time.perf_counter()
     ar = decoded - began - prefill
     return codes, EagerTimes(prefill, ar, refined - decoded, done - refined, steps)
@@ -72,14 +75,15 @@ def decode(
     group = model.config.group_size
     draws = uniforms(settings.seed, 0, max_steps, group)
     words, codes, length = layout(model, text, prompt)
-    caches = model.empty_caches(1, 0)
+    kind = next(model.parameters()).dtype
+    caches = [(keys.to(kind), values.to(kind)) for keys, values in model.empty_caches(1, 0)]
     past, history, out = torch.zeros(1, dtype=torch.int64), prompt, list[Codes]()
     for step in range(max_steps):
         new = torch.tensor([words.shape[1]])
         window = Window(past, new, torch.ones(0, dtype=torch.bool))
         logits, caches = model.forward_cached(words, codes, length, window, caches, attend_cat)
         drawn, history, ended = sample_group(
-            logits[0].numpy(),
+            logits[0].float().cpu().numpy(),
             history,
             draws[step],
             top_p=settings.top_p,
@@ -91,5 +95,5 @@ def decode(
         if ended:
             break
         past = past + new
-        words, codes = torch.zeros(1, 1, dtype=torch.int64), torch.from_numpy(drawn).reshape(1, 1, -1)
+        words, codes = torch.zeros(1, 1, dtype=torch.int64), torch.as_tensor(drawn).reshape(1, 1, -1)
     return np.concatenate(out), prefill, len(out)

@@ -41,6 +41,7 @@ SIZES = {
     "max_frames": 6144,
 }
 PROMPT_FRAMES, FRAMES, FRAME_RATE = 225, 750, 75
+GPU_FRAMES = 2048
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog, who had seen it before, goes back to sleep."
 NEED_TORCH = "--size full makes its model with torch; install it with: pip install 'valle2[export]'"
 
@@ -63,11 +64,13 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "valle2"
 
 
-def full_size(cache: Path | None = None, precisions: Sequence[str] = (), /, **changes: int) -> Made:
+def full_size(
+    cache: Path | None = None, precisions: Sequence[str] = (), lowering: str = "ort", /, **changes: int
+) -> Made:
     """The full-size model; made if it is not in the cache.
 
     Args:
-        cache: another cache directory. precisions: smaller graphs that it shall have.
+        cache: another cache directory. precisions: smaller graphs that it shall have. lowering: its graphs'.
         changes: other sizes than the paper's, for tests and group sizes.
 
     Raises:
@@ -75,13 +78,14 @@ def full_size(cache: Path | None = None, precisions: Sequence[str] = (), /, **ch
     """
     sizes = {**SIZES, **changes}
     names = [f"{key}{value}" for key, value in sorted(changes.items()) if value != SIZES[key]]
+    names += [lowering] if lowering != "ort" else []
     folder = (cache or cache_directory()) / "-".join([f"full-v{REVISION}", *names])
     made = Made(folder / "checkpoint", folder / "bundle")
     if not (made.bundle / "manifest.json").is_file():
         if find_spec("torch") is None:
             raise Valle2Error(NEED_TORCH)
         try:
-            make(made, sizes)
+            make(made, sizes, lowering)
         except OSError as error:
             raise Valle2Error(
                 f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a place"
@@ -90,6 +94,14 @@ def full_size(cache: Path | None = None, precisions: Sequence[str] = (), /, **ch
         if precision in METHODS and not has_graphs(made.bundle, precision):
             make_smaller(made, precision)
     return made
+
+
+def on_device(device: str) -> tuple[str, dict[str, int]]:
+    """Lowering and other sizes of the model for a device: on a GPU the caches have a fixed length.
+
+    Every step reads all of it, so there it is for what is spoken in one request, not for the greatest length.
+    """
+    return ("ort", {}) if device == "cpu" else ("portable", {"max_frames": GPU_FRAMES})
 
 
 def has_graphs(bundle: Path, precision: str) -> bool:
@@ -110,7 +122,7 @@ def make_smaller(made: Made, precision: str) -> None:
     build_graphs(made.bundle, precision)
 
 
-def make(made: Made, sizes: dict[str, int]) -> None:
+def make(made: Made, sizes: dict[str, int], lowering: str) -> None:
     """Write checkpoint and bundle."""
     import torch
 
@@ -122,7 +134,7 @@ def make(made: Made, sizes: dict[str, int]) -> None:
     (made.checkpoint / "voices").mkdir()
     codes = np.random.default_rng(0).integers(0, 1024, (PROMPT_FRAMES, 8))
     store_prompt(made.checkpoint / "voices" / "noise.safetensors", Prompt(codes, "Three seconds of noise."))
-    export_checkpoint(made.checkpoint, made.bundle)
+    export_checkpoint(made.checkpoint, made.bundle, lowering=lowering)
 
 
 def random_checkpoint(sizes: dict[str, Any]) -> Checkpoint:

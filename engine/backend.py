@@ -169,7 +169,7 @@ def open_backend(
     engine: str = "ort",
     precision: str = "fp16",
     fallback: bool = False,
-    huge_pages: bool = False,
+    stepped: bool = False,
 ) -> Backend:
     """Load one graph of a bundle.
 
@@ -180,8 +180,9 @@ def open_backend(
             ONNX Runtime; "tensorrt" and "tensorrt-rtx" run what `valle2 build` made; all four on "cuda".
         precision: that of the engine; the others run the graph as it is stored.
         fallback: whether ONNX Runtime may run nodes elsewhere that the device's provider does not take.
-        huge_pages: keep the weights in huge pages, where the system has them (ONNX Runtime on "cpu"): for a
-            graph that reads them all at every run, at the price of about a millisecond a megabyte of loading.
+        stepped: for a graph that is called step after step over the same buffers and reads all its weights
+            each time. ONNX Runtime then keeps them in huge pages on a "cpu" that has them, at the price of
+            about a millisecond a megabyte of loading, and replays bound calls as CUDA graphs on "cuda".
 
     Raises:
         BackendError: the device is unknown or absent, or the graph or its engine does not load.
@@ -194,5 +195,5 @@ def open_backend(
         return open_engine(folder, Path(spec.file).stem, engine, precision)
     from valle2.engine.ort import OrtBackend
 
-    options = {"fallback": fallback, "huge_pages": huge_pages}
+    options = {"fallback": fallback, "stepped": stepped}
     return OrtBackend(folder / spec.file, spec, device, threads, engine, bundle=folder, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ last graph would go on spinning for a while, on the cores that the next one need
 """
 
 
+CUDA_GRAPH, GRAPH_NUMBER, UNRECORDED = "enable_cuda_graph", "gpu_graph_id", -1
+"""A session's option, and the number that a call names its recording with."""
+
+
 @cache
 def shared_arena() -> None:
     """Make the process's arena on the CPU: a model's graphs run in turns, each in the memory of the last."""
@@ -50,7 +55,7 @@ class OrtBuffer(ArrayBuffer):
 
 
 class DeviceBuffer(Buffer):
-    """Rows of an OrtValue in device memory. Not run yet: no such device was at hand."""
+    """Rows of an OrtValue in device memory."""
 
     def __init__(self, value: Any, dtype: DTypeLike, part: slice) -> None:
         self.value, self.dtype, self.part = value, np.dtype(dtype), part
@@ -80,7 +85,7 @@ class OrtBackend(Backend):
     Args:
         path: the graph. engine: one of `providers.ENGINES`. bundle: where a provider keeps what it compiles.
         fallback: whether nodes may run on another provider than the engine's.
-        huge_pages: keep a graph's weights in huge pages on a CPU, for one that reads them all at every run.
+        stepped: see `open_backend`.
 
     Raises:
         BackendError: the provider is absent, does not start, or leaves nodes to another one.
@@ -96,7 +101,7 @@ class OrtBackend(Backend):
         *,
         bundle: Path | None = None,
         fallback: bool = False,
-        huge_pages: bool = False,
+        stepped: bool = False,
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
@@ -109,10 +114,14 @@ class OrtBackend(Backend):
                 options.add_session_config_entry(name, value)
         self.spec = spec
         self.device = device
+        self.recordings = count(1)
         chosen = find_provider(engine, device, ort.get_available_providers())
         given = provider_options(chosen, bundle or path.parent, engine)
+        self.records = stepped and chosen.records
+        if self.records:
+            given[CUDA_GRAPH] = "1"
         try:
-            with in_huge_pages() if huge_pages and device == "cpu" else nullcontext():
+            with in_huge_pages() if stepped and device == "cpu" else nullcontext():
                 self.session = ort.InferenceSession(str(path), options, providers=[(chosen.name, given)])
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise BackendError(f"{path} does not load: {first_line(error)}") from None
@@ -124,7 +133,7 @@ class OrtBackend(Backend):
 
     def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
         try:
-            found = self.session.run(list(outputs), dict(feeds))
+            found = self.session.run(list(outputs), dict(feeds), self.numbered(UNRECORDED))
         except Exception as error:
             raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None
         return dict(zip(outputs, found, strict=True))
@@ -136,18 +145,25 @@ class OrtBackend(Backend):
         return DeviceBuffer(value, dtype, slice(0, shape[0]))
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
+        """The first call runs as it is; where calls are recorded, the second records what later ones replay.
+
+        A recording runs the graph twice, so a call must not read what it writes, cached positions excepted.
+        """
         binding = self.session.io_binding()
         for name, buffer in inputs.items():
             self.bind_one(buffer, name, binding.bind_ortvalue_input, binding.bind_input)
         for name, buffer in outputs.items():
             self.bind_one(buffer, name, binding.bind_ortvalue_output, binding.bind_output)
         run = self.session.run_with_iobinding
+        now, later = self.numbered(UNRECORDED), self.numbered(next(self.recordings))
 
         def step() -> None:
+            nonlocal now
             try:
-                run(binding)
+                run(binding, now)
             except Exception as error:
                 raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None
+            now = later
 
         return step
 
@@ -158,6 +174,14 @@ class OrtBackend(Backend):
         else:
             assert isinstance(buffer, OrtBuffer), "buffer of another backend"
             by_value(name, buffer.value)
+
+    def numbered(self, recording: int) -> ort.RunOptions | None:
+        """A call's options: its CUDA graph, recorded when it is first named; None where none are."""
+        if not self.records:
+            return None
+        options = ort.RunOptions()
+        options.add_run_config_entry(GRAPH_NUMBER, str(recording))
+        return options
 
     def close(self) -> None:
         del self.session

@@ -51,26 +51,34 @@ HOST_TYPES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """One provider. name: ONNX Runtime's. extra: what installs it. options: CACHE stands for a folder."""
+    """One provider. name: ONNX Runtime's. extra: what installs it. options: CACHE stands for a folder.
+
+    records: whether it replays bound calls as CUDA graphs.
+    """
 
     name: str
     extra: str
     lowerings: tuple[str, ...] = ("ort", "portable", "primitive")
     options: Mapping[str, str] = field(default_factory=dict)
+    records: bool = False
 
 
 REMEDY = "take another lowering or engine, or allow it with fallback=True"
-HALF_ALONE = "GroupQueryAttention"
-"""ONNX Runtime's kernels of it on CUDA are for float16 and bfloat16 alone (docs/precision.md)."""
-HALF_REMEDY = (
-    f"{HALF_ALONE} runs there in half precision: build the bundle with --target ort --precision fp16 and "
-    f"load it with precision fp16, or {REMEDY}"
-)
 CACHE = "{cache}"
 FIXED = ("portable", "primitive")
 PROVIDERS: dict[tuple[str, str], Provider] = {
     ("ort", "cpu"): Provider(CPU, "onnxruntime"),
-    ("ort", "cuda"): Provider("CUDAExecutionProvider", "valle2[cuda]", options={"device_id": "0"}),
+    ("ort", "cuda"): Provider(
+        "CUDAExecutionProvider",
+        "valle2[cuda]",
+        FIXED,
+        {
+            "device_id": "0",
+            "use_tf32": "0",  # what is stored as float32 is computed in float32
+            "cudnn_conv_algo_search": "HEURISTIC",  # asked anew for every length
+        },
+        records=True,
+    ),
     ("ort-tensorrt", "cuda"): Provider(
         "TensorrtExecutionProvider",
         "valle2[cuda]",
@@ -112,19 +120,22 @@ def find_provider(engine: str, device: str, available: list[str]) -> Provider:
     return found
 
 
-def check_engine(engine: str, manifest: Manifest, precision: str) -> None:
-    """Refuse a bundle or a precision that a compiling provider cannot take.
+def check_engine(engine: str, device: str, manifest: Manifest, precision: str) -> None:
+    """Refuse a bundle or a precision that an engine's provider on a device cannot take.
 
     Raises:
-        BackendError: the lowering has operators of ONNX Runtime's own, or weights are asked for smaller.
+        BackendError: the lowering does not run there (`GroupQueryAttention` on CUDA has no float32 and
+            refuses the NAR's, which keeps no cache), or the provider compiles a bundle as it is stored alone.
     """
-    fitting = {p.lowerings for (name, _), p in PROVIDERS.items() if name == engine and p.lowerings == FIXED}
-    if fitting and manifest.lowering not in FIXED:
+    provider = PROVIDERS.get((engine, device))
+    if provider is None:
+        return
+    if manifest.lowering not in provider.lowerings:
         raise BackendError(
-            f"bundle {manifest.name} has the lowering {manifest.lowering}; {engine} takes "
-            f"{' or '.join(FIXED)}: export it with valle2 export --lowering portable"
+            f"bundle {manifest.name} has the lowering {manifest.lowering}; {engine} on {device} takes "
+            f"{' or '.join(provider.lowerings)}: export it with valle2 export --lowering portable"
         )
-    if fitting and precision != "fp32":
+    if CACHE in provider.options.values() and precision != "fp32":
         raise BackendError(f"{engine} runs a bundle as it is stored; leave precision {precision!r} out")
 
 
@@ -151,7 +162,6 @@ def check_strays(file: str, session: Any, name: str) -> None:
     )
     if strays:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(strays.items()))
-        remedy = HALF_REMEDY if any(kind.startswith(HALF_ALONE) for kind in strays) else REMEDY
         raise BackendError(
-            f"{file}: {name} leaves {strays.total()} nodes to other providers: {listed}; {remedy}"
+            f"{file}: {name} leaves {strays.total()} nodes to other providers: {listed}; {REMEDY}"
         )

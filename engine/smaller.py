@@ -50,13 +50,13 @@ def build_graphs(
     check_precision(precision)
     path = Path(bundle)
     manifest = read_manifest(path)
-    if manifest.lowering != LOWERING:
-        raise BackendError(
-            f"bundle {manifest.name} has the lowering {manifest.lowering}; --target ort takes {LOWERING}: "
-            f"export it with valle2 export --lowering {LOWERING}"
-        )
     if precision == STORED:
         return []
+    if manifest.lowering != LOWERING and set(METHODS[precision].values()) != {HALF}:
+        raise BackendError(
+            f"bundle {manifest.name} has the lowering {manifest.lowering}; --target ort makes {precision} of "
+            f"{LOWERING} alone: export it with valle2 export --lowering {LOWERING}, or take fp16"
+        )
     folder = graph_folder(path, precision)
     rows, specs = [], {}
     try:

@@ -31,11 +31,11 @@ def greedy(logits: NDArray[np.float32], step: int) -> tuple[Codes, bool]:
 
 def layout(model: ARModel, text: Codes, codes: Codes) -> tuple[Tensor, Tensor, Tensor]:
     """Lay out one row: text ids with `<eos>`, `<bos>`, groups -> text (1, S), codes (1, S, G), length."""
-    groups = torch.from_numpy(codes).reshape(-1, model.config.group_size)
+    groups = torch.as_tensor(codes).reshape(-1, model.config.group_size)
     start = len(text) + model.config.style.code_bos
     length = start + len(groups)
     words = torch.zeros(1, length, dtype=torch.int64)
-    words[0, : len(text)] = torch.from_numpy(text)
+    words[0, : len(text)] = torch.as_tensor(text)
     laid = torch.zeros(1, length, model.config.group_size, dtype=torch.int64)
     laid[0, start:] = groups
     return words, laid, torch.tensor([len(text)])
@@ -113,13 +113,13 @@ def cached_logits(model: ARModel, text: Codes, prompt: Codes, max_steps: int) ->
 
 @torch.no_grad()
 def refine(model: NARModel, text: Codes, prompt: Codes, first: Codes) -> Codes:
-    """Fill codebooks 1..Q-1 by argmax. prompt (P, Q), first (T,) -> (T, Q)."""
+    """Fill codebooks 1..Q-1 by argmax, on torch's default device. prompt (P, Q), first (T,) -> (T, Q)."""
     codes = torch.zeros(1, len(prompt) + len(first), model.config.codebooks, dtype=torch.int64)
-    codes[0, : len(prompt)] = torch.from_numpy(prompt)
-    codes[0, len(prompt) :, 0] = torch.from_numpy(first)
-    words, lengths = torch.from_numpy(text)[None], torch.tensor([len(text)])
+    codes[0, : len(prompt)] = torch.as_tensor(prompt)
+    codes[0, len(prompt) :, 0] = torch.as_tensor(first)
+    words, lengths = torch.as_tensor(text)[None], torch.tensor([len(text)])
     start, total = torch.tensor([len(prompt)]), torch.tensor([codes.shape[1]])
     for stage in range(1, model.config.codebooks):
         logits = model(words, lengths, codes, start, total, torch.tensor(stage))
         codes[0, len(prompt) :, stage] = logits[0].argmax(dim=1)
-    return codes[0, len(prompt) :].numpy()
+    return codes[0, len(prompt) :].cpu().numpy()

@@ -15,7 +15,7 @@ PARTS = {
     "tensorrt": (("tensorrt",), "pip install 'valle2[tensorrt]'"),
     "tensorrt-rtx": (("tensorrt_rtx",), "pip install 'valle2[tensorrt-rtx]'"),
 }
-CUDA_READY = "ready; the lowering ort runs there in half: valle2 build DIR --target ort --precision fp16"
+CUDA_READY = "ready, for bundles exported with --lowering portable; not for the embedded model"
 
 
 def installed(name: str) -> str:

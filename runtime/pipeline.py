@@ -60,7 +60,7 @@ class Valle2:
         graphs = find_graphs(path, manifest, precision)
         encoder = graphs.pop("codec_encoder", None)
         backends = {
-            name: open_backend(found.folder, found.spec, **where, huge_pages=name == "ar")
+            name: open_backend(found.folder, found.spec, **where, stepped=name == "ar")
             for name, found in graphs.items()
         }
         rules, length = Rules.of(manifest), manifest.cache_length
@@ -113,7 +113,7 @@ class Valle2:
         if engine == "ort":
             check_precision(precision)
         manifest = read_manifest(path)
-        check_engine(engine, manifest, precision)
+        check_engine(engine, device, manifest, precision)
         where = {"device": device, "threads": threads, "engine": engine, "precision": precision}
         return cls(path, manifest, slots, **where, fallback=fallback)
 

@@ -1,4 +1,4 @@
-"""The parity suite and the latency benchmark on a real GPU: not run yet for want of one.
+"""The parity suite and the latency benchmark on a real GPU.
 
 `pytest -m gpu tests/engine/test_gpu.py` runs it where CUDA and one of the engines are. An engine that is not
 installed, or not built for this GPU, is a skip that says so; everything else that fails is a failure.
@@ -6,6 +6,7 @@ installed, or not built for this GPU, is a skip that says so; everything else th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -36,16 +37,15 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 DEVICE = "cuda"
 SLOTS = 4
 NOISE = {"fp16": 0.02, "bf16": 0.1, "int8": 0.06, "int4": 0.5, "fp8": 0.15}
-HALF = ("ort", "ort")  # ONNX Runtime has its attention on CUDA in half precision alone
+LOWERINGS = PROVIDERS["ort", DEVICE].lowerings
 HALF_LOGITS, HALF_SAME = 0.02, 0.98
 CASES = [
     (engine, lowering)
     for engine, lowerings in {
         **{name: target.lowerings for name, target in TARGETS.items()},
-        **{name: PROVIDERS[name, "cuda"].lowerings for name in ENGINES},
+        **{name: PROVIDERS[name, DEVICE].lowerings for name in ENGINES},
     }.items()
     for lowering in lowerings
-    if (engine, lowering) != HALF
 ]
 Make = Callable[[int, str, int], tuple[ARModel, Backend]]
 Bundle = Callable[[str, str, str, int], Path]
@@ -69,8 +69,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     def stored(lowering: str, group_size: int) -> Path:
         folder = tmp_path_factory.mktemp(f"gpu-{lowering}-{group_size}")
         source = write_toy(folder / "checkpoint", toy_checkpoint(group_size, 256 * group_size))
-        length = 0 if lowering == "ort" else parity.CAPACITY
-        return export_checkpoint(source, folder / "toy", lowering=lowering, cache_length=length)
+        return export_checkpoint(source, folder / "toy", lowering=lowering, cache_length=parity.CAPACITY)
 
     @cache
     def make(engine: str, lowering: str, precision: str, group_size: int) -> Path:
@@ -88,7 +87,8 @@ def graph_of(folder: Path, graph: str, engine: str, precision: str) -> Backend:
     """A graph of a bundle on the GPU."""
     stored = precision if engine == "ort" else "fp32"
     found = find_graphs(folder, read_manifest(folder), stored)[graph]
-    return open_backend(found.folder, found.spec, DEVICE, engine=engine, precision=precision)
+    stepped = graph == "ar"
+    return open_backend(found.folder, found.spec, DEVICE, engine=engine, precision=precision, stepped=stepped)
 
 
 def ar_of(made: Bundle, engine: str, precision: str = "fp32") -> Make:
@@ -150,19 +150,21 @@ def test_speech_is_that_of_the_cpu(made: Bundle, engine: str, lowering: str) -> 
         assert np.array_equal(beside.codes, expected.codes)
 
 
+@pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("group_size", parity.GROUPS)
 @pytest.mark.parametrize("batch", [1, SLOTS])
-def test_logits_of_the_half_graph_on_cuda(made: Bundle, group_size: int, batch: int) -> None:
+def test_logits_of_the_half_graph_on_cuda(made: Bundle, lowering: str, group_size: int, batch: int) -> None:
     need("ort")
-    model, backend = ar_of(made, "ort", "fp16")(group_size, "ort", parity.CAPACITY)
+    model, backend = ar_of(made, "ort", "fp16")(group_size, lowering, parity.CAPACITY)
     worst, same = parity.steps_beside_eager(model, backend, batch)
     assert worst < HALF_LOGITS and same > HALF_SAME
 
 
+@pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("group_size", parity.GROUPS)
-def test_greedy_codes_of_the_half_graph_on_cuda(made: Bundle, group_size: int) -> None:
+def test_greedy_codes_of_the_half_graph_on_cuda(made: Bundle, lowering: str, group_size: int) -> None:
     need("ort")
-    model, backend = ar_of(made, "ort", "fp16")(group_size, "ort", parity.CAPACITY)
+    model, backend = ar_of(made, "ort", "fp16")(group_size, lowering, parity.CAPACITY)
     slots, steps = Slots(backend, model.config.to_dict(), parity.CAPACITY, SLOTS, 10), 40
     rows = parity.ragged_rows(model, Settings(top_p=0.0, threshold=1.0), steps)
     eager = [parity.reference_codes(model, row, steps, cached=True)[:2] for row in rows]
@@ -170,15 +172,31 @@ def test_greedy_codes_of_the_half_graph_on_cuda(made: Bundle, group_size: int) -
     assert sum(ours == theirs for ours, theirs in zip(found, eager, strict=True)) >= SLOTS - 1
 
 
-def test_the_stored_attention_names_the_half_build_on_cuda(made: Bundle) -> None:
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_steps_are_replayed_as_cuda_graphs(made: Bundle, lowering: str) -> None:
+    """A replay launches what was recorded: no slower than half of a run that launches every kernel."""
     need("ort")
-    with pytest.raises(BackendError, match=r"GroupQueryAttention .*--target ort --precision fp16"):
-        Valle2.load(made("ort", "ort", "fp32", 2), device=DEVICE)
+    folder = made("ort", lowering, "fp32", 2)
+    found = find_graphs(folder, read_manifest(folder), "fp32")["ar"]
+    seconds = []
+    for stepped in (True, False):
+        backend = open_backend(found.folder, found.spec, DEVICE, stepped=stepped)
+        slots = Slots(backend, read_manifest(folder).sizes, parity.CAPACITY, 1, 10)
+        for _ in range(20):
+            slots.step(1)
+        began = time.perf_counter()
+        for _ in range(100):
+            slots.step(1)
+        seconds.append(time.perf_counter() - began)
+    assert seconds[0] < seconds[1] / 2, seconds
 
 
 @pytest.mark.parametrize(
     "engine, lowering, precision",
-    [(engine, "portable", precision) for engine in TARGETS for precision in NOISE] + [(*HALF, "fp16")],
+    [
+        *((engine, "portable", precision) for engine in TARGETS for precision in NOISE),
+        *(("ort", lowering, "fp16") for lowering in LOWERINGS),
+    ],
 )
 def test_logits_of_smaller_precisions_stay_near(
     made: Bundle, engine: str, lowering: str, precision: str
@@ -209,10 +227,10 @@ def test_logits_of_smaller_precisions_stay_near(
         assert noise < NOISE[precision]
 
 
-@pytest.mark.parametrize("engine, lowering", [*CASES, HALF])
+@pytest.mark.parametrize("engine, lowering", CASES)
 def test_the_latency_benchmark_runs(made: Bundle, engine: str, lowering: str) -> None:
     need(engine)
-    precision = "fp16" if engine in TARGETS or (engine, lowering) == HALF else "fp32"
+    precision = "fp16" if engine in (*TARGETS, "ort") else "fp32"
     folder = made(engine, lowering, precision, 2)
     found = latency(str(folder), "hello there", 3, 0, 1, DEVICE, engine=engine, precision=precision)
     assert found["ar_step_ms"] > 0 and found["bound_fraction"] is None and found["repeats"] == 3

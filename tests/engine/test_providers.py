@@ -70,11 +70,11 @@ def test_every_heavy_operator_of_a_bundle_is_seen(fixed_bundles: dict[str, Path]
         Valle2.load(folder, device="cuda")
 
 
-def test_attention_in_float32_names_the_half_build(bundle: Path, other: None) -> None:
-    with pytest.raises(
-        BackendError, match=r"\d+ GroupQueryAttention .*--target ort --precision fp16 and load"
-    ):
-        Valle2.load(bundle, device="cuda")
+def test_a_bundle_of_the_cpu_names_the_lowering_for_cuda(bundle: Path) -> None:
+    message = r"lowering ort; ort on cuda takes portable or primitive: export it with .*--lowering portable"
+    for precision in ("fp32", "fp16"):
+        with pytest.raises(BackendError, match=message):
+            Valle2.load(bundle, device="cuda", precision=precision)
 
 
 def test_nothing_strays_where_one_provider_runs_all(folder: Path) -> None:
@@ -108,7 +108,7 @@ def test_compiled_engines_lie_in_the_bundle(tmp_path: Path) -> None:
 
 
 def test_a_bundle_that_the_provider_cannot_take(bundle: Path, fixed_bundles: dict[str, Path]) -> None:
-    with pytest.raises(BackendError, match="has the lowering ort; ort-tensorrt takes portable or primitive"):
+    with pytest.raises(BackendError, match="lowering ort; ort-tensorrt on cuda takes portable"):
         Valle2.load(bundle, device="cuda", engine="ort-tensorrt")
     with pytest.raises(BackendError, match="leave precision 'fp16' out"):
         Valle2.load(fixed_bundles["portable"], device="cuda", engine="ort-tensorrt-rtx", precision="fp16")

@@ -242,7 +242,7 @@ def test_a_build_cut_short_leaves_the_earlier_one(ours: Path, monkeypatch: pytes
 
 
 def test_refused_bundles_and_precisions(fixed_bundles: dict[str, Path], bundle: Path) -> None:
-    with pytest.raises(BackendError, match="lowering portable; --target ort takes ort: export it with"):
+    with pytest.raises(BackendError, match="lowering portable; --target ort makes int8 of ort alone: export"):
         build_graphs(fixed_bundles["portable"], "int8")
     with pytest.raises(
         BackendError, match="unknown precision 'int2'; expected one of fp32, fp16, int8, int4"
