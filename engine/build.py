@@ -117,6 +117,11 @@ def check_gpus(target: str, gpus: tuple[str, ...]) -> tuple[str, ...]:
             f"name the GPUs with --gpu ({', '.join(ahead)})" if ahead else "build on the device that runs it"
         )
         raise BackendError(f"no CUDA GPU was found here, and {target} builds for it; {advice}")
+    if ahead and present not in ahead:
+        raise BackendError(
+            f"{target} does not run on this GPU, {present}; it takes {', '.join(ahead)}. Name some with --gpu "
+            "to build for another machine; here, load the bundle with engine 'ort' on device 'cuda'"
+        )
     if gpus not in ((), (present,)):
         raise BackendError(
             f"{target} builds for this GPU, {present}, alone; drop --gpu or build on {gpus[0]}"

@@ -34,6 +34,7 @@ last graph would go on spinning for a while, on the cores that the next one need
 
 CUDA_GRAPH, GRAPH_NUMBER, UNRECORDED = "enable_cuda_graph", "gpu_graph_id", -1
 """A session's option, and the number that a call names its recording with."""
+NOT_RECORDED = "cannot use the graph capture feature"
 
 
 @cache
@@ -118,18 +119,24 @@ class OrtBackend(Backend):
         chosen = find_provider(engine, device, ort.get_available_providers())
         given = provider_options(chosen, bundle or path.parent, engine)
         self.records = stepped and chosen.records
-        if self.records:
-            given[CUDA_GRAPH] = "1"
-        try:
-            with in_huge_pages() if stepped and device == "cpu" else nullcontext():
-                self.session = ort.InferenceSession(str(path), options, providers=[(chosen.name, given)])
-        except Exception as error:  # onnxruntime's own exceptions share no base class
-            raise BackendError(f"{path} does not load: {first_line(error)}") from None
+        with in_huge_pages() if stepped and device == "cpu" else nullcontext():
+            self.session = self.opened(path, options, chosen.name, given)
         if self.session.get_providers()[0] != chosen.name:
             raise BackendError(f"{path}: {chosen.name} failed to start; check the driver with: valle2 doctor")
         if device != "cpu" and not fallback:
             check_strays(spec.file, self.session, chosen.name)
         give_back()
+
+    def opened(self, path: Path, options: Any, provider: str, given: dict[str, str]) -> Any:
+        """A session; one that cannot record, because a size is data in its graph, launches every kernel."""
+        recording = {CUDA_GRAPH: "1"} if self.records else {}
+        try:
+            return ort.InferenceSession(str(path), options, providers=[(provider, given | recording)])
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            if not self.records or NOT_RECORDED not in str(error):
+                raise BackendError(f"{path} does not load: {first_line(error)}") from None
+        self.records = False
+        return self.opened(path, options, provider, given)
 
     def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
         try:

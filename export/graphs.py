@@ -61,7 +61,8 @@ class ARGraph(nn.Module):
         window = self.model.window(past_lengths, new_lengths, steps_new, capacity, text_lengths)
         pairs = list(zip(caches[::2], caches[1::2], strict=True))
         logits, updated = self.model.forward_cached(text, codes, text_lengths, window, pairs, self.attend)
-        index = steps.clamp(max=uniforms.shape[1] - 1)[:, None, None, None]
+        last = torch.arange(uniforms.shape[1])[-1:]  # as data: a size would lie on the host, see `choose`
+        index = torch.minimum(steps, last)[:, None, None, None]
         draws = uniforms.gather(1, index.expand(-1, 1, *uniforms.shape[2:]))[:, 0]
         sampling = Sampling(history, draws, top_p, repeat_window, threshold)
         group, history_out, finished, log_probs = sample_group(

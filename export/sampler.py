@@ -73,11 +73,15 @@ def sample_group(
 def choose(order: Tensor, first: Tensor, redraw: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Apply the repetition rule slot by slot, so that each slot sees the earlier ones.
 
+    No size of a tensor is computed with: it would be copied from the host at every step, and a step that
+    does that cannot be recorded as a CUDA graph.
+
     -> ranks (B, G, 1) int64 of the chosen codes, history (B, W) int64.
     """
     history, alive = sampling.history, torch.ones_like(sampling.threshold, dtype=torch.bool)
     window = sampling.repeat_window[:, None]
-    age = history.shape[1] - torch.arange(history.shape[1])[None, :]
+    index = torch.arange(history.shape[1])
+    age = (index[-1:] - index + 1)[None, :]
     ranks = []
     for slot in range(order.shape[1]):
         code = order[:, slot].gather(1, first[:, slot])

@@ -145,6 +145,9 @@ def test_gpus_and_targets_that_cannot_be_built_for(
         check_gpus(RTX, ())
     with pytest.raises(BackendError, match=r"no CUDA GPU was found here.*build on the device that runs it"):
         check_gpus("tensorrt", ("sm87",))
+    monkeypatch.setattr("valle2.engine.cuda.this_gpu", lambda: "sm90")
+    with pytest.raises(BackendError, match=r"tensorrt-rtx does not run on this GPU, sm90; it takes sm75, "):
+        check_gpus(RTX, ())
     monkeypatch.setattr("valle2.engine.cuda.this_gpu", lambda: "sm87")
     assert check_gpus("tensorrt", ()) == ("sm87",) == check_gpus("tensorrt", ("sm87",))
     with pytest.raises(BackendError, match="builds for this GPU, sm87, alone"):

@@ -167,9 +167,8 @@ def test_greedy_codes_of_the_half_graph_on_cuda(made: Bundle, lowering: str, gro
     model, backend = ar_of(made, "ort", "fp16")(group_size, lowering, parity.CAPACITY)
     slots, steps = Slots(backend, model.config.to_dict(), parity.CAPACITY, SLOTS, 10), 40
     rows = parity.ragged_rows(model, Settings(top_p=0.0, threshold=1.0), steps)
-    eager = [parity.reference_codes(model, row, steps, cached=True)[:2] for row in rows]
-    found = parity.decoded(slots, rows, steps)
-    assert sum(ours == theirs for ours, theirs in zip(found, eager, strict=True)) >= SLOTS - 1
+    for row, found in zip(rows, parity.decoded(slots, rows, steps), strict=True):
+        assert parity.as_likely(model, row, found, steps, 2 * HALF_LOGITS)
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, save_model
 
 from valle2.engine import BackendError, GraphSpec, TensorSpec, open_backend, read_manifest
+from valle2.engine.ort import OrtBackend
 from valle2.engine.providers import (
     CACHE,
     CPU,
+    HOST_TYPES,
     PROVIDERS,
     RECORDING,
     Provider,
@@ -24,6 +27,9 @@ from valle2.engine.providers import (
 from valle2.runtime import Valle2
 
 SPEC = GraphSpec("mul.onnx", (TensorSpec("x", "float32", (2, 2)),), (TensorSpec("y", "float32", (2, 2)),))
+CUDA = PROVIDERS["ort", "cuda"].name
+FILLING = frozenset(["ConstantOfShape", "Expand", "Range"])  # on the device, of a size on the host
+COMPUTES = frozenset(["Add", "Sub", "Mul", "Clip", "Where", "Min", "Max", "Less", "Greater", "Equal"])
 OTHER = "AzureExecutionProvider"  # in every build for CPUs; it takes no operator of ONNX
 
 
@@ -114,3 +120,71 @@ def test_a_bundle_that_the_provider_cannot_take(bundle: Path, fixed_bundles: dic
         Valle2.load(fixed_bundles["portable"], device="cuda", engine="ort-tensorrt-rtx", precision="fp16")
     with pytest.raises(BackendError, match="has no NvTensorRTRTXExecutionProvider"):
         Valle2.load(fixed_bundles["portable"], device="cuda", engine="ort-tensorrt-rtx")
+
+
+@pytest.mark.parametrize("lowering", ["portable", "primitive"])
+def test_no_size_is_data_in_a_step(fixed_bundles: dict[str, Path], lowering: str) -> None:
+    """A size that meets data would be copied to the device at every step: no CUDA graph could be recorded."""
+    model = onnx.load(fixed_bundles[lowering] / "ar.onnx", load_external_data=False)
+    known = {weight.name for weight in model.graph.initializer}
+    sizes, mixed = set[str](), []
+    for node in model.graph.node:
+        taken = [name for name in node.input if name and name not in known]
+        if node.op_type == "Constant":
+            known |= set(node.output)
+        elif node.op_type == "Shape" or (
+            taken and sizes.issuperset(taken) and node.op_type in HOST_TYPES - FILLING
+        ):
+            sizes |= set(node.output)
+        elif sizes.intersection(taken) and node.op_type in COMPUTES:
+            mixed.append(f"{node.op_type} {node.name}")
+    assert len(sizes) > 3 and not mixed
+
+
+def test_a_graph_that_cannot_be_recorded_runs_unrecorded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    class Session:
+        def __init__(self, path: str, options: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+            (_, given), *_ = providers
+            tried.append(given.get("enable_cuda_graph"))
+            if given.get("enable_cuda_graph"):
+                raise RuntimeError(
+                    "This session cannot use the graph capture feature as requested by the user"
+                )
+
+        def get_providers(self) -> list[str]:
+            return [CUDA]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
+    made = open_backend(folder, SPEC, "cuda", stepped=True, fallback=True)
+    assert isinstance(made, OrtBackend) and tried == ["1", None] and made.numbered(1) is None
+    open_backend(folder, SPEC, "cuda", fallback=True)
+    assert tried[2:] == [None]
+
+
+def test_a_recorded_call_names_its_number_from_the_second_time_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = open_backend(folder, SPEC)
+    assert isinstance(backend, OrtBackend)
+    backend.records = True  # the CPU's provider ignores the number
+    numbers = []
+
+    def note(binding: object, options: onnxruntime.RunOptions) -> None:
+        numbers.append(options.get_run_config_entry("gpu_graph_id"))
+
+    class Session:
+        run_with_iobinding = staticmethod(note)
+        io_binding = backend.session.io_binding
+
+    monkeypatch.setattr(backend, "session", Session)
+    for _ in range(2):
+        x, y = backend.buffer((2, 2), np.float32), backend.buffer((2, 2), np.float32)
+        step = backend.bind({"x": x}, {"y": y})
+        for _ in range(3):
+            step()
+    assert numbers == ["-1", "1", "1", "-1", "2", "2"]

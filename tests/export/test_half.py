@@ -33,11 +33,8 @@ def test_greedy_codes_alone_and_in_a_ragged_batch(half_backend: parity.Make, gro
     rows = parity.ragged_rows(model, Settings(top_p=0.0, threshold=1.0), STEPS)
     batch = parity.decoded(slots, rows, STEPS)
     assert [parity.decoded(slots, [row], STEPS)[0] for row in rows] == batch
-    eager = [parity.reference_codes(model, row, STEPS, cached=True)[:2] for row in rows]
-    equal = [ours == theirs for ours, theirs in zip(batch, eager, strict=True)]
-    assert (
-        sum(equal) >= len(equal) - 1
-    )  # one row may meet two codes that are equally likely in half precision
+    for row, found in zip(rows, batch, strict=True):
+        assert parity.as_likely(model, row, found, STEPS, 2 * LOGITS)
 
 
 @pytest.mark.parametrize("group_size", parity.GROUPS)

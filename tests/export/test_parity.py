@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tests.conftest import near_a_boundary
 from valle2.engine import Backend
+from valle2.export.config import EOS_CODE
 from valle2.export.graphs import ar_inputs, cache_names
 from valle2.export.lowering import LOWERINGS
 from valle2.export.model import ARModel, causal_window
@@ -116,6 +117,17 @@ def agrees(model: ARModel, row: Row, found: tuple[list[int], bool], steps: int, 
     logits, draws = trace[step][slot], row.uniforms[step, slot]
     assert near_a_boundary(logits, draws, row.settings.top_p, LOGITS_ROUNDING), (same, found, codes)
     return False
+
+
+def as_likely(model: ARModel, row: Row, found: tuple[list[int], bool], steps: int, slack: float) -> bool:
+    """Are these the reference's greedy codes, or do they part at one that is as likely within `slack`?"""
+    codes, ended, trace = reference_codes(model, row, steps, cached=True)
+    ours, theirs = ([*said, EOS_CODE] if over else said for said, over in (found, (codes, ended)))
+    same = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+    if same is None:
+        return found == (codes, ended)
+    logits = trace[same // model.config.group_size][same % model.config.group_size]
+    return bool(logits[ours[same]] > logits.max() - slack)
 
 
 def decoded(slots: Slots, rows: list[Row], steps: int) -> list[tuple[list[int], bool]]:
