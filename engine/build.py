@@ -119,8 +119,8 @@ def check_gpus(target: str, gpus: tuple[str, ...]) -> tuple[str, ...]:
         raise BackendError(f"no CUDA GPU was found here, and {target} builds for it; {advice}")
     if ahead and present not in ahead:
         raise BackendError(
-            f"{target} does not run on this GPU, {present}; it takes {', '.join(ahead)}. Name some with --gpu "
-            "to build for another machine; here, load the bundle with engine 'ort' on device 'cuda'"
+            f"{target} does not run on this GPU, {present}; it takes {', '.join(ahead)}. Name some with "
+            "--gpu to build for another machine; here, load the bundle with engine 'ort' on device 'cuda'"
         )
     if gpus not in ((), (present,)):
         raise BackendError(

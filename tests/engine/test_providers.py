@@ -161,7 +161,8 @@ def test_a_graph_that_cannot_be_recorded_runs_unrecorded(
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
     made = open_backend(folder, SPEC, "cuda", stepped=True, fallback=True)
-    assert isinstance(made, OrtBackend) and tried == ["1", None] and made.numbered(1) is None
+    assert isinstance(made, OrtBackend)
+    assert tried == ["1", None] and made.numbered(1) is None
     open_backend(folder, SPEC, "cuda", fallback=True)
     assert tried[2:] == [None]
 
@@ -172,14 +173,14 @@ def test_a_recorded_call_names_its_number_from_the_second_time_on(
     backend = open_backend(folder, SPEC)
     assert isinstance(backend, OrtBackend)
     backend.records = True  # the CPU's provider ignores the number
-    numbers = []
+    numbers, made = [], backend.session.io_binding
 
     def note(binding: object, options: onnxruntime.RunOptions) -> None:
         numbers.append(options.get_run_config_entry("gpu_graph_id"))
 
     class Session:
         run_with_iobinding = staticmethod(note)
-        io_binding = backend.session.io_binding
+        io_binding = made
 
     monkeypatch.setattr(backend, "session", Session)
     for _ in range(2):
