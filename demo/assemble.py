@@ -27,7 +27,7 @@ from valle2.runtime import Prompt
 from valle2.runtime.voices import store_prompt
 
 PROMPT_FRAMES = (225, 375)
-TRIED = 4
+TRIED = 9
 SAMPLING = {"top_p": 0.2, "threshold": 1.0}
 """A young model is judged with the repetition rule off: a third of real codes recur within its window."""
 LICENCE = "Apache-2.0"

@@ -2,7 +2,8 @@
 
 BUNDLE holds several prompts a voice (`amber0`, `amber1`, ...). Each speaks the same sentences, made for this
 and not those of the test. The prompt is chosen with the least sum of wrong words and of utterances that are
-nearer to another voice's prompt, both in percent. A voice above `--worst` percent of wrong words is left out.
+nearer to another voice's prompt, both in percent. Those of a voice that did best at the first sentences, its
+finalists, speak more. A voice above `--worst` percent of wrong words is left out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from valle2.benchmarks.speakers import Speaker, own_speakers
 from valle2.runtime import Valle2
 
 SEED = 77
+FINALISTS = 3
 SAMPLED = 0
 Wrong = tuple[float, float]
 
@@ -35,23 +37,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--count", type=int, default=10, help="sentences that every prompt speaks")
+    parser.add_argument("--again", type=int, default=30, help="further ones of a voice's finalists")
     parser.add_argument("--worst", type=float, default=20.0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=[], metavar="VOICE", help="choose for these alone")
     args = parser.parse_args()
     tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges(2)
-    texts = [text for text in sentences(args.count, [], SEED, rare_share=0.0) if len(text.split()) > 4]
+    texts = [
+        text for text in sentences(args.count + args.again, [], SEED, rare_share=0.0) if len(text.split()) > 4
+    ]
+    first = texts[: round(len(texts) * args.count / (args.count + args.again))]
     speakers = own_speakers(tts, judges)
-    found: dict[str, dict[int, Wrong]] = {}
-    for one in speakers:
-        voice, rank = one.prompt.name[:-1], int(one.prompt.name[-1])
-        if not args.only or voice in args.only:
-            others = [speaker for speaker in speakers if speaker.prompt.name[:-1] != voice]
-            found.setdefault(voice, {})[rank] = tried(tts, judges, one, others, texts)
-            print(one.prompt.name, *(f"{value:.1f}" for value in found[voice][rank]), flush=True)
-    best = {voice: min(ranks, key=lambda rank: sum(ranks[rank])) for voice, ranks in found.items()}
-    kept = {voice: rank for voice, rank in best.items() if found[voice][rank][0] <= args.worst}
+    kept: dict[str, int] = {}
+    for voice in dict.fromkeys(speaker.prompt.name[:-1] for speaker in speakers):
+        if args.only and voice not in args.only:
+            continue
+        others = [speaker for speaker in speakers if speaker.prompt.name[:-1] != voice]
+        own = {int(one.prompt.name[-1]): one for one in speakers if one not in others}
+        found = {rank: tried(tts, judges, one, others, first) for rank, one in own.items()}
+        finalists = sorted(found, key=lambda rank: sum(found[rank]))[:FINALISTS]
+        last = {rank: tried(tts, judges, own[rank], others, texts) for rank in finalists}
+        best = min(last, key=lambda rank: sum(last[rank]))
+        print(voice, found, last, flush=True)
+        if last[best][0] <= args.worst:
+            kept[voice] = best
     args.out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
