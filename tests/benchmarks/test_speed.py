@@ -45,9 +45,9 @@ def test_latency(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_engine_is_for_latency(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", "latency", "--model", str(bundle), "--engine", "ort-tensorrt", "--device", "cpu"]
+    words = ["bench", "latency", "--model", str(bundle), "--engine", "ort-tensorrt", "--device", "cuda"]
     assert main(words) == 1
-    assert "has the lowering ort; ort-tensorrt takes portable" in capsys.readouterr().err
+    assert "has the lowering ort; ort-tensorrt on cuda takes portable" in capsys.readouterr().err
 
 
 def test_throughput(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
