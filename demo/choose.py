@@ -33,6 +33,11 @@ def tried(tts: Valle2, judges: Judges, own: Speaker, others: list[Speaker], text
     return found["wer"]["value"], 100 * (1 - found["voice"]["value"])
 
 
+def spoken(count: int) -> list[str]:
+    """The first so many sentences, the shortest left out."""
+    return [text for text in sentences(count, [], SEED, rare_share=0.0) if len(text.split()) > 4]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
@@ -44,17 +49,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="VOICE", help="choose for these alone")
     args = parser.parse_args()
     tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges(2)
-    texts = [
-        text for text in sentences(args.count + args.again, [], SEED, rare_share=0.0) if len(text.split()) > 4
-    ]
-    first = texts[: round(len(texts) * args.count / (args.count + args.again))]
-    speakers = own_speakers(tts, judges)
+    first, texts = spoken(args.count), spoken(args.count + args.again)
+    voices: dict[str, dict[int, Speaker]] = {}
+    for one in own_speakers(tts, judges):
+        voices.setdefault(one.prompt.name[:-1], {})[int(one.prompt.name[-1])] = one
     kept: dict[str, int] = {}
-    for voice in dict.fromkeys(speaker.prompt.name[:-1] for speaker in speakers):
+    for voice, own in voices.items():
         if args.only and voice not in args.only:
             continue
-        others = [speaker for speaker in speakers if speaker.prompt.name[:-1] != voice]
-        own = {int(one.prompt.name[-1]): one for one in speakers if one not in others}
+        others = [one for name, ranks in voices.items() if name != voice for one in ranks.values()]
         found = {rank: tried(tts, judges, one, others, first) for rank, one in own.items()}
         finalists = sorted(found, key=lambda rank: sum(found[rank]))[:FINALISTS]
         last = {rank: tried(tts, judges, own[rank], others, texts) for rank in finalists}
