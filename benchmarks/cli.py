@@ -83,13 +83,10 @@ def compare(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     if find_spec("torch") is None:
         raise Valle2Error("the baseline needs torch; install with: pip install 'valle2[export]'")
     from valle2.benchmarks import compare
-    from valle2.benchmarks.fullsize import FRAMES, full_size, on_device
+    from valle2.benchmarks.fullsize import FRAMES, full_size
 
     precisions = tuple(args.precision)
-    made = None
-    if args.size == "full":
-        lowering, sizes = on_device(args.device)
-        made = full_size(None, precisions, lowering, **sizes)
+    made = full_size(None, precisions, args.device) if args.size == "full" else None
     checkpoint = made.checkpoint if made else args.checkpoint
     model = str(made.bundle) if made else one_model(args)
     frames = FRAMES if made else 0
@@ -114,12 +111,12 @@ def sized(args: argparse.Namespace, **changes: int) -> tuple[str, int]:
     """The one model, and the frames that it is to speak (0: until it ends)."""
     if args.size != "full":
         return one_model(args), 0
-    from valle2.benchmarks.fullsize import FRAME_RATE, FRAMES, full_size, on_device
+    from valle2.benchmarks.fullsize import FRAME_RATE, FRAMES, full_size
 
     seconds = getattr(args, "seconds", None)
     frames = FRAMES if seconds is None else round(seconds * FRAME_RATE)
-    lowering, sizes = on_device(getattr(args, "device", "cpu"))
-    return str(full_size(None, args.precision, lowering, **sizes, **changes).bundle), frames
+    device = getattr(args, "device", "cpu")
+    return str(full_size(None, args.precision, device, **changes).bundle), frames
 
 
 def steps(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:

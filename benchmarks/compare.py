@@ -26,7 +26,7 @@ from valle2.benchmarks.fullsize import random_ar, with_group
 from valle2.benchmarks.latency import NAR_PASSES, STAGES, positions
 from valle2.benchmarks.peak import matmul_peak, nar_operations
 from valle2.benchmarks.plots import Line, Panel
-from valle2.benchmarks.report import markdown, measured_on, need_positive, step_bytes
+from valle2.benchmarks.report import markdown, measured_on, need_positive, share, step_bytes
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import sha256
 from valle2.export import Checkpoint, read_checkpoint
@@ -208,7 +208,7 @@ def one_side(side: Ours, precision: str, eager: Eager, peak: float) -> dict[str,
     filled, frames = positions(side.tts, speech), len(speech.codes)
     inside = median(took / max(t.ar, took) for took, t in zip(side.inside[1:], ours, strict=True))
     operations = nar_operations(sizes, nar_positions(side.tts, frames), frames)
-    bytes_read = step_bytes(sizes, filled, precision) if eager.bandwidth else 0.0
+    bytes_read = step_bytes(sizes, filled, precision)
     return {
         "ratios": ratios(units(eager.own[1:], eager.audio), mine),
         "ratios_group_1": ratios(units(eager.one[1:], eager.audio), mine),
@@ -223,11 +223,6 @@ def one_side(side: Ours, precision: str, eager: Eager, peak: float) -> dict[str,
         "audio_seconds": round(ours[0].audio, 3),
         "steps": ours[0].steps,
     }
-
-
-def share(amount: float, rate: float, seconds: float) -> float | None:
-    """Of what the rate would do in these seconds; None where no rate was measured."""
-    return round(amount / rate / seconds, 3) if rate else None
 
 
 def units(times: Sequence[Timings] | Sequence[EagerTimes], audio: float) -> dict[str, float]:

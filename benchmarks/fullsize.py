@@ -65,19 +65,21 @@ def cache_directory() -> Path:
 
 
 def full_size(
-    cache: Path | None = None, precisions: Sequence[str] = (), lowering: str = "ort", /, **changes: int
+    cache: Path | None = None, precisions: Sequence[str] = (), device: str = "cpu", /, **changes: int
 ) -> Made:
     """The full-size model; made if it is not in the cache.
 
     Args:
-        cache: another cache directory. precisions: smaller graphs that it shall have. lowering: its graphs'.
+        cache: another cache directory. precisions: smaller graphs that it shall have.
+        device: what it shall run on, see `on_device`.
         changes: other sizes than the paper's, for tests and group sizes.
 
     Raises:
         Valle2Error: it has to be made and torch is absent, or the cache cannot be written.
     """
-    sizes = {**SIZES, **changes}
-    names = [f"{key}{value}" for key, value in sorted(changes.items()) if value != SIZES[key]]
+    lowering, fixed = on_device(device)
+    sizes = {**SIZES, **fixed, **changes}
+    names = [f"{key}{value}" for key, value in sorted(sizes.items()) if value != SIZES[key]]
     names += [lowering] if lowering != "ort" else []
     folder = (cache or cache_directory()) / "-".join([f"full-v{REVISION}", *names])
     made = Made(folder / "checkpoint", folder / "bundle")

@@ -12,6 +12,7 @@ from valle2.benchmarks.report import (
     measured_on,
     need_positive,
     percentiles,
+    share,
     step_bytes,
 )
 from valle2.engine.small import STORED
@@ -69,7 +70,7 @@ def report(
         },
         "ar_step_ms": round(1000 * step, 3),
         "ar_step_bytes": round(bytes_read),
-        "bound_fraction": round(bytes_read / bandwidth / step, 3) if bandwidth else None,
+        "bound_fraction": share(bytes_read, bandwidth, step),
         "read_gb_per_s": round(bandwidth / 1e9, 2),
         "nar_pass_ms": round(1000 * median(t.nar for t in times) / NAR_PASSES, 3),
         "rtf": round(median(t.total for t in times) / audio, 4),

@@ -34,6 +34,11 @@ def ratio_percentiles(values: Sequence[float], *points: int) -> dict[str, float]
     return {f"p{point}": round(float(np.percentile(values, point)), 4) for point in points}
 
 
+def share(amount: float, rate: float, seconds: float) -> float | None:
+    """Of what the rate would do in these seconds; None where no rate was measured."""
+    return round(amount / rate / seconds, 3) if rate else None
+
+
 def slope(points: Mapping[int, float]) -> float:
     """Least squares."""
     return float(np.polyfit(list(points), list(points.values()), 1)[0]) if len(points) > 1 else 0.0
