@@ -37,7 +37,7 @@ def build_graphs(
     """Write a bundle's graphs in a precision to `BUNDLE/engines/ort-PRECISION`; nothing to do for "fp32".
 
     Args:
-        bundle: the folder, in the lowering "ort". precision: one of `small.PRECISIONS`.
+        bundle: the folder, in the lowering "ort" but for "fp16". precision: one of `small.PRECISIONS`.
         progress: called with a line per graph.
 
     Returns:
