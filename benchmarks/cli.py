@@ -85,6 +85,7 @@ def compare(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     from valle2.benchmarks import compare
     from valle2.benchmarks.fullsize import FRAMES, full_size
 
+    compare.check_device(args.device)  # before a model of the full size is made
     precisions = tuple(args.precision)
     made = full_size(None, precisions, args.device) if args.size == "full" else None
     checkpoint = made.checkpoint if made else args.checkpoint

@@ -86,6 +86,12 @@ class Eager:
     same: float = 1.0
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not have here."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise Valle2Error(f"the baseline needs a torch with {device}; this is {torch.__version__}")
+
+
 def compare(
     checkpoint: Path,
     model: str,
@@ -108,8 +114,7 @@ def compare(
     """
     need_positive(repeats=repeats, threads=threads)
     torch.set_num_threads(threads)
-    if device != "cpu" and not torch.cuda.is_available():
-        raise Valle2Error(f"the baseline needs a torch with {device}; this is {torch.__version__}")
+    check_device(device)
     sides = {
         name: Ours(Valle2.load(model, device=device, threads=threads, precision=name)) for name in precisions
     }

@@ -11,7 +11,7 @@ from valle2.engine.manifest import (
     write_manifest,
 )
 from valle2.engine.profiles import whole_text
-from valle2.engine.providers import check_engine
+from valle2.engine.providers import fitted
 from valle2.engine.small import check_precision, find_graphs
 
 __all__ = [
@@ -28,9 +28,9 @@ __all__ = [
     "Step",
     "TensorSpec",
     "Valle2Error",
-    "check_engine",
     "check_precision",
     "find_graphs",
+    "fitted",
     "hash_files",
     "open_backend",
     "read_manifest",

@@ -192,7 +192,7 @@ def open_backend(
 
         if device != "cuda":
             raise BackendError(f"device is {device!r}; engine {engine!r} runs on 'cuda' alone")
-        return open_engine(folder, Path(spec.file).stem, engine, precision)
+        return open_engine(folder, spec.graph, engine, precision)
     from valle2.engine.ort import OrtBackend
 
     options = {"fallback": fallback, "stepped": stepped}

@@ -32,7 +32,7 @@ from valle2.engine.manifest import GraphSpec, Manifest, read_manifest
 from valle2.engine.percent import make_monitor
 from valle2.engine.precision import converted_spec, load_graph
 from valle2.engine.profiles import Limits, Profile, profiles
-from valle2.engine.trt_api import Parsed, attention_of, layers, load, parsed, target_named
+from valle2.engine.trt_api import Parsed, attention_of, layers, load, lowerings_here, parsed, target_named
 from valle2.engine.weights import check_storage
 
 TIMING_CACHE = "timing-{version}.cache"
@@ -67,7 +67,8 @@ def build_engine(
     """Build every graph of a bundle for every GPU; engines that are there and fit are kept.
 
     Args:
-        bundle: the folder; its graphs must be in the portable or primitive lowering.
+        bundle: the folder, with graphs in the portable or primitive lowering: TensorRT has no
+            `GroupQueryAttention`, and its caches have a fixed length.
         target: "tensorrt" or "tensorrt-rtx". precision: of AR and NAR, see `precision.load_graph`; the codec
             stays in float32. gpus: compute capabilities such as "sm89", this machine's GPU when empty.
         limits: greatest batch and length. workspace: MiB that a kernel may use, 0 without a limit.
@@ -81,22 +82,11 @@ def build_engine(
         ManifestError: not a bundle, or a damaged one.
     """
     trt = load(target)
-    manifest = read_manifest(Path(bundle))
-    check_lowering(manifest, target)
+    manifest = read_manifest(Path(bundle)).lowered(lowerings_here(target), f"{target} {trt.__version__}")
     chosen = check_gpus(target, tuple(dict.fromkeys(gpu.lower() for gpu in gpus)))
     check_storage(precision, manifest.lowering, chosen)
     plan = Plan(Path(bundle), manifest, target, precision, chosen, limits or Limits(), workspace)
     return [record for graph in manifest.graphs for record in build_graph(trt, plan, graph, progress)]
-
-
-def check_lowering(manifest: Manifest, target: str) -> None:
-    """TensorRT has no `GroupQueryAttention`, and its caches have a fixed length."""
-    fitting = target_named(target).lowerings
-    if manifest.lowering not in fitting:
-        raise BackendError(
-            f"bundle {manifest.name} has the lowering {manifest.lowering}; {target} takes "
-            f"{' or '.join(fitting)}: export it with valle2 export --lowering portable"
-        )
 
 
 def check_gpus(target: str, gpus: tuple[str, ...]) -> tuple[str, ...]:

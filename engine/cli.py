@@ -16,9 +16,7 @@ DEFAULTS = {"ort": "int8", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "bundle", type=Path, help="bundle folder; for TensorRT, lowering portable or primitive"
-    )
+    parser.add_argument("bundle", type=Path, help="bundle folder, embedded model or owner/name on the hub")
     parser.add_argument("--target", required=True, choices=list(DEFAULTS))
     parser.add_argument(
         "--precision",
@@ -63,8 +61,8 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
 
 def build_smaller(bundle: Path, precision: str, progress: Any) -> dict[str, Any]:
     """The target "ort"."""
-    from valle2.engine.small import graph_folder
+    from valle2.engine.engines import FOLDER
     from valle2.engine.smaller import build_graphs
 
     made = build_graphs(bundle, precision, progress=progress)
-    return {"folder": str(graph_folder(bundle, precision)), "graphs": made}
+    return {"folder": str(bundle / FOLDER), "graphs": made}

@@ -75,10 +75,10 @@ def engine_folder(bundle: Path, target: str) -> Path:
 
 
 def source_hash(manifest: Manifest, graph: str) -> str:
-    """One hash of a graph's file and its weights, from the manifest's own."""
-    stem = Path(manifest.graphs[graph].file).stem
+    """One hash of a graph's file and its weights, from the manifest's own; lowerings may share weights."""
+    stems = {graph, Path(manifest.graphs[graph].file).stem}
     parts = sorted(
-        (n, digest) for n, digest in manifest.files.items() if Path(n).stem == stem and "/" not in n
+        (n, digest) for n, digest in manifest.files.items() if Path(n).stem in stems and "/" not in n
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

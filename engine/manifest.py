@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from valle2.engine.errors import ManifestError
+from valle2.engine.errors import BackendError, ManifestError
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
@@ -37,6 +37,19 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def graph(self) -> str:
+        """Its name: "ar" of `ar.onnx`, and of `ar-portable.onnx`, the same in another lowering."""
+        return PurePosixPath(self.file).stem.partition("-")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """Graphs of a bundle in another lowering than its first; the graphs that are not here serve both."""
+
+    cache_length: int
+    graphs: dict[str, GraphSpec]
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -49,6 +62,7 @@ class Manifest:
         text: the text front end's entry. sampling: default settings. provenance: source and licence.
         parity: the greatest differences from eager PyTorch found at export. files: sha256 by path.
         rules: what a relative of VALL-E 2 wants around its tokens (see `runtime.rules`), empty for VALL-E 2.
+        others: the graphs by further lowerings.
     """
 
     name: str
@@ -63,6 +77,29 @@ class Manifest:
     parity: dict[str, float]
     files: dict[str, str] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, Lowered] = field(default_factory=dict)
+
+    def lowered(self, fitting: Sequence[str], taker: str) -> Manifest:
+        """The manifest with the graphs of the first lowering that fits, its own if that does.
+
+        Args:
+            fitting: the lowerings that the taker of the graphs runs.
+
+        Raises:
+            BackendError: the bundle has none of them.
+        """
+        if self.lowering in fitting:
+            return self
+        for name in fitting:
+            if name in self.others:
+                other = self.others[name]
+                graphs = self.graphs | other.graphs
+                return replace(self, lowering=name, cache_length=other.cache_length, graphs=graphs)
+        held, wanted = " and ".join((self.lowering, *self.others)), " or ".join(fitting)
+        raise BackendError(
+            f"bundle {self.name} has the lowering {held}; {taker} takes {wanted}: "
+            f"export it with valle2 export --lowering {fitting[0]}"
+        )
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
@@ -87,7 +124,8 @@ def read_manifest(folder: Path, *, check_hashes: bool = True) -> Manifest:
             f"{folder} is not a bundle ({FILE_NAME}: {reason}); expected a folder made by valle2 export"
         ) from None
     manifest = parse_manifest(text, path)
-    for name in sorted({*manifest.files, *(graph.file for graph in manifest.graphs.values())}):
+    rows = [manifest.graphs, *(other.graphs for other in manifest.others.values())]
+    for name in sorted({*manifest.files, *(graph.file for graphs in rows for graph in graphs.values())}):
         check_file(folder, name, manifest.files.get(name), check_hashes)
     return manifest
 
@@ -104,19 +142,27 @@ def parse_manifest(text: str, path: Path) -> Manifest:
             f"{path} has format {found!r}; this valle2 reads format {FORMAT}: "
             "upgrade valle2 or export the bundle again"
         )
-    values.setdefault("rules", {})  # bundles of valle2 0.1 have none
+    values = {"rules": {}, "others": {}} | values  # bundles of valle2 0.1 have none
     expected = {entry.name for entry in fields(Manifest)}
     if set(values) != expected:
         raise ManifestError(
             f"{path} has wrong entries {sorted(set(values) ^ expected)}; export the bundle again"
         )
     try:
-        values["graphs"] = {name: parse_graph(graph) for name, graph in values["graphs"].items()}
+        values["graphs"] = parse_graphs(values["graphs"])
+        values["others"] = {
+            name: Lowered(int(other["cache_length"]), parse_graphs(other["graphs"]))
+            for name, other in values["others"].items()
+        }
         manifest = Manifest(**values)
         check_entries(manifest)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ManifestError(f"{path} is damaged ({error}); export the bundle again") from None
     return manifest
+
+
+def parse_graphs(values: Mapping[str, Any]) -> dict[str, GraphSpec]:
+    return {name: parse_graph(graph) for name, graph in values.items()}
 
 
 def parse_graph(values: Mapping[str, Any]) -> GraphSpec:

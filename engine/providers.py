@@ -15,6 +15,7 @@ from typing import Any
 from valle2.engine.engines import engine_folder
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import Manifest
+from valle2.engine.trt_api import TARGETS, lowerings_here
 
 CPU = "CPUExecutionProvider"
 RECORDING = "session.record_ep_graph_assignment_info"
@@ -120,23 +121,21 @@ def find_provider(engine: str, device: str, available: list[str]) -> Provider:
     return found
 
 
-def check_engine(engine: str, device: str, manifest: Manifest, precision: str) -> None:
-    """Refuse a bundle or a precision that an engine's provider on a device cannot take.
+def fitted(manifest: Manifest, engine: str, device: str, precision: str) -> Manifest:
+    """The manifest with the graphs that an engine takes on a device.
 
     Raises:
-        BackendError: the lowering does not run there (`GroupQueryAttention` on CUDA has no float32 and
-            refuses the NAR's, which keeps no cache), or the provider compiles a bundle as it is stored alone.
+        BackendError: the bundle has no lowering that runs there, or the provider compiles a bundle as it is
+            stored alone. On CUDA `GroupQueryAttention` has no float32 and refuses the NAR's, without a cache.
     """
+    if engine in TARGETS and device == "cuda":
+        return manifest.lowered(lowerings_here(engine), engine)
     provider = PROVIDERS.get((engine, device))
     if provider is None:
-        return
-    if manifest.lowering not in provider.lowerings:
-        raise BackendError(
-            f"bundle {manifest.name} has the lowering {manifest.lowering}; {engine} on {device} takes "
-            f"{' or '.join(provider.lowerings)}: export it with valle2 export --lowering portable"
-        )
+        return manifest
     if CACHE in provider.options.values() and precision != "fp32":
         raise BackendError(f"{engine} runs a bundle as it is stored; leave precision {precision!r} out")
+    return manifest.lowered(provider.lowerings, f"{engine} on {device}")
 
 
 def provider_options(provider: Provider, bundle: Path, engine: str) -> dict[str, str]:

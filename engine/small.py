@@ -19,7 +19,8 @@ from valle2.engine.manifest import GraphSpec, Manifest, parse_graph, sha256
 RECORD = "build.json"
 RECIPE = 2
 """Raised when a method writes other weights than before, so that older builds are refused."""
-STORED = "fp32"
+STORED, FUSED = "fp32", "ort"
+"""The precision that a bundle comes in, and the lowering with ONNX Runtime's own attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,14 @@ class Record:
     files: dict[str, str]
 
 
-def graph_folder(bundle: Path, precision: str) -> Path:
-    return engine_folder(bundle, f"ort-{precision}")
+def graph_folder(bundle: Path, precision: str, lowering: str) -> Path:
+    """`ort-PRECISION`, and `ort-PRECISION-LOWERING` for another lowering than "ort"."""
+    return engine_folder(bundle, f"ort-{precision}" + (f"-{lowering}" if lowering != FUSED else ""))
+
+
+def takes(precision: str, lowering: str) -> bool:
+    """Is a lowering built in a precision? Small weights are read by ONNX Runtime's own operators."""
+    return lowering == FUSED or set(METHODS[precision].values()) == {HALF}
 
 
 def check_precision(precision: str) -> None:
@@ -95,7 +102,7 @@ def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, F
     found = {name: Found(bundle, spec) for name, spec in manifest.graphs.items()}
     if precision == STORED:
         return found
-    folder = graph_folder(bundle, precision)
+    folder = graph_folder(bundle, precision, manifest.lowering)
     remedy = shlex.join(["valle2", "build", str(bundle), "--target", "ort", "--precision", precision])
     record = read_record(folder)
     if record is None:

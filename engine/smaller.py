@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from valle2.engine.errors import BackendError
-from valle2.engine.manifest import GraphSpec, hash_files, read_manifest
+from valle2.engine.manifest import GraphSpec, Manifest, hash_files, read_manifest
 from valle2.engine.precision import converted_spec, load_graph
 from valle2.engine.quantize import quantise
 from valle2.engine.replace import replacing
 from valle2.engine.small import (
+    FUSED,
     HALF,
     METHODS,
     STORED,
@@ -23,28 +24,28 @@ from valle2.engine.small import (
     check_precision,
     description,
     graph_folder,
+    takes,
     write_record,
 )
 from valle2.engine.storage import write_graph
 
-LOWERING = "ort"
 Progress = Callable[[str], None]
+Rows = list[dict[str, Any]]
 
 
-def build_graphs(
-    bundle: str | Path, precision: str, *, progress: Progress = lambda message: None
-) -> list[dict[str, Any]]:
-    """Write a bundle's graphs in a precision to `BUNDLE/engines/ort-PRECISION`; nothing to do for "fp32".
+def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lambda message: None) -> Rows:
+    """Write a bundle's graphs in a precision, in every lowering that takes it; nothing to do for "fp32".
 
     Args:
         bundle: the folder, in the lowering "ort" but for "fp16". precision: one of `small.PRECISIONS`.
         progress: called with a line per graph.
 
     Returns:
-        A row per graph: its name, matrix products that became another operator, MB before and after.
+        A row per graph: its name and lowering, matrix products that became another operator, MB before and
+        after.
 
     Raises:
-        BackendError: unknown precision, another lowering, or a folder that cannot be written.
+        BackendError: unknown precision, no lowering that takes it, or a folder that cannot be written.
         ManifestError: not a bundle, or a damaged one.
     """
     check_precision(precision)
@@ -52,22 +53,29 @@ def build_graphs(
     manifest = read_manifest(path)
     if precision == STORED:
         return []
-    if manifest.lowering != LOWERING and set(METHODS[precision].values()) != {HALF}:
+    fitting = [name for name in (manifest.lowering, *manifest.others) if takes(precision, name)]
+    if not fitting:
         raise BackendError(
             f"bundle {manifest.name} has the lowering {manifest.lowering}; --target ort makes {precision} of "
-            f"{LOWERING} alone: export it with valle2 export --lowering {LOWERING}, or take fp16"
+            f"{FUSED} alone: export it with valle2 export --lowering {FUSED}, or take fp16"
         )
-    folder = graph_folder(path, precision)
+    lowered = [manifest.lowered([name], precision) for name in fitting]
+    return [row for one in lowered for row in build_lowering(path, one, precision, progress)]
+
+
+def build_lowering(path: Path, manifest: Manifest, precision: str, progress: Progress) -> Rows:
+    """The graphs of one lowering, in a folder of their own."""
+    folder = graph_folder(path, precision, manifest.lowering)
     rows, specs = [], {}
     try:
         folder.parent.mkdir(exist_ok=True)
         with replacing(folder) as aside:
             for graph in METHODS[precision]:
-                progress(f"building {graph} ({precision})")
+                progress(f"building {graph} ({precision}, {manifest.lowering})")
                 row, specs[graph] = build_graph(
                     path, aside, manifest.graphs[graph], METHODS[precision][graph]
                 )
-                rows.append({"graph": graph} | row)
+                rows.append({"graph": graph, "lowering": manifest.lowering} | row)
             write_record(aside, Record(description(manifest, precision), specs, hash_files(aside)))
     except OSError as error:
         raise BackendError(f"{folder} cannot be written ({error.strerror}); free space or rights") from None
@@ -83,6 +91,7 @@ def build_graph(
     replaced = 0 if method == HALF else quantise(model, method)
     made = converted_spec(spec, model)
     write_graph(model, folder / source.name)
-    sizes = [sum(f.stat().st_size for f in at.glob(f"{source.stem}.*")) for at in (bundle, folder)]
+    places = ((bundle, spec.graph), (folder, source.stem))
+    sizes = [sum(f.stat().st_size for f in at.glob(f"{stem}.*")) for at, stem in places]
     before, after = (round(size / 1e6, 1) for size in sizes)
     return {"products": replaced, "mb_before": before, "mb": after}, made

@@ -6,6 +6,7 @@ that was saved in float16 takes half the space and computes the very same float3
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,19 @@ from onnx import TensorProto, helper, numpy_helper
 EXTERNAL_FROM = 1024
 
 
-def write_graph(model: onnx.ModelProto, path: Path) -> Path:
-    """Write `path` and, for large weights, `path` with the suffix `.weights`."""
+def write_graph(model: onnx.ModelProto, path: Path, shared: Path | None = None) -> Path:
+    """Write `path` and, for large weights, `path` with the suffix `.weights`.
+
+    Args:
+        shared: a graph in the same folder; weights that it has too are read from its file.
+    """
     casts = [cast for weight in model.graph.initializer if (cast := shrink(weight)) is not None]
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     del model.graph.value_info[:]
+    if shared is not None:
+        share(model, shared)
     onnx.save_model(
         model,
         str(path),
@@ -31,6 +38,25 @@ def write_graph(model: onnx.ModelProto, path: Path) -> Path:
         size_threshold=EXTERNAL_FROM,
     )
     return path
+
+
+def share(model: onnx.ModelProto, written: Path) -> None:
+    """Let a graph read the weights that a written one has, byte for byte, where that one reads them."""
+    places = onnx.load(str(written), load_external_data=False).graph.initializer
+    values = onnx.load(str(written)).graph.initializer
+    both = zip(places, values, strict=True)
+    known = {content(value): place for place, value in both if place.external_data}
+    for weight in model.graph.initializer:
+        place = known.get(content(weight))
+        if place is not None:
+            weight.ClearField("raw_data")
+            weight.data_location = TensorProto.EXTERNAL
+            weight.external_data.extend(place.external_data)
+
+
+def content(weight: TensorProto) -> tuple[int, tuple[int, ...], bytes]:
+    """What makes two weights the same one."""
+    return weight.data_type, tuple(weight.dims), hashlib.sha256(weight.raw_data).digest()
 
 
 def shrink(weight: TensorProto) -> onnx.NodeProto | None:

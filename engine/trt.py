@@ -19,7 +19,7 @@ from valle2.engine.cuda import Cuda, runtime, this_gpu
 from valle2.engine.engines import Record, find_engine, graph_precision, source_hash
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import read_manifest
-from valle2.engine.trt_api import load, messages_of
+from valle2.engine.trt_api import load, lowerings_here, messages_of
 from valle2.engine.trt_call import BoundCall, Shape, TrtBuffer, host_type
 
 
@@ -122,7 +122,7 @@ def open_engine(bundle: Path, graph: str, target: str, precision: str = "fp16") 
     gpu = this_gpu()
     if gpu is None:
         raise BackendError(f"no CUDA GPU was found here; {target} needs one, engine 'ort' runs on the CPU")
-    manifest = read_manifest(bundle, check_hashes=False)
+    manifest = read_manifest(bundle, check_hashes=False).lowered(lowerings_here(target), target)
     wanted = {
         "target": target,
         "graph": graph,

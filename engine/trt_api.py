@@ -24,18 +24,24 @@ class Target:
         module: its Python module. extra: what installs it. gpus: compute capabilities it can build for
             without having them, empty where it builds for the device it runs on.
         timings: whether it measures kernels and can keep what it measured; RTX compiles without measuring.
-        lowerings: how a bundle may be written for it; "primitive" fits older releases as well.
+        fused_since: the first release with `Attention` and `TensorScatter`; one before takes bundles of the
+            lowering "primitive" alone.
     """
 
     module: str
     extra: str
     gpus: tuple[str, ...]
     timings: bool
-    lowerings: tuple[str, ...] = ("portable", "primitive")
+    fused_since: tuple[int, int] = (0, 0)
+
+    def lowerings(self, version: str) -> tuple[str, ...]:
+        """How a bundle may be written for a release."""
+        older = tuple(int(part) for part in version.split(".")[:2]) < self.fused_since
+        return ("primitive",) if older else ("portable", "primitive")
 
 
 TARGETS = {
-    "tensorrt": Target("tensorrt", "tensorrt", (), timings=True),
+    "tensorrt": Target("tensorrt", "tensorrt", (), timings=True, fused_since=(10, 15)),
     "tensorrt-rtx": Target(
         "tensorrt_rtx",
         "tensorrt-rtx",
@@ -136,6 +142,15 @@ class Parsed:
     builder: Any
     network: Any
     parser: Any
+
+
+def lowerings_here(name: str) -> tuple[str, ...]:
+    """How a bundle may be written for the installed release of an edition.
+
+    Raises:
+        BackendError: as `load`.
+    """
+    return target_named(name).lowerings(str(load(name).__version__))
 
 
 @contextmanager

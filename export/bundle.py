@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 
 from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_backend, write_manifest
 from valle2.engine.errors import Valle2Error
-from valle2.engine.manifest import FILE_NAME, sha256
+from valle2.engine.manifest import FILE_NAME, Lowered, sha256
 from valle2.engine.replace import replacing
 from valle2.export.checkpoint import Checkpoint, CheckpointError, Codec, weights_file
 from valle2.export.config import CODEBOOKS
@@ -47,7 +47,7 @@ def export_checkpoint(
     prefix_mode: int | None = None,
     codec: bool | str | Path = True,
     vocoder: str | Path | None = None,
-    lowering: str = "ort",
+    lowering: str | Sequence[str] = "ort",
     cache_length: int = 0,
     progress: Progress = lambda message: None,
 ) -> Path:
@@ -59,7 +59,8 @@ def export_checkpoint(
             `owner/name[/file][@revision]`.
         out: the bundle's folder; an earlier bundle there is replaced, any other folder is refused.
         lowering: "ort" (fused attention), "portable" (standard operators, fixed cache length) or "primitive"
-            (the same without attention and cache operators, for TensorRT before 10.15).
+            (the same without attention and cache operators, for TensorRT before 10.15). Several make a bundle
+            that holds each, with one set of weights: what loads it takes the first that it can run.
         cache_length: cache slots of a graph with a fixed number; 0 covers the position tables.
         second: the other file of a model that comes in two. form: one of `config.FORMATS`.
         heads, prefix_mode: what such a file does not say itself.
@@ -74,8 +75,10 @@ def export_checkpoint(
         CheckpointError: the checkpoint does not fit. ParityError: a graph differs from PyTorch.
         Valle2Error: unknown lowering, or the target cannot be written.
     """
-    if lowering not in LOWERINGS:
-        raise Valle2Error(f"unknown lowering {lowering!r}; expected one of {', '.join(LOWERINGS)}")
+    first, *others = lowerings = list(dict.fromkeys([lowering] if isinstance(lowering, str) else lowering))
+    for name in lowerings:
+        if name not in LOWERINGS:
+            raise Valle2Error(f"unknown lowering {name!r}; expected one of {', '.join(LOWERINGS)}")
     target = Path(out)
     check_target(target)
     found = find_files([checkpoint] if second is None else [checkpoint, second])
@@ -89,12 +92,15 @@ def export_checkpoint(
     codec_files = [codec_file(wanted)] if isinstance(wanted, Path) else []
     codec_files += [vocos_file(voice)] if voice else []
     with replacing(target) as folder:
-        slots = min(capacity, EXAMPLE_CAPACITY) if lowering == "ort" else capacity
-        graphs, parity = export_graphs(loaded, folder, lowering, slots, progress)
+        main, parity = export_lowering(loaded, folder, first, capacity, progress)
+        further = {}
+        for name in others:
+            further[name], gaps = export_lowering(loaded, folder, name, capacity, progress, beside=first)
+            parity |= gaps
         for name in CARRIED if own else ():
             if (files[0].parent / name).is_dir():
                 shutil.copytree(files[0].parent / name, folder / name)
-        manifest = describe(loaded, graphs, parity, lowering, capacity if lowering != "ort" else 0)
+        manifest = replace(describe(loaded, main, parity, first), others=further)
         provenance = manifest.provenance | {"checkpoint_sha256": " ".join(map(sha256, files + codec_files))}
         provenance |= {"hub": found.hub} if found.hub else {}
         write_manifest(folder, replace(manifest, provenance=provenance, files=hash_files(folder)))
@@ -134,20 +140,31 @@ def read_codec(path: Path, vocoder: Path | None, codebooks: int) -> Codec:
     return encoder, voice, config
 
 
-def export_graphs(
-    checkpoint: Checkpoint, folder: Path, lowering: str, capacity: int, progress: Progress
-) -> tuple[dict[str, GraphSpec], dict[str, float]]:
-    """Export the rows of the table and compare each with its module."""
-    rows = [ar_graph(checkpoint.ar, lowering, capacity), nar_graph(checkpoint.nar, lowering)]
-    if checkpoint.codec:
+def export_lowering(
+    checkpoint: Checkpoint, folder: Path, lowering: str, capacity: int, progress: Progress, beside: str = ""
+) -> tuple[Lowered, dict[str, float]]:
+    """Export the rows of the table in a lowering and compare each with its module.
+
+    Args:
+        capacity: cache slots. beside: the lowering that the folder holds already. Its weights are shared, and
+            its codec where it has the same operators.
+    """
+    fixed, opset = lowering != "ort", OPSETS[lowering]
+    slots = capacity if fixed else min(capacity, EXAMPLE_CAPACITY)
+    rows = [ar_graph(checkpoint.ar, lowering, slots), nar_graph(checkpoint.nar, lowering)]
+    if checkpoint.codec and (not beside or OPSETS[beside] != opset):
         encoder, decoder, sizes = checkpoint.codec
         rows += codec_graphs(encoder, decoder, sizes.hop)
     specs = {}
     for row in rows:
-        progress(f"exporting {row.name}")
-        specs[row.name] = graph_spec(export_graph(replace(row, opset=OPSETS[lowering]), folder), row)
+        stem, shared = (f"{row.name}-{lowering}", folder / f"{row.name}.onnx") if beside else (row.name, None)
+        progress(f"exporting {stem}")
+        path = export_graph(replace(row, opset=opset), folder / f"{stem}.onnx", shared)
+        specs[row.name] = graph_spec(path, row)
     progress("comparing with PyTorch")
-    return specs, compare(checkpoint, folder, specs, capacity)
+    parity = compare(checkpoint, folder, specs, slots)
+    named = {Path(specs[name].file).stem: value for name, value in parity.items()}
+    return Lowered(capacity if fixed else 0, specs), named
 
 
 def compare(
@@ -158,7 +175,7 @@ def compare(
         "ar": verify_ar(checkpoint.ar, open_backend(folder, specs["ar"]), capacity),
         "nar": verify_nar(checkpoint.nar, open_backend(folder, specs["nar"])),
     }
-    if checkpoint.codec:
+    if checkpoint.codec and "codec_decoder" in specs:
         backends = {name: open_backend(folder, spec) for name, spec in specs.items() if name not in parity}
         parity |= verify_codec(*checkpoint.codec, backends)
         if "codec_stream" in backends:
@@ -166,13 +183,7 @@ def compare(
     return parity
 
 
-def describe(
-    checkpoint: Checkpoint,
-    graphs: dict[str, GraphSpec],
-    parity: dict[str, float],
-    lowering: str,
-    cache_length: int,
-) -> Manifest:
+def describe(checkpoint: Checkpoint, main: Lowered, parity: dict[str, float], lowering: str) -> Manifest:
     """The manifest without its hashes."""
     codec = {}
     if checkpoint.codec:
@@ -182,8 +193,8 @@ def describe(
         name=checkpoint.name,
         sizes=checkpoint.config.sizes(),
         lowering=lowering,
-        cache_length=cache_length,
-        graphs=graphs,
+        cache_length=main.cache_length,
+        graphs=main.graphs,
         codec=codec,
         text=checkpoint.text,
         sampling=checkpoint.sampling,

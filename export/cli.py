@@ -31,7 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     codec.add_argument("--no-codec", action="store_true", help="a bundle of AR and NAR alone")
     parser.add_argument("--vocoder", type=Path, help="Vocos on EnCodec's codes, in its decoder's place")
-    parser.add_argument("--lowering", default="ort", choices=["ort", "portable", "primitive"])
+    parser.add_argument(
+        "--lowering",
+        nargs="+",
+        default=["ort"],
+        choices=["ort", "portable", "primitive"],
+        help="how attention is written: ort for CPUs (default), portable for CUDA and TensorRT, primitive "
+        "for TensorRT 10.3; several share one set of weights",
+    )
     parser.add_argument(
         "--cache-length", type=int, default=0, help="cache slots where the lowering fixes them (0: all)"
     )
@@ -59,4 +66,5 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         progress=progress,
     )
     manifest = read_manifest(folder)
-    return {"bundle": str(folder), "lowering": manifest.lowering, "parity": manifest.parity}
+    lowerings = [manifest.lowering, *manifest.others]
+    return {"bundle": str(folder), "lowering": " ".join(lowerings), "parity": manifest.parity}

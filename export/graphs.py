@@ -252,8 +252,8 @@ def quiet_export() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def export_graph(graph: Graph, folder: Path) -> Path:
-    """Trace one row and write `NAME.onnx` with its weights in `NAME.weights` beside it."""
+def export_graph(graph: Graph, path: Path, shared: Path | None = None) -> Path:
+    """Trace one row and write it, see `write_graph`."""
     with torch.no_grad(), quiet_export():
         program = torch.onnx.export(
             graph.module.eval(),
@@ -268,7 +268,7 @@ def export_graph(graph: Graph, folder: Path) -> Path:
     assert program is not None
     model = program.model_proto
     name_axes(model, graph)
-    return write_graph(model, folder / f"{graph.name}.onnx")
+    return write_graph(model, path, shared)
 
 
 def name_axes(model: onnx.ModelProto, graph: Graph) -> None:

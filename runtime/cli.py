@@ -246,6 +246,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(message, file=sys.stderr)
 
     try:
+        if args.command == "build":  # the engine knows folders alone
+            from valle2.runtime.pipeline import find_model
+
+            args.bundle = find_model(args.bundle)
         result = args.run(args, progress)
         if result.get("out") == "-":
             return 0

@@ -15,7 +15,7 @@ PARTS = {
     "tensorrt": (("tensorrt",), "pip install 'valle2[tensorrt]'"),
     "tensorrt-rtx": (("tensorrt_rtx",), "pip install 'valle2[tensorrt-rtx]'"),
 }
-CUDA_READY = "ready, for bundles exported with --lowering portable; not for the embedded model"
+CUDA_READY = "ready, for the embedded model and bundles exported with --lowering ort portable"
 
 
 def installed(name: str) -> str:

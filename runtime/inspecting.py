@@ -24,6 +24,7 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, help="rows decoded side by side (--budget)")
     parser.add_argument("--frames", type=int, default=0, help="prompt and speech (--budget; 0: the model's)")
     parser.add_argument("--precision", default="fp16", help="of AR and NAR (--budget; default: fp16)")
+    parser.add_argument("--lowering", help="of the graphs (--budget; default: the bundle's first)")
     parser.add_argument("--device-memory", type=float, default=0.0, metavar="GB", help="how many slots fit")
     parser.add_argument("--bandwidth", type=float, default=0.0, metavar="GB/S", help="least ms of a step")
 
@@ -61,6 +62,8 @@ def budget_of(folder: Path, manifest: Manifest, args: argparse.Namespace) -> Res
     from valle2.engine.budget import GB, Question, budget
     from valle2.engine.profiles import Limits
 
+    if args.lowering:
+        manifest = manifest.lowered([args.lowering], "--budget")
     limits = Limits(args.batch, args.frames)
     memory, bandwidth = args.device_memory * GB, args.bandwidth * GB
     return budget(folder, manifest, Question(limits, args.precision, memory, bandwidth))

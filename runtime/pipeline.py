@@ -19,9 +19,9 @@ from valle2.engine import (
     Backend,
     HubError,
     Manifest,
-    check_engine,
     check_precision,
     find_graphs,
+    fitted,
     open_backend,
     read_manifest,
 )
@@ -71,7 +71,7 @@ class Valle2:
         if manifest.codec and encoder:
 
             def open_encoder() -> Backend:
-                if read_manifest(path, check_hashes=False) != manifest:
+                if read_manifest(path, check_hashes=False).files != manifest.files:
                     raise ModelError(f"{path} has changed since it was loaded; load it anew")
                 return open_backend(encoder.folder, encoder.spec, **where)
 
@@ -112,8 +112,7 @@ class Valle2:
         path = find_model(model)
         if engine == "ort":
             check_precision(precision)
-        manifest = read_manifest(path)
-        check_engine(engine, device, manifest, precision)
+        manifest = fitted(read_manifest(path), engine, device, precision)
         where = {"device": device, "threads": threads, "engine": engine, "precision": precision}
         return cls(path, manifest, slots, **where, fallback=fallback)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-import shutil
 from pathlib import Path
 
+import onnx
 from filelock import FileLock
 from torch import Tensor
 
 from valle2.engine.replace import replacing
+from valle2.engine.storage import write_graph
 from valle2.export.graphs import Graph, export_graph
 
 
@@ -38,12 +39,12 @@ def key(row: Graph) -> str:
     return hashlib.sha256(written.getvalue()).hexdigest()
 
 
-def trace_once(kept: Path, row: Graph, folder: Path) -> Path:
+def trace_once(kept: Path, row: Graph, path: Path, shared: Path | None = None) -> Path:
     """`export_graph` for a row that was not traced before."""
     place = kept / key(row)
+    traced = place / f"{row.name}.onnx"
     with FileLock(f"{place}.lock"):
         if not place.exists():
             with replacing(place) as aside:
-                export_graph(row, aside)
-    shutil.copytree(place, folder, dirs_exist_ok=True)
-    return folder / f"{row.name}.onnx"
+                export_graph(row, aside / traced.name)
+    return write_graph(onnx.load(str(traced)), path, shared)

@@ -53,6 +53,16 @@ def test_a_size_is_instead_of_a_model(bundle: Path, capsys: pytest.CaptureFixtur
     assert "leave --model" in capsys.readouterr().err
 
 
+def test_a_device_is_refused_before_a_model_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["bench", "compare", "--size", "full", "--device", "cuda"]) == 1
+    assert "the baseline needs a torch with cuda" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_operations_of_a_nar_pass() -> None:
     from valle2.benchmarks.peak import nar_operations
 

@@ -84,7 +84,7 @@ def test_groups(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_full_size_model_gets_its_smaller_graphs(tmp_path: Path) -> None:
     made = fullsize.full_size(tmp_path, ["fp32", "int8"], **SMALL)
-    assert (graph_folder(made.bundle, "int8") / RECORD).is_file()
+    assert (graph_folder(made.bundle, "int8", "ort") / RECORD).is_file()
     found = steps(str(made.bundle), 1, 0, 1, "int8")
     assert found["precision"] == "int8" and found["batch_positions"] > 100
 

@@ -39,14 +39,7 @@ SLOTS = 4
 NOISE = {"fp16": 0.02, "bf16": 0.1, "int8": 0.06, "int4": 0.5, "fp8": 0.15}
 LOWERINGS = PROVIDERS["ort", DEVICE].lowerings
 HALF_LOGITS, HALF_SAME = 0.02, 0.98
-CASES = [
-    (engine, lowering)
-    for engine, lowerings in {
-        **{name: target.lowerings for name, target in TARGETS.items()},
-        **{name: PROVIDERS[name, DEVICE].lowerings for name in ENGINES},
-    }.items()
-    for lowering in lowerings
-]
+CASES = [(engine, lowering) for engine in (*TARGETS, *ENGINES) for lowering in LOWERINGS]
 Make = Callable[[int, str, int], tuple[ARModel, Backend]]
 Bundle = Callable[[str, str, str, int], Path]
 

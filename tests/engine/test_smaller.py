@@ -98,7 +98,8 @@ def test_noise_of_the_logits(built: Path, precision: str, graph: str) -> None:
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_every_matrix_is_replaced(built: Path, precision: str) -> None:
     for graph in METHODS[precision]:
-        model = onnx.load(str(graph_folder(built, precision) / f"{graph}.onnx"), load_external_data=False)
+        path = graph_folder(built, precision, "ort") / f"{graph}.onnx"
+        model = onnx.load(str(path), load_external_data=False)
         kinds = [node.op_type for node in model.graph.node]
         replaced = kinds.count("MatMulNBits") + kinds.count("DynamicQuantizeMatMul")
         assert replaced >= 4 * read_manifest(built).sizes["layers"]
@@ -178,7 +179,7 @@ def test_half_is_spoken_listed_and_timed(built: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_build_without_tensors_is_stale(ours: Path) -> None:
-    path = graph_folder(ours, "fp16") / RECORD
+    path = graph_folder(ours, "fp16", "ort") / RECORD
     values = json.loads(path.read_text())
     del values["specs"]["ar"]
     path.write_text(json.dumps(values))
@@ -201,7 +202,7 @@ def test_no_build_names_the_command(bundle: Path) -> None:
 
 
 def test_a_build_of_another_graph_or_method_is_stale(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = graph_folder(ours, "int8") / RECORD
+    path = graph_folder(ours, "int8", "ort") / RECORD
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"sources": {**values["sources"], "nar": "0"}}))
     assert "was built from another bundle" in refusal(ours)
@@ -213,7 +214,7 @@ def test_a_build_of_another_graph_or_method_is_stale(ours: Path, monkeypatch: py
 
 @pytest.mark.parametrize("name", ["ar.weights", "nar.onnx"])
 def test_a_damaged_or_absent_file_is_refused(ours: Path, name: str) -> None:
-    path = graph_folder(ours, "int8") / name
+    path = graph_folder(ours, "int8", "ort") / name
     path.write_bytes(path.read_bytes()[:-1])
     assert "is damaged or absent" in refusal(ours)
     path.unlink()
@@ -222,7 +223,7 @@ def test_a_damaged_or_absent_file_is_refused(ours: Path, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": {"../x": "0"}}'])
 def test_a_damaged_record_counts_as_no_build(ours: Path, text: str) -> None:
-    (graph_folder(ours, "int8") / RECORD).write_text(text)
+    (graph_folder(ours, "int8", "ort") / RECORD).write_text(text)
     assert "has no int8 graphs" in refusal(ours)
 
 

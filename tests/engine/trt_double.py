@@ -227,7 +227,7 @@ class IOutputAllocator:
 class FakeTensorRT:
     """A module with just the classes that execution uses."""
 
-    __version__ = "double"
+    __version__ = "11.0.double"
 
     def __init__(self, engine: ICudaEngine) -> None:
         self.engine = engine

@@ -279,7 +279,7 @@ def test_a_text_that_sees_itself_both_ways(tmp_path: Path) -> None:
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.2)
     graph = ar_graph(model, "ort", parity.CAPACITY)
-    backend = open_backend(tmp_path, graph_spec(export_graph(graph, tmp_path), graph))
+    backend = open_backend(tmp_path, graph_spec(export_graph(graph, tmp_path / f"{graph.name}.onnx"), graph))
     rows = [some_row(text, 30, 1, seed, GREEDY) for seed, text in enumerate((25, 4, 60))]
     wanted = [generate(model, row.text, row.prompt, STEPS)[0].tolist() for row in rows]
 
