@@ -219,6 +219,18 @@ def test_logits_of_smaller_precisions_stay_near(
         assert noise < NOISE[precision]
 
 
+def test_the_embedded_model_speaks_as_on_the_cpu() -> None:
+    need("ort")
+    here, there = Valle2.load("demo"), Valle2.load("demo", device=DEVICE)
+    assert here.manifest.lowering == "ort" and there.manifest.lowering == "portable"
+    for name in here.voices():
+        ours, theirs = (
+            tts.synthesize("The fox ran over the hill.", tts.voice(name), tts.settings()).codes
+            for tts in (there, here)
+        )
+        assert np.array_equal(ours[:, 0], theirs[:, 0]) and (ours == theirs).mean() > 0.999
+
+
 @pytest.mark.parametrize("engine, lowering", CASES)
 def test_the_latency_benchmark_runs(made: Bundle, engine: str, lowering: str) -> None:
     need(engine)
