@@ -3,7 +3,7 @@
 #
 #   deploy/jetson-bench.sh BUNDLE [OUT.json]
 #
-# BUNDLE: lowering primitive on JetPack 6, portable on JetPack 7. Set the power mode first:
+# BUNDLE: one that has the lowering primitive for JetPack 6, portable from TensorRT 10.15 on. Set the power mode first:
 # sudo nvpmodel -m 0 && sudo jetson_clocks. Variables: PRECISION (fp16), MAX_FRAMES (1024), WORKSPACE (256 MiB).
 set -euo pipefail
 
