@@ -30,6 +30,8 @@ PROMPT_FRAMES = (225, 375)
 TRIED = 9
 SAMPLING = {"top_p": 0.2, "threshold": 1.0}
 """A young model is judged with the repetition rule off: a third of real codes recur within its window."""
+LONGEST = 100
+"""Tokens of a sentence: the longest that it learnt from have as many; it loses its place in one of 200."""
 LICENCE = "Apache-2.0"
 DEFAULT_VOICE = "elm"
 
@@ -87,7 +89,7 @@ def main() -> None:
         nar,
         (load_encoder(args.work), decoder, codec),
         name="demo",
-        text={"kind": "phonemes"},
+        text={"kind": "phonemes", "max_tokens": LONGEST},
         sampling=SAMPLING,
         provenance={
             "licence": LICENCE,

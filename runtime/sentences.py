@@ -22,8 +22,8 @@ MIDDLE = 0.3
 HOPELESS = 8
 
 
-def split_sentences(text: str, max_tokens: int, count: Callable[[str], int]) -> list[str]:
-    """Sentences of at most `max_tokens` tokens.
+def split_sentences(text: str, usual: int, most: int, count: Callable[[str], int]) -> list[str]:
+    """Sentences of at most `usual` tokens; a single word may have up to `most`.
 
     Args:
         count: tokens of a piece of text.
@@ -31,7 +31,7 @@ def split_sentences(text: str, max_tokens: int, count: Callable[[str], int]) -> 
     Raises:
         TextError: a single word is longer than that.
     """
-    return [piece for sentence in sentences(text) for piece in fit(sentence, max_tokens, count)]
+    return [piece for sentence in sentences(text) for piece in fit(sentence, usual, most, count)]
 
 
 def sentences(text: str) -> list[str]:
@@ -62,19 +62,20 @@ def ends_sentence(piece: str, following: str) -> bool:
     return not (short in NOT_AN_END or INITIALS.fullmatch(word))
 
 
-def fit(sentence: str, max_tokens: int, count: Callable[[str], int]) -> list[str]:
+def fit(sentence: str, usual: int, most: int, count: Callable[[str], int]) -> list[str]:
     """One sentence in about equal parts, cut at a clause near the middle or else between two words."""
-    if len(sentence) <= HOPELESS * max_tokens and count(sentence) <= max_tokens:
-        return [sentence]
     cut = middle(sentence)
+    limit = most if cut is None else usual
+    if len(sentence) <= HOPELESS * limit and count(sentence) <= limit:
+        return [sentence]
     if cut is None:
         shown = sentence if len(sentence) <= 40 else f"{sentence[:37]}..."
         raise TextError(
-            f"the word {shown!r} is longer than the model's {max_tokens} tokens; expected a shorter one: "
+            f"the word {shown!r} is longer than the model's {most} tokens; expected a shorter one: "
             "put spaces into it"
         )
     halves = (sentence[:cut].strip(), sentence[cut:].strip())
-    return [piece for half in halves if speakable(half) for piece in fit(half, max_tokens, count)]
+    return [piece for half in halves if speakable(half) for piece in fit(half, usual, most, count)]
 
 
 def middle(sentence: str) -> int | None:

@@ -30,7 +30,7 @@ class TextFrontEnd:
 
     Args:
         tokenizer: ids of the prepared text. prepare: text to what the tokenizer reads.
-        max_tokens: tokens of a piece of `split` unless the caller says otherwise.
+        max_tokens: tokens of a piece of `split`: what the model was trained on.
     """
 
     def __init__(
@@ -79,13 +79,17 @@ class TextFrontEnd:
         return np.array(ids, np.int64)
 
     def split(self, text: str, max_tokens: int | None = None) -> list[str]:
-        """Sentences of at most `max_tokens` tokens; longer ones are cut at clauses, then at words.
+        """Sentences of at most `self.max_tokens`; longer ones are cut at clauses, then at words.
+
+        Args:
+            max_tokens: tokens there is room for. A piece has no more, and a single word may have as many.
 
         Raises:
             TextError: nothing can be spoken, or one word has more tokens than that.
         """
-        limit = self.max_tokens if max_tokens is None else max_tokens
-        return split_sentences(check_text(text), limit, lambda piece: len(self.encode(piece)))
+        most = self.max_tokens if max_tokens is None else max_tokens
+        usual = min(most, self.max_tokens)
+        return split_sentences(check_text(text), usual, most, lambda piece: len(self.encode(piece)))
 
 
 def bpe_preparer(_folder: Path, _tokenizer: Tokenizer) -> Callable[[str], str]:

@@ -217,8 +217,21 @@ def test_sentences(text: str, expected: list[str]) -> None:
 
 def test_long_sentences_are_cut_at_clauses_before_words() -> None:
     text = "one two three four, five six seven eight"
-    assert split_sentences(text, 20, len) == ["one two three four,", "five six seven eight"]
-    assert split_sentences(text, 10, len) == ["one two", "three", "four,", "five six", "seven", "eight"]
+    assert split_sentences(text, 20, 20, len) == ["one two three four,", "five six seven eight"]
+    assert split_sentences(text, 10, 10, len) == ["one two", "three", "four,", "five six", "seven", "eight"]
+
+
+def test_a_long_word_may_fill_the_room_that_a_sentence_may_not() -> None:
+    assert split_sentences("one onetwothree two", 10, 12, len) == ["one", "onetwothree", "two"]
+    with pytest.raises(TextError, match="longer than the model's 10 tokens"):
+        split_sentences("one onetwothree two", 8, 10, len)
+
+
+def test_a_sentence_is_no_longer_than_the_model_knows(phonemes: TextFrontEnd) -> None:
+    text = "hello there fox " * 12
+    pieces = phonemes.split(text, 400)
+    assert len(pieces) > 1 and all(len(phonemes.encode(piece)) <= phonemes.max_tokens for piece in pieces)
+    assert " ".join(pieces).split() == text.split()
 
 
 def test_split_keeps_every_word_and_the_limit(front: TextFrontEnd) -> None:
