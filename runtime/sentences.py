@@ -15,6 +15,8 @@ SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+
 CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+")
 NOT_AN_END = frozenset(TITLES) | frozenset(ABBREVIATIONS) - {"etc", "jr", "sr", "inc", "ltd", "co"}
 INITIALS = re.compile(r"(?:[A-HJ-Z]|(?:[A-Za-z]\.)+[A-Za-z])\.")
+ENDED = re.compile(r"[.!?…。！？][\"'”’)\]]*$")
+UNENDED = re.compile(r"[\s,;:—–-]+$")
 OPENING = "\"'“‘(["
 # How far from the middle, as a share of the length, a clause's end is preferred to a word's.
 MIDDLE = 0.3
@@ -87,6 +89,11 @@ def middle(sentence: str) -> int | None:
         if nearest is not None and abs(nearest - half) <= reach:
             return nearest
     return None
+
+
+def ended(piece: str) -> str:
+    """The piece with a full stop in place of a comma or of nothing."""
+    return piece if ENDED.search(piece) else f"{UNENDED.sub('', piece)}."
 
 
 def speakable(text: str) -> bool:

@@ -16,7 +16,7 @@ from valle2.runtime.errors import TextError
 from valle2.runtime.letters import LetterRules, letter_groups
 from valle2.runtime.normalise import normalise
 from valle2.runtime.phonemes import Pronouncer
-from valle2.runtime.sentences import speakable, split_sentences
+from valle2.runtime.sentences import ended, speakable, split_sentences
 
 TOKENIZER = "text/tokenizer.json"
 LEXICON = "text/lexicon.tsv"
@@ -81,6 +81,8 @@ class TextFrontEnd:
     def split(self, text: str, max_tokens: int | None = None) -> list[str]:
         """Sentences of at most `self.max_tokens`; longer ones are cut at clauses, then at words.
 
+        Each ends with a mark, if the tokenizer has the full stop: without one, a model does not know its end.
+
         Args:
             max_tokens: tokens there is room for. A piece has no more, and a single word may have as many.
 
@@ -89,7 +91,9 @@ class TextFrontEnd:
         """
         most = self.max_tokens if max_tokens is None else max_tokens
         usual = min(most, self.max_tokens)
-        return split_sentences(check_text(text), usual, most, lambda piece: len(self.encode(piece)))
+        finish = ended if self.tokenizer.token_to_id(".") is not None else str
+        pieces = split_sentences(check_text(text), usual, most, lambda piece: len(self.encode(finish(piece))))
+        return [finish(piece) for piece in pieces]
 
 
 def bpe_preparer(_folder: Path, _tokenizer: Tokenizer) -> Callable[[str], str]:
