@@ -84,6 +84,19 @@ def test_each_taker_gets_its_own(every: Path, bundle: Path) -> None:
     assert manifest.lowered(newer, "it").lowering == "portable"
 
 
+def test_engines_are_built_of_the_lowering_that_tensorrt_takes(every: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from valle2.engine.build import build_engine
+
+    found = build_engine(shutil.copytree(every, tmp_path / "toy"), "tensorrt-rtx", gpus=["sm89"])
+    assert {record.key["graph"]: record.spec.file for record in found} == {
+        "ar": "ar-portable.onnx",
+        "nar": "nar-portable.onnx",
+        "codec_encoder": "codec_encoder.onnx",
+        "codec_decoder": "codec_decoder.onnx",
+    }
+
+
 def test_smaller_weights_are_of_the_first_lowering(every: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(every, tmp_path / "toy")
     assert {row["lowering"] for row in build_graphs(folder, "int8")} == {"ort"}
