@@ -31,7 +31,7 @@ from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import sha256
 from valle2.export import Checkpoint, read_checkpoint
 from valle2.export.checkpoint import weights_file
-from valle2.runtime import Settings, Speech, Timings, Valle2
+from valle2.runtime import Request, Settings, Speech, Timings, Valle2
 
 Codes = NDArray[np.int64]
 
@@ -144,10 +144,9 @@ def baseline(
     precision: str,
 ) -> Callable[[Eager, Speech, bool], None]:
     """A function that runs both baselines once for what our side has spoken; exact: the codes must agree."""
-    assert tts.front is not None
     voice, group = tts.voice(tts.voices()[0]), tts.manifest.sizes["group_size"]
-    ids = tts.front.encode(f"{voice.transcript} {text}")
-    words = np.append(ids, tts.manifest.sizes["vocab_size"])
+    spoken = next(iter(tts.sentences(Request(text, voice, settings))))
+    words = np.append(spoken.ids, tts.manifest.sizes["vocab_size"])
     prompt = voice.codes[len(voice.codes) % group :]
     single = checkpoint.ar if group == 1 else random_ar(with_group(dict(tts.manifest.sizes), 1))
     for network in (checkpoint.ar, checkpoint.nar, single):

@@ -71,7 +71,8 @@ class Valle2:
         if manifest.codec and encoder:
 
             def open_encoder() -> Backend:
-                if read_manifest(path, check_hashes=False).files != manifest.files:
+                found = read_manifest(path, check_hashes=False)
+                if found.lowered([manifest.lowering], str(path)) != manifest:
                     raise ModelError(f"{path} has changed since it was loaded; load it anew")
                 return open_backend(encoder.folder, encoder.spec, **where)
 

@@ -179,7 +179,7 @@ def ar_export(
     def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Path, GraphSpec]:
         model = toy_checkpoint(group_size, 256 * group_size).ar
         row = ar_graph(model, lowering, capacity)
-        path = trace(row, tmp_path_factory.mktemp(f"ar{group_size}{lowering}"))
+        path = trace(row, tmp_path_factory.mktemp(f"ar{group_size}{lowering}") / "ar.onnx")
         return model, path.parent, graph_spec(path, row)
 
     return make

@@ -56,7 +56,7 @@ def small_bundle(folder: Path) -> dict[str, bytes]:
     graphs = {name: graph for name, graph in manifest.graphs.items() if name in ("ar", "nar")}
     for name in ("ar.onnx", "ar.weights", "nar.onnx"):
         (folder / name).write_bytes(BIG if name == "ar.weights" else name.encode())
-    write_manifest(folder, replace(manifest, graphs=graphs, files=hash_files(folder)))
+    write_manifest(folder, replace(manifest, graphs=graphs, others={}, files=hash_files(folder)))
     listed = {path.name: path.read_bytes() for path in folder.iterdir()}
     return listed | {"README.md": b"read me", "extra.pt": b"unwanted"}
 

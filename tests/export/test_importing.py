@@ -223,7 +223,7 @@ def test_the_command_line_passes_flags_on(tmp_path: Path, monkeypatch: pytest.Mo
         seen.append(checkpoint)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundle, "export_graphs", stop)
+    monkeypatch.setattr(bundle, "export_lowering", stop)
     with pytest.raises(KeyboardInterrupt):
         cli.run(parser.parse_args([*args, "--heads", "4", "--prefix-mode", "1", "--no-codec"]), print)
     assert seen[0].config.heads == 4 and seen[0].codec is None

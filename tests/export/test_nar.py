@@ -69,7 +69,7 @@ def test_packed_is_masked_in_a_ragged_batch(style: dict[str, Any]) -> None:
 def test_the_graph_has_the_numbers(trace: Trace, tmp_path: Path) -> None:
     model = toy_nar({})
     row = nar_graph(model, "ort")
-    path = trace(row, tmp_path)
+    path = trace(row, tmp_path / "nar.onnx")
     assert verify_nar(model, open_backend(tmp_path, graph_spec(path, row), threads=1)) < LOGITS_TOLERANCE
 
 
@@ -84,6 +84,6 @@ def test_a_session_holds_the_code_tables_once(trace: Trace, tmp_path: Path) -> N
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(trace(graph, tmp_path), options, ["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(trace(graph, tmp_path / "nar.onnx"), options, ["CPUExecutionProvider"])
     shapes = [tuple(weight.dims) for weight in onnx.load(tmp_path / "optimised.onnx").graph.initializer]
     assert shapes.count((8 * 1024, 32)) == 1 and not {(8, 1024, 32), (1024, 32), (32, 1024)} & set(shapes)
