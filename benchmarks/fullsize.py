@@ -28,7 +28,7 @@ from valle2.runtime.voices import store_prompt
 if TYPE_CHECKING:
     from valle2.export import ARModel, Checkpoint, ModelConfig
 
-REVISION = 3
+REVISION = 4
 """Raised when what is made changes, so that an older cache is not used."""
 SIZES = {
     "vocab_size": 4096,

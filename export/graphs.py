@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from valle2.engine.storage import write_graph
 from valle2.export.config import CODEBOOKS, ModelConfig
 from valle2.export.encodec import EncodecDecoder, EncodecStream, Recurrent
-from valle2.export.lowering import FULL, LOWERINGS, OPSETS, PORTABLE_OPSET
+from valle2.export.lowering import FULL, LOWERINGS, OPSETS, PORTABLE_OPSET, blockwise
 from valle2.export.model import ARModel, Attend
 from valle2.export.nar import FullAttend, NARModel
 from valle2.export.sampler import EMPTY, Sampling, sample_group
@@ -268,6 +268,7 @@ def export_graph(graph: Graph, path: Path, shared: Path | None = None) -> Path:
     assert program is not None
     model = program.model_proto
     name_axes(model, graph)
+    blockwise(model.graph)
     return write_graph(model, path, shared)
 
 

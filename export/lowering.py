@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import onnx
 import torch
 from torch import Tensor
 
@@ -119,7 +120,8 @@ def attend_primitive(
 def attend_full_ort(query: Tensor, key: Tensor, value: Tensor, heads: int, lengths: Tensor) -> Tensor:
     """Full attention over each row's first positions, without a mask: `GroupQueryAttention` without a cache.
 
-    Its first output alone is asked for: the others would be copies of keys and values.
+    Its first output alone is asked for: the others would be copies of keys and values. See `blockwise` for
+    what becomes of it.
     """
     return torch.onnx.ops.symbolic(
         "com.microsoft::GroupQueryAttention",
@@ -129,6 +131,50 @@ def attend_full_ort(query: Tensor, key: Tensor, value: Tensor, heads: int, lengt
         shape=query.shape,
         version=1,
     )
+
+
+def blockwise(graph: onnx.GraphProto) -> None:
+    """Let rows that fill every position, as a single row does, attend without writing scores down.
+
+    `MultiHeadAttention` goes through the keys block by block and takes no lengths; `GroupQueryAttention`
+    takes them and holds all scores at once. So each of the latter without a cache becomes an `If` with both.
+    """
+    nodes = list(graph.node)
+    found = [node for node in nodes if node.op_type == "GroupQueryAttention" and not node.input[3]]
+    if not found:
+        return
+    last, total = found[0].input[5:7]
+    one = onnx.helper.make_tensor("one", onnx.TensorProto.INT32, [], [1])
+    full = [
+        onnx.helper.make_node("Constant", [], ["blockwise_one"], value=one),
+        onnx.helper.make_node("ReduceMin", [last], ["blockwise_last"], keepdims=0),
+        onnx.helper.make_node("Add", ["blockwise_last", "blockwise_one"], ["blockwise_least"]),
+        onnx.helper.make_node("Equal", ["blockwise_least", total], ["blockwise"]),
+    ]
+    del graph.node[:]
+    for node in nodes:
+        if node is found[0]:
+            graph.node.extend(full)
+        graph.node.append(branches(node) if node in found else node)
+
+
+def branches(node: onnx.NodeProto) -> onnx.NodeProto:
+    """`If` in place of a `GroupQueryAttention` without a cache, which is its second branch."""
+    out = node.output[0]
+    heads = next(entry.i for entry in node.attribute if entry.name == "num_heads")
+    ways = {
+        "then": onnx.helper.make_node(
+            "MultiHeadAttention", node.input[:3], [f"{out}_then"], domain=node.domain, num_heads=heads
+        ),
+        "else": onnx.NodeProto(),
+    }
+    ways["else"].CopyFrom(node)
+    ways["else"].output[0] = f"{out}_else"
+    graphs = {}
+    for way, inner in ways.items():
+        kind = onnx.helper.make_tensor_value_info(inner.output[0], onnx.TensorProto.FLOAT, None)
+        graphs[f"{way}_branch"] = onnx.helper.make_graph([inner], f"{out}_{way}", [], [kind])
+    return onnx.helper.make_node("If", ["blockwise"], [out], name=node.name, **graphs)
 
 
 LOWERINGS: dict[str, Attend] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -71,6 +73,36 @@ def test_the_graph_has_the_numbers(trace: Trace, tmp_path: Path) -> None:
     row = nar_graph(model, "ort")
     path = trace(row, tmp_path / "nar.onnx")
     assert verify_nar(model, open_backend(tmp_path, graph_spec(path, row), threads=1)) < LOGITS_TOLERANCE
+
+
+@pytest.mark.parametrize("lengths", [[30], [30, 30], [30, 21]], ids=["one", "full", "ragged"])
+def test_full_rows_attend_without_scores(lengths: list[int], trace: Trace, tmp_path: Path) -> None:
+    """Rows that fill the graph take the way without scores, others the one with lengths."""
+    row = nar_graph(toy_nar({}), "ort")
+    path = trace(row, tmp_path / "nar.onnx")
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    count, generator = len(lengths), torch.Generator().manual_seed(3)
+    feeds = {
+        "text": torch.randint(0, 30, (count, 7), generator=generator).numpy(),
+        "text_lengths": torch.full((count,), 7).numpy(),
+        "codes": torch.randint(0, 1024, (count, 30, 8), generator=generator).numpy(),
+        "prompt_lengths": torch.full((count,), 9).numpy(),
+        "frame_lengths": torch.tensor(lengths).numpy(),
+        "stage": torch.tensor(4).numpy(),
+    }
+    found = session.run(["logits"], feeds)[0]
+    ran = {event["args"].get("op_name") for event in json.loads(Path(session.end_profiling()).read_text())}
+    assert ("MultiHeadAttention" in ran, "GroupQueryAttention" in ran) == (
+        len(set(lengths)) == 1,
+        len(set(lengths)) > 1,
+    )
+    with torch.no_grad():
+        expected = toy_nar({})(*(torch.from_numpy(feeds[name]) for name in row.inputs))
+    for index, length in enumerate(lengths):
+        gap = np.abs(found[index, : length - 9] - expected[index, : length - 9].numpy()).max()
+        assert gap < LOGITS_TOLERANCE
 
 
 def test_the_bound_grows_with_logits_beyond_its_range() -> None:
