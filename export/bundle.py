@@ -32,6 +32,8 @@ from valle2.export.verify import verify_ar, verify_codec, verify_nar, verify_str
 from valle2.export.vocos import read_vocos, vocos_file
 
 CARRIED = ("text", "voices")
+WEIGHTS_OF = {"codec_stream": "codec_decoder"}
+"""Graph -> the one that is written before it and has its weights."""
 EXAMPLE_CAPACITY = 128
 """Cache slots to trace and to compare with where their number is free."""
 Progress = Callable[[str], None]
@@ -157,8 +159,10 @@ def export_lowering(
         rows += codec_graphs(encoder, decoder, sizes.hop)
     specs = {}
     for row in rows:
-        stem, shared = (f"{row.name}-{lowering}", folder / f"{row.name}.onnx") if beside else (row.name, None)
+        stem = f"{row.name}-{lowering}" if beside else row.name
+        owner = row.name if beside else WEIGHTS_OF.get(row.name)
         progress(f"exporting {stem}")
+        shared = folder / f"{owner}.onnx" if owner else None
         path = export_graph(replace(row, opset=opset), folder / f"{stem}.onnx", shared)
         specs[row.name] = graph_spec(path, row)
     progress("comparing with PyTorch")

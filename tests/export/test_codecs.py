@@ -122,6 +122,12 @@ def test_graphs_are_the_librarys(encodec_bundle: Path) -> None:
         )
 
 
+def test_the_stream_reads_the_decoders_weights(encodec_bundle: Path) -> None:
+    own = encodec_bundle / "codec_stream.weights"
+    size = own.stat().st_size if own.is_file() else 0
+    assert size < 0.01 * (encodec_bundle / "codec_decoder.weights").stat().st_size
+
+
 @torch.no_grad()
 def test_a_state_left_out_is_heard(files: dict[str, Path]) -> None:
     """The streaming test would not pass without the states."""
