@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from valle2.engine.engines import graph_precision
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import Manifest
+from valle2.engine.precision import straighten
 from valle2.engine.profiles import Limits, largest_sizes
 from valle2.engine.weights import WIDTHS
 
@@ -219,21 +220,15 @@ def guessed(
 
 def plain(model: onnx.ModelProto) -> None:
     """Put copies of the right shape in place of operators that onnx knows no shapes of."""
+    straighten(model)
     nodes = []
     for node in model.graph.node:
-        inner = branch(node)
-        for place, name in enumerate(node.output if inner.op_type in FUSED else ()):
-            nodes.append(helper.make_node("Identity", [inner.input[FUSED[inner.op_type][place]]], [name]))
-        if inner.op_type not in FUSED:
+        for place, name in enumerate(node.output if node.op_type in FUSED else ()):
+            nodes.append(helper.make_node("Identity", [node.input[FUSED[node.op_type][place]]], [name]))
+        if node.op_type not in FUSED:
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-
-
-def branch(node: onnx.NodeProto) -> onnx.NodeProto:
-    """What a node does: itself, or of an `If` with an operator in each branch the second one."""
-    ways = [entry.g.node for entry in node.attribute if entry.name == "else_branch"]
-    return ways[0][0] if ways and len(ways[0]) == 1 else node
 
 
 def peak(model: onnx.ModelProto, tensors: Mapping[str, int]) -> int:

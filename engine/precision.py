@@ -92,8 +92,23 @@ def unpack(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(left)
 
 
+def straighten(model: onnx.ModelProto) -> None:
+    """Put the second of its two operators in the place of each `If` that chooses between such.
+
+    That one serves every input; the first is made for float32 on the CPU, which has no other type of it.
+    """
+    for node in model.graph.node:
+        ways = [entry.g.node for entry in node.attribute if entry.name == "else_branch"]
+        if ways and len(ways[0]) == 1:
+            outputs = list(node.output)
+            node.CopyFrom(onnx.NodeProto.FromString(ways[0][0].SerializeToString()))
+            del node.output[:]
+            node.output.extend(outputs)
+
+
 def convert(model: onnx.ModelProto, kind: int) -> None:
     """Give the network proper the type `kind`; where it meets the rest, a `Cast` stands."""
+    straighten(model)
     floats = float_tensors(model)
     region = find_region(model)
     for index in region.nodes:
