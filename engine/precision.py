@@ -98,12 +98,10 @@ def straighten(model: onnx.ModelProto) -> None:
     That one serves every input; the first is made for float32 on the CPU, which has no other type of it.
     """
     for node in model.graph.node:
-        ways = [entry.g.node for entry in node.attribute if entry.name == "else_branch"]
-        if ways and len(ways[0]) == 1:
-            outputs = list(node.output)
-            node.CopyFrom(onnx.NodeProto.FromString(ways[0][0].SerializeToString()))
-            del node.output[:]
-            node.output.extend(outputs)
+        if node.op_type == "If" and len(inner := attribute(node, "else_branch").g.node) == 1:
+            only = onnx.NodeProto.FromString(inner[0].SerializeToString())
+            only.output[0] = node.output[0]
+            node.CopyFrom(only)
 
 
 def convert(model: onnx.ModelProto, kind: int) -> None:

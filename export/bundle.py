@@ -159,10 +159,9 @@ def export_lowering(
         rows += codec_graphs(encoder, decoder, sizes.hop)
     specs = {}
     for row in rows:
-        stem = f"{row.name}-{lowering}" if beside else row.name
-        owner = row.name if beside else WEIGHTS_OF.get(row.name)
-        progress(f"exporting {stem}")
+        stem, owner = (f"{row.name}-{lowering}", row.name) if beside else (row.name, WEIGHTS_OF.get(row.name))
         shared = folder / f"{owner}.onnx" if owner else None
+        progress(f"exporting {stem}")
         path = export_graph(replace(row, opset=opset), folder / f"{stem}.onnx", shared)
         specs[row.name] = graph_spec(path, row)
     progress("comparing with PyTorch")

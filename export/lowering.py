@@ -11,6 +11,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from valle2.engine.precision import attribute
 from valle2.export.model import Attend, Cache, Window, attend_eager, merge_heads, split_heads, write_cache
 from valle2.export.nar import FullAttend
 
@@ -160,18 +161,14 @@ def blockwise(graph: onnx.GraphProto) -> None:
 
 def branches(node: onnx.NodeProto) -> onnx.NodeProto:
     """`If` in place of a `GroupQueryAttention` without a cache, which is its second branch."""
-    out = node.output[0]
-    heads = next(entry.i for entry in node.attribute if entry.name == "num_heads")
-    ways = {
-        "then": onnx.helper.make_node(
-            "MultiHeadAttention", node.input[:3], [f"{out}_then"], domain=node.domain, num_heads=heads
-        ),
-        "else": onnx.NodeProto(),
-    }
-    ways["else"].CopyFrom(node)
-    ways["else"].output[0] = f"{out}_else"
+    out, heads = node.output[0], attribute(node, "num_heads").i
+    full = onnx.helper.make_node(
+        "MultiHeadAttention", node.input[:3], [f"{out}_then"], domain=node.domain, num_heads=heads
+    )
+    ragged = onnx.NodeProto.FromString(node.SerializeToString())
+    ragged.output[0] = f"{out}_else"
     graphs = {}
-    for way, inner in ways.items():
+    for way, inner in (("then", full), ("else", ragged)):
         kind = onnx.helper.make_tensor_value_info(inner.output[0], onnx.TensorProto.FLOAT, None)
         graphs[f"{way}_branch"] = onnx.helper.make_graph([inner], f"{out}_{way}", [], [kind])
     return onnx.helper.make_node("If", ["blockwise"], [out], name=node.name, **graphs)
