@@ -93,8 +93,9 @@ def step_bytes(sizes: Mapping[str, int], positions: float, precision: str = STOR
     """Bytes that one AR step of a row must read: every weight once, and the cache's keys and values.
 
     sizes: the manifest's. positions: filled cache positions. precision: the graph's, which is that of the
-    blocks' and the group layers' products. The head, which is the code table (Eq. 7-11), biases, norms, the
-    cache and the rows that are looked up (a text token, G codes, `<bos>`, two positions) are not quantised.
+    blocks' and the group layers' products and of the cache. The head, which is the code table (Eq. 7-11),
+    biases, norms and the rows that are looked up (a text token, G codes, `<bos>`, two positions) are not
+    quantised.
     """
     width, group = sizes["d_model"], sizes["group_size"]
     inner = sizes["heads"] * (sizes.get("head_width") or width // sizes["heads"])
@@ -103,15 +104,15 @@ def step_bytes(sizes: Mapping[str, int], positions: float, precision: str = STOR
     vectors = sizes["layers"] * (3 * inner + sizes["ffn"] + 6 * width) + 2 * width
     head, rows = 1025 * width, (group + 4) * width
     cache = sizes["layers"] * 2 * inner * positions
-    weight, other = number_bytes(precision)
-    return weight * products + other * (head + vectors + rows + cache)
+    weight, kept, other = number_bytes(precision)
+    return weight * products + kept * cache + other * (head + vectors + rows)
 
 
-def number_bytes(precision: str) -> tuple[float, float]:
-    """Bytes of a product's weight, with its share of the block's float32 scale, and of any other number."""
+def number_bytes(precision: str) -> tuple[float, float, float]:
+    """Bytes of a product's weight, with its share of the block's scale, of a cached number, of any other."""
     if precision == STORED:
-        return FLOAT_BYTES, FLOAT_BYTES
+        return FLOAT_BYTES, FLOAT_BYTES, FLOAT_BYTES
     method = METHODS[precision]["ar"]
     if method == HALF:
-        return method.bits / 8, method.bits / 8
-    return method.bits / 8 + FLOAT_BYTES / method.block, FLOAT_BYTES
+        return (method.bits / 8,) * 3
+    return method.bits / 8 + FLOAT_BYTES / method.block, method.cache_bits / 8, FLOAT_BYTES

@@ -10,13 +10,15 @@ Three ways, since the graphs are bound by different things:
 
 - `dequantised`: weights alone, in standard operators (`DequantizeLinear` before the product), for TensorRT.
 
-Embeddings, norms, attention, biases and everything behind the logits stay float32.
+The first two take the bias that is added to a product along. Embeddings, norms, attention, biases and
+everything behind the logits stay float32; for the AR's caches see `caches`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,10 +37,16 @@ LEAST_SCALE = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A matrix product with a constant weight. weight: (K, N), transposed already where `Gemm` does it."""
+    """A matrix product with a constant weight.
+
+    weight: (K, N), transposed already where `Gemm` does it. output: what is made; bias: the name of what is
+    added to the product, (N,), or nothing.
+    """
 
     node: onnx.NodeProto
     weight: Weight
+    output: str
+    bias: str = ""
 
 
 Replaced = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
@@ -50,7 +58,7 @@ def quantise(model: onnx.ModelProto, method: Method) -> int:
     Returns:
         How many were replaced.
     """
-    count = replace_products(model, lambda found: contrib(found, method))
+    count = replace_products(model, lambda found: contrib(found, method), biased=True)
     if count and DOMAIN not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return count
@@ -66,23 +74,46 @@ def contrib(found: Product, method: Method) -> Replaced:
     return [node], tensors
 
 
-def replace_products(model: onnx.ModelProto, replace: Callable[[Product], Replaced]) -> int:
-    """Put other nodes and weights in place of every matrix product that has a constant weight."""
+def replace_products(
+    model: onnx.ModelProto, replaced_by: Callable[[Product], Replaced], *, biased: bool = False
+) -> int:
+    """Put other nodes and weights in place of every matrix product that has a constant weight.
+
+    biased: whether a bias that is added to a product goes into its place too.
+    """
     weights = {w.name: w for w in model.graph.initializer}
     made = {p.node.output[0]: p for node in model.graph.node if (p := product(node, weights)) is not None}
+    sums = biases(model, made, weights) if biased else {}
     nodes = []
     for node in model.graph.node:
-        found = made.get(node.output[0])
-        if found is None:
+        name = node.output[0]
+        if name in made:
+            replaced, tensors = replaced_by(sums.get(name, made[name]))
+            nodes += replaced
+            model.graph.initializer.extend(tensors)
+        elif all(name != found.output for found in sums.values()):
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
-            continue
-        replaced, tensors = replace(found)
-        nodes += replaced
-        model.graph.initializer.extend(tensors)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     drop_unused(model)
     return len(made)
+
+
+def biases(
+    model: onnx.ModelProto, made: dict[str, Product], weights: dict[str, onnx.TensorProto]
+) -> dict[str, Product]:
+    """Products that only the addition of a constant vector (N,) reads: by their own outputs, with both."""
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    readers.update(value.name for value in model.graph.output)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type != "Add":
+            continue
+        for name, bias in (node.input, reversed(node.input)):
+            plain = bias in weights and name in made and readers[name] == 1
+            if plain and list(weights[bias].dims) == [made[name].weight.shape[1]]:
+                found[name] = replace(made[name], output=node.output[0], bias=bias)
+    return found
 
 
 def product(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> Product | None:
@@ -99,17 +130,22 @@ def product(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> Produ
         if not plain or len(node.input) > 2:
             return None
         values = values.T if given.get("transB", 0) else values
-    return Product(node, values)
+    return Product(node, values, node.output[0])
 
 
 def block_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
     """`MatMulNBits`: symmetric, codes around 2^(bits-1), a block's scale from its greatest entry."""
     codes, scales = block_codes(found.weight, method.bits, method.block)
-    name, (inputs, outputs) = found.node.output[0], found.weight.shape
+    name, (inputs, outputs) = found.output, found.weight.shape
     tensors = [tensor(codes, f"{name}_codes"), tensor(scales, f"{name}_scales")]
     node = helper.make_node(
         "MatMulNBits",
-        [found.node.input[0], tensors[0].name, tensors[1].name],
+        [
+            found.node.input[0],
+            tensors[0].name,
+            tensors[1].name,
+            *([""] * 2 + [found.bias] if found.bias else ()),
+        ],
         [name],
         f"{name}_product",
         domain=DOMAIN,
@@ -145,7 +181,7 @@ def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, lis
     """`DynamicQuantizeMatMul`: signed 8-bit weights, a scale per output."""
     scales = unsaturated_scales(found.weight)
     codes = np.clip(np.rint(found.weight / scales), -127, 127).astype(np.int8)
-    name = found.node.output[0]
+    name = found.output
     tensors = [
         tensor(codes, f"{name}_codes"),
         tensor(scales, f"{name}_scales"),
@@ -153,7 +189,7 @@ def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, lis
     ]
     node = helper.make_node(
         "DynamicQuantizeMatMul",
-        [found.node.input[0], *(entry.name for entry in tensors)],
+        [found.node.input[0], *(entry.name for entry in tensors), *([found.bias] if found.bias else ())],
         [name],
         f"{name}_product",
         domain=DOMAIN,
@@ -186,7 +222,7 @@ def dequantised(found: Product, storage: Storage) -> Replaced:
         ratios if storage.kind.startswith("FLOAT") else np.clip(np.rint(ratios), -storage.top, storage.top)
     )
     codes = whole.reshape(padded.shape)[:inputs].astype(helper.tensor_dtype_to_np_dtype(kind))
-    name = found.node.output[0]
+    name = found.output
     tensors = [
         tensor(codes, f"{name}_codes"),
         tensor(scales if storage.block else scales[0], f"{name}_scales"),

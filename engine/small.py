@@ -17,7 +17,7 @@ from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec, Manifest, parse_graph, sha256
 
 RECORD = "build.json"
-RECIPE = 2
+RECIPE = 3
 """Raised when a method writes other weights than before, so that older builds are refused."""
 STORED, FUSED = "fp32", "ort"
 """The precision that a bundle comes in, and the lowering with ONNX Runtime's own attention."""
@@ -29,19 +29,21 @@ class Method:
 
     kind: "blocks" or "dynamic", see `quantize`; or "half": computed in float16, its caches too, see
     `precision`. bits: 16, 8 or 4. block: inputs that share a scale, a power of two from 16 on, for "blocks".
+    cache_bits: of a number in the caches, 32 or 8 (see `caches`); "half" has its own.
     """
 
     kind: str
     bits: int = 8
     block: int = 0
+    cache_bits: int = 32
 
 
 DYNAMIC = Method("dynamic")
 HALF = Method("half", 16)
 METHODS: dict[str, dict[str, Method]] = {
     "fp16": {"ar": HALF, "nar": HALF},
-    "int8": {"ar": Method("blocks", 8, 128), "nar": DYNAMIC},
-    "int4": {"ar": Method("blocks", 4, 32), "nar": DYNAMIC},
+    "int8": {"ar": Method("blocks", 8, 128, 8), "nar": DYNAMIC},
+    "int4": {"ar": Method("blocks", 4, 32, 8), "nar": DYNAMIC},
 }
 """Per precision the graphs that change, by measurement (docs/precision.md); others run as they are stored."""
 PRECISIONS = (STORED, *METHODS)

@@ -5,10 +5,11 @@ They are made aside and put in place whole, so that a build that is cut short le
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from valle2.engine.caches import cache_ranges, store_caches
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import GraphSpec, Manifest, hash_files, read_manifest
 from valle2.engine.precision import converted_spec, load_graph
@@ -72,9 +73,8 @@ def build_lowering(path: Path, manifest: Manifest, precision: str, progress: Pro
         with replacing(folder) as aside:
             for graph in METHODS[precision]:
                 progress(f"building {graph} ({precision}, {manifest.lowering})")
-                row, specs[graph] = build_graph(
-                    path, aside, manifest.graphs[graph], METHODS[precision][graph]
-                )
+                spec, method = manifest.graphs[graph], METHODS[precision][graph]
+                row, specs[graph] = build_graph(path, aside, spec, method, manifest.sizes)
                 rows.append({"graph": graph, "lowering": manifest.lowering} | row)
             write_record(aside, Record(description(manifest, precision), specs, hash_files(aside)))
     except OSError as error:
@@ -83,15 +83,20 @@ def build_lowering(path: Path, manifest: Manifest, precision: str, progress: Pro
 
 
 def build_graph(
-    bundle: Path, folder: Path, spec: GraphSpec, method: Method
+    bundle: Path, folder: Path, spec: GraphSpec, method: Method, sizes: Mapping[str, int]
 ) -> tuple[dict[str, Any], GraphSpec]:
-    """One graph and its weights, under the names they have in the bundle: its row and its tensors."""
+    """One graph and its weights, under the names they have in the bundle: its row and its tensors.
+
+    sizes: the manifest's.
+    """
     source = bundle / spec.file
     model = load_graph(source, "fp16" if method == HALF else STORED)
     replaced = 0 if method == HALF else quantise(model, method)
+    if method.cache_bits < 32:
+        store_caches(model, cache_ranges(bundle, spec, sizes))
     made = converted_spec(spec, model)
     write_graph(model, folder / source.name)
     places = ((bundle, spec.graph), (folder, source.stem))
-    sizes = [sum(f.stat().st_size for f in at.glob(f"{stem}.*")) for at, stem in places]
-    before, after = (round(size / 1e6, 1) for size in sizes)
+    found = [sum(f.stat().st_size for f in at.glob(f"{stem}.*")) for at, stem in places]
+    before, after = (round(size / 1e6, 1) for size in found)
     return {"products": replaced, "mb_before": before, "mb": after}, made

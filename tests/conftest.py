@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from tests.traced import trace_once
 from valle2.engine import Backend, GraphSpec, open_backend
-from valle2.engine.small import HALF
+from valle2.engine.small import METHODS
 from valle2.engine.smaller import build_graph
 from valle2.export import Checkpoint, ModelConfig, export_checkpoint, save_checkpoint
 from valle2.export import bundle as bundle_module
@@ -200,16 +200,17 @@ def ar_backend(
 
 
 @pytest.fixture(scope="session")
-def half_backend(
+def built_backend(
     ar_export: Callable[[int, str, int], tuple[ARModel, Path, GraphSpec]],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[int, str, int], tuple[ARModel, Backend]]:
-    """`ar_backend` with the graph built in float16, as `valle2 build --target ort --precision fp16` does."""
+) -> Callable[[int, str, int, str], tuple[ARModel, Backend]]:
+    """`ar_backend` with the graph built in a precision, as `valle2 build --target ort --precision` does."""
 
     @cache
-    def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Backend]:
+    def make(group_size: int, lowering: str, capacity: int, precision: str) -> tuple[ARModel, Backend]:
         model, folder, spec = ar_export(group_size, lowering, capacity)
-        built = tmp_path_factory.mktemp(f"half{group_size}{lowering}")
-        return model, open_backend(built, build_graph(folder, built, spec, HALF)[1])
+        built = tmp_path_factory.mktemp(f"{precision}{group_size}{lowering}")
+        row = build_graph(folder, built, spec, METHODS[precision]["ar"], model.config.to_dict())
+        return model, open_backend(built, row[1])
 
     return make

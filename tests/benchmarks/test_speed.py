@@ -141,6 +141,7 @@ def test_a_step_reads_every_weight_that_it_uses(tts: Valle2) -> None:
     assert {t.dtype for t in caches} == {"float32"}
     per_position = sum(int(t.axes[1]) * int(t.axes[3]) for t in caches)
     assert step_bytes(sizes, 1) - step_bytes(sizes, 0) == 4 * per_position
+    assert step_bytes(sizes, 1, "int8") - step_bytes(sizes, 0, "int8") == per_position
 
 
 def test_listeners_notice_a_pause() -> None:

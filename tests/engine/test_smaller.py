@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from valle2.engine import BackendError, find_graphs, open_backend, read_manifest
 from valle2.engine import smaller as module
+from valle2.engine.caches import cache_ranges
 from valle2.engine.quantize import block_codes, quantise
 from valle2.engine.small import DYNAMIC, METHODS, RECORD, Method, graph_folder
 from valle2.engine.smaller import build_graphs
@@ -143,14 +144,45 @@ def test_integer_products_are_whole_on_any_processor(draw: str, shape: tuple[int
     assert np.abs(found - exact).max() <= 1e-5 * np.abs(exact).max()
 
 
-def one_product(weight: NDArray[np.float32], rows: int) -> onnx.ModelProto:
+@pytest.mark.parametrize("method", [DYNAMIC, METHODS["int8"]["ar"], METHODS["int4"]["ar"]])
+def test_biases_go_along_with_products(method: Method) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((64, 32)).astype(np.float32)
+    bias, x = rng.standard_normal(32).astype(np.float32), rng.standard_normal((5, 64)).astype(np.float32)
+    plain, biased, kept = (one_product(weight, 5, added) for added in ((), (bias,), (bias[None],)))
+    found = []
+    for model, kinds in ((plain, 1), (biased, 1), (kept, 2)):
+        assert quantise(model, method) == 1
+        assert len(model.graph.node) == kinds
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        found.append(session.run(None, {"x": x})[0])
+    assert np.allclose(found[1], found[0] + bias, atol=1e-5)
+    assert np.allclose(found[2], found[1], atol=1e-5)
+
+
+def test_a_product_that_is_read_twice_keeps_its_bias_apart() -> None:
+    model = one_product(np.ones((64, 32), np.float32), 5, (np.ones(32, np.float32),))
+    model.graph.output.append(helper.make_tensor_value_info("p", onnx.TensorProto.FLOAT, (5, 32)))
+    assert quantise(model, DYNAMIC) == 1
+    assert [node.op_type for node in model.graph.node] == ["DynamicQuantizeMatMul", "Add"]
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    whole, product = session.run(["y", "p"], {"x": np.ones((5, 64), np.float32)})
+    assert np.allclose(whole, product + 1)
+
+
+def one_product(
+    weight: NDArray[np.float32], rows: int, added: tuple[NDArray[np.float32], ...] = ()
+) -> onnx.ModelProto:
+    """x times the weight, and what is added to it, as a graph."""
     inputs, outputs = weight.shape
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p" if added else "y"])]
+    nodes += [helper.make_node("Add", ["b", "p"], ["y"]) for _ in added]
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        nodes,
         "product",
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (rows, inputs))],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (rows, outputs))],
-        [numpy_helper.from_array(weight, "w")],
+        [numpy_helper.from_array(weight, "w"), *(numpy_helper.from_array(bias, "b") for bias in added)],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
@@ -174,8 +206,24 @@ def test_half_is_spoken_listed_and_timed(built: Path, capsys: pytest.CaptureFixt
     assert {"ort-fp16", "ort-int8", "ort-int4"} == set(json.loads(capsys.readouterr().out)["built"])
     assert main(["bench", "latency", "--text", "hello", "--repeats", "1", "--threads", "1", *where]) == 0
     found = json.loads(capsys.readouterr().out)
-    caches = Valle2.load(built, precision="fp16").graphs.batch.slots.caches
-    assert found["precision"] == "fp16" and {c.read().dtype for c in caches.values()} == {np.dtype("float16")}
+    assert found["precision"] == "fp16"
+
+
+@pytest.mark.parametrize("precision, kind", [("fp16", "float16"), ("int8", "int8"), ("int4", "int8")])
+def test_caches_are_small(built: Path, precision: str, kind: str) -> None:
+    caches = Valle2.load(built, precision=precision).graphs.batch.slots.caches
+    assert {str(cache.read().dtype) for cache in caches.values()} == {kind}
+
+
+def test_caches_reach_twice_as_far_as_random_codes(built: Path) -> None:
+    manifest = read_manifest(built)
+    model = onnx.load(str(graph_folder(built, "int8", "ort") / "ar.onnx"))
+    scales = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    ranges = cache_ranges(built, manifest.graphs["ar"], manifest.sizes)
+    assert len(ranges) == 2 * manifest.sizes["layers"]
+    for name, reached in ranges.items():
+        assert reached.min() > 0
+        assert np.allclose(scales[f"{name}_scales"], 2 * reached[None, :, None, :] / 127)
 
 
 def test_a_build_without_tensors_is_stale(ours: Path) -> None:

@@ -18,16 +18,18 @@ STEPS = 40
 
 
 @pytest.mark.parametrize("group_size", parity.GROUPS)
-def test_logits_of_a_ragged_prefill_and_cached_steps(half_backend: parity.Make, group_size: int) -> None:
-    made = half_backend(group_size, "ort", parity.CAPACITY)
+def test_logits_of_a_ragged_prefill_and_cached_steps(
+    built_backend: parity.MakeBuilt, group_size: int
+) -> None:
+    made = built_backend(group_size, "ort", parity.CAPACITY, "fp16")
     worst, same = parity.steps_beside_eager(*made, batch=4, steps=STEPS)
     assert parity.TOLERANCE < worst < LOGITS
     assert same > SAME
 
 
 @pytest.mark.parametrize("group_size", parity.GROUPS)
-def test_greedy_codes_alone_and_in_a_ragged_batch(half_backend: parity.Make, group_size: int) -> None:
-    model, backend = half_backend(group_size, "ort", parity.CAPACITY)
+def test_greedy_codes_alone_and_in_a_ragged_batch(built_backend: parity.MakeBuilt, group_size: int) -> None:
+    model, backend = built_backend(group_size, "ort", parity.CAPACITY, "fp16")
     slots = Slots(backend, model.config.to_dict(), parity.CAPACITY, 4, 10)
     assert {str(cache.read().dtype) for cache in slots.caches.values()} == {"float16"}
     rows = parity.ragged_rows(model, Settings(top_p=0.0, threshold=1.0), STEPS)
@@ -38,8 +40,10 @@ def test_greedy_codes_alone_and_in_a_ragged_batch(half_backend: parity.Make, gro
 
 
 @pytest.mark.parametrize("group_size", parity.GROUPS)
-def test_the_sampler_draws_from_these_logits_in_float32(half_backend: parity.Make, group_size: int) -> None:
-    model, backend = half_backend(group_size, "ort", parity.CAPACITY)
+def test_the_sampler_draws_from_these_logits_in_float32(
+    built_backend: parity.MakeBuilt, group_size: int
+) -> None:
+    model, backend = built_backend(group_size, "ort", parity.CAPACITY, "fp16")
     rng, batch, width, draws = np.random.default_rng(0), 4, 12, 20
     kinds = {tensor.name: tensor.dtype for tensor in backend.spec.inputs}
     feeds = {name: value.numpy() for name, value in ar_inputs(model.config, batch, width, 64).items()}

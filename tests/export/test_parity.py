@@ -14,7 +14,7 @@ from valle2.engine import Backend
 from valle2.export.config import EOS_CODE
 from valle2.export.graphs import ar_inputs, cache_names
 from valle2.export.lowering import LOWERINGS
-from valle2.export.model import ARModel, causal_window
+from valle2.export.model import ARModel
 from valle2.export.reference import generate
 from valle2.export.verify import verify_ar
 from valle2.runtime import Settings
@@ -28,6 +28,7 @@ STEPS = 200
 TOLERANCE = 1e-4
 LOGITS_ROUNDING = 1e-5
 Make = Callable[[int, str, int], tuple[ARModel, Backend]]
+MakeBuilt = Callable[[int, str, int, str], tuple[ARModel, Backend]]
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -63,8 +64,9 @@ def steps_beside_eager(
         feeds["text"] = rng.integers(0, model.config.vocab_size + 1, (batch, width))
         feeds["codes"] = rng.integers(0, 1024, (batch, width, group_size))
         feeds |= {"text_lengths": lengths, "past_lengths": past, "new_lengths": new}
-        window = causal_window(torch.from_numpy(past), torch.from_numpy(new), width, CAPACITY)
         inputs = [torch.from_numpy(feeds[name]) for name in ("text", "codes", "text_lengths")]
+        counts = torch.from_numpy(past), torch.from_numpy(new)
+        window = model.window(*counts, width, CAPACITY, inputs[2])
         expected, caches = model.forward_cached(inputs[0], inputs[1], inputs[2], window, caches)
         found = backend.run(feeds)
         worst = max(worst, float(np.abs(found["logits"] - expected.numpy()).max()))
