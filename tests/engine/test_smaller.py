@@ -144,6 +144,22 @@ def test_integer_products_are_whole_on_any_processor(draw: str, shape: tuple[int
     assert np.abs(found - exact).max() <= 1e-5 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize("precision, slack", [("int8", 0.0), ("int4", 1e-5)])  # see METHODS
+def test_rows_are_multiplied_as_if_alone(precision: str, slack: float) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((1024, 96)).astype(np.float32)
+    x = rng.standard_normal((16, 1024)).astype(np.float32)
+    model = one_product(weight, 16)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "rows"
+    quantise(model, METHODS[precision]["ar"])
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    alone = np.concatenate([session.run(None, {"x": row[None]})[0] for row in x])
+    for count in range(1, 17):
+        beside = session.run(None, {"x": x[:count]})[0]
+        assert np.abs(beside - alone[:count]).max() <= slack * np.abs(alone).max()
+
+
 @pytest.mark.parametrize("method", [DYNAMIC, METHODS["int8"]["ar"], METHODS["int4"]["ar"]])
 def test_biases_go_along_with_products(method: Method) -> None:
     rng = np.random.default_rng(0)

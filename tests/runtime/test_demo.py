@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from safetensors import safe_open
 
 from tests.listen import ENOUGH, heard, share_heard
 from valle2.engine.manifest import sha256
+from valle2.engine.smaller import build_graphs
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.cli import main
 
@@ -54,6 +56,19 @@ def test_it_is_small(demo: Valle2) -> None:
 def test_it_was_exported_from_the_checkpoint_beside_it(demo: Valle2) -> None:
     assert demo.manifest.provenance["checkpoint_sha256"] == sha256(CHECKPOINT / "model.safetensors")
     assert max(demo.manifest.parity.values()) < 1e-4
+
+
+def test_what_is_said_in_int8_fits_the_caches(demo: Valle2, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo.path, tmp_path / "demo"))
+    build_graphs(folder, "int8")
+    tts = Valle2.load(folder, precision="int8", slots=6)
+    voices = [tts.voice(name) for name in tts.voices()]
+    tts.synthesize_batch([Request(FOX, voice, tts.settings()) for voice in voices])
+    kept = [cache.read().astype(np.int64) for cache in tts.graphs.batch.slots.caches.values()]
+    numbers = np.concatenate([cache[cache.any(axis=3)].ravel() for cache in kept])
+    assert len(numbers) > 1e6
+    assert np.mean(np.abs(numbers) >= 127) < 1e-3  # cut off, or just there
+    assert np.std(numbers) > 12  # and no more room is left than needed
 
 
 def test_six_voices_with_words_and_licence(demo: Valle2) -> None:
