@@ -29,6 +29,7 @@ from valle2.benchmarks.plots import Line, Panel
 from valle2.benchmarks.report import markdown, measured_on, need_positive, share, step_bytes
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import sha256
+from valle2.engine.small import DYNAMIC, METHODS
 from valle2.export import Checkpoint, read_checkpoint
 from valle2.export.checkpoint import weights_file
 from valle2.runtime import Request, Settings, Speech, Timings, Valle2
@@ -183,7 +184,8 @@ def report(sides: dict[str, Ours], times: Eager, text: str, seed: int, threads: 
     """Medians in milliseconds, ratios, bounds, and what they were measured on."""
     found = {}
     for name, side in sides.items():
-        peak = matmul_peak("int8" if name == "int8" else "fp32", threads) if times.bandwidth else 0.0
+        integers = METHODS.get(name, {}).get("nar") == DYNAMIC
+        peak = matmul_peak(threads, integers=integers) if times.bandwidth else 0.0
         found[name] = one_side(side, name, times, peak)
     name, side = next(reversed(sides.items()))
     return (

@@ -11,12 +11,11 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 ROWS, WIDTH, INNER, REPEATS = 850, 1024, 4096, 15
-PRECISIONS = ("fp32", "int8")
 
 
-def matmul_peak(precision: str, threads: int) -> float:
+def matmul_peak(threads: int, *, integers: bool = False) -> float:
     """Operations (multiply and add counted apart) per second of a NAR-sized product, the best of several."""
-    session, feeds = product(precision, threads)
+    session, feeds = product(threads, integers)
     session.run(None, feeds)
     times = []
     for _ in range(REPEATS):
@@ -26,10 +25,10 @@ def matmul_peak(precision: str, threads: int) -> float:
     return 2 * ROWS * WIDTH * INNER / min(times)
 
 
-def product(precision: str, threads: int) -> tuple[Any, dict[str, Any]]:
-    """A session of one MatMul, (850, 1024) by a constant (1024, 4096), and its input."""
+def product(threads: int, integers: bool) -> tuple[Any, dict[str, Any]]:
+    """A session of one product of 8-bit integers or of floats, (850, 1024) by a constant (1024, 4096)."""
     draws = np.random.default_rng(0)
-    if precision == "int8":
+    if integers:
         node = helper.make_node("MatMulInteger", ["a", "w"], ["y"])
         kinds = TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32
         left = draws.integers(0, 127, (ROWS, WIDTH)).astype(np.uint8)

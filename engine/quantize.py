@@ -84,6 +84,7 @@ def replace_products(
     weights = {w.name: w for w in model.graph.initializer}
     made = {p.node.output[0]: p for node in model.graph.node if (p := product(node, weights)) is not None}
     sums = biases(model, made, weights) if biased else {}
+    taken = {found.output for found in sums.values()}
     nodes = []
     for node in model.graph.node:
         name = node.output[0]
@@ -91,7 +92,7 @@ def replace_products(
             replaced, tensors = replaced_by(sums.get(name, made[name]))
             nodes += replaced
             model.graph.initializer.extend(tensors)
-        elif all(name != found.output for found in sums.values()):
+        elif name not in taken:
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -138,14 +139,10 @@ def block_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[
     codes, scales = block_codes(found.weight, method.bits, method.block)
     name, (inputs, outputs) = found.output, found.weight.shape
     tensors = [tensor(codes, f"{name}_codes"), tensor(scales, f"{name}_scales")]
+    bias = ["", "", found.bias] if found.bias else []  # no zero points, no order of the inputs
     node = helper.make_node(
         "MatMulNBits",
-        [
-            found.node.input[0],
-            tensors[0].name,
-            tensors[1].name,
-            *([""] * 2 + [found.bias] if found.bias else ()),
-        ],
+        [found.node.input[0], *(entry.name for entry in tensors), *bias],
         [name],
         f"{name}_product",
         domain=DOMAIN,
