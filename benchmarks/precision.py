@@ -54,7 +54,7 @@ def precision(
 ) -> dict[str, Any]:
     """Compare every precision with float32. frames: what is spoken, for a model that never ends."""
     names = [STORED, *(name for name in precisions if name != STORED)]
-    tts = Valle2.load(model, threads=threads)
+    tts = Valle2.load(model, threads=threads, precision=STORED)
     spoken = speak(tts, text, Settings(0.0, threshold=1.0, seed=seed, max_frames=frames))
     reference, rows = probe(tts, spoken), {}
     for name in names:

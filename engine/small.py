@@ -21,6 +21,9 @@ RECIPE = 3
 """Raised when a method writes other weights than before, so that older builds are refused."""
 STORED, FUSED = "fp32", "ort"
 """The precision that a bundle comes in, and the lowering with ONNX Runtime's own attention."""
+AUTO, USUAL = "auto", "int8"
+"""What stands for `usual_precision`, and what that is where it is built: it costs the demo less than a point
+of its words (docs/precision.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,21 @@ def description(manifest: Manifest, precision: str) -> dict[str, Any]:
     }
 
 
+def is_built(record: Record | None, manifest: Manifest, precision: str) -> bool:
+    """Was a build made from this bundle, by this version?"""
+    return (
+        record is not None
+        and record.about == description(manifest, precision)
+        and set(record.specs) == set(METHODS[precision])
+    )
+
+
+def usual_precision(bundle: Path, manifest: Manifest) -> str:
+    """The precision for a CPU if none is asked for: `USUAL` where it is built, else as the bundle comes."""
+    record = read_record(graph_folder(bundle, USUAL, manifest.lowering))
+    return USUAL if is_built(record, manifest, USUAL) else STORED
+
+
 def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, Found]:
     """Where each graph of a bundle is to be loaded from, and its tensors there.
 
@@ -114,7 +132,7 @@ def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, F
     record = read_record(folder)
     if record is None:
         raise BackendError(f"{bundle} has no {precision} graphs; build them with: {remedy}")
-    if record.about != description(manifest, precision) or set(record.specs) != set(METHODS[precision]):
+    if not is_built(record, manifest, precision):
         raise BackendError(
             f"{folder} was built from another bundle or by another valle2; build it anew with: {remedy}"
         )

@@ -34,7 +34,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument(
-        "--precision", default="fp32", help="fp32; fp16, int8 or int4 once built (default: fp32)"
+        "--precision",
+        default="auto",
+        help="fp32; fp16, int8 or int4 once built (default: int8 on a CPU if built, else fp32)",
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
 
@@ -89,7 +91,7 @@ def say(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
             speech = played(stream, args.out == STDOUT)
     if not args.stream or args.out != STDOUT:
         write_audio(args.out, speech.audio, speech.sample_rate)
-    return {"out": args.out, **speech_report(speech)}
+    return {"out": args.out, "precision": tts.precision, **speech_report(speech)}
 
 
 def played(stream: Stream, aloud: bool) -> Speech:

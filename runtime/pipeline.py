@@ -27,7 +27,7 @@ from valle2.engine import (
 )
 from valle2.engine.hub import fetch_bundle, parse_id
 from valle2.engine.manifest import FILE_NAME
-from valle2.engine.small import STORED
+from valle2.engine.small import AUTO, STORED, usual_precision
 from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
 from valle2.runtime.decode import Slots
@@ -56,6 +56,7 @@ class Valle2:
     def __init__(self, path: Path, manifest: Manifest, slots: int, **where: Any) -> None:
         self.path = path
         self.manifest = manifest
+        self.precision = where["precision"]
         precision = where["precision"] if where["engine"] == "ort" else STORED
         graphs = find_graphs(path, manifest, precision)
         encoder = graphs.pop("codec_encoder", None)
@@ -86,7 +87,7 @@ class Valle2:
         model: str | Path = "demo",
         *,
         device: str = "cpu",
-        precision: str = STORED,
+        precision: str = AUTO,
         threads: int = 0,
         slots: int = SLOTS,
         engine: str = "ort",
@@ -98,7 +99,8 @@ class Valle2:
             model: "demo" for the embedded model, a bundle's folder, or `owner/name[@revision]` on the hub.
             device: "cpu" or "cuda".
             precision: "fp32" as stored; "fp16", "int8" or "int4" once `valle2 build --target ort` made it; of
-                an engine, the one it was built with. threads: CPU threads, 0 for all cores.
+                an engine, the one it was built with. "auto" is "int8" on a "cpu" if it is built, else "fp32".
+            threads: CPU threads, 0 for all cores.
             slots: rows decoded side by side; an engine must be built for as many (--max-batch).
             engine: "ort", or "tensorrt" / "tensorrt-rtx" with what `valle2 build` made, on "cuda";
                 "ort-tensorrt" / "ort-tensorrt-rtx" are these providers of ONNX Runtime.
@@ -111,9 +113,13 @@ class Valle2:
         if slots < 1 or threads < 0:
             raise SettingsError(f"slots is {slots}, threads {threads}; expected slots >= 1, threads >= 0")
         path = find_model(model)
-        if engine == "ort":
+        if engine == "ort" and precision != AUTO:
             check_precision(precision)
-        manifest = fitted(read_manifest(path), engine, device, precision)
+        manifest = read_manifest(path)
+        if precision == AUTO:
+            fused = engine == "ort" and device == "cpu"
+            precision = usual_precision(path, manifest) if fused else STORED
+        manifest = fitted(manifest, engine, device, precision)
         where = {"device": device, "threads": threads, "engine": engine, "precision": precision}
         return cls(path, manifest, slots, **where, fallback=fallback)
 

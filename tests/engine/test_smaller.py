@@ -242,6 +242,18 @@ def test_caches_reach_twice_as_far_as_random_codes(built: Path) -> None:
         assert np.allclose(scales[f"{name}_scales"], 2 * reached[None, :, None, :] / 127)
 
 
+def test_what_is_usual_is_taken_unasked(ours: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Valle2.load(bundle).precision == "fp32"
+    assert Valle2.load(ours).precision == "int8"
+    assert Valle2.load(ours, precision="fp32").precision == "fp32"
+    out = str(ours.with_suffix(".wav"))
+    assert main(["say", "hello there", "-o", out, "--model", str(ours), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "int8"
+    path = graph_folder(ours, "int8", "ort") / RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": 0}))
+    assert Valle2.load(ours).precision == "fp32"  # another version's
+
+
 def test_a_build_without_tensors_is_stale(ours: Path) -> None:
     path = graph_folder(ours, "fp16", "ort") / RECORD
     values = json.loads(path.read_text())
