@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from valle2.engine.backend import Array, ArrayBuffer, Backend, Buffer, Step
 from valle2.engine.errors import BackendError
+from valle2.engine.floats import DENORMALS, LIBRARY, DenormalsAsZeros
 from valle2.engine.manifest import GraphSpec
 from valle2.engine.memory import give_back, in_huge_pages, sparse_zeros
 from valle2.engine.providers import RECORDING, check_strays, find_provider, provider_options
@@ -24,14 +25,11 @@ TURNS = {
     "session.use_env_allocators": "1",
     "session.use_device_allocator_for_initializers": "1",
     "session.force_spinning_stop": "1",
-    "session.set_denormal_as_zero": "1",
 }
 """For a model's graphs, which run in turns on the CPU.
 
 Intermediates lie in `shared_arena`, weights in memory of the session's own, freed with it. Threads of the
-last graph would go on spinning for a while, on the cores that the next one needs. A trained model's attention
-has weights below 1e-38, which Intel's processors multiply many times slower than zeros; ONNX Runtime takes
-them as zeros in a session's threads, and in the thread that opens the process's first session.
+last graph would go on spinning for a while, on the cores that the next one needs.
 """
 
 
@@ -114,15 +112,16 @@ class OrtBackend(Backend):
         options.add_session_config_entry(RECORDING, "1" if device != "cpu" else "0")
         if device == "cpu":
             shared_arena()
-            for name, value in TURNS.items():
+            for name, value in (TURNS | (DENORMALS if LIBRARY else {})).items():
                 options.add_session_config_entry(name, value)
         self.spec = spec
         self.device = device
         self.recordings = count(1)
+        self.zeros = DenormalsAsZeros()
         chosen = find_provider(engine, device, ort.get_available_providers())
         given = provider_options(chosen, bundle or path.parent, engine)
         self.records = stepped and chosen.records
-        with in_huge_pages() if stepped and device == "cpu" else nullcontext():
+        with self.zeros, in_huge_pages() if stepped and device == "cpu" else nullcontext():
             self.session = self.opened(path, options, chosen.name, given)
         if self.session.get_providers()[0] != chosen.name:
             raise BackendError(f"{path}: {chosen.name} failed to start; check the driver with: valle2 doctor")
@@ -143,7 +142,8 @@ class OrtBackend(Backend):
 
     def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
         try:
-            found = self.session.run(list(outputs), dict(feeds), self.numbered(UNRECORDED))
+            with self.zeros:
+                found = self.session.run(list(outputs), dict(feeds), self.numbered(UNRECORDED))
         except Exception as error:
             raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None
         return dict(zip(outputs, found, strict=True))
@@ -164,13 +164,14 @@ class OrtBackend(Backend):
             self.bind_one(buffer, name, binding.bind_ortvalue_input, binding.bind_input)
         for name, buffer in outputs.items():
             self.bind_one(buffer, name, binding.bind_ortvalue_output, binding.bind_output)
-        run = self.session.run_with_iobinding
+        run, zeros = self.session.run_with_iobinding, self.zeros
         now, later = self.numbered(UNRECORDED), self.numbered(next(self.recordings))
 
         def step() -> None:
             nonlocal now
             try:
-                run(binding, now)
+                with zeros:
+                    run(binding, now)
             except Exception as error:
                 raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None
             now = later

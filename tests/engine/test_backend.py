@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from onnx import TensorProto, helper
 
 from valle2.benchmarks.process import resident_bytes
 from valle2.engine import BackendError, FakeBackend, GraphSpec, TensorSpec, open_backend, read_manifest
+from valle2.engine.floats import LIBRARY
 
 SPEC = GraphSpec(
     "add.onnx",
@@ -42,6 +45,27 @@ def test_run_and_bound_step_write_the_same(folder: Path) -> None:
         for expected in (1, 2, 3):
             step()
             assert b.read().tolist() == [expected] * 3
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="the processor's state is set on x86-64 Linux alone")
+def test_numbers_below_the_normal_ones_are_zeros_while_a_graph_runs(folder: Path) -> None:
+    script = f"""
+import numpy as np
+from pathlib import Path
+from tests.engine.test_backend import SPEC, open_backend
+tiny, none, kept = np.full(4, 1e-39, np.float32), np.zeros(4, np.float32), []
+with open_backend(Path({str(folder)!r}), SPEC, threads=1) as backend:
+    kept.append(float((tiny + none).max()))
+    kept.append(float(backend.run({{"a": tiny, "b": none}})["sum"].max()))
+    a, b, total = (backend.buffer((4,), np.float32) for _ in "123")
+    a.write(tiny)
+    backend.bind({{"a": a, "b": b}}, {{"sum": total}})()
+    kept += [float(total.read().max()), float((tiny + none).max())]
+print(*kept)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, run, step, after = map(float, done.stdout.split())
+    assert before == after > 0 and run == step == 0
 
 
 @pytest.mark.parametrize(

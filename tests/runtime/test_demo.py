@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 import sys
@@ -45,14 +44,6 @@ def test_import_and_load_take_under_two_seconds_and_no_torch() -> None:
     seconds, torch = zip(*(run.stdout.split() for run in runs), strict=True)
     assert set(torch) == {"False"}
     assert min(map(float, seconds)) < 2, seconds
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime sets it on x86 alone")
-def test_numbers_below_the_normal_ones_are_zeros() -> None:
-    script = "import numpy as np\nfrom valle2.runtime import Valle2\nsmall = np.full(3, 1e-38, np.float32)\n"
-    script += 'before = small / 4\nValle2.load("demo")\nprint(before.min() > 0, (small / 4).max())'
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "0.0"]
 
 
 def test_it_is_small(demo: Valle2) -> None:
