@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from valle2.benchmarks.precision import agreement, noise, precision, table
+from valle2.engine.small import graph_folder
 from valle2.engine.smaller import build_graphs
 
 
@@ -28,7 +29,9 @@ def test_fewer_bits_are_further_from_float32(built: Path) -> None:
     assert 0 < eight["ar_noise"] < 0.05 < four["ar_noise"] < 0.3
     assert 0 < eight["nar_noise"] < 0.03
     assert eight["nar_codes_percent"] > 90
-    assert four["mb"]["ar"] < eight["mb"]["ar"]
+    stored = {name: graph_folder(built, name, "ort") / "ar.weights" for name in ("int8", "int4")}
+    assert stored["int4"].stat().st_size < stored["int8"].stat().st_size
+    assert four["mb"]["ar"] <= eight["mb"]["ar"]  # in tenths of a megabyte, which the toy hardly has
     assert found["frames"] > 0
     assert len(table(found).splitlines()) == 5
 
