@@ -36,8 +36,7 @@ Ranges = dict[str, NDArray[np.float32]]
 
 def cache_ranges(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> Ranges:
     """Run the AR graph of a folder over random rows. sizes: the manifest's."""
-    group, names = sizes["group_size"], [t.name for t in spec.inputs if t.name.startswith(CACHE)]
-    width = sizes.get("head_width") or sizes["d_model"] // sizes["heads"]
+    group, caches = sizes["group_size"], [t for t in spec.inputs if t.name.startswith(CACHE)]
     words, groups = min(TOKENS, sizes["max_text"]), min(FRAMES, sizes["max_frames"]) // group
     length = words + 1 + groups
     found: Ranges = {}
@@ -60,11 +59,13 @@ def cache_ranges(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> Ran
                 "repeat_window": np.ones(1, np.int64),
                 "threshold": np.ones(1, np.float32),
             }
-            feeds |= {name: np.zeros((1, sizes["heads"], length, width), np.float32) for name in names}
-            kept = backend.run(feeds, tuple(f"{name}_out" for name in names))
-            for name in names:
-                reached = np.abs(kept[f"{name}_out"][0]).max(axis=1)
-                found[name] = np.maximum(found.get(name, 0), reached)
+            for cache in caches:
+                heads, width = int(cache.axes[1]), int(cache.axes[3])
+                feeds[cache.name] = np.zeros((1, heads, length, width), np.float32)
+            kept = backend.run(feeds, tuple(f"{cache.name}_out" for cache in caches))
+            for cache in caches:
+                reached = np.abs(kept[f"{cache.name}_out"][0]).max(axis=1)
+                found[cache.name] = np.maximum(found.get(cache.name, 0), reached)
     return found
 
 

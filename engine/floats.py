@@ -11,10 +11,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-from types import TracebackType
 from typing import Any
 
-DENORMALS = {"session.set_denormal_as_zero": "1"}
 AS_ZEROS = 0x8040
 """MXCSR's flush-to-zero and denormals-are-zeros."""
 
@@ -34,26 +32,23 @@ def c_library() -> Any:
 
 
 LIBRARY = c_library()
+DENORMALS = {"session.set_denormal_as_zero": "1"} if LIBRARY else {}
 
 
 class DenormalsAsZeros:
     """A context in which this thread takes them so, on a system where that is known. For one thread."""
 
     def __init__(self) -> None:
-        self.before, self.within = Environment(), Environment()
+        self.state = Environment()
 
     def __enter__(self) -> None:
         if LIBRARY:
-            LIBRARY.fegetenv(ctypes.byref(self.before))
-            LIBRARY.fegetenv(ctypes.byref(self.within))
-            self.within.mxcsr |= AS_ZEROS
-            LIBRARY.fesetenv(ctypes.byref(self.within))
+            LIBRARY.fegetenv(ctypes.byref(self.state))
+            before = self.state.mxcsr
+            self.state.mxcsr |= AS_ZEROS
+            LIBRARY.fesetenv(ctypes.byref(self.state))
+            self.state.mxcsr = before
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if LIBRARY:
-            LIBRARY.fesetenv(ctypes.byref(self.before))
+            LIBRARY.fesetenv(ctypes.byref(self.state))

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 
 from valle2.engine.backend import Array, ArrayBuffer, Backend, Buffer, Step
 from valle2.engine.errors import BackendError
-from valle2.engine.floats import DENORMALS, LIBRARY, DenormalsAsZeros
+from valle2.engine.floats import DENORMALS, DenormalsAsZeros
 from valle2.engine.manifest import GraphSpec
 from valle2.engine.memory import give_back, in_huge_pages, sparse_zeros
 from valle2.engine.providers import RECORDING, check_strays, find_provider, provider_options
@@ -112,7 +112,7 @@ class OrtBackend(Backend):
         options.add_session_config_entry(RECORDING, "1" if device != "cpu" else "0")
         if device == "cpu":
             shared_arena()
-            for name, value in (TURNS | (DENORMALS if LIBRARY else {})).items():
+            for name, value in (TURNS | DENORMALS).items():
                 options.add_session_config_entry(name, value)
         self.spec = spec
         self.device = device

@@ -39,8 +39,8 @@ LEAST_SCALE = 1e-12
 class Product:
     """A matrix product with a constant weight.
 
-    weight: (K, N), transposed already where `Gemm` does it. output: what is made; bias: the name of what is
-    added to the product, (N,), or nothing.
+    weight: (K, N), transposed already where `Gemm` does it. output: what is made. bias: the name of what is
+    added to the product, (N,); empty, as an operator's input that is left out, for none.
     """
 
     node: onnx.NodeProto
@@ -139,10 +139,9 @@ def block_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[
     codes, scales = block_codes(found.weight, method.bits, method.block)
     name, (inputs, outputs) = found.output, found.weight.shape
     tensors = [tensor(codes, f"{name}_codes"), tensor(scales, f"{name}_scales")]
-    bias = ["", "", found.bias] if found.bias else []  # no zero points, no order of the inputs
     node = helper.make_node(
         "MatMulNBits",
-        [found.node.input[0], *(entry.name for entry in tensors), *bias],
+        [found.node.input[0], *(entry.name for entry in tensors), "", "", found.bias],
         [name],
         f"{name}_product",
         domain=DOMAIN,
@@ -186,7 +185,7 @@ def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, lis
     ]
     node = helper.make_node(
         "DynamicQuantizeMatMul",
-        [found.node.input[0], *(entry.name for entry in tensors), *([found.bias] if found.bias else ())],
+        [found.node.input[0], *(entry.name for entry in tensors), found.bias],
         [name],
         f"{name}_product",
         domain=DOMAIN,

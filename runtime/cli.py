@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle2.engine.errors import Valle2Error
+from valle2.engine.small import AUTO
 from valle2.runtime.inspecting import add_inspect, inspect
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument(
         "--precision",
-        default="auto",
+        default=AUTO,
         help="fp32; fp16, int8 or int4 once built (default: int8 on a CPU if built, else fp32)",
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
