@@ -110,7 +110,8 @@ def test_disconnect_frees_the_slot(server: tuple[str, Worker], monkeypatch: pyte
     monkeypatch.setattr(worker.tts.codec, "decode", first_at_once)
     body = {"input": text, "voice": "amber", "response_format": "pcm"}
     with httpx.stream("POST", f"{base}/v1/audio/speech", json=body, timeout=60) as response:
-        next(response.iter_raw())
+        pieces = response.iter_raw()  # dropping it would close the connection before we look
+        next(pieces)
         assert worker.outstanding == 1
     left.set()
     wait_until(lambda: not worker.outstanding)
