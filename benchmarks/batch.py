@@ -30,17 +30,19 @@ def batch(
     repeats: int,
     seed: int,
     threads: int,
-    precision: str = "fp32",
     frames: int = 0,
     counts: Sequence[int] = COUNTS,
+    **where: Any,
 ) -> Result:
     """Time every number of requests in turns. frames: what each speaks, for a model that never ends.
+
+    where: other arguments of `Valle2.load`.
 
     Raises:
         Valle2Error: a request's codes beside others are not its codes alone.
     """
     need_positive(repeats=repeats, threads=threads, slots=min(counts))
-    tts = Valle2.load(model, threads=threads, slots=max(counts), precision=precision)
+    tts = Valle2.load(model, threads=threads, slots=max(counts), **where)
     requests = some_requests(tts, text, max(counts), seed, frames)
     speak(tts, requests[:1])  # warm-up
     times: dict[int, list[float]] = {count: [] for count in (0, *counts)}
@@ -63,8 +65,8 @@ def batch(
         "batch": [found | {"bound": round(bound(shared, found["requests"]), 2)} for found in rows],
         "same_codes": True,
         "text": text,
-        "precision": precision,
         "repeats": repeats,
+        **where,
     } | measured_on(tts, seed, threads)
 
 

@@ -102,10 +102,15 @@ def latency(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     """One request at a time."""
     from valle2.benchmarks import latency
 
-    where = {"device": args.device, "engine": args.engine, "precision": args.precision[0]}
     model, frames = sized(args)
-    found = latency.latency(model, args.text, args.repeats, args.seed, args.threads, frames=frames, **where)
+    measure = args.repeats, args.seed, args.threads
+    found = latency.latency(model, args.text, *measure, frames=frames, **placed(args))
     return found, latency.table
+
+
+def placed(args: argparse.Namespace) -> dict[str, Any]:
+    """Where the runtime shall run."""
+    return {"device": args.device, "engine": args.engine, "precision": args.precision[0]}
 
 
 def sized(args: argparse.Namespace, **changes: int) -> tuple[str, int]:
@@ -132,7 +137,7 @@ def prefill(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     """A prefill in chunks."""
     from valle2.benchmarks import prefill
 
-    found = prefill.prefill(sized(args)[0], args.repeats, args.seed, args.threads, args.precision[0])
+    found = prefill.prefill(sized(args)[0], args.repeats, args.seed, args.threads, **placed(args))
     return found, prefill.table
 
 
@@ -155,7 +160,7 @@ def throughput(args: argparse.Namespace, progress: Progress) -> tuple[Result, Ta
     from valle2.benchmarks import throughput
 
     model, frames = sized(args)
-    found = throughput.throughput(model, *many(args), args.precision[0], frames)
+    found = throughput.throughput(model, *many(args), frames, **placed(args))
     return found, throughput.table
 
 
@@ -172,8 +177,8 @@ def batch(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     from valle2.benchmarks import batch
 
     model, frames = sized(args)
-    measure = args.repeats, args.seed, args.threads, args.precision[0], frames, args.counts or batch.COUNTS
-    return batch.batch(model, args.text, *measure), batch.table
+    measure = args.repeats, args.seed, args.threads, frames, args.counts or batch.COUNTS
+    return batch.batch(model, args.text, *measure, **placed(args)), batch.table
 
 
 def precision(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:

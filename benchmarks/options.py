@@ -19,6 +19,8 @@ SEVERAL = ("compare", "precision", "quality")
 PANELS = ("batch", "compare", "groups", "latency", "lengths", "memory", "steps", "throughput")
 """Benchmarks that draw."""
 LOADED = ("memory", "serve", "throughput")
+PLACED = ("batch", "latency", "prefill", "throughput")
+"""Benchmarks of one runtime, on a device and engine of choice."""
 QUALITY = ("quality",)
 
 
@@ -86,7 +88,7 @@ OPTIONS = (
     ),
     option("--seed", TIMED, "of the random numbers (default: 0)", type=int, default=0),
     option("--threads", (), "CPU threads (default: all cores)", type=int, default=os.cpu_count() or 1),
-    option("--device", ("compare", "latency"), "cpu or cuda (default: cpu)", default="cpu"),
+    option("--device", ("compare", *PLACED), "cpu or cuda (default: cpu)", default="cpu"),
     option(
         "--eager-precision",
         ("compare",),
@@ -94,7 +96,7 @@ OPTIONS = (
         choices=["fp32", "fp16"],
         default="fp32",
     ),
-    option("--engine", ("latency",), "ort, tensorrt, tensorrt-rtx ... (default: ort)", default="ort"),
+    option("--engine", PLACED, "ort, tensorrt, tensorrt-rtx ... (default: ort)", default="ort"),
     option("--slots", LOADED, "rows decoded side by side (default: 8)", type=int, default=8),
     option("--requests", LOADED, "how many in the loop (default: 40)", type=int, default=40),
     option("--rate", ("serve", "throughput"), "a second (default: 70 %% load)", type=float, default=0.0),

@@ -15,22 +15,25 @@ from numpy.typing import NDArray
 
 from valle2.benchmarks.report import markdown, measured_on, need_positive
 from valle2.benchmarks.steps import place, row
-from valle2.engine.profiles import PREFILL_CHUNK
 from valle2.runtime import Valle2
 from valle2.runtime.decode import Row, Slots
 
 POSITIONS = (180, 600)
-CHUNKS = (32, 64, 128)
+CHUNKS = (32, 64, 128, 256)
 RUNNING = 100
 PARTS = ("alone_ms", "alone_cpu_ms", "gap_ms", "gap_cpu_ms")
 Result = dict[str, Any]
 
 
-def prefill(model: str, repeats: int, seed: int, threads: int, precision: str = "fp32") -> Result:
-    """Time every number of positions in chunks of every size, alone and beside a row that decodes."""
+def prefill(model: str, repeats: int, seed: int, threads: int, **where: Any) -> Result:
+    """Time every number of positions in chunks of every size, alone and beside a row that decodes.
+
+    where: other arguments of `Valle2.load`.
+    """
     need_positive(repeats=repeats, threads=threads)
-    tts = Valle2.load(model, threads=threads, slots=2, precision=precision)
+    tts = Valle2.load(model, threads=threads, slots=2, **where)
     slots, sizes = tts.graphs.batch.slots, tts.manifest.sizes
+    usual = slots.chunk
     fitting = [count for count in POSITIONS if count <= min(slots.capacity, slots.max_groups)]
     entering = {count: row(sizes, count, seed) for count in fitting}
     slots.enter(0, row(sizes, RUNNING, seed))
@@ -42,7 +45,7 @@ def prefill(model: str, repeats: int, seed: int, threads: int, precision: str = 
             took = timed(slots, entering[count])
             times[count, chunk] += [took] if turn else []
     lines = [line(*condition, found) for condition, found in times.items()]
-    about = {"prefill": lines, "chunk": PREFILL_CHUNK, "precision": precision, "repeats": repeats}
+    about = {"prefill": lines, "chunk": usual, "repeats": repeats, **where}
     return about | measured_on(tts, seed, threads)
 
 

@@ -68,15 +68,16 @@ def throughput(
     seed: int,
     threads: int,
     repeats: int,
-    precision: str = "fp32",
     frames: int = 0,
+    **where: Any,
 ) -> dict[str, Any]:
     """Compare one at a time with `slots` at once, then measure an open loop of `rate` requests a second.
 
     rate 0 takes 70 % of what was measured at once. frames: what each speaks, for a model that never ends.
+    where: other arguments of `Valle2.load`.
     """
     need_positive(requests=requests, slots=slots, threads=threads, repeats=repeats)
-    tts = Valle2.load(model, threads=threads, slots=slots, precision=precision)
+    tts = Valle2.load(model, threads=threads, slots=slots, **where)
     batch = some_requests(tts, text, slots, seed, frames)
     tts.synthesize_batch(batch)  # warm-up
     pairs = [(one_at_a_time(tts, batch), at_once(tts, batch)) for _ in range(repeats)]
@@ -90,7 +91,7 @@ def throughput(
         "slots": slots,
         "open_loop": open_loop(tts, batch, requests, chosen, seed),
         "text": text,
-        "precision": precision,
+        **where,
     } | measured_on(tts, seed, threads)
 
 

@@ -1,6 +1,6 @@
 """Make the training speech: sentences spoken by permissively licensed synthetic voices.
 
-`python demo/speak.py SOURCE --work W` (hibari, kokoro, others or unseen) writes shards
+`python demo/speak.py SOURCE --work W` (hibari, kokoro, others, mixed or unseen) writes shards
 W/speech/SOURCE-*.npz: audio (int16, 24 kHz), phoneme ids, durations and the voice of each
 utterance. Every process writes its own shards and skips those that exist, so it resumes.
 """
@@ -42,7 +42,10 @@ SOURCES = {
     "unseen": UNSEEN,
 }
 """Source -> its voices, in turn."""
-FIRST_SEED = {"hibari": 1000, "kokoro": 6000, "others": 8000, "unseen": 10000}
+MIXED = "mixed"
+MIXED_VOICES, EVENNESS = 10, 0.4
+"""Voices of a shard of `mixed`, each a convex mixture of those trained on, and how even its shares are."""
+FIRST_SEED = {"hibari": 1000, "kokoro": 6000, "others": 8000, "unseen": 10000, MIXED: 12000}
 DURATIONS = {"hibari": "/Clip_output_0", "kokoro": "/encoder/Clip_output_0"}
 Array = np.ndarray[Any, Any]
 
@@ -104,13 +107,28 @@ def kokoro_speaker(styles: Path) -> Callable[[list[int], str, int], tuple[Array,
     }
 
     def speak(ids: list[int], voice: str, seed: int) -> tuple[Array, Array]:
-        style = tables[voice][len(ids) - 3][None]
+        rows = {name: table[len(ids) - 3] for name, table in tables.items()}
+        style = (mixture(voice, rows) if voice.startswith(MIXED) else rows[voice])[None]
         feeds = {"tokens": np.array([ids]), "style": style, "speed": np.ones(1, np.float32)}
         out = dict(zip(names, teacher.run(None, feeds), strict=True))
         durations = out.pop(DURATIONS["kokoro"]).reshape(-1)
         return next(iter(out.values())).reshape(-1), durations * DURATION_UNIT
 
     return speak
+
+
+def mixture(voice: str, rows: dict[str, Array]) -> Array:
+    """The style (256,) of a mixed voice, whose number draws the shares."""
+    trained = [rows[name] for name in (*KOKORO, *OTHERS)]
+    rng = np.random.default_rng([FIRST_SEED[MIXED], int(voice.removeprefix(MIXED))])
+    return np.asarray(rng.dirichlet([EVENNESS] * len(trained)) @ np.stack(trained), np.float32)
+
+
+def voices_of(source: str, part: int) -> tuple[str, ...]:
+    """The voices of a shard."""
+    if source != MIXED:
+        return SOURCES[source]
+    return tuple(f"{MIXED}{part * MIXED_VOICES + i:03d}" for i in range(MIXED_VOICES))
 
 
 def trim(audio: Array, durations: Array, ids: list[int]) -> tuple[Array, Array, Array]:
@@ -133,7 +151,7 @@ def utterances(
 ) -> Iterator[dict[str, Any]]:
     """One shard's utterances: other sentences for every shard, the voices in turn."""
     g2p = import_module("hibari.g2p").G2P(british=False)
-    vocab, voices = vocabulary(), SOURCES[source]
+    vocab, voices = vocabulary(), voices_of(source, part)
     for index, text in enumerate(texts(SHARD, lexicon_words(), FIRST_SEED[source] + part)):
         phonemes = "".join(symbol for symbol in g2p(text) if symbol in vocab)
         ids = [0, *(vocab[symbol] for symbol in phonemes), 0]
@@ -159,7 +177,7 @@ def write_shard(path: Path, items: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", choices=list(SOURCES))
+    parser.add_argument("source", choices=list(FIRST_SEED))
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--styles", type=Path, help="folder of kokoro-js voices/*.bin (not for hibari)")
     parser.add_argument("--shards", type=int, default=90, help="shards of 100 utterances")

@@ -11,7 +11,7 @@ from valle2.engine.manifest import (
     write_manifest,
 )
 from valle2.engine.profiles import whole_text
-from valle2.engine.providers import fitted
+from valle2.engine.providers import fitted, prefill_chunk
 from valle2.engine.small import check_precision, find_graphs
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "fitted",
     "hash_files",
     "open_backend",
+    "prefill_chunk",
     "read_manifest",
     "whole_text",
     "write_manifest",

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+
 from valle2.engine.engines import engine_folder
 from valle2.engine.errors import BackendError
 from valle2.engine.manifest import Manifest
-from valle2.engine.trt_api import TARGETS, lowerings_here
+from valle2.engine.profiles import PREFILL_CHUNK
+from valle2.engine.trt_api import TARGETS, lowerings_here, release
 
 CPU = "CPUExecutionProvider"
 RECORDING = "session.record_ep_graph_assignment_info"
@@ -54,7 +57,7 @@ HOST_TYPES = frozenset(
 class Provider:
     """One provider. name: ONNX Runtime's. extra: what installs it. options: CACHE stands for a folder.
 
-    records: whether it replays bound calls as CUDA graphs.
+    records: whether it replays bound calls as CUDA graphs. chunk: positions prefilled between two steps.
     """
 
     name: str
@@ -62,11 +65,16 @@ class Provider:
     lowerings: tuple[str, ...] = ("ort", "portable", "primitive")
     options: Mapping[str, str] = field(default_factory=dict)
     records: bool = False
+    chunk: int = PREFILL_CHUNK
 
 
 REMEDY = "take another lowering or engine, or allow it with fallback=True"
 CACHE = "{cache}"
 FIXED = ("portable", "primitive")
+ROW_LENGTHS = (1, 32)
+"""The ONNX Runtime from which on `GroupQueryAttention` is told each row's new positions, as `ort` does."""
+GPU_CHUNK = 512
+"""A call costs its launches, not its positions: `bench prefill --device cuda` in docs/gpu.md."""
 PROVIDERS: dict[tuple[str, str], Provider] = {
     ("ort", "cpu"): Provider(CPU, "onnxruntime"),
     ("ort", "cuda"): Provider(
@@ -79,6 +87,7 @@ PROVIDERS: dict[tuple[str, str], Provider] = {
             "cudnn_conv_algo_search": "HEURISTIC",  # asked anew for every length
         },
         records=True,
+        chunk=GPU_CHUNK,
     ),
     ("ort-tensorrt", "cuda"): Provider(
         "TensorrtExecutionProvider",
@@ -135,7 +144,15 @@ def fitted(manifest: Manifest, engine: str, device: str, precision: str) -> Mani
         return manifest
     if CACHE in provider.options.values() and precision != "fp32":
         raise BackendError(f"{engine} runs a bundle as it is stored; leave precision {precision!r} out")
-    return manifest.lowered(provider.lowerings, f"{engine} on {device}")
+    lowerings, taker = provider.lowerings, f"{engine} on {device}"
+    if device == "cpu" and release(onnxruntime.__version__) < ROW_LENGTHS:
+        lowerings, taker = FIXED, f"onnxruntime {onnxruntime.__version__} on {device}"
+    return manifest.lowered(lowerings, taker)
+
+
+def prefill_chunk(engine: str, device: str) -> int:
+    """Positions that the runtime prefills between two steps; an engine of TensorRT is built for no more."""
+    return PROVIDERS[engine, device].chunk if (engine, device) in PROVIDERS else PREFILL_CHUNK
 
 
 def provider_options(provider: Provider, bundle: Path, engine: str) -> dict[str, str]:

@@ -36,8 +36,13 @@ class Target:
 
     def lowerings(self, version: str) -> tuple[str, ...]:
         """How a bundle may be written for a release."""
-        older = tuple(int(part) for part in version.split(".")[:2]) < self.fused_since
+        older = release(version) < self.fused_since
         return ("primitive",) if older else ("portable", "primitive")
+
+
+def release(version: str) -> tuple[int, ...]:
+    """A version's first two numbers."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 TARGETS = {

@@ -23,6 +23,7 @@ from valle2.engine import (
     find_graphs,
     fitted,
     open_backend,
+    prefill_chunk,
     read_manifest,
 )
 from valle2.engine.hub import fetch_bundle, parse_id
@@ -65,7 +66,15 @@ class Valle2:
             for name, found in graphs.items()
         }
         rules, length = Rules.of(manifest), manifest.cache_length
-        rows = Slots(backends["ar"], manifest.sizes, length, slots, MAX_WINDOW, whole_text=rules.whole_text)
+        rows = Slots(
+            backends["ar"],
+            manifest.sizes,
+            length,
+            slots,
+            MAX_WINDOW,
+            chunk=prefill_chunk(where["engine"], where["device"]),
+            whole_text=rules.whole_text,
+        )
         self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, rules)
         self.scheduler = Scheduler(self.graphs.batch)
         self.codec = None

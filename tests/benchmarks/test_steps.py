@@ -94,7 +94,7 @@ def test_a_full_size_model_gets_its_smaller_graphs(tmp_path: Path) -> None:
     [
         (["serve", "--size", "full"], "unrecognized arguments: --size full"),
         (["precision", "--html", "a.html"], "unrecognized arguments: --html a.html"),
-        (["throughput", "--engine", "tensorrt"], "unrecognized arguments: --engine tensorrt"),
+        (["steps", "--engine", "tensorrt"], "unrecognized arguments: --engine tensorrt"),
         (["serve", "--precision", "int8"], "unrecognized arguments: --precision int8"),
         (["latency", "--precision", "fp32,int8"], "expected one precision, got fp32,int8"),
         (["lengths", "--lengths", "2,-1"], "expected numbers above 0, got 2,-1"),

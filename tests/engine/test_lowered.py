@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
-from valle2.engine import BackendError, ManifestError, find_graphs, fitted, read_manifest
+from valle2.engine import BackendError, ManifestError, find_graphs, fitted, prefill_chunk, read_manifest
+from valle2.engine.profiles import PREFILL_CHUNK
+from valle2.engine.providers import GPU_CHUNK
 from valle2.engine.small import graph_folder
 from valle2.engine.smaller import build_graphs
 from valle2.engine.trt_api import TARGETS
@@ -82,6 +85,22 @@ def test_each_taker_gets_its_own(every: Path, bundle: Path) -> None:
     older, newer = (TARGETS["tensorrt"].lowerings(version) for version in ("10.3.0", "10.15.1.29"))
     assert manifest.lowered(older, "it").graphs["codec_decoder"].file == "codec_decoder-primitive.onnx"
     assert manifest.lowered(newer, "it").lowering == "portable"
+
+
+def test_an_older_onnx_runtime_gets_what_it_runs(
+    every: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`onnxruntime-gpu` is one release behind, and `ort` needs the newest."""
+    monkeypatch.setattr(onnxruntime, "__version__", "1.31.1")
+    assert Valle2.load(every).manifest.lowering == "portable"
+    with pytest.raises(BackendError, match=r"lowering ort; onnxruntime 1\.31\.1 on cpu takes portable"):
+        Valle2.load(bundle)
+
+
+def test_a_gpu_prefills_more_at_once() -> None:
+    assert prefill_chunk("ort", "cuda") == GPU_CHUNK > PREFILL_CHUNK == prefill_chunk("ort", "cpu")
+    for engine in ("tensorrt", "ort-tensorrt"):  # what their engines are built for
+        assert prefill_chunk(engine, "cuda") == PREFILL_CHUNK
 
 
 def test_engines_are_built_of_the_lowering_that_tensorrt_takes(every: Path, tmp_path: Path) -> None:
