@@ -13,14 +13,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from batches import SHIPPED_GROUP, Sample, clipped, demo_config, load_samples
+from batches import SHIPPED_GROUP, Sample, block_count, clipped, demo_config, load_samples
 from data import read_shard, shards
-from encode import load_encoder
 from speak import KOKORO, PITCHES
 from train import ar_batch, ar_loss
+from train_codec import load_codec
 
 from valle2.export.checkpoint import Checkpoint, save_checkpoint
-from valle2.export.codec import CodecConfig, CodecDecoder
+from valle2.export.codec import CodecDecoder
 from valle2.export.model import ARModel
 from valle2.export.nar import NARModel
 from valle2.runtime import Prompt
@@ -36,11 +36,15 @@ LICENCE = "Apache-2.0"
 DEFAULT_VOICE = "elm"
 
 
-def trained(work: Path, names: list[str], module: torch.nn.Module) -> torch.nn.Module:
-    """Load one part's weights strictly, the mean of several checkpoints of one run."""
+def mean(work: Path, names: list[str]) -> dict[str, torch.Tensor]:
+    """One part's weights, the mean of several checkpoints of one run."""
     states = [torch.load(work / f"{name}.pt", weights_only=True)["model"] for name in names]
-    mean = {key: sum(state[key] for state in states) / len(states) for key in states[0]}
-    module.load_state_dict(mean)
+    return {key: sum(state[key] for state in states) / len(states) for key in states[0]}
+
+
+def filled(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The module with these weights, strictly."""
+    module.load_state_dict(state)
     return module.eval()
 
 
@@ -79,15 +83,16 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="prompts.json; without it, all that choose.py tries")
     parser.add_argument("--group", type=int, default=SHIPPED_GROUP, help="the AR's codes a step")
     args = parser.parse_args()
-    config, codec = demo_config(args.group), CodecConfig()
-    ar, nar = trained(args.work, args.ar, ARModel(config)), trained(args.work, args.nar, NARModel(config))
-    decoder = trained(args.work, ["vocoder"], CodecDecoder(codec))
+    trained, nar_state = load_codec(args.work / "codec.pt"), mean(args.work, args.nar)
+    config, codec = demo_config(args.group, block_count(nar_state)), trained.config
+    ar, nar = filled(ARModel(config), mean(args.work, args.ar)), filled(NARModel(config), nar_state)
+    decoder = filled(CodecDecoder(codec), mean(args.work, ["vocoder"]))
     assert isinstance(ar, ARModel) and isinstance(nar, NARModel) and isinstance(decoder, CodecDecoder)
     checkpoint = Checkpoint(
         config,
         ar,
         nar,
-        (load_encoder(args.work), decoder, codec),
+        (trained.encoder.eval(), decoder, codec),
         name="demo",
         text={"kind": "phonemes", "max_tokens": LONGEST},
         sampling=SAMPLING,

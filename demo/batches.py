@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from data import read_codes, read_shard, shards, symbols
+from speak import MIXED
 
 from valle2.export.config import ModelConfig
 
 Array = np.ndarray[Any, Any]
 SHIPPED_GROUP = 2
+NAR_LAYERS = 6
 JOINED_SHARES = (0.3, 0.4, 0.3)
 """Of batches of one, two and three utterances joined; three, so that late positions are learnt too."""
 POOL = 64
+MIXED_SHARE = 0.4
+"""Of what is drawn, when there are mixed voices: there are many of them, and each is a stranger's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +35,24 @@ class Sample:
     split: int = 0
 
 
-def demo_config(group: int = SHIPPED_GROUP) -> ModelConfig:
+def demo_config(group: int = SHIPPED_GROUP, nar_layers: int = NAR_LAYERS) -> ModelConfig:
     """The embedded model's sizes, or those of its sibling of another group size."""
     return ModelConfig(
         vocab_size=len(symbols()),
         d_model=256,
         heads=4,
         layers=4,
+        nar_layers=nar_layers,
         ffn=1024,
         group_size=group,
         max_text=640,
         max_frames=2048,
     )
+
+
+def block_count(state: dict[str, torch.Tensor]) -> int:
+    """Blocks of the AR or NAR whose weights these are."""
+    return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
 
 
 def load_samples(work: Path, *, held_out: bool = False) -> dict[str, list[Sample]]:
@@ -84,6 +94,15 @@ def clipped(sample: Sample, group: int) -> Sample:
     return Sample(sample.voice, sample.ids, sample.ends - odd, sample.codes[odd:], sample.split)
 
 
+def voice_shares(names: list[str], weights: Array) -> Array:
+    """How often each voice is drawn: by its weight, but MIXED_SHARE of all is for the mixed ones together."""
+    mixed = np.array([name.startswith(MIXED) for name in names])
+    if not 0 < mixed.sum() < len(names):
+        return np.asarray(weights / weights.sum())
+    shares = np.where(mixed, MIXED_SHARE, 1 - MIXED_SHARE)
+    return np.asarray(shares * weights / np.where(mixed, weights[mixed].sum(), weights[~mixed].sum()))
+
+
 def draw(
     samples: dict[str, list[Sample]], rng: np.random.Generator, positions: int, group: int
 ) -> list[Sample]:
@@ -93,8 +112,7 @@ def draw(
     utterances: mixing them would pad half of it.
     """
     names = sorted(samples)
-    counts = np.array([len(samples[name]) for name in names], float)
-    weights = counts**0.3 / (counts**0.3).sum()
+    weights = voice_shares(names, np.array([len(samples[name]) for name in names]) ** 0.3)
     joined, pool = int(rng.choice(3, p=JOINED_SHARES)), []
     for _ in range(POOL):
         items = samples[names[rng.choice(len(names), p=weights)]]

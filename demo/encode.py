@@ -7,19 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import read_shard, shards, symbols, write_codes
-from train_codec import HOP, CodecTrainer
+from data import read_shard, shards, write_codes
+from train_codec import HOP, load_codec
 
-from valle2.export.codec import CodecConfig, CodecEncoder
+from valle2.export.codec import CodecEncoder
 
 GROUP = 32
-
-
-def load_encoder(work: Path) -> CodecEncoder:
-    """The trained encoder."""
-    model = CodecTrainer(CodecConfig(), len(symbols()))
-    model.load_state_dict(torch.load(work / "codec.pt", weights_only=True)["model"])
-    return model.encoder.eval()
 
 
 @torch.no_grad()
@@ -43,7 +36,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     work = parser.parse_args().work
     (work / "codes").mkdir(exist_ok=True)
-    encoder = load_encoder(work)
+    encoder = load_codec(work / "codec.pt").encoder.eval()
     for path in shards(work):
         target = work / "codes" / path.name
         if not target.exists():

@@ -1,6 +1,6 @@
-"""More voices from few: the Kokoro shards played slower and faster, `python demo/perturb.py --work W`.
+"""More voices from few: shards played slower and faster, `python demo/perturb.py --work W`.
 
-Writes W/speech/kokoro-SPEED-*.npz, for the AR to learn from: a voice with a few hundred utterances would be
+Writes W/speech/SOURCE-SPEED-*.npz, to learn from: a voice with a few hundred utterances would be
 learnt by heart. Shards that exist are skipped; the held-out one stays as it is.
 """
 
@@ -15,6 +15,7 @@ import soxr
 from data import read_rows
 from speak import HOP, RATE, write_shard
 
+SOURCES = ("kokoro", "mixed")
 SPEEDS = (0.94, 1.07)
 """Pitch and formants move along, so each is a voice of its own."""
 
@@ -41,9 +42,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     folder = parser.parse_args().work / "speech"
-    for path in sorted(folder.glob("kokoro-????.npz")):
+    for path in sorted(path for source in SOURCES for path in folder.glob(f"{source}-????.npz")):
+        source, number = path.stem.split("-")
         for speed in SPEEDS:
-            target = folder / f"kokoro-{speed}-{path.stem.rsplit('-', 1)[1]}.npz"
+            target = folder / f"{source}-{speed}-{number}.npz"
             if not path.name.endswith("-0000.npz") and not target.exists():
                 write_shard(target, played(path, speed))
 

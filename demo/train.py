@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from batches import SHIPPED_GROUP, Sample, demo_config, draw, load_samples, text_batch
-from data import symbols
+from batches import SHIPPED_GROUP, Sample, block_count, demo_config, draw, load_samples, text_batch
 from regroup import regroup
 from torch import Tensor, nn
 from torch.nn import functional
-from train_codec import CodecTrainer, autocast, resume, save
+from train_codec import autocast, load_codec, resume, save
 
 from valle2.export.checkpoint import read_checkpoint
-from valle2.export.codec import CodecConfig
 from valle2.export.config import CODEBOOKS, EOS_CODE
 from valle2.export.model import ARModel, Block, merge_heads, split_heads
 from valle2.export.nar import NARModel
@@ -30,7 +28,7 @@ POSITIONS = {"ar": {1: 2800, 2: 1800, 4: 1300, 8: 1000}, "nar": {1: 2600}}
 """A step's positions by frames a position: as many utterances at every group size."""
 RATE = 1.5e-3
 GUIDED_LAYERS, GUIDED_HEADS, GUIDE_WEIGHT = (1, 2), 2, 0.2
-STAGE_SHARES = np.array([0.28, 0.20] + [0.104] * 5)
+STAGE_SHARES = np.array([0.44, 0.26] + [0.06] * 5)
 ROW_NORM = 0.32
 WRONG_CODES = 0.15
 """At most this share of a row's codes is heard wrong by the AR: what it says itself is never quite right."""
@@ -141,8 +139,7 @@ def nar_loss(model: NARModel, batch: dict[str, Tensor], guide: float) -> tuple[T
 
 def start_tables(model: ARModel | NARModel, work: Path) -> None:
     """Code tables begin as the codec's own, centred and turned; positions as faint sinusoids."""
-    codec = CodecTrainer(CodecConfig(), len(symbols()))
-    codec.load_state_dict(torch.load(work / "codec.pt", weights_only=True)["model"])
+    codec = load_codec(work / "codec.pt")
     turn = torch.linalg.qr(torch.randn(model.config.d_model, model.config.d_model))[0]
     with torch.no_grad():
         for book, table in enumerate(codec.decoder_tables()):
@@ -168,11 +165,15 @@ def rate_at(step: int, steps: int, decay: int, rate: float) -> float:
 def train(args: argparse.Namespace) -> None:
     """Run to `--steps`, saving every 100 under `--name`."""
     torch.manual_seed(args.seed)
-    config = demo_config(args.group)
-    model: Any = ARModel(config) if args.model == "ar" else NARModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), args.rate, betas=(0.9, 0.98), weight_decay=0.01)
     path = args.work / f"{args.name or args.model}.pt"
     source, start = (path if path.exists() else args.from_), 0
+    config = demo_config(args.group)
+    if args.model == "nar" and source:
+        config = demo_config(args.group, block_count(torch.load(source, weights_only=True)["model"]))
+    model: Any = ARModel(config) if args.model == "ar" else NARModel(config)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), args.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     if source:
         start = resume(source, model, optimizer)
     else:

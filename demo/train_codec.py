@@ -3,6 +3,9 @@
 Codebook 0 is made phonetic by a linear classifier of the spoken symbol. Codebooks 1..7 quantise a
 narrow residual that a small network must be able to predict from codebook 0 and the crop's mean, so
 that a NAR model can learn them. `python demo/train_codec.py --work W --steps 4000`
+
+With `--detail-of OLD.pt` codebook 0 and its trunk are another codec's and stay, and the others get a trunk
+of their own and a wider residual, which hear crops played slower and faster too.
 """
 
 from __future__ import annotations
@@ -10,12 +13,15 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 import torch
 from data import Utterance, read_shard, shards, symbols
+from speak import RATE
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,6 +35,9 @@ WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "learn": 0.02, "pull": 1.0
 UNPREDICTABLE = 0.15
 """Share of the residual's variance that the predictor may miss: what is above it a NAR model cannot learn,
 and its guesses at it are noise. The weight that pulls towards it finds itself (`pull`)."""
+DETAIL = CodecConfig(residual=24, detail=3)
+SPEEDS = (0.84, 1.2)
+"""Half of the crops that a trunk of detail hears are played at a speed in between: voices that nobody has."""
 PULL_START, PULL_RATE, PULL_RANGE = 0.02, 0.003, (1e-3, 0.3)
 
 
@@ -37,6 +46,7 @@ class CodecTrainer(nn.Module):
 
     def __init__(self, config: CodecConfig, classes: int) -> None:
         super().__init__()
+        self.config = config
         self.residual_only = False
         self.encoder = CodecEncoder(config)
         width, ffn, latent = config.width, config.ffn, config.latent
@@ -75,15 +85,19 @@ class CodecTrainer(nn.Module):
         """One step's losses. audio (B, N), labels (B, T)."""
         with torch.autocast("cpu", enabled=False):
             mel = self.encoder.mel(audio)
-        latent = self.encoder.trunk(mel).float()
-        if step < QUANTISE_FROM:
+        with torch.set_grad_enabled(not self.residual_only and torch.is_grad_enabled()):
+            latent = fine = self.encoder.trunk(mel).float()
+        if self.encoder.detail is not None:
+            fine = self.encoder.detail(mel).float()
+        if step < QUANTISE_FROM and not self.residual_only:
             return {"mel": mel_loss(self.decoder(latent), mel)}
         if self.residual_only:
             latent = latent.detach()
+            fine = latent if self.encoder.detail is None else fine
             zero = functional.embedding(nearest(latent, self.encoder.first), self.encoder.first)
         else:
             zero = self.quantise_with(latent, self.encoder.first, self.first_sum, self.first_count)
-        left = self.encoder.narrow(latent - zero.detach()).float()
+        left = self.encoder.narrow(fine - zero.detach()).float()
         losses = {
             "symbol": functional.cross_entropy(
                 self.classify(latent + (zero - latent).detach()).transpose(1, 2),
@@ -147,16 +161,25 @@ def mel_loss(guess: Tensor, mel: Tensor) -> Tensor:
     return difference.abs().mean() + (difference**2).mean()
 
 
-def crops(utterances: list[Utterance], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """BATCH random crops of CROP frames: audio (B, N) float32 and symbol labels (B, T)."""
+def crops(
+    utterances: list[Utterance], rng: np.random.Generator, *, played: bool = False
+) -> tuple[Tensor, Tensor]:
+    """BATCH random crops of CROP frames: audio (B, N) float32 and symbol labels (B, T).
+
+    played: half of them at another speed, without labels.
+    """
     audio, labels = np.zeros((BATCH, CROP * HOP), np.float32), np.full((BATCH, CROP), -1)
     for row in range(BATCH):
         item = utterances[rng.integers(len(utterances))]
         start = int(rng.integers(max(1, item.frames - CROP)))
-        sound = item.audio[start * HOP : (start + CROP) * HOP]
-        audio[row, : len(sound)] = sound / 32768 * rng.uniform(0.5, 1.0)
-        found = item.labels()[start : start + CROP]
-        labels[row, : len(found)] = found
+        speed = rng.uniform(*SPEEDS) if played and row % 2 else 1.0
+        sound = item.audio[start * HOP : int((start + CROP * speed) * HOP)] / 32768 * rng.uniform(0.5, 1.0)
+        if speed != 1.0:
+            sound = soxr.resample(sound, RATE * speed, RATE)[: CROP * HOP]
+        else:
+            found = item.labels()[start : start + CROP]
+            labels[row, : len(found)] = found
+        audio[row, : len(sound)] = sound
     return torch.from_numpy(audio), torch.from_numpy(labels)
 
 
@@ -181,19 +204,48 @@ def restart_residual(model: CodecTrainer) -> None:
     model.rest_count.zero_()
 
 
-def train(work: Path, steps: int, seed: int, residual_only: bool) -> None:
+def detailed(source: CodecTrainer) -> CodecTrainer:
+    """A codec with the codebook 0 of another one, whose trunk the trunk of detail begins as."""
+    model = CodecTrainer(DETAIL, len(symbols()))
+    for name in ("trunk", "detail"):
+        getattr(model.encoder, name).load_state_dict(source.encoder.trunk.state_dict())
+    model.encoder.first.data.copy_(source.encoder.first)
+    model.classify.load_state_dict(source.classify.state_dict())
+    return model
+
+
+def codec_of(state: dict[str, Tensor]) -> CodecTrainer:
+    """The codec whose weights these are."""
+    blocks = {name.split(".")[3] for name in state if name.startswith("encoder.detail.blocks.")}
+    residual = len(state["encoder.narrow.weight"])
+    model = CodecTrainer(replace(CodecConfig(), residual=residual, detail=len(blocks)), len(symbols()))
+    model.load_state_dict(state)
+    return model
+
+
+def load_codec(path: Path) -> CodecTrainer:
+    """A codec as it was saved."""
+    return codec_of(torch.load(path, weights_only=True)["model"])
+
+
+def train(work: Path, steps: int, seed: int, residual_only: bool, detail_of: Path | None) -> None:
     """Run to `steps`, saving every 200; continues from W/codec.pt when it is there.
 
     residual_only: the encoder and codebook 0 stay as they are, so an AR model trained on them stays
-    valid, and books 1..7 are learned anew.
+    valid, and books 1..7 are learned anew. detail_of: so they do too, in a codec that begins with another's.
     """
     torch.manual_seed(seed)
-    model = CodecTrainer(CodecConfig(), len(symbols()))
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.8, 0.99), weight_decay=0.01)
     path = work / "codec.pt"
+    if path.exists():
+        model = load_codec(path)
+    elif detail_of:
+        model = detailed(load_codec(detail_of))
+    else:
+        model = CodecTrainer(CodecConfig(), len(symbols()))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.8, 0.99), weight_decay=0.01)
     start = resume(path, model, optimizer)
-    if residual_only:
-        model.residual_only = True
+    model.residual_only = residual_only or detail_of is not None
+    if residual_only or (detail_of and not start):
         restart_residual(model)
     known: dict[Path, list[Utterance]] = {}
     began = time.monotonic()
@@ -205,7 +257,7 @@ def train(work: Path, steps: int, seed: int, residual_only: bool) -> None:
         rate = 1e-3 * min(1, step / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        audio, labels = crops(pool, rng)
+        audio, labels = crops(pool, rng, played=detail_of is not None)
         with autocast():
             losses = model(audio, labels, step)
             loss = sum((WEIGHTS[name] * value for name, value in losses.items()), torch.zeros(()))
@@ -244,5 +296,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--residual-only", action="store_true", help="learn books 1 to 7 anew")
+    parser.add_argument("--detail-of", type=Path, help="codec.pt whose codebook 0 stays")
     args = parser.parse_args()
-    train(args.work, args.steps, args.seed, args.residual_only)
+    train(args.work, args.steps, args.seed, args.residual_only, args.detail_of)

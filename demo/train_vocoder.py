@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import HOP, Utterance, read_codes, read_shard, shards, symbols
+from batches import voice_shares
+from data import HOP, Utterance, read_codes, read_shard, shards
 from discriminator import Discriminators
 from torch import Tensor, nn
 from torch.nn import functional
-from train_codec import CodecTrainer, autocast, resume, save
+from train_codec import autocast, load_codec, resume, save
 
 from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
 
@@ -62,10 +63,11 @@ def load_items(work: Path) -> Items:
 
 
 def crops(items: Items, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """BATCH crops, the voices in equal shares: codes (B, CROP, 8), audio (B, CROP * HOP)."""
+    """BATCH crops, the voices in `voice_shares`: codes (B, CROP, 8), audio (B, CROP * HOP)."""
     names, codes, sounds = sorted(items), [], []
+    shares = voice_shares(names, np.ones(len(names)))
     for _ in range(BATCH):
-        pool = items[names[rng.integers(len(names))]]
+        pool = items[names[rng.choice(len(names), p=shares)]]
         item, ways = pool[rng.integers(len(pool))]
         code = ways[rng.integers(len(ways))]
         start = int(rng.integers(len(code) - CROP + 1))
@@ -86,8 +88,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     config = CodecConfig()
     model = CodecDecoder(config)
-    codec = CodecTrainer(config, len(symbols()))
-    codec.load_state_dict(torch.load(args.work / "codec.pt", weights_only=True)["model"])
+    codec = load_codec(args.work / "codec.pt")
     encoder = codec.encoder.requires_grad_(False)
     model.tables.requires_grad_(False)
     trainable = [p for p in model.parameters() if p.requires_grad]

@@ -19,9 +19,9 @@ from valle2.export.checkpoint import read_checkpoint
 from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
 
 
-def codec_trainer(encoder: CodecEncoder, decoder: CodecDecoder) -> CodecTrainer:
+def codec_trainer(encoder: CodecEncoder, decoder: CodecDecoder, config: CodecConfig) -> CodecTrainer:
     """A trainer whose tables are the decoder's: `widen` is what maps the encoder's residual books to them."""
-    model = CodecTrainer(CodecConfig(), len(symbols()))
+    model = CodecTrainer(config, len(symbols()))
     model.encoder.load_state_dict(encoder.state_dict())
     narrow, wide = (table.detach().float().flatten(0, 1) for table in (encoder.rest, decoder.tables[1:]))
     model.widen.weight.data.copy_(torch.linalg.lstsq(narrow, wide).solution.T)
@@ -36,10 +36,11 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     checkpoint = read_checkpoint(args.checkpoint)
     assert checkpoint.codec is not None
-    encoder, decoder, _ = checkpoint.codec
+    encoder, decoder, config = checkpoint.codec
     assert isinstance(encoder, CodecEncoder) and isinstance(decoder, CodecDecoder)
+    assert isinstance(config, CodecConfig)
     parts: dict[str, nn.Module] = {
-        "codec": codec_trainer(encoder, decoder),
+        "codec": codec_trainer(encoder, decoder, config),
         "ar": checkpoint.ar,
         "nar": checkpoint.nar,
         "vocoder": decoder,

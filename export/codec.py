@@ -1,8 +1,9 @@
 """A small neural codec with EnCodec's geometry: 24 kHz, 75 frames a second, 8 codebooks of 1024.
 
 Its codes are its own, not EnCodec's. Codebook 0 quantises the 64-wide latent itself; codebooks 1..7
-quantise what is left in a narrow projection. Everything is matmul, convolution and gather, so the
-graphs need neither complex numbers nor STFT operators. Axes: B batch, N samples, T frames.
+quantise what is left, in a narrow projection, of it or of a second latent made for them. Everything is
+matmul, convolution and gather, so the graphs need neither complex numbers nor STFT operators. Axes: B batch,
+N samples, T frames.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ MEL_FLOOR = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class CodecConfig:
-    """Sizes of the codec. The window is four hops long; `width`/`ffn` are the encoder's."""
+    """Sizes of the codec. The window is four hops long; `width`/`ffn` are the encoder's.
+
+    detail: blocks of a trunk whose latent codebooks 1..7 quantise; 0: they quantise that of codebook 0.
+    """
 
     sample_rate: int = 24000
     hop: int = 320
@@ -32,6 +36,7 @@ class CodecConfig:
     blocks: int = 3
     latent: int = 64
     residual: int = 12
+    detail: int = 0
     decoder_width: int = 256
     decoder_ffn: int = 768
     decoder_blocks: int = 5
@@ -213,17 +218,20 @@ class CodecEncoder(nn.Module):
         sizes = (config.mels, config.width, config.ffn, config.latent)
         self.mel = LogMel(config)
         self.trunk = Trunk(sizes, config.blocks)
+        self.detail = Trunk(sizes, config.detail) if config.detail else None
         self.narrow = nn.Linear(config.latent, config.residual, bias=False)
         self.first = nn.Parameter(torch.randn(CODEBOOK_SIZE, config.latent))
         self.rest = nn.Parameter(torch.randn(CODEBOOKS - 1, CODEBOOK_SIZE, config.residual))
 
     def forward(self, audio: Tensor) -> Tensor:
-        return self.quantise(self.trunk(self.mel(audio)))
+        mel = self.mel(audio)
+        latent = self.trunk(mel)
+        return self.quantise(latent, latent if self.detail is None else self.detail(mel))
 
-    def quantise(self, latent: Tensor) -> Tensor:
-        """latent (B, T, latent) -> codes (B, T, 8)."""
+    def quantise(self, latent: Tensor, fine: Tensor) -> Tensor:
+        """Latents (B, T, latent) of codebook 0 and of the others -> codes (B, T, 8)."""
         first = nearest(latent, self.first)
-        left = self.narrow(latent - functional.embedding(first, self.first))
+        left = self.narrow(fine - functional.embedding(first, self.first))
         return torch.stack([first, *residual_codes(left, self.rest)], dim=2)
 
 

@@ -245,10 +245,14 @@ class Valle2:
                 spoken.reasons.add(utterance.finish_reason)
 
     def sentences(self, request: Request) -> Iterator[Text]:
-        """Ids of each sentence, the prompt's transcript before it (section 3.4)."""
+        """Ids of each sentence, the prompt's transcript before it (section 3.4).
+
+        The transcript is given a mark at its end, as a text is: without one, the model cannot tell where the
+        prompt's words end and those that it is to say begin.
+        """
         if self.front is None:
             raise ModelError(f"{self.path} has no text front end; use generate_codes")
-        transcript = request.prompt.transcript
+        transcript = self.front.finish(request.prompt.transcript.strip())
         length = len(self.front.encode(transcript))
         room = self.manifest.sizes["max_text"] - 2 - length
         if room < 1:

@@ -91,9 +91,14 @@ class TextFrontEnd:
         """
         most = self.max_tokens if max_tokens is None else max_tokens
         usual = min(most, self.max_tokens)
-        finish = ended if self.tokenizer.token_to_id(".") is not None else str
-        pieces = split_sentences(check_text(text), usual, most, lambda piece: len(self.encode(finish(piece))))
-        return [finish(piece) for piece in pieces]
+        pieces = split_sentences(
+            check_text(text), usual, most, lambda piece: len(self.encode(self.finish(piece)))
+        )
+        return [self.finish(piece) for piece in pieces]
+
+    def finish(self, piece: str) -> str:
+        """The piece with a mark at its end, if the tokenizer has the full stop."""
+        return piece if self.tokenizer.token_to_id(".") is None else ended(piece)
 
 
 def bpe_preparer(_folder: Path, _tokenizer: Tokenizer) -> Callable[[str], str]:

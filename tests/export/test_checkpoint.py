@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from valle2.engine import Valle2Error, read_manifest
+from tests.conftest import toy_checkpoint, write_toy
+from valle2.engine import Valle2Error, open_backend, read_manifest
 from valle2.export import CheckpointError, ParityError, export_checkpoint, read_checkpoint
 from valle2.export import bundle as bundle_module
 from valle2.export.checkpoint import METADATA
+from valle2.export.codec import CodecConfig, CodecEncoder
 
 
 def altered(folder: Path, out: Path, change: str) -> Path:
@@ -83,6 +86,25 @@ def test_export_writes_parity_hashes_and_half_size_weights(bundle: Path, checkpo
     assert {"voices/amber.safetensors", "text/lexicon.tsv", "ar.onnx", "ar.weights"} <= set(manifest.files)
     parameters = sum(p.numel() for p in read_checkpoint(checkpoint_folder).ar.parameters())
     assert (bundle / "ar.weights").stat().st_size < 2.3 * parameters
+
+
+def test_a_codec_may_have_a_trunk_for_its_details(tmp_path: Path) -> None:
+    """Codebook 0 follows from the one trunk, the others from both."""
+    toy = toy_checkpoint(2)
+    assert toy.codec is not None and isinstance(toy.codec[2], CodecConfig)
+    sizes = replace(toy.codec[2], detail=2, residual=20)
+    encoder = CodecEncoder(sizes).eval()
+    source = write_toy(tmp_path / "toy", replace(toy, codec=(encoder, toy.codec[1], sizes)))
+    bundle = export_checkpoint(source, tmp_path / "bundle")
+    stored = read_checkpoint(source).codec
+    assert stored is not None and isinstance(stored[0], CodecEncoder) and stored[0].detail is not None
+    audio = torch.randn(1, 40 * 320, generator=torch.manual_seed(0)) * 0.1
+    graph = open_backend(bundle, read_manifest(bundle).graphs["codec_encoder"])
+    codes = stored[0](audio)
+    assert np.array_equal(graph.run({"audio": audio.numpy()})["codes"], codes.numpy())
+    stored[0].detail.out.bias.data += 1.0
+    changed = stored[0](audio)
+    assert torch.equal(changed[..., 0], codes[..., 0]) and not torch.equal(changed[..., 1], codes[..., 1])
 
 
 def test_a_graph_that_differs_is_refused_and_nothing_is_left(

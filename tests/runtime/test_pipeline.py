@@ -40,6 +40,19 @@ def test_codes_equal_eager_pytorch(tts: Valle2, voice: Prompt, checkpoint_folder
     assert np.array_equal(found.codes, refine(checkpoint.nar, text, voice.codes, first))
 
 
+@pytest.mark.parametrize("typed", ["hello fox", "hello fox, ", " hello fox.\n"])
+def test_a_transcript_may_lack_its_full_stop(tts: Valle2, voice: Prompt, typed: str) -> None:
+    """The embedded model spoke nothing, or the end of the prompt, without one."""
+    said = tts.synthesize("hello there", replace(voice, transcript=typed), SHORT)
+    asked = tts.synthesize("hello there", replace(voice, transcript="hello fox"), SHORT)
+    texts = [
+        next(iter(tts.sentences(Request("hello there", replace(voice, transcript=transcript), SHORT))))
+        for transcript in (typed, "hello fox.")
+    ]
+    assert np.array_equal(said.codes, asked.codes)
+    assert np.array_equal(texts[0].ids, texts[1].ids) and texts[0].prompt_length == texts[1].prompt_length
+
+
 def test_seeds(tts: Valle2, voice: Prompt) -> None:
     one, again, other = (
         tts.synthesize("hello there", voice, replace(SHORT, seed=seed)).codes for seed in (1, 1, 2)

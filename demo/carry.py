@@ -1,0 +1,69 @@
+"""Start a NAR for a new codec from one of an old: `python demo/carry.py --old OLD --work W`.
+
+Writes W/nar.pt. Both codecs have the same codebook 0. A code's row is the mean of the old rows of the frames
+that it stands for (W/codes is the new codec's), and blocks are added that change nothing yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from batches import block_count, demo_config
+from data import read_codes, read_shard, shards
+from encode import encode
+from torch import Tensor
+from train_codec import load_codec
+
+from valle2.export.config import CODEBOOKS
+from valle2.export.nar import NARModel
+
+SHARDS = 16
+"""From which the frames are taken, evenly over those of the work folder."""
+
+
+def carried(old: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Code tables (8, 1024, d) for new codes. pairs: old and new codes (T, 8) of the same sound."""
+    was, now = (torch.cat([pair[side] for pair in pairs]).long() for side in (0, 1))
+    tables = old.clone()
+    for book in range(1, CODEBOOKS):
+        total = torch.zeros_like(old[book]).index_add_(0, now[:, book], old[book][was[:, book]])
+        count = torch.bincount(now[:, book], minlength=len(total))
+        used = count > 0
+        tables[book][used] = (total / count.clamp(min=1)[:, None])[used]
+    return tables
+
+
+def deepened(state: dict[str, Tensor], model: NARModel) -> dict[str, Tensor]:
+    """The weights for a model with more blocks: copies of the last one, of which nothing comes out."""
+    deep = {name: value for name, value in model.state_dict().items() if name not in state}
+    last = block_count(state) - 1
+    for name in deep:
+        _, _, part = name.split(".", 2)
+        silent = part.startswith(("out.", "down."))
+        source = state[f"blocks.{last}.{part}"]
+        deep[name] = torch.zeros_like(source) if silent else source.clone()
+    return state | deep
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--old", type=Path, required=True, help="folder with the old codec.pt and nar.pt")
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    args = parser.parse_args()
+    encoder = load_codec(args.old / "codec.pt").encoder.eval()
+    coded = [path for path in shards(args.work) if (args.work / "codes" / path.name).exists()]
+    pairs = []
+    for path in coded[:: max(1, len(coded) // SHARDS)]:
+        was = encode(encoder, [item.audio for item in read_shard(path)])
+        now = read_codes(args.work / "codes" / path.name)
+        pairs += [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(was, now, strict=True)]
+    state = torch.load(args.old / "nar.pt", weights_only=True)["model"]
+    state["code_tables"] = carried(state["code_tables"], pairs)
+    state = deepened(state, NARModel(demo_config()))
+    torch.save({"model": state, "step": 0}, args.work / "nar.pt")
+
+
+if __name__ == "__main__":
+    main()
