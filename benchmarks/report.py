@@ -17,6 +17,7 @@ import onnxruntime
 
 from valle2.engine import Manifest
 from valle2.engine.errors import Valle2Error
+from valle2.engine.manifest import head_width
 from valle2.engine.small import HALF, METHODS, STORED
 from valle2.runtime import Valle2
 
@@ -98,7 +99,7 @@ def step_bytes(sizes: Mapping[str, int], positions: float, precision: str = STOR
     quantised.
     """
     width, group = sizes["d_model"], sizes["group_size"]
-    inner = sizes["heads"] * (sizes.get("head_width") or width // sizes["heads"])
+    inner = sizes["heads"] * head_width(sizes)
     products = sizes["layers"] * (4 * width * inner + 2 * width * sizes["ffn"])
     products += 2 * group * width * width if group > 1 else 0
     vectors = sizes["layers"] * (3 * inner + sizes["ffn"] + 6 * width) + 2 * width

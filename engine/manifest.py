@@ -105,6 +105,11 @@ class Manifest:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
 
 
+def head_width(sizes: Mapping[str, int]) -> int:
+    """Numbers that a head of the AR keeps of a position, of its key or its value."""
+    return sizes.get("head_width") or sizes["d_model"] // sizes["heads"]
+
+
 def read_manifest(folder: Path, *, check_hashes: bool = True) -> Manifest:
     """Read and check a bundle.
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Backend, BackendError, Buffer, Step
+from valle2.engine.manifest import head_width
 from valle2.engine.profiles import PREFILL_CHUNK
 from valle2.runtime.settings import Settings
 
@@ -83,8 +84,7 @@ class Slots:
         self.capacity = cache_length or sizes["max_text"] + 1 + self.max_groups
         self.tensors = {spec.name: spec.dtype for spec in (*backend.spec.inputs, *backend.spec.outputs)}
         names = [spec.name for spec in backend.spec.inputs if spec.name.startswith("cache_")]
-        width = sizes.get("head_width") or sizes["d_model"] // sizes["heads"]
-        shape = (count, sizes["heads"], self.capacity, width)
+        shape = (count, sizes["heads"], self.capacity, head_width(sizes))
         self.caches = {name: self.empty(name, shape) for name in names}
         rows, group = (count,), self.group_size
         self.fixed = {
