@@ -1,0 +1,108 @@
+"""The NAR's likeliest code or the one nearest to what it expects: `python demo/expected.py --checkpoint C`.
+
+The likeliest of a thousand codes of which none is likely is noise. The code whose vector is nearest to the
+mean of all, under the NAR's probabilities, has the least expected squared distance to the true one. Both ways
+are judged on the same codebook 0, each voice in turn; `--recordings` holds strangers' WAVs with their .txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from valle2.benchmarks.alignment import word_error_rate
+from valle2.benchmarks.judges import Judges, words
+from valle2.benchmarks.report import markdown
+from valle2.engine import Backend
+from valle2.export import read_checkpoint
+from valle2.runtime import Prompt, Valle2, generate
+from valle2.runtime.scheduler import Need
+from valle2.runtime.timings import Timings
+
+Array = np.ndarray[Any, Any]
+Choose = Callable[[Array, Array], Array]
+"""(logits (T, 1024), vectors (1024, D)) -> codes (T,)."""
+
+
+def likeliest(logits: Array, vectors: Array) -> Array:
+    return np.asarray(logits.argmax(axis=1))
+
+
+def expected(logits: Array, vectors: Array) -> Array:
+    """The nearest to the mean: least in squared distance, so greatest in 2 m v - v v."""
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    mean = weights @ vectors / weights.sum(axis=1, keepdims=True)
+    return np.asarray((2 * mean @ vectors.T - (vectors**2).sum(axis=1)).argmax(axis=1))
+
+
+def refiner(choose: Choose, tables: Array) -> Callable[..., Generator[Need, None, Array]]:
+    """`runtime.refine.refine` with another choice. tables: (8, 1024, D), the codec's."""
+
+    def refine(
+        backend: Backend, text: Array, prompt: Array, first: Array, timings: Timings
+    ) -> Generator[Need, None, Array]:
+        start, books = len(prompt), prompt.shape[1]
+        codes = np.zeros((1, start + len(first), books), np.int64)
+        codes[0, :start], codes[0, start:, 0] = prompt, first
+        lengths = {"text": len(text), "prompt": start, "frame": codes.shape[1]}
+        feeds = {f"{name}_lengths": np.array([length]) for name, length in lengths.items()}
+        for stage in range(1, books if len(first) else 1):
+            yield Need.WORK
+            inputs = {**feeds, "text": text[None], "codes": codes, "stage": np.array(stage)}
+            logits = backend.run(inputs, ("logits",))["logits"][0]
+            codes[0, start:, stage] = choose(logits, tables[stage])
+        return codes[0, start:]
+
+    return refine
+
+
+def judged(tts: Valle2, judges: Judges, lines: list[str], prompts: list[Prompt]) -> list[object]:
+    """Words wrong, voices recognised among all prompts and the model's own, similarity to the prompt."""
+    codec = tts.need_codec()
+    known = {p.name: p for p in (*prompts, *(tts.voice(name) for name in tts.voices()))}
+    voices = {name: judges.embed(codec.decode(p.codes), codec.sample_rate) for name, p in known.items()}
+    heard, near, own = list[str](), list[float](), 0
+    for index, line in enumerate(lines):
+        prompt = prompts[index % len(prompts)]
+        audio = tts.synthesize(line, prompt, replace(tts.settings(), seed=0)).audio
+        heard.append(words(judges.transcribe(audio, codec.sample_rate)))
+        said = judges.embed(audio, codec.sample_rate)
+        scores = {name: float(said @ voice) for name, voice in voices.items()}
+        own += max(scores, key=lambda name: scores[name]) == prompt.name
+        near.append(scores[prompt.name])
+    wrong = word_error_rate([words(line) for line in lines], heard)
+    return [round(wrong, 1), round(100 * own / len(lines), 1), round(float(np.mean(near)), 3)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=Path("demo/checkpoint"))
+    parser.add_argument("--bundle", default="demo", help="exported from the checkpoint")
+    parser.add_argument("--sentences", type=Path, default=Path("demo/sentences_100.txt"))
+    parser.add_argument("--count", type=int, default=48)
+    parser.add_argument("--recordings", type=Path, help="prompts in place of the model's own")
+    parser.add_argument("--threads", type=int, default=0)
+    args = parser.parse_args()
+    stored = read_checkpoint(args.checkpoint).codec
+    assert stored is not None
+    tables = stored[1].get_parameter("tables").detach().float().numpy()
+    tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges()
+    prompts = [tts.voice(name) for name in tts.voices()]
+    if args.recordings:
+        files = sorted(args.recordings.glob("*.wav"))
+        prompts = [tts.prompt(file, file.with_suffix(".txt").read_text(), file.stem) for file in files]
+    lines = args.sentences.read_text(encoding="utf-8").splitlines()[: args.count]
+    rows = []
+    for choose in (likeliest, expected):
+        generate.refine = refiner(choose, tables)
+        rows.append([choose.__name__, *judged(tts, judges, lines, prompts)])
+    print(markdown(["code", "WER %", "own voice %", "similarity"], rows))
+
+
+if __name__ == "__main__":
+    main()
