@@ -8,10 +8,10 @@ are judged on the same codebook 0, each voice in turn; `--recordings` holds stra
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from valle2.benchmarks.judges import Judges, words
 from valle2.benchmarks.report import markdown
 from valle2.engine import Backend
 from valle2.export import read_checkpoint
-from valle2.runtime import Prompt, Valle2, generate
-from valle2.runtime.scheduler import Need
-from valle2.runtime.timings import Timings
+from valle2.runtime import Prompt, Valle2
 
 Array = np.ndarray[Any, Any]
 Choose = Callable[[Array, Array], Array]
@@ -40,25 +38,15 @@ def expected(logits: Array, vectors: Array) -> Array:
     return np.asarray((2 * mean @ vectors.T - (vectors**2).sum(axis=1)).argmax(axis=1))
 
 
-def refiner(choose: Choose, tables: Array) -> Callable[..., Generator[Need, None, Array]]:
-    """`runtime.refine.refine` with another choice. tables: (8, 1024, D), the codec's."""
+class Chooser:
+    """A NAR graph whose codes are chosen here. tables: (8, 1024, D), the codec's."""
 
-    def refine(
-        backend: Backend, text: Array, prompt: Array, first: Array, timings: Timings
-    ) -> Generator[Need, None, Array]:
-        start, books = len(prompt), prompt.shape[1]
-        codes = np.zeros((1, start + len(first), books), np.int64)
-        codes[0, :start], codes[0, start:, 0] = prompt, first
-        lengths = {"text": len(text), "prompt": start, "frame": codes.shape[1]}
-        feeds = {f"{name}_lengths": np.array([length]) for name, length in lengths.items()}
-        for stage in range(1, books if len(first) else 1):
-            yield Need.WORK
-            inputs = {**feeds, "text": text[None], "codes": codes, "stage": np.array(stage)}
-            logits = backend.run(inputs, ("logits",))["logits"][0]
-            codes[0, start:, stage] = choose(logits, tables[stage])
-        return codes[0, start:]
+    def __init__(self, nar: Backend, choose: Choose, tables: Array) -> None:
+        self.nar, self.choose, self.tables = nar, choose, tables
 
-    return refine
+    def run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+        logits = self.nar.run(feeds, ("logits",))["logits"][0]
+        return {"codes_out": self.choose(logits, self.tables[int(feeds["stage"])])[None]}
 
 
 def judged(tts: Valle2, judges: Judges, lines: list[str], prompts: list[Prompt]) -> list[object]:
@@ -97,9 +85,9 @@ def main() -> None:
         files = sorted(args.recordings.glob("*.wav"))
         prompts = [tts.prompt(file, file.with_suffix(".txt").read_text(), file.stem) for file in files]
     lines = args.sentences.read_text(encoding="utf-8").splitlines()[: args.count]
-    rows = []
+    graphs, rows = tts.graphs, []
     for choose in (likeliest, expected):
-        generate.refine = refiner(choose, tables)
+        tts.graphs = replace(graphs, nar=cast(Backend, Chooser(graphs.nar, choose, tables)))
         rows.append([choose.__name__, *judged(tts, judges, lines, prompts)])
     print(markdown(["code", "WER %", "own voice %", "similarity"], rows))
 

@@ -92,8 +92,6 @@ class CodecTrainer(nn.Module):
         if step < QUANTISE_FROM and not self.residual_only:
             return {"mel": mel_loss(self.decoder(latent), mel)}
         if self.residual_only:
-            latent = latent.detach()
-            fine = latent if self.encoder.detail is None else fine
             zero = functional.embedding(nearest(latent, self.encoder.first), self.encoder.first)
         else:
             zero = self.quantise_with(latent, self.encoder.first, self.first_sum, self.first_count)
