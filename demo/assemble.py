@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ SAMPLING = {"top_p": 0.2, "threshold": 1.0}
 """A young model is judged with the repetition rule off: a third of real codes recur within its window."""
 LONGEST = 80
 """Tokens of a sentence: of those that it learnt from, one in 25 has more; in one of 200 it is lost."""
+NEGLIGIBLE = 1e-3
 LICENCE = "Apache-2.0"
 DEFAULT_VOICE = "elm"
 
@@ -40,6 +42,16 @@ def mean(work: Path, names: list[str]) -> dict[str, torch.Tensor]:
     """One part's weights, the mean of several checkpoints of one run."""
     states = [torch.load(work / f"{name}.pt", weights_only=True)["model"] for name in names]
     return {key: sum(state[key] for state in states) / len(states) for key in states[0]}
+
+
+def code_vectors(tables: torch.Tensor) -> torch.Tensor:
+    """The codec's tables (8, 1024, D) of books 1 to 7 in as few dimensions R as they have: (7, 1024, R).
+
+    They are turned, so the distances, by which the NAR chooses, stay what they are.
+    """
+    rows = tables[1:].flatten(0, 1)
+    _, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
+    return (rows @ axes[sizes > NEGLIGIBLE * sizes[0]].T).unflatten(0, tables[1:].shape[:2])
 
 
 def filled(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> torch.nn.Module:
@@ -84,7 +96,9 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=SHIPPED_GROUP, help="the AR's codes a step")
     args = parser.parse_args()
     trained, nar_state = load_codec(args.work / "codec.pt"), mean(args.work, args.nar)
-    config, codec = demo_config(args.group, block_count(nar_state)), trained.config
+    nar_state["vectors"] = code_vectors(trained.decoder_tables())
+    config = demo_config(args.group, block_count(nar_state))
+    config, codec = replace(config, vector_width=nar_state["vectors"].shape[2]), trained.config
     ar, nar = filled(ARModel(config), mean(args.work, args.ar)), filled(NARModel(config), nar_state)
     decoder = filled(CodecDecoder(codec), mean(args.work, ["vocoder"]))
     assert isinstance(ar, ARModel) and isinstance(nar, NARModel) and isinstance(decoder, CodecDecoder)

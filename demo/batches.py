@@ -11,12 +11,12 @@ import torch
 from data import read_codes, read_shard, shards, symbols
 from speak import MIXED
 
-from valle2.export.config import ModelConfig
+from valle2.export.config import ModelConfig, Style
 
 Array = np.ndarray[Any, Any]
 SHIPPED_GROUP = 2
 NAR_LAYERS = 6
-JOINED_SHARES = (0.3, 0.4, 0.3)
+JOINED_SHARES = (0.4, 0.4, 0.2)
 """Of batches of one, two and three utterances joined; three, so that late positions are learnt too."""
 POOL = 64
 MIXED_SHARE = 0.4
@@ -47,6 +47,7 @@ def demo_config(group: int = SHIPPED_GROUP, nar_layers: int = NAR_LAYERS) -> Mod
         group_size=group,
         max_text=640,
         max_frames=2048,
+        style=Style(nar_positions="rotary"),
     )
 
 

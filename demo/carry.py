@@ -1,7 +1,8 @@
 """Start a NAR for a new codec from one of an old: `python demo/carry.py --old OLD --work W`.
 
 Writes W/nar.pt. Both codecs have the same codebook 0. A code's row is the mean of the old rows of the frames
-that it stands for (W/codes is the new codec's), and blocks are added that change nothing yet.
+that it stands for (W/codes is the new codec's), blocks are added that change nothing yet, and position
+tables go: the new one's positions are rotary.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def main() -> None:
         now = read_codes(args.work / "codes" / path.name)
         pairs += [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(was, now, strict=True)]
     state = torch.load(args.old / "nar.pt", weights_only=True)["model"]
+    state = {name: value for name, value in state.items() if "positions" not in name}
     state["code_tables"] = carried(state["code_tables"], pairs)
     state = deepened(state, NARModel(demo_config()))
     torch.save({"model": state, "step": 0}, args.work / "nar.pt")

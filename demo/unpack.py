@@ -49,7 +49,9 @@ def main() -> None:
         path = args.work / f"{name}.pt"
         if path.exists():
             raise SystemExit(f"{path} exists; choose another --work")
-        torch.save({"model": module.state_dict(), "step": 0}, path)
+        state = module.state_dict()
+        state.pop("vectors", None)  # assemble.py makes them of the codec
+        torch.save({"model": state, "step": 0}, path)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from valle2.engine.engines import BOUNDARY
 from valle2.engine.errors import AuditError
 from valle2.engine.precision import CACHE
 from valle2.engine.trt_api import Parsed, attention_of, layers, made_tensors, read_tensors
@@ -165,13 +166,16 @@ def check_inputs(case: Case, walk: Walk) -> Iterator[str]:
 
 
 def check_types(case: Case, walk: Walk) -> Iterator[str]:
-    """Large weights are stored, and the heavy layers run, in the graph's type."""
-    expected = TYPES[compute_precision(case.precision)]
+    """Large weights are stored, and heavy layers run, in the graph's type; behind the logits in float32."""
+    typed = [t.name for t in network_outputs(case) if t.name.startswith((BOUNDARY, CACHE))]
+    proper = walk.ancestors(*typed)
     for layer in walk.layers:
         kind, made = layer.type.name, made_tensors(layer)
         if not made:
             continue
         tensor = made[0]
+        inside = not typed or tensor.name in proper
+        expected = TYPES[compute_precision(case.precision) if inside else "fp32"]
         if kind == "CONSTANT" and tensor.dtype.name in FLOATS and np.prod(tensor.shape) >= LARGE:
             if tensor.dtype.name != expected:
                 yield f"weight {layer.name} is {tensor.dtype.name}; expected {expected}"

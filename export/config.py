@@ -10,6 +10,8 @@ CODEBOOKS = 8
 CODEBOOK_SIZE = 1024
 EOS_CODE = CODEBOOK_SIZE
 GROUP_SIZES = (1, 2, 4, 8)
+OPTIONAL = ("head_width", "nar_head_width", "vector_width")
+"""Sizes that may be 0."""
 FORMATS = ("auto", "valle2", "vallex", "lifeiteng", "amphion", "supervoice")
 
 
@@ -17,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("layer", "rms", "l2"),
     "activation": ("gelu", "relu", "silu"),
     "positions": ("table", "rotary"),
+    "nar_positions": ("same", "table", "rotary"),
     "head": ("tied", "own", "one"),
     "stage": ("token", "norm"),
 }
@@ -32,7 +35,7 @@ class Style:
         activation: "gelu" (exact), "relu" or "silu". gated: half of the feed-forward part gates the rest.
         qkv_bias, bias: biases of query, key and value; of a block's other matrices.
         positions: "table" adds rows to the embeddings, text and codes counted apart; "rotary" turns queries
-            and keys, counted over the whole row.
+            and keys, counted over the whole row. nar_positions: the NAR's, which may not be the "same".
         text_ahead: the AR's text sees all of the text, not only what is to its left.
         code_bos: the AR's codes begin with a start position.
         head: the output weights are the code tables ("tied"), one matrix per codebook ("own") or "one".
@@ -53,6 +56,7 @@ class Style:
     qkv_bias: bool = True
     bias: bool = True
     positions: str = "table"
+    nar_positions: str = "same"
     text_ahead: bool = False
     code_bos: bool = True
     head: str = "tied"
@@ -63,6 +67,11 @@ class Style:
     whole_prompt: bool = True
     prenet: bool = False
     argmax_ends: bool = False
+
+    @property
+    def nar_rotary(self) -> bool:
+        """Do the NAR's queries and keys turn, or has it position tables?"""
+        return (self.positions if self.nar_positions == "same" else self.nar_positions) == "rotary"
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -91,6 +100,8 @@ class ModelConfig:
         max_frames: frames of prompt and target together that the position tables cover.
         codebooks: of the codec; the AR makes the first, the NAR the others.
         text_rows, nar_text_rows: rows of the text tables; 0 means the vocabulary and `<eos>`.
+        vector_width: of the codec's vectors by which the NAR chooses its codes, see `NARModel.choose`; 0: it
+            has none and takes the likeliest (section 3.4).
         style: where the network differs from VALL-E 2.
 
     Raises:
@@ -114,6 +125,7 @@ class ModelConfig:
     codebooks: int = CODEBOOKS
     text_rows: int = 0
     nar_text_rows: int = 0
+    vector_width: int = 0
     style: Style = field(default_factory=Style)
 
     def __post_init__(self) -> None:
@@ -128,7 +140,7 @@ class ModelConfig:
             if not getattr(self, f"{part}head_width") and width % heads:
                 raise ValueError(f"width {width} is not a multiple of its {heads} heads")
         for name, value in self.sizes().items():
-            if not isinstance(value, int) or value < ("head_width" not in name):
+            if not isinstance(value, int) or value < (name not in OPTIONAL):
                 raise ValueError(f"{name} is {value!r}; expected a positive integer")
         if self.group_size not in GROUP_SIZES:
             raise ValueError(f"group_size is {self.group_size}; expected one of {GROUP_SIZES}")

@@ -74,7 +74,7 @@ class ARGraph(nn.Module):
 
 
 class NARGraph(nn.Module):
-    """One NAR stage: logits of the target frames and the argmax codes."""
+    """One NAR stage: logits of the target frames and the codes it chooses."""
 
     def __init__(self, model: NARModel, attend: FullAttend | None) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class NARGraph(nn.Module):
         stage: Tensor,
     ) -> tuple[Tensor, Tensor]:
         logits = self.model(text, text_lengths, codes, prompt_lengths, frame_lengths, stage, self.attend)
-        return logits.argmax(dim=2), logits
+        return self.model.choose(logits, stage), logits
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from valle2.export.config import CODEBOOK_SIZE, ModelConfig
 from valle2.export.layers import INIT_STD, Angles, Norm, Rotary, TextPrenet, code_prenet, initialise
 from valle2.export.model import Block
 
+TAIL = 2
+"""Positions behind the frames: `<eos>` and the stage."""
 FullAttend = Callable[[Tensor, Tensor, Tensor, int, Tensor], Tensor]
 """(query, key, value: (B, S, H*D), heads, lengths (B,): how many positions are seen) -> (B, S, H*D)."""
 
@@ -38,20 +40,23 @@ class NARModel(nn.Module):
         if not stages:
             self.stage_table = nn.Embedding(books, width)
             self.code_eos = nn.Parameter(torch.empty(width).normal_(std=INIT_STD))
-        if style.positions == "table":
-            self.text_positions = nn.Embedding(config.max_text, width)
-            self.code_positions = nn.Embedding(config.max_frames + 2, width)
+        if style.nar_rotary:
+            self.rotary = Rotary(config.nar_head, config.max_text + config.max_frames + TAIL)
         else:
-            self.rotary = Rotary(config.nar_head, config.max_text + config.max_frames)
+            self.text_positions = nn.Embedding(config.max_text, width)
+            self.code_positions = nn.Embedding(config.max_frames + TAIL, width)
         if style.prenet:
             self.text_prenet, self.code_prenet = TextPrenet(width), code_prenet(width)
-        sizes = (width, config.nar_heads, config.nar_head, config.nar_ffn)
-        self.blocks = nn.ModuleList(Block(*sizes, style, stages) for _ in range(config.nar_layers))
+        block = (width, config.nar_heads, config.nar_head, config.nar_ffn)
+        self.blocks = nn.ModuleList(Block(*block, style, stages) for _ in range(config.nar_layers))
         self.norm = Norm(width, style.norm, stages) if style.norm_first else None
         if style.head != "tied":
             heads = 1 if style.head == "one" else books - 1
             self.heads = nn.Parameter(torch.empty(heads, CODEBOOK_SIZE, width).normal_(std=INIT_STD))
             self.head_bias = nn.Parameter(torch.zeros(heads, CODEBOOK_SIZE)) if style.head_bias else None
+        if config.vector_width:
+            sizes = (books - 1, CODEBOOK_SIZE, config.vector_width)
+            self.vectors = nn.Parameter(torch.empty(sizes).normal_(std=INIT_STD))
         self.apply(initialise)
 
     def embed_frames(self, codes: Tensor, prompt_lengths: Tensor, stage: Tensor) -> Tensor:
@@ -72,9 +77,12 @@ class NARModel(nn.Module):
 
     def tail(self, frame_lengths: Tensor, stage: Tensor) -> Tensor:
         """The closing `<eos>` and stage id (Eq. 13, 14), continuing the code positions: (B, 2, d)."""
-        eos = self.code_eos + self.code_positions(frame_lengths)
+        table = not self.config.style.nar_rotary
+        eos = self.code_eos.expand(frame_lengths.shape[0], -1)
+        if table:
+            eos = eos + self.code_positions(frame_lengths)
         token = self.stage_table(stage).expand_as(eos)
-        if self.config.style.stage_position:
+        if table and self.config.style.stage_position:
             token = token + self.code_positions(frame_lengths + 1)
         return torch.stack([eos, token], dim=1)
 
@@ -120,6 +128,19 @@ class NARModel(nn.Module):
         bias = None if self.head_bias is None else self.head_bias.index_select(0, row.reshape(1))[0]
         return functional.linear(hidden, weight, bias)
 
+    def choose(self, logits: Tensor, stage: Tensor) -> Tensor:
+        """logits (B, T, 1024) of one stage -> its codes (B, T): the likeliest ones (Eq. 17).
+
+        With vectors v of the stage's codes, those of least expected squared distance to the true vector under
+        the logits' probabilities p (minimum Bayes risk): nearest to the mean m = sum(p v), so greatest in
+        2 m v - v v. Where a thousand codes are all unlikely the likeliest one is noise, and the mean is not.
+        """
+        if not self.config.vector_width:
+            return logits.argmax(dim=2)
+        vectors = self.vectors.index_select(0, (stage - 1).reshape(1))[0]
+        mean = logits.softmax(dim=2) @ vectors
+        return (2 * mean @ vectors.T - (vectors * vectors).sum(dim=1)).argmax(dim=2)
+
     def hidden(
         self,
         text: Tensor,
@@ -145,21 +166,26 @@ class NARModel(nn.Module):
         frame_lengths: Tensor,
         stage: Tensor,
     ) -> tuple[Tensor, Tensor, Angles | None]:
-        """What the first block reads (B, S, d), which positions are seen (B, S) bool, rotary angles."""
+        """What the first block reads (B, S, d), which positions are seen (B, S) bool, rotary angles.
+
+        Rotary positions count what is seen: frames follow the valid text, the end the valid frames.
+        """
         text_index, frame_index = torch.arange(text.shape[1]), torch.arange(codes.shape[1])
         seen = [text_index < text_lengths[:, None], frame_index < frame_lengths[:, None]]
         words, frames = self.text_table(text), self.embed_frames(codes, prompt_lengths, stage)
         style, angles = self.config.style, None
         if style.prenet:
             words = self.text_prenet(words, seen[0])
-        if style.positions == "table":
+        places = [text_index.expand(text.shape[0], -1), text_lengths[:, None] + frame_index]
+        if not style.nar_rotary:
             words, frames = words + self.text_positions(text_index), frames + self.code_positions(frame_index)
-        else:
-            angles = self.angles(text_index, text_lengths, frame_index)
         parts = [words, frames]
         if style.stage == "token":
             parts.append(self.tail(frame_lengths, stage))
-            seen.append(torch.ones_like(text[:, :1].expand(-1, 2), dtype=torch.bool))
+            seen.append(torch.ones_like(text[:, :1].expand(-1, TAIL), dtype=torch.bool))
+            places.append((text_lengths + frame_lengths)[:, None] + torch.arange(TAIL))
+        if style.nar_rotary:
+            angles = self.rotary(torch.cat(places, dim=1))
         return torch.cat(parts, dim=1), torch.cat(seen, dim=1), angles
 
     def masked(
@@ -209,12 +235,6 @@ class NARModel(nn.Module):
                 x, heard = pick(x), pick(heard)
             x = block.finish(x, heard, staged)
         return x
-
-    def angles(self, text_index: Tensor, text_lengths: Tensor, frame_index: Tensor) -> Angles:
-        """Rotary angles where frames follow the valid text, whatever padding lies between."""
-        words = text_index[None, :].expand(text_lengths.shape[0], -1)
-        found: Angles = self.rotary(torch.cat([words, text_lengths[:, None] + frame_index[None, :]], dim=1))
-        return found
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

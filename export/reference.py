@@ -113,13 +113,14 @@ def cached_logits(model: ARModel, text: Codes, prompt: Codes, max_steps: int) ->
 
 @torch.no_grad()
 def refine(model: NARModel, text: Codes, prompt: Codes, first: Codes) -> Codes:
-    """Fill codebooks 1..Q-1 by argmax, on torch's default device. prompt (P, Q), first (T,) -> (T, Q)."""
+    """Fill codebooks 1..Q-1, on torch's default device. prompt (P, Q), first (T,) -> (T, Q)."""
     codes = torch.zeros(1, len(prompt) + len(first), model.config.codebooks, dtype=torch.int64)
     codes[0, : len(prompt)] = torch.as_tensor(prompt)
     codes[0, len(prompt) :, 0] = torch.as_tensor(first)
     words, lengths = torch.as_tensor(text)[None], torch.tensor([len(text)])
     start, total = torch.tensor([len(prompt)]), torch.tensor([codes.shape[1]])
     for stage in range(1, model.config.codebooks):
-        logits = model(words, lengths, codes, start, total, torch.tensor(stage))
-        codes[0, len(prompt) :, stage] = logits[0].argmax(dim=1)
+        number = torch.tensor(stage)
+        logits = model(words, lengths, codes, start, total, number)
+        codes[0, len(prompt) :, stage] = model.choose(logits, number)[0]
     return codes[0, len(prompt) :].cpu().numpy()

@@ -1,4 +1,4 @@
-"""The NAR passes: codebooks 1..Q-1 of the target, one full-attention pass each, argmax (section 3.4)."""
+"""The NAR passes: codebooks 1..Q-1 of the target, one full-attention pass each (section 3.4)."""
 
 from __future__ import annotations
 

@@ -17,18 +17,22 @@ from torch.nn import functional
 
 from tests.conftest import Trace, toy_config
 from valle2.engine import open_backend
+from valle2.engine.audit import Case, audit
+from valle2.engine.precision import load_graph
 from valle2.export.bundle import graph_spec
 from valle2.export.config import Style
 from valle2.export.graphs import nar_graph
+from valle2.export.lowering import LOWERINGS
 from valle2.export.model import merge_heads, split_heads
 from valle2.export.nar import NARModel
-from valle2.export.verify import LOGITS_TOLERANCE, logits_bound, verify_nar
+from valle2.export.verify import LOGITS_TOLERANCE, ParityError, logits_bound, verify_nar
 
 STYLES = {
     "valle2": {},
     "post-norm": {"norm_first": False, "activation": "relu"},
     "stage-norm": {"stage": "norm", "norm": "rms", "head": "own"},
     "rotary": {"positions": "rotary", "stage": "norm", "norm": "l2", "gated": True, "activation": "silu"},
+    "rotary-token": {"nar_positions": "rotary"},
     "prenet": {"prenet": True, "head": "one", "head_bias": True},
 }
 
@@ -39,9 +43,10 @@ def attend_lengths(query: Tensor, key: Tensor, value: Tensor, heads: int, length
     return merge_heads(functional.scaled_dot_product_attention(query, key, value, attn_mask=mask))
 
 
-def toy_nar(style: dict[str, Any]) -> NARModel:
+def toy_nar(style: dict[str, Any], vector_width: int = 0) -> NARModel:
     torch.manual_seed(0)
-    model = NARModel(replace(toy_config(2, 400), style=Style(**style))).eval()
+    config = replace(toy_config(2, 400), style=Style(**style), vector_width=vector_width)
+    model = NARModel(config).eval()
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.15)
@@ -73,6 +78,55 @@ def test_the_graph_has_the_numbers(trace: Trace, tmp_path: Path) -> None:
     row = nar_graph(model, "ort")
     path = trace(row, tmp_path / "nar.onnx")
     assert verify_nar(model, open_backend(tmp_path, graph_spec(path, row), threads=1)) < LOGITS_TOLERANCE
+
+
+@torch.no_grad()
+def test_codes_are_of_least_expected_squared_distance() -> None:
+    model, logits = toy_nar({}, 5), 3 * torch.randn(2, 7, 1024)
+    for stage in (1, 4, 7):
+        vectors = model.vectors[stage - 1].double()
+        distances = (vectors[:, None] - vectors[None, :]).square().sum(dim=2)
+        risk = logits.double().softmax(dim=2) @ distances
+        found = model.choose(logits, torch.tensor(stage))
+        assert torch.equal(found, risk.argmin(dim=2))
+        assert (found != logits.argmax(dim=2)).float().mean() > 0.5
+        certain = functional.one_hot(found, 1024) * 50.0
+        assert torch.equal(model.choose(certain, torch.tensor(stage)), found)
+
+
+@torch.no_grad()
+def test_without_vectors_codes_are_the_likeliest() -> None:
+    logits = torch.randn(2, 7, 1024)
+    assert torch.equal(toy_nar({}).choose(logits, torch.tensor(3)), logits.argmax(dim=2))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_every_lowering_chooses_as_the_module(
+    lowering: str, precision: str, trace: Trace, tmp_path: Path
+) -> None:
+    model = toy_nar({}, 5)
+    row = nar_graph(model, lowering)
+    spec = graph_spec(trace(row, tmp_path / "nar.onnx"), row)
+    if precision == "fp32":
+        assert verify_nar(model, open_backend(tmp_path, spec, threads=1)) < LOGITS_TOLERANCE
+    if lowering != "ort":
+        trt = pytest.importorskip("valle2.engine.trt_api")
+        pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13")
+        half = load_graph(tmp_path / "nar.onnx", precision)
+        onnx.save(half, str(tmp_path / "half.onnx"))
+        with trt.parsed(trt.load("tensorrt-rtx"), tmp_path / "half.onnx") as network:
+            audit(Case(network, half, "nar", lowering, precision))
+
+
+def test_a_graph_that_chooses_otherwise_is_refused(trace: Trace, tmp_path: Path) -> None:
+    model = toy_nar({}, 5)
+    row = nar_graph(model, "ort")
+    backend = open_backend(tmp_path, graph_spec(trace(row, tmp_path / "nar.onnx"), row), threads=1)
+    with torch.no_grad():
+        model.vectors.normal_()
+    with pytest.raises(ParityError, match="nar codes"):
+        verify_nar(model, backend)
 
 
 @pytest.mark.parametrize("lengths", [[30], [30, 30], [30, 21]], ids=["one", "full", "ragged"])
