@@ -1,8 +1,8 @@
 """Attention over rows whose end may be padding, with a backward pass of matrix products.
 
-That of PyTorch's fused attention leaves a CPU's matrix units idle: it was half of the time of a training step of
-the NAR (one core with AMX), which takes two thirds with this one. Weights are rounded to bfloat16 here, which
-adds noise of some 6 % to a gradient.
+That of PyTorch's fused attention leaves a CPU's matrix units idle: it was half of the time of a training step
+of the NAR (one core with AMX), which takes two thirds with this one. Weights are rounded to bfloat16 here,
+which adds noise of some 6 % to a gradient.
 """
 
 from __future__ import annotations

@@ -33,10 +33,11 @@ def exported(work: Path, name: str, *how: object) -> Iterator[Step]:
 def steps(work: Path, styles: Path, shards: int) -> Iterator[Step]:
     """All commands in order: speech, codec, codes, AR, NAR, vocoder, the NAR's codes, prompts, model."""
     at = ("--work", work)
-    for source in ("hibari", "kokoro", "others", "unseen"):
+    for source in ("hibari", "kokoro", "others", "mixed", "unseen"):
         given = () if source == "hibari" else ("--styles", styles)
         yield f"speech-{source}", tool("speak", source, *at, *given, "--shards", shards)
-    yield "codec", tool("train_codec", *at, "--steps", 7200)
+    yield "codec-first", tool("train_codec", *at, "--name", "codec-first", "--steps", 7200)
+    yield "codec", tool("train_codec", *at, "--detail-of", work / "codec-first.pt", "--steps", 4000)
     yield "perturbed", tool("perturb", *at)
     yield "codes", tool("encode", *at)
     yield "ar", tool("train", "ar", *at, "--steps", 10000, "--decay", 4000)

@@ -226,14 +226,13 @@ def load_codec(path: Path) -> CodecTrainer:
     return codec_of(torch.load(path, weights_only=True)["model"])
 
 
-def train(work: Path, steps: int, seed: int, residual_only: bool, detail_of: Path | None) -> None:
-    """Run to `steps`, saving every 200; continues from W/codec.pt when it is there.
+def train(path: Path, steps: int, seed: int, residual_only: bool, detail_of: Path | None) -> None:
+    """Run to `steps`, saving every 200; continues from `path`, in the work folder, when it is there.
 
     residual_only: the encoder and codebook 0 stay as they are, so an AR model trained on them stays
     valid, and books 1..7 are learned anew. detail_of: so they do too, in a codec that begins with another's.
     """
     torch.manual_seed(seed)
-    path = work / "codec.pt"
     if path.exists():
         model = load_codec(path)
     elif detail_of:
@@ -250,7 +249,7 @@ def train(work: Path, steps: int, seed: int, residual_only: bool, detail_of: Pat
     for step in range(start, steps):
         rng = np.random.default_rng([seed, step])
         if step == start or step % 200 == 0:
-            pool = balanced(work, known, rng)
+            pool = balanced(path.parent, known, rng)
         done = (step - start) / (steps - start) if residual_only else step / steps
         rate = 1e-3 * min(1, step / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
@@ -293,7 +292,8 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="codec", help="checkpoint's name")
     parser.add_argument("--residual-only", action="store_true", help="learn books 1 to 7 anew")
-    parser.add_argument("--detail-of", type=Path, help="codec.pt whose codebook 0 stays")
+    parser.add_argument("--detail-of", type=Path, help="checkpoint whose codebook 0 stays")
     args = parser.parse_args()
-    train(args.work, args.steps, args.seed, args.residual_only, args.detail_of)
+    train(args.work / f"{args.name}.pt", args.steps, args.seed, args.residual_only, args.detail_of)
