@@ -1,14 +1,15 @@
-"""The NAR's likeliest code or the one nearest to what it expects: `python demo/expected.py --checkpoint C`.
+"""The NAR's likeliest code or the one nearest to what it expects: `python demo/expected.py --bundle B`.
 
 The likeliest of a thousand codes of which none is likely is noise. The code whose vector is nearest to the
-mean of all, under the NAR's probabilities, has the least expected squared distance to the true one. Both ways
-are judged on the same codebook 0, each voice in turn; `--recordings` holds strangers' WAVs with their .txt.
+mean of all, under the NAR's probabilities, has the least expected squared distance to the true one; a bundle
+with vectors takes it. Both ways are judged on the same codebook 0, each voice in turn; `--recordings` holds
+strangers' WAVs with their .txt.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,34 +20,19 @@ from valle2.benchmarks.alignment import word_error_rate
 from valle2.benchmarks.judges import Judges, words
 from valle2.benchmarks.report import markdown
 from valle2.engine import Backend
-from valle2.export import read_checkpoint
 from valle2.runtime import Prompt, Valle2
 
 Array = np.ndarray[Any, Any]
-Choose = Callable[[Array, Array], Array]
-"""(logits (T, 1024), vectors (1024, D)) -> codes (T,)."""
 
 
-def likeliest(logits: Array, vectors: Array) -> Array:
-    return np.asarray(logits.argmax(axis=1))
+class Likeliest:
+    """A NAR graph whose codes are the likeliest ones."""
 
-
-def expected(logits: Array, vectors: Array) -> Array:
-    """The nearest to the mean: least in squared distance, so greatest in 2 m v - v v."""
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    mean = weights @ vectors / weights.sum(axis=1, keepdims=True)
-    return np.asarray((2 * mean @ vectors.T - (vectors**2).sum(axis=1)).argmax(axis=1))
-
-
-class Chooser:
-    """A NAR graph whose codes are chosen here. tables: (8, 1024, D), the codec's."""
-
-    def __init__(self, nar: Backend, choose: Choose, tables: Array) -> None:
-        self.nar, self.choose, self.tables = nar, choose, tables
+    def __init__(self, nar: Backend) -> None:
+        self.nar = nar
 
     def run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-        logits = self.nar.run(feeds, ("logits",))["logits"][0]
-        return {"codes_out": self.choose(logits, self.tables[int(feeds["stage"])])[None]}
+        return {"codes_out": self.nar.run(feeds, ("logits",))["logits"].argmax(axis=2)}
 
 
 def judged(tts: Valle2, judges: Judges, lines: list[str], prompts: list[Prompt]) -> list[object]:
@@ -69,16 +55,12 @@ def judged(tts: Valle2, judges: Judges, lines: list[str], prompts: list[Prompt])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=Path("demo/checkpoint"))
-    parser.add_argument("--bundle", default="demo", help="exported from the checkpoint")
+    parser.add_argument("--bundle", default="demo")
     parser.add_argument("--sentences", type=Path, default=Path("demo/sentences_100.txt"))
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--recordings", type=Path, help="prompts in place of the model's own")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
-    stored = read_checkpoint(args.checkpoint).codec
-    assert stored is not None
-    tables = stored[1].get_parameter("tables").detach().float().numpy()
     tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges()
     prompts = [tts.voice(name) for name in tts.voices()]
     if args.recordings:
@@ -86,9 +68,9 @@ def main() -> None:
         prompts = [tts.prompt(file, file.with_suffix(".txt").read_text(), file.stem) for file in files]
     lines = args.sentences.read_text(encoding="utf-8").splitlines()[: args.count]
     graphs, rows = tts.graphs, []
-    for choose in (likeliest, expected):
-        tts.graphs = replace(graphs, nar=cast(Backend, Chooser(graphs.nar, choose, tables)))
-        rows.append([choose.__name__, *judged(tts, judges, lines, prompts)])
+    for name, nar in (("likeliest", cast(Backend, Likeliest(graphs.nar))), ("the bundle's", graphs.nar)):
+        tts.graphs = replace(graphs, nar=nar)
+        rows.append([name, *judged(tts, judges, lines, prompts)])
     print(markdown(["code", "WER %", "own voice %", "similarity"], rows))
 
 
