@@ -1,7 +1,7 @@
 """Train the codec's decoder (the vocoder) from codes, resumable: `python demo/train_vocoder.py --work W`.
 
-Where refine.py has written codes of the NAR, half of the crops with a choice are of those. With
-`--adversarial`, networks that tell spectrograms apart are trained against it. What the codec's own encoder
+Once refine.py has written codes of the NAR, the shards that it took are learnt from alone, and half of the
+crops are of those codes. With `--adversarial`, networks that tell spectrograms apart are trained against it. What the codec's own encoder
 makes of the sound is compared too then: its latent is phonetic, so what is lost there are words.
 """
 
@@ -52,10 +52,11 @@ Items = dict[str, list[tuple[Utterance, list[Array]]]]
 def load_items(work: Path) -> Items:
     """Utterances by voice, each with its own codes and those of the NAR; the held-out shards left out."""
     out: Items = {}
+    folders = [work / "codes", work / "codes-nar"] if any(work.glob("codes-nar/*.npz")) else [work / "codes"]
     for path in shards(work):
-        files = [work / folder / path.name for folder in ("codes", "codes-nar")]
-        if files[0].exists() and not path.stem.endswith("-0000"):
-            ways = [read_codes(file) for file in files if file.exists()]
+        files = [folder / path.name for folder in folders]
+        if all(file.exists() for file in files) and not path.stem.endswith("-0000"):
+            ways = [read_codes(file) for file in files]
             for item, *codes in zip(read_shard(path), *ways, strict=True):
                 if item.frames > CROP:
                     out.setdefault(item.voice, []).append((item, codes))
