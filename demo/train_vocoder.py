@@ -1,8 +1,9 @@
 """Train the codec's decoder (the vocoder) from codes, resumable: `python demo/train_vocoder.py --work W`.
 
 Once refine.py has written codes of the NAR, the shards that it took are learnt from alone, and half of the
-crops are of those codes. With `--adversarial`, networks that tell spectrograms apart are trained against it. What the codec's own encoder
-makes of the sound is compared too then: its latent is phonetic, so what is lost there are words.
+crops are of those codes. With `--adversarial`, networks that tell spectrograms apart are trained against it.
+What the codec's own encoder makes of the sound is compared too then: its latent is phonetic, so what is lost
+there are words.
 """
 
 from __future__ import annotations
