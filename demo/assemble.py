@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from batches import SHIPPED_GROUP, Sample, block_count, clipped, demo_config, load_samples
+from batches import SHIPPED_GROUP, Sample, clipped, demo_config, load_samples
 from data import read_shard, shards
 from speak import KOKORO, PITCHES
 from train import ar_batch, ar_loss
@@ -91,14 +91,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ar", nargs="+", default=["ar"], help="checkpoints' names, averaged")
     parser.add_argument("--nar", nargs="+", default=["nar"], help="checkpoints' names, averaged")
+    parser.add_argument("--likeliest", action="store_true", help="the NAR's codes, not those of least risk")
     parser.add_argument("--voices", type=Path, help="folder of a checkpoint's prompts, kept as they are")
     parser.add_argument("--prompts", type=Path, help="prompts.json; without it, all that choose.py tries")
     parser.add_argument("--group", type=int, default=SHIPPED_GROUP, help="the AR's codes a step")
     args = parser.parse_args()
     trained, nar_state = load_codec(args.work / "codec.pt"), mean(args.work, args.nar)
-    nar_state["vectors"] = code_vectors(trained.decoder_tables())
-    config = demo_config(args.group, block_count(nar_state))
-    config, codec = replace(config, vector_width=nar_state["vectors"].shape[2]), trained.config
+    config, codec = demo_config(args.group, nar_state), trained.config
+    if not args.likeliest:
+        nar_state["vectors"] = code_vectors(trained.decoder_tables())
+        config = replace(config, vector_width=nar_state["vectors"].shape[2])
     ar, nar = filled(ARModel(config), mean(args.work, args.ar)), filled(NARModel(config), nar_state)
     decoder = filled(CodecDecoder(codec), mean(args.work, ["vocoder"]))
     assert isinstance(ar, ARModel) and isinstance(nar, NARModel) and isinstance(decoder, CodecDecoder)

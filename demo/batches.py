@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,23 +36,24 @@ class Sample:
     split: int = 0
 
 
-def demo_config(group: int = SHIPPED_GROUP, nar_layers: int = NAR_LAYERS) -> ModelConfig:
-    """The embedded model's sizes, or those of its sibling of another group size."""
+def demo_config(group: int = SHIPPED_GROUP, nar: Mapping[str, torch.Tensor] | None = None) -> ModelConfig:
+    """The model's sizes at a group size. nar: the weights of its NAR, which an earlier one may have made."""
+    tables = nar is not None and "code_positions.weight" in nar
     return ModelConfig(
         vocab_size=len(symbols()),
         d_model=256,
         heads=4,
         layers=4,
-        nar_layers=nar_layers,
+        nar_layers=NAR_LAYERS if nar is None else block_count(nar),
         ffn=1024,
         group_size=group,
         max_text=640,
         max_frames=2048,
-        style=Style(nar_positions="rotary"),
+        style=Style(nar_positions="table" if tables else "rotary"),
     )
 
 
-def block_count(state: dict[str, torch.Tensor]) -> int:
+def block_count(state: Mapping[str, torch.Tensor]) -> int:
     """Blocks of the AR or NAR whose weights these are."""
     return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
 

@@ -14,7 +14,7 @@ from typing import Any
 import attention
 import numpy as np
 import torch
-from batches import SHIPPED_GROUP, Sample, block_count, demo_config, draw, load_samples, text_batch
+from batches import SHIPPED_GROUP, Sample, demo_config, draw, load_samples, text_batch
 from regroup import regroup
 from torch import Tensor, nn
 from torch.nn import functional
@@ -200,7 +200,7 @@ def train(args: argparse.Namespace) -> None:
     source, start = (path if path.exists() else args.from_), 0
     config = demo_config(args.group)
     if args.model == "nar" and source:
-        config = demo_config(args.group, block_count(torch.load(source, weights_only=True)["model"]))
+        config = demo_config(args.group, torch.load(source, weights_only=True)["model"])
     model: Any = ARModel(config) if args.model == "ar" else NARModel(config)
     optimizer = torch.optim.AdamW(
         model.parameters(), args.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
