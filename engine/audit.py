@@ -167,7 +167,7 @@ def check_inputs(case: Case, walk: Walk) -> Iterator[str]:
 
 def check_types(case: Case, walk: Walk) -> Iterator[str]:
     """Large weights are stored, and heavy layers run, in the graph's type; behind the logits in float32."""
-    typed = [t.name for t in network_outputs(case) if t.name.startswith((BOUNDARY, CACHE))]
+    typed = [value.name for value in case.model.graph.output if value.name.startswith((BOUNDARY, CACHE))]
     proper = walk.ancestors(*typed)
     for layer in walk.layers:
         kind, made = layer.type.name, made_tensors(layer)
