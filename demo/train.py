@@ -24,7 +24,7 @@ from valle2.export.checkpoint import read_checkpoint
 from valle2.export.codec import nearest
 from valle2.export.config import CODEBOOKS, EOS_CODE
 from valle2.export.model import ARModel, Block, merge_heads, split_heads
-from valle2.export.nar import NARModel
+from valle2.export.nar import NARModel, least_risk
 
 POSITIONS = {"ar": {1: 2800, 2: 1800, 4: 1300, 8: 1000}, "nar": {1: 2600}}
 """A step's positions by frames a position: as many utterances at every group size."""
@@ -150,7 +150,7 @@ def nar_loss(model: NARModel, batch: dict[str, Tensor], tables: Tensor) -> tuple
     batch["codes"] = batch["codes"].clone()
     with torch.no_grad():
         for stage in range(1, last):
-            said = least_risk(logits(stage), tables[stage])
+            said = least_risk(logits(stage)[None], tables[stage])[0]
             batch["codes"][:, :, stage][target] = said
             left = left - tables[stage][said]
     found = logits(last)
@@ -159,11 +159,6 @@ def nar_loss(model: NARModel, batch: dict[str, Tensor], tables: Tensor) -> tuple
     missed = (found.softmax(dim=1) @ tables[last] - left).square().mean()
     values = {f"ce{last}": entropy.item(), f"missed{last}": (missed / scale).item()}
     return entropy + RISK_WEIGHT * missed / left.square().mean(), values
-
-
-def least_risk(logits: Tensor, vectors: Tensor) -> Tensor:
-    """logits (N, 1024), vectors (1024, D) -> codes (N,) nearest to what is expected."""
-    return nearest((logits.softmax(dim=1) @ vectors)[None], vectors)[0]
 
 
 def start_tables(model: ARModel | NARModel, work: Path) -> None:
@@ -211,7 +206,7 @@ def train(args: argparse.Namespace) -> None:
         start_tables(model, args.work)
         if args.warm:
             model.load_state_dict(regroup(read_checkpoint(args.warm).ar, config))
-    tables = load_codec(args.work / "codec.pt").decoder_tables()
+    tables: Any = load_codec(args.work / "codec.pt").decoder_tables() if args.model == "nar" else None
     samples, began = load_samples(args.work), time.monotonic()
     shown: dict[str, float] = {}
     for step in range(start, args.steps):

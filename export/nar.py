@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from valle2.export.codec import nearest
 from valle2.export.config import CODEBOOK_SIZE, ModelConfig
 from valle2.export.layers import INIT_STD, Angles, Norm, Rotary, TextPrenet, code_prenet, initialise
 from valle2.export.model import Block
@@ -131,15 +132,11 @@ class NARModel(nn.Module):
     def choose(self, logits: Tensor, stage: Tensor) -> Tensor:
         """logits (B, T, 1024) of one stage -> its codes (B, T): the likeliest ones (Eq. 17).
 
-        With vectors v of the stage's codes, those of least expected squared distance to the true vector under
-        the logits' probabilities p (minimum Bayes risk): nearest to the mean m = sum(p v), so greatest in
-        2 m v - v v. Where a thousand codes are all unlikely the likeliest one is noise, and the mean is not.
+        With vectors of the stage's codes, those of least risk.
         """
         if not self.config.vector_width:
             return logits.argmax(dim=2)
-        vectors = self.vectors.index_select(0, (stage - 1).reshape(1))[0]
-        mean = logits.softmax(dim=2) @ vectors
-        return (2 * mean @ vectors.T - (vectors * vectors).sum(dim=1)).argmax(dim=2)
+        return least_risk(logits, self.vectors.index_select(0, (stage - 1).reshape(1))[0])
 
     def hidden(
         self,
@@ -235,6 +232,15 @@ class NARModel(nn.Module):
                 x, heard = pick(x), pick(heard)
             x = block.finish(x, heard, staged)
         return x
+
+
+def least_risk(logits: Tensor, vectors: Tensor) -> Tensor:
+    """logits (B, T, 1024), vectors (1024, D) -> codes (B, T) of least expected squared distance.
+
+    That is minimum Bayes risk under the logits' probabilities: the codes nearest to the mean of all vectors.
+    Where a thousand codes are all unlikely the likeliest one is noise, and the mean is not.
+    """
+    return nearest(logits.softmax(dim=2) @ vectors, vectors)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

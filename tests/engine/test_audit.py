@@ -12,10 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.conftest import Trace
+from tests.export.test_nar import toy_nar
 from valle2.engine.audit import Case, Walk, audit, host_inputs
 from valle2.engine.errors import AuditError
 from valle2.engine.precision import load_graph
 from valle2.engine.trt_api import load, parsed
+from valle2.export.graphs import nar_graph
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13")
 Change = Callable[[onnx.ModelProto], object]
@@ -48,6 +51,15 @@ def test_our_graphs_pass(fixed_bundles: dict[str, Path], tmp_path: Path, graph: 
         audit(found)
         trips = host_inputs(found, Walk.over(found.parsed.network))
         assert trips == ({"prompt_lengths"} if graph == "nar" else set())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("lowering", ["portable", "primitive"])
+def test_a_nar_with_vectors_passes(lowering: str, precision: str, trace: Trace, tmp_path: Path) -> None:
+    trace(nar_graph(toy_nar({"nar_positions": "rotary"}, 5), lowering), tmp_path / "nar.onnx")
+    (tmp_path / "parsed").mkdir()
+    with case(tmp_path, tmp_path / "parsed", "nar", lambda m: None, precision, lowering) as found:
+        audit(found)
 
 
 def lengths_instead_of_mask(model: onnx.ModelProto) -> None:
