@@ -20,7 +20,7 @@ NAR_LAYERS = 6
 JOINED_SHARES = (0.4, 0.4, 0.2)
 """Of batches of one, two and three utterances joined; three, so that late positions are learnt too."""
 POOL = 64
-MIXED_SHARE = 0.4
+MIXED_SHARE = 0.5
 """Of what is drawn, when there are mixed voices: there are many of them, and each is a stranger's."""
 
 
