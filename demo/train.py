@@ -104,7 +104,7 @@ def ar_loss(model: ARModel, batch: dict[str, Tensor], guide: float) -> tuple[Ten
     logits = model.head(x[valid]).float()
     entropy = functional.cross_entropy(logits.flatten(0, 1), batch["target"][valid].flatten())
     pull = torch.stack(guides).sum() / len(GUIDED_LAYERS)
-    return entropy + guide * pull, {"ce": entropy.item(), "mass": float(torch.exp(-pull))}
+    return entropy + guide * pull, {"ce": entropy.item(), "mass": torch.exp(-pull).item()}
 
 
 def nar_batch(batch: list[Sample], eos: int, rng: np.random.Generator) -> dict[str, Tensor]:

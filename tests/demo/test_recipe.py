@@ -1,0 +1,98 @@
+"""The recipe's scripts fit together: each takes what those before it left, a few steps on noise."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from valle2.export.checkpoint import read_checkpoint
+from valle2.runtime.voices import read_prompt
+
+DEMO = Path(__file__).parents[2] / "demo"
+VOCABULARY = {symbol: 2 * number + 1 for number, symbol in enumerate(" .,abcdefgh")}
+"""With holes, as the teachers' table has them."""
+VOICES = {"hibari": ("amber",), "kokoro": ("elm",), "mixed": ("mixed820", "mixed821")}
+SECONDS = (3.2, 3.4)
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Scripts of demo/ as their command lines run them, with a table of symbols in place of the teachers'."""
+    monkeypatch.syspath_prepend(str(DEMO))
+    before = set(sys.modules)
+    monkeypatch.setattr(import_module("data"), "vocabulary", lambda: VOCABULARY)
+
+    def run(name: str, *args: object) -> None:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
+        runpy.run_path(str(DEMO / f"{name}.py"), run_name="__main__")
+
+    yield run
+    for name in set(sys.modules) - before:
+        if (file := getattr(sys.modules[name], "__file__", None)) and Path(file).parent == DEMO:
+            del sys.modules[name]
+
+
+def speak(work: Path) -> None:
+    """Two shards of each source, the first of which is held out: noise, symbols of equal length."""
+    write_shard, rng = import_module("speak").write_shard, np.random.default_rng(0)
+    (work / "speech").mkdir()
+    for source, voices in VOICES.items():
+        for shard in range(2):
+            items = []
+            for voice in voices:
+                for seconds in SECONDS:
+                    frames = int(seconds * 75)
+                    ids = rng.choice(list(VOCABULARY.values()), 20).astype(np.int16)
+                    audio = (rng.standard_normal(frames * 320) * 3000).astype(np.int16)
+                    durations = np.full(20, len(audio) / 20, np.float32)
+                    items.append(
+                        {"text": "a b.", "voice": voice, "ids": ids, "durations": durations, "audio": audio}
+                    )
+            write_shard(work / "speech" / f"{source}-{shard:04d}.npz", items)
+
+
+def test_recipe_from_speech_to_checkpoint_and_back(tmp_path: Path, recipe) -> None:  # type: ignore[no-untyped-def]
+    work, out = tmp_path / "work", tmp_path / "model"
+    work.mkdir()
+    at = ("--work", work)
+    speak(work)
+    recipe("train_codec", *at, "--name", "codec-first", "--steps", 1)
+    recipe("train_codec", *at, "--detail-of", work / "codec-first.pt", "--steps", 1)
+    recipe("perturb", *at)
+    recipe("encode", *at)
+    recipe("train", "ar", *at, "--steps", 2, "--decay", 1)
+    recipe("train", "nar", *at, "--steps", 2)
+    recipe("train", "nar", *at, "--steps", 3)
+    recipe("train_vocoder", *at, "--steps", 1)
+    recipe("assemble", *at, "--out", out)
+
+    assert torch.load(work / "nar.pt", weights_only=True)["step"] == 3, "a run goes on where it stopped"
+    codes = import_module("data").read_codes(work / "codes" / "mixed-0.94-0001.npz")
+    assert [len(c) for c in codes] == [int(int(s * 75) / 0.94) for s in SECONDS] * 2
+    checkpoint = read_checkpoint(out)
+    voices = {path.stem: read_prompt(path, path.stem) for path in (out / "voices").glob("*.safetensors")}
+    assert set(voices) == {f"{voice}{rank}" for voice in ("amber", "elm") for rank in range(2)}
+    assert checkpoint.config.vocab_size == len(VOCABULARY) and checkpoint.config.vector_width
+    trained = torch.load(work / "ar.pt", weights_only=True)["model"]
+    for name, value in checkpoint.ar.state_dict().items():
+        assert torch.equal(value, trained[name].half().float()), f"{name} is not what was trained"
+
+    again, same = tmp_path / "again", tmp_path / "same"
+    recipe("unpack", out, "--work", again)
+    recipe("assemble", "--work", again, "--out", same, "--voices", out / "voices")
+    weights, those_of = load_file(out / "model.safetensors"), load_file(same / "model.safetensors")
+    vectors, rounded = weights.pop("nar.vectors").float(), those_of.pop("nar.vectors").float()
+    torch.testing.assert_close(
+        torch.cdist(rounded, rounded), torch.cdist(vectors, vectors), rtol=0, atol=0.02
+    )
+    assert set(weights) == set(those_of)
+    for name, value in weights.items():
+        assert torch.equal(those_of[name], value), f"{name} is not what was unpacked"
+    assert {path.name for path in (same / "voices").iterdir()} == {f"{name}.safetensors" for name in voices}
