@@ -62,20 +62,27 @@ def spoken(tts: Valle2, lines: list[str]) -> list[Pair]:
 
 
 def judged(tts: Valle2, judges: Judges, source: str, items: list[Pair]) -> list[list[object]]:
-    """A row for each of the four ways."""
+    """A row for each of the four ways; a voice is recognised among the model's and the source's others."""
     codec, said = tts.need_codec(), list[str]()
+    prompts = {name: tts.voice(name) for name in tts.voices()} | {p.name: p for _, p in reversed(items)}
+    known = {name: judges.embed(codec.decode(p.codes), codec.sample_rate) for name, p in prompts.items()}
     heard: dict[str, list[str]] = {}
     near: dict[str, list[float]] = {}
+    own: dict[str, list[bool]] = {}
     for item, prompt in items:
         said.append(words(item.text))
         target = judges.embed(codec.decode(prompt.codes), codec.sample_rate)
+        others = [voice for name, voice in known.items() if name != prompt.name]
         for way, audio in four_ways(tts, item, prompt).items():
             heard.setdefault(way, []).append(words(judges.transcribe(audio, codec.sample_rate)))
-            near.setdefault(way, []).append(float(judges.embed(audio, codec.sample_rate) @ target))
+            voice = judges.embed(audio, codec.sample_rate)
+            near.setdefault(way, []).append(float(voice @ target))
+            own.setdefault(way, []).append(all(voice @ target > voice @ other for other in others))
     rows: list[list[object]] = []
     for way, found in heard.items():
+        wrong, recognised = word_error_rate(said, found), 100 * np.mean(own[way])
         rows.append(
-            [source, way, round(word_error_rate(said, found), 1), round(float(np.mean(near[way])), 3)]
+            [source, way, round(wrong, 1), round(float(np.mean(near[way])), 3), round(float(recognised), 1)]
         )
         print(*rows[-1], flush=True)
     return rows
@@ -88,16 +95,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="utterances a source")
     parser.add_argument("--sentences", type=Path, help="spoken by hibari in place of the shards")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     args = parser.parse_args()
     tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges()
     if args.sentences:
         sources = {VOICE: spoken(tts, args.sentences.read_text(encoding="utf-8").splitlines()[: args.count])}
     else:
-        sources = {source: held_out(tts, args.work, source, args.count) for source in SOURCES}
+        sources = {source: held_out(tts, args.work, source, args.count) for source in args.sources}
     rows = []
     for source, items in sources.items():
         rows += judged(tts, judges, source, items)
-    print(markdown(["source", "signal", "WER %", "similarity to the prompt"], rows))
+    print(markdown(["source", "signal", "WER %", "similarity to the prompt", "own voice %"], rows))
 
 
 if __name__ == "__main__":

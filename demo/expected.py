@@ -16,11 +16,15 @@ from typing import Any, cast
 
 import numpy as np
 
-from valle2.benchmarks.alignment import word_error_rate
-from valle2.benchmarks.judges import Judges, words
+from valle2.benchmarks.evaluate import evaluate
+from valle2.benchmarks.judges import Judges
+from valle2.benchmarks.quality import read_sentences
 from valle2.benchmarks.report import markdown
+from valle2.benchmarks.scores import summarise
+from valle2.benchmarks.speakers import own_speakers, recorded_speakers
+from valle2.benchmarks.tables import TITLES, cell_text
 from valle2.engine import Backend
-from valle2.runtime import Prompt, Valle2
+from valle2.runtime import Valle2
 
 Array = np.ndarray[Any, Any]
 
@@ -35,24 +39,6 @@ class Likeliest:
         return {"codes_out": self.nar.run(feeds, ("logits",))["logits"].argmax(axis=2)}
 
 
-def judged(tts: Valle2, judges: Judges, lines: list[str], prompts: list[Prompt]) -> list[object]:
-    """Words wrong, voices recognised among all prompts and the model's own, similarity to the prompt."""
-    codec = tts.need_codec()
-    known = {p.name: p for p in (*prompts, *(tts.voice(name) for name in tts.voices()))}
-    voices = {name: judges.embed(codec.decode(p.codes), codec.sample_rate) for name, p in known.items()}
-    heard, near, own = list[str](), list[float](), 0
-    for index, line in enumerate(lines):
-        prompt = prompts[index % len(prompts)]
-        audio = tts.synthesize(line, prompt, replace(tts.settings(), seed=0)).audio
-        heard.append(words(judges.transcribe(audio, codec.sample_rate)))
-        said = judges.embed(audio, codec.sample_rate)
-        scores = {name: float(said @ voice) for name, voice in voices.items()}
-        own += max(scores, key=lambda name: scores[name]) == prompt.name
-        near.append(scores[prompt.name])
-    wrong = word_error_rate([words(line) for line in lines], heard)
-    return [round(wrong, 1), round(100 * own / len(lines), 1), round(float(np.mean(near)), 3)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", default="demo")
@@ -61,17 +47,18 @@ def main() -> None:
     parser.add_argument("--recordings", type=Path, help="prompts in place of the model's own")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
-    tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges()
-    prompts = [tts.voice(name) for name in tts.voices()]
-    if args.recordings:
-        files = sorted(args.recordings.glob("*.wav"))
-        prompts = [tts.prompt(file, file.with_suffix(".txt").read_text(), file.stem) for file in files]
-    lines = args.sentences.read_text(encoding="utf-8").splitlines()[: args.count]
+    tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges(args.threads)
+    own = own_speakers(tts, judges)
+    others = own if args.recordings else []
+    speakers = recorded_speakers(tts, judges, args.recordings) if args.recordings else own
+    lines = read_sentences(args.sentences, args.count)
     graphs, rows = tts.graphs, []
     for name, nar in (("likeliest", cast(Backend, Likeliest(graphs.nar))), ("the bundle's", graphs.nar)):
         tts.graphs = replace(graphs, nar=nar)
-        rows.append([name, *judged(tts, judges, lines, prompts)])
-    print(markdown(["code", "WER %", "own voice %", "similarity"], rows))
+        scores = evaluate(tts, judges, lines, speakers, tts.settings(), [0], others=others)
+        found = summarise(scores)
+        rows.append([name, *(cell_text(m, found[m]) for m in TITLES)])
+    print(markdown(["code", *TITLES.values()], rows))
 
 
 if __name__ == "__main__":
