@@ -111,17 +111,18 @@ def draw(
 ) -> list[Sample]:
     """Samples of similar length until their padded positions are used up, `group` frames a position.
 
-    Voices with little speech are drawn more often. All rows of a batch join the same number of
-    utterances: mixing them would pad half of it.
+    Voices with little speech are drawn more often. All rows of a batch join the same number of utterances,
+    as far as a voice has so many: mixing them would pad half of it. None is joined to itself, whose codes
+    would only have to be copied.
     """
     names = sorted(samples)
     weights = voice_shares(names, np.array([len(samples[name]) for name in names]) ** 0.3)
     joined, pool = int(rng.choice(3, p=JOINED_SHARES)), []
     for _ in range(POOL):
         items = samples[names[rng.choice(len(names), p=weights)]]
-        sample = items[rng.integers(len(items))]
-        for _ in range(joined):
-            sample = join(sample, items[rng.integers(len(items))], group)
+        sample, *others = (items[index] for index in rng.permutation(len(items))[: joined + 1])
+        for other in others:
+            sample = join(sample, other, group)
         pool.append(clipped(sample, group))
     pool.sort(key=lambda item: len(item.ids) + len(item.codes) // group)
     end = int(rng.integers(1, POOL + 1))

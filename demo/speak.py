@@ -43,7 +43,7 @@ SOURCES = {
 }
 """Source -> its voices, in turn."""
 MIXED = "mixed"
-MIXED_VOICES, EVENNESS, SPREAD, PITCH_OCTAVES = 20, 0.1, 0.9, 0.2
+MIXED_VOICES, EVENNESS, SPREAD, PITCH_OCTAVES = 33, 0.1, 0.9, 0.2
 """Voices of a shard of `mixed`: a convex mixture of those trained on, how even its shares are, how far it is
 pushed in every dimension (standard deviations of theirs), and how far its pitch at most. An even mixture is
 the mean of all, and two such are one voice: resemblyzer has them at 0.85 of each other (0.4, no push), these
