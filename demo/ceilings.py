@@ -21,6 +21,7 @@ from speak import SOURCES, hibari_speaker, trim, vocabulary
 from valle2.benchmarks.alignment import word_error_rate
 from valle2.benchmarks.judges import Judges, words
 from valle2.benchmarks.report import markdown
+from valle2.benchmarks.speakers import speaker
 from valle2.runtime import Prompt, Request, Valle2
 
 Array = np.ndarray[Any, Any]
@@ -65,13 +66,13 @@ def judged(tts: Valle2, judges: Judges, source: str, items: list[Pair]) -> list[
     """A row for each of the four ways; a voice is recognised among the model's and the source's others."""
     codec, said = tts.need_codec(), list[str]()
     prompts = {name: tts.voice(name) for name in tts.voices()} | {p.name: p for _, p in reversed(items)}
-    known = {name: judges.embed(codec.decode(p.codes), codec.sample_rate) for name, p in prompts.items()}
+    known = {name: speaker(tts, judges, prompt).voice for name, prompt in prompts.items()}
     heard: dict[str, list[str]] = {}
     near: dict[str, list[float]] = {}
     own: dict[str, list[bool]] = {}
     for item, prompt in items:
         said.append(words(item.text))
-        target = judges.embed(codec.decode(prompt.codes), codec.sample_rate)
+        target = speaker(tts, judges, prompt).voice
         others = [voice for name, voice in known.items() if name != prompt.name]
         for way, audio in four_ways(tts, item, prompt).items():
             heard.setdefault(way, []).append(words(judges.transcribe(audio, codec.sample_rate)))
@@ -95,7 +96,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="utterances a source")
     parser.add_argument("--sentences", type=Path, help="spoken by hibari in place of the shards")
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=list(SOURCES))
+    parser.add_argument(
+        "--sources", nargs="+", default=list(SOURCES), choices=list(SOURCES), help="whose first shards"
+    )
     args = parser.parse_args()
     tts, judges = Valle2.load(args.bundle, threads=args.threads), Judges()
     if args.sentences:
