@@ -96,19 +96,19 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="prompts.json; without it, all that choose.py tries")
     parser.add_argument("--group", type=int, default=SHIPPED_GROUP, help="the AR's codes a step")
     args = parser.parse_args()
-    trained, nar_state = load_codec(args.work / "codec.pt"), mean(args.work, args.nar)
-    config, codec = demo_config(args.group, nar_state), trained.config
+    ar_state, nar_state = mean(args.work, args.ar), mean(args.work, args.nar)
+    trained, config = load_codec(args.work / "codec.pt"), demo_config(args.group, ar_state, nar_state)
     if not args.likeliest:
         nar_state["vectors"] = code_vectors(trained.decoder_tables())
         config = replace(config, vector_width=nar_state["vectors"].shape[2])
-    ar, nar = filled(ARModel(config), mean(args.work, args.ar)), filled(NARModel(config), nar_state)
-    decoder = filled(CodecDecoder(codec), mean(args.work, ["vocoder"]))
+    ar, nar = filled(ARModel(config), ar_state), filled(NARModel(config), nar_state)
+    decoder = filled(CodecDecoder(trained.config), mean(args.work, ["vocoder"]))
     assert isinstance(ar, ARModel) and isinstance(nar, NARModel) and isinstance(decoder, CodecDecoder)
     checkpoint = Checkpoint(
         config,
         ar,
         nar,
-        (trained.encoder.eval(), decoder, codec),
+        (trained.encoder.eval(), decoder, trained.config),
         name="demo",
         text={"kind": "phonemes", "max_tokens": LONGEST},
         sampling=SAMPLING,

@@ -15,12 +15,13 @@ from speak import MIXED
 from valle2.export.config import ModelConfig, Style
 
 Array = np.ndarray[Any, Any]
+Weights = Mapping[str, torch.Tensor]
 SHIPPED_GROUP = 2
-NAR_LAYERS = 6
-JOINED_SHARES = (0.4, 0.4, 0.2)
+AR_LAYERS, NAR_LAYERS = 5, 6
+JOINED_SHARES = (0.25, 0.5, 0.25)
 """Of batches of one, two and three utterances joined; three, so that late positions are learnt too."""
 POOL = 64
-MIXED_SHARE = 0.5
+MIXED_SHARE = 0.45
 """Of what is drawn, when there are mixed voices: there are many of them, and each is a stranger's."""
 
 
@@ -36,24 +37,30 @@ class Sample:
     split: int = 0
 
 
-def demo_config(group: int = SHIPPED_GROUP, nar: Mapping[str, torch.Tensor] | None = None) -> ModelConfig:
-    """The model's sizes at a group size. nar: the weights of its NAR, which an earlier one may have made."""
-    tables = nar is not None and "code_positions.weight" in nar
+def demo_config(
+    group: int = SHIPPED_GROUP, ar: Weights | None = None, nar: Weights | None = None
+) -> ModelConfig:
+    """The model's sizes at a group size. ar, nar: weights of its parts, which earlier sizes may have made."""
     return ModelConfig(
         vocab_size=len(symbols()),
         d_model=256,
         heads=4,
-        layers=4,
+        layers=AR_LAYERS if ar is None else block_count(ar),
         nar_layers=NAR_LAYERS if nar is None else block_count(nar),
         ffn=1024,
         group_size=group,
         max_text=640,
         max_frames=2048,
-        style=Style(nar_positions="table" if tables else "rotary"),
+        style=Style(positions=positions(ar), nar_positions=positions(nar)),
     )
 
 
-def block_count(state: Mapping[str, torch.Tensor]) -> int:
+def positions(weights: Weights | None) -> str:
+    """The kind of positions that the AR or NAR with these weights has."""
+    return "table" if weights is not None and "text_positions.weight" in weights else "rotary"
+
+
+def block_count(state: Weights) -> int:
     """Blocks of the AR or NAR whose weights these are."""
     return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
 

@@ -1,8 +1,8 @@
-"""Start a NAR for a new codec from one of an old: `python demo/carry.py --old OLD --work W`.
+"""Start AR and NAR for a new codec from those of an old: `python demo/carry.py --old OLD --work W`.
 
-Writes W/nar.pt. Both codecs have the same codebook 0. A code's row is the mean of the old rows of the frames
-that it stands for (W/codes is the new codec's), blocks are added that change nothing yet, and position
-tables go: the new one's positions are rotary.
+Writes W/ar.pt and W/nar.pt. Both codecs have the same codebook 0. A code's row is the mean of the old rows of
+the frames that it stands for (W/codes is the new codec's), blocks are added that change nothing yet, and
+position tables go: the new ones' positions are rotary.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import torch
 from batches import block_count, demo_config
 from data import read_codes, read_shard, shards
 from encode import encode
-from torch import Tensor
+from torch import Tensor, nn
 from train_codec import load_codec
 
 from valle2.export.config import CODEBOOKS
+from valle2.export.model import ARModel
 from valle2.export.nar import NARModel
 
 SHARDS = 16
@@ -36,7 +37,7 @@ def carried(old: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     return tables
 
 
-def deepened(state: dict[str, Tensor], model: NARModel) -> dict[str, Tensor]:
+def deepened(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The weights for a model with more blocks: copies of the last one, of which nothing comes out."""
     deep = {name: value for name, value in model.state_dict().items() if name not in state}
     last = block_count(state) - 1
@@ -50,7 +51,9 @@ def deepened(state: dict[str, Tensor], model: NARModel) -> dict[str, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--old", type=Path, required=True, help="folder with the old codec.pt and nar.pt")
+    parser.add_argument(
+        "--old", type=Path, required=True, help="folder with the old codec.pt, ar.pt and nar.pt"
+    )
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     args = parser.parse_args()
     encoder = load_codec(args.old / "codec.pt").encoder.eval()
@@ -60,11 +63,12 @@ def main() -> None:
         was = encode(encoder, [item.audio for item in read_shard(path)])
         now = read_codes(args.work / "codes" / path.name)
         pairs += [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(was, now, strict=True)]
-    state = torch.load(args.old / "nar.pt", weights_only=True)["model"]
-    state = {name: value for name, value in state.items() if "positions" not in name}
-    state["code_tables"] = carried(state["code_tables"], pairs)
-    state = deepened(state, NARModel(demo_config()))
-    torch.save({"model": state, "step": 0}, args.work / "nar.pt")
+    for name, model in (("ar", ARModel(demo_config())), ("nar", NARModel(demo_config()))):
+        state = torch.load(args.old / f"{name}.pt", weights_only=True)["model"]
+        state = {key: value for key, value in state.items() if "positions" not in key}
+        if name == "nar":
+            state["code_tables"] = carried(state["code_tables"], pairs)
+        torch.save({"model": deepened(state, model), "step": 0}, args.work / f"{name}.pt")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from valle2.export.model import ARModel
 def regroup(source: ARModel, config: ModelConfig) -> dict[str, Tensor]:
     """Weights of an AR of `config.group_size` that hears about what `source` heard.
 
-    The blocks, the text and `<bos>` are kept. A position's row is that of the same time. A code of a group
-    takes the part of the group matrices that served the same share of the old group; without such matrices
-    (G = 1) the code table itself holds what they made of a code said twice.
+    The blocks, the text and `<bos>` are kept. A position's row, where there is a table, is that of the same
+    time. A code of a group takes the part of the group matrices that served the same share of the old group;
+    without such matrices (G = 1) the code table itself holds what they made of a code said twice.
     """
     state, group, old = dict(source.state_dict()), config.group_size, source.config.group_size
-    state["code_positions.weight"] = positions(state["code_positions.weight"], config.max_groups, group / old)
+    if (table := state.get("code_positions.weight")) is not None:
+        state["code_positions.weight"] = positions(table, config.max_groups, group / old)
     embed, predict = state.pop("group_embed.weight", None), state.pop("group_predict.weight", None)
     if embed is None or predict is None:
         raise ValueError(f"the source has group size {old}; expected one above 1, which has group layers")

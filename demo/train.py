@@ -23,6 +23,7 @@ from train_codec import autocast, load_codec, resume, save
 from valle2.export.checkpoint import read_checkpoint
 from valle2.export.codec import nearest
 from valle2.export.config import CODEBOOKS, EOS_CODE
+from valle2.export.layers import Angles
 from valle2.export.model import ARModel, Block, merge_heads, split_heads
 from valle2.export.nar import NARModel, least_risk
 
@@ -39,9 +40,11 @@ DROPOUT = 0.05
 """Of what a block of the AR adds: the few hundred utterances of a voice would be learnt by heart."""
 
 
-def attend_causal(block: Block, x: Tensor, target: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def attend_causal(
+    block: Block, x: Tensor, angles: Angles | None, target: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
     """Causal attention; with a target (query mask, text index), the guide loss of the first heads too."""
-    query, key, value = (split_heads(part, block.heads) for part in block.project(x))
+    query, key, value = (split_heads(part, block.heads) for part in block.project(x, None, angles))
     out = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     loss = x.new_zeros((), dtype=torch.float32)
     if target is not None:
@@ -91,13 +94,14 @@ def ar_loss(model: ARModel, batch: dict[str, Tensor], guide: float) -> tuple[Ten
     heard = (batch["target"] >= 0) & (batch["target"] != EOS_CODE)
     if model.training:
         codes = misheard(codes, batch["target"][heard])
-    x = model.embed(batch["text"], codes, batch["lengths"], torch.zeros_like(batch["lengths"]))
-    x = functional.dropout(x, dropout)
+    start = torch.zeros_like(batch["lengths"])
+    x = functional.dropout(model.embed(batch["text"], codes, batch["lengths"], start), dropout)
+    angles = model.angles(start[:1], codes.shape[1])
     guides = []
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         wanted = (heard[:, :, 0].float(), batch["spoken"]) if index in GUIDED_LAYERS and guide else None
-        said, loss = attend_causal(block, x, wanted)
+        said, loss = attend_causal(block, x, angles, wanted)
         x = x + functional.dropout(said - x, dropout)
         guides.append(loss)
     valid = batch["target"][:, :, 0] >= 0
@@ -162,7 +166,7 @@ def nar_loss(model: NARModel, batch: dict[str, Tensor], tables: Tensor) -> tuple
 
 
 def start_tables(model: ARModel | NARModel, work: Path) -> None:
-    """Code tables begin as the codec's own, centred and turned; positions as faint sinusoids."""
+    """Code tables begin as the codec's own, centred and turned."""
     codec = load_codec(work / "codec.pt")
     turn = torch.linalg.qr(torch.randn(model.config.d_model, model.config.d_model))[0]
     with torch.no_grad():
@@ -173,13 +177,6 @@ def start_tables(model: ARModel | NARModel, work: Path) -> None:
                 model.code_tables[book] = rows
             elif book == 0:
                 model.code_table.weight[:-1] = rows
-        if isinstance(model, NARModel):
-            return
-        for positions in (model.text_positions, model.code_positions):
-            count, width = positions.weight.shape
-            rate = 10000 ** (-torch.arange(0, width, 2) / width)
-            phase = torch.arange(count)[:, None] * rate
-            positions.weight.copy_(0.03 * torch.cat([phase.sin(), phase.cos()], dim=1))
 
 
 def rate_at(step: int, steps: int, decay: int, rate: float) -> float:
@@ -193,9 +190,9 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     path = args.work / f"{args.name or args.model}.pt"
     source, start = (path if path.exists() else args.from_), 0
-    config = demo_config(args.group)
-    if args.model == "nar" and source:
-        config = demo_config(args.group, torch.load(source, weights_only=True)["model"])
+    warm = read_checkpoint(args.warm).ar if args.warm else None
+    known = torch.load(source, weights_only=True)["model"] if source else warm and warm.state_dict()
+    config = demo_config(args.group, **{args.model: known})
     model: Any = ARModel(config) if args.model == "ar" else NARModel(config)
     optimizer = torch.optim.AdamW(
         model.parameters(), args.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
@@ -204,8 +201,8 @@ def train(args: argparse.Namespace) -> None:
         start = resume(source, model, optimizer)
     else:
         start_tables(model, args.work)
-        if args.warm:
-            model.load_state_dict(regroup(read_checkpoint(args.warm).ar, config))
+        if warm is not None:
+            model.load_state_dict(regroup(warm, config))
     tables: Any = load_codec(args.work / "codec.pt").decoder_tables() if args.model == "nar" else None
     samples, began = load_samples(args.work), time.monotonic()
     shown: dict[str, float] = {}
