@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from valle2.export.checkpoint import read_checkpoint
+from valle2.export.config import Style
+from valle2.export.model import ARModel
+from valle2.export.nar import NARModel
 from valle2.runtime.voices import read_prompt
 
 DEMO = Path(__file__).parents[2] / "demo"
@@ -96,3 +101,29 @@ def test_recipe_from_speech_to_checkpoint_and_back(tmp_path: Path, recipe) -> No
     for name, value in weights.items():
         assert torch.equal(those_of[name], value), f"{name} is not what was unpacked"
     assert {path.name for path in (same / "voices").iterdir()} == {f"{name}.safetensors" for name in voices}
+
+    recipe("train", "ar", *at, "--group", 4, "--warm", out, "--name", "ar-g4", "--steps", 1)
+    recipe(
+        "assemble", *at, "--ar", "ar-g4", "--group", 4, "--out", tmp_path / "g4", "--voices", out / "voices"
+    )
+    assert read_checkpoint(tmp_path / "g4").config.group_size == 4
+
+    old, carried = tmp_path / "old", tmp_path / "carried"
+    config = replace(checkpoint.config, layers=1, nar_layers=1, vector_width=0, style=Style())
+    before = {"ar": ARModel(config).state_dict(), "nar": NARModel(config).state_dict()}
+    old.mkdir()
+    shutil.copy(work / "codec.pt", old)
+    for name, state in before.items():
+        torch.save({"model": state, "step": 0}, old / f"{name}.pt")
+    for folder in ("speech", "codes"):
+        shutil.copytree(work / folder, carried / folder)
+    shutil.copy(work / "codec.pt", carried)
+    recipe("carry", "--old", old, "--work", carried)
+    for name, state in before.items():
+        after = torch.load(carried / f"{name}.pt", weights_only=True)["model"]
+        kept = [key for key in state if "positions" not in key and key != "code_tables"]
+        assert all(torch.equal(after[key], state[key]) for key in kept)
+        assert not any(
+            after[f"blocks.{number}.down.weight"].any() for number in range(1, checkpoint.config.layers)
+        )
+    recipe("train", "ar", "--work", carried, "--steps", 1)
