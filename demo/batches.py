@@ -18,10 +18,14 @@ Array = np.ndarray[Any, Any]
 Weights = Mapping[str, torch.Tensor]
 SHIPPED_GROUP = 2
 AR_LAYERS, NAR_LAYERS = 5, 6
-JOINED_SHARES = (0.25, 0.5, 0.25)
-"""Of batches of one, two and three utterances joined; three, so that late positions are learnt too."""
+JOINED_SHARES = (0.2, 0.45, 0.2, 0.15)
+"""Of batches of one to four utterances joined; four, so that late positions are learnt too."""
+CUT_SHARE = 0.3
+"""Of joined rows whose first utterance ends after some word, as a user's recording may."""
+SHORTEST_CUT = 50
+"""Frames that are left of it at least."""
 POOL = 64
-MIXED_SHARE = 0.45
+MIXED_SHARE = 0.55
 """Of what is drawn, when there are mixed voices: there are many of them, and each is a stranger's."""
 
 
@@ -92,6 +96,19 @@ def join(first: Sample, second: Sample, group: int) -> Sample:
     )
 
 
+def cut(sample: Sample, rng: np.random.Generator) -> Sample:
+    """The utterance up to the end of some word, and a mark, which the runtime gives a text without one."""
+    space, mark = symbols().index(" "), symbols().index(".")
+    ends = [int(i) for i in np.flatnonzero(sample.ids == space) if sample.ends[i - 1] >= SHORTEST_CUT]
+    if not ends:
+        return sample
+    at = int(rng.choice(ends))
+    stop = int(sample.ends[at - 1])
+    return Sample(
+        sample.voice, np.append(sample.ids[:at], mark), np.append(sample.ends[:at], stop), sample.codes[:stop]
+    )
+
+
 def clipped(sample: Sample, group: int) -> Sample:
     """Drop the leading frames that fill no group (section 3.1)."""
     odd = len(sample.codes) % group
@@ -124,10 +141,12 @@ def draw(
     """
     names = sorted(samples)
     weights = voice_shares(names, np.array([len(samples[name]) for name in names]) ** 0.3)
-    joined, pool = int(rng.choice(3, p=JOINED_SHARES)), []
+    joined, pool = int(rng.choice(len(JOINED_SHARES), p=JOINED_SHARES)), []
     for _ in range(POOL):
         items = samples[names[rng.choice(len(names), p=weights)]]
         sample, *others = (items[index] for index in rng.permutation(len(items))[: joined + 1])
+        if others and rng.random() < CUT_SHARE:
+            sample = cut(sample, rng)
         for other in others:
             sample = join(sample, other, group)
         pool.append(clipped(sample, group))

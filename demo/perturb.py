@@ -15,9 +15,8 @@ import soxr
 from data import read_rows
 from speak import HOP, RATE, write_shard
 
-SOURCES = ("kokoro", "mixed")
-SPEEDS = (0.94, 1.07)
-"""Pitch and formants move along, so each is a voice of its own."""
+SPEEDS = {"kokoro": (0.94, 1.07), "mixed": (0.88, 0.94, 1.07, 1.14)}
+"""Source -> its speeds. Pitch and formants move along, so each is a voice of its own."""
 
 
 def played(path: Path, speed: float) -> list[dict[str, Any]]:
@@ -42,9 +41,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     folder = parser.parse_args().work / "speech"
-    for path in sorted(path for source in SOURCES for path in folder.glob(f"{source}-????.npz")):
+    for path in sorted(path for source in SPEEDS for path in folder.glob(f"{source}-????.npz")):
         source, number = path.stem.split("-")
-        for speed in SPEEDS:
+        for speed in SPEEDS[source]:
             target = folder / f"{source}-{speed}-{number}.npz"
             if not path.name.endswith("-0000.npz") and not target.exists():
                 write_shard(target, played(path, speed))
