@@ -51,7 +51,8 @@ def code_vectors(tables: torch.Tensor) -> torch.Tensor:
     """
     rows = tables[1:].flatten(0, 1)
     _, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
-    return (rows @ axes[sizes > NEGLIGIBLE * sizes[0]].T).unflatten(0, tables[1:].shape[:2])
+    turned: torch.Tensor = rows @ axes[sizes > NEGLIGIBLE * sizes[0]].T
+    return turned.view(*tables[1:].shape[:2], -1)
 
 
 def filled(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> torch.nn.Module:

@@ -26,12 +26,13 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out: Tensor
         out, total = fused(query, key, value, attn_mask=bias)
         ctx.save_for_backward(query, key, value, bias, out, total)
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, bias, out, total = ctx.saved_tensors
         scale, (batch, heads, steps, _) = query.shape[3] ** -0.5, query.shape
         pull = (gradient.float() * out.float()).sum(3, keepdim=True).to(query.dtype)
@@ -50,15 +51,15 @@ class Attention(torch.autograd.Function):
         return of_query.mul_(scale), of_key, of_value, None
 
 
-def hidden(model: NARModel, inputs: list[Tensor], stage: Tensor) -> Tensor:
-    """`NARModel.hidden` with this attention, in bfloat16."""
-    x, seen, angles = model.embed(*inputs, stage)
+def hidden(model: NARModel, inputs: list[Tensor]) -> Tensor:
+    """`NARModel.hidden` of its inputs, the stage last, with this attention, in bfloat16."""
+    x, seen, angles = model.embed(*inputs)
     turned = None if angles is None else (angles[0].bfloat16(), angles[1].bfloat16())
     bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, HIDDEN)
     bias = bias[:, None, None].expand(-1, 1, seen.shape[1], -1)
 
     def attended(block: Block, x: Tensor, staged: Tensor | None) -> Tensor:
         parts = (split_heads(part, block.heads).bfloat16() for part in block.project(x, staged, turned))
-        return merge_heads(Attention.apply(*parts, bias))
+        return merge_heads(Attention.apply(*parts, bias))  # type: ignore[no-untyped-call]
 
-    return model.through(x, stage, attended, lambda x: x)
+    return model.through(x, inputs[-1], attended, lambda x: x)

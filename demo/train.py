@@ -143,8 +143,9 @@ def nar_loss(model: NARModel, batch: dict[str, Tensor], tables: Tensor) -> tuple
     target = (index >= batch["prompts"][:, None]) & (index < batch["frames"][:, None])
 
     def logits(stage: int) -> Tensor:
-        number, inputs = torch.tensor(stage), [batch[name] for name in names]
-        found = attention.hidden(model, inputs, number) if fast else model.hidden(*inputs, number)
+        number = torch.tensor(stage)
+        inputs = [*(batch[name] for name in names), number]
+        found = attention.hidden(model, inputs) if fast else model.hidden(*inputs)
         return model.head(found[:, start : start + len(index)][target], number).float()
 
     fast = torch.is_autocast_enabled("cpu")
@@ -190,8 +191,8 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     path = args.work / f"{args.name or args.model}.pt"
     source, start = (path if path.exists() else args.from_), 0
-    warm = read_checkpoint(args.warm).ar if args.warm else None
-    known = torch.load(source, weights_only=True)["model"] if source else warm and warm.state_dict()
+    warm = read_checkpoint(args.warm).ar if args.warm and not source else None
+    known: Any = torch.load(source, weights_only=True)["model"] if source else warm and warm.state_dict()
     config = demo_config(args.group, **{args.model: known})
     model: Any = ARModel(config) if args.model == "ar" else NARModel(config)
     optimizer = torch.optim.AdamW(

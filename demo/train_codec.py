@@ -44,6 +44,11 @@ PULL_START, PULL_RATE, PULL_RANGE = 0.02, 0.003, (1e-3, 0.3)
 class CodecTrainer(nn.Module):
     """The encoder with what only training needs: mel decoder, classifier, predictor, EMA statistics."""
 
+    first_sum: Tensor
+    first_count: Tensor
+    rest_sum: Tensor
+    rest_count: Tensor
+
     def __init__(self, config: CodecConfig, classes: int) -> None:
         super().__init__()
         self.config = config
@@ -259,7 +264,7 @@ def train(path: Path, steps: int, seed: int, residual_only: bool, detail_of: Pat
             losses = model(audio, labels, step)
             loss = sum((WEIGHTS[name] * value for name, value in losses.items()), torch.zeros(()))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:

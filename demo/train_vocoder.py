@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from batches import voice_shares
-from data import HOP, Utterance, read_codes, read_shard, shards
+from data import Utterance, read_codes, read_shard, shards
 from discriminator import Discriminators
+from speak import HOP
 from torch import Tensor, nn
 from torch.nn import functional
 from train_codec import autocast, load_codec, resume, save
@@ -82,7 +83,8 @@ def latent_loss(encoder: CodecEncoder, guess: Tensor, sound: Tensor) -> Tensor:
     """Distance of the codec's latents of two sounds (B, N), in units of the true one's spread."""
     with torch.no_grad():
         wanted = encoder.trunk(encoder.mel(sound))
-    return functional.l1_loss(encoder.trunk(encoder.mel(guess)), wanted) / wanted.std()
+    distance: Tensor = functional.l1_loss(encoder.trunk(encoder.mel(guess)), wanted) / wanted.std()
+    return distance
 
 
 def train(args: argparse.Namespace) -> None:
