@@ -1,8 +1,8 @@
 """Start AR and NAR for a new codec from those of an old: `python demo/carry.py --old OLD --work W`.
 
-Writes W/ar.pt and W/nar.pt. Both codecs have the same codebook 0. A code's row is the mean of the old rows of
-the frames that it stands for (W/codes is the new codec's), blocks are added that change nothing yet, and
-position tables go: the new ones' positions are rotary.
+Writes W/ar.pt and W/nar.pt. A code's row is the mean of the old rows of the frames that it stands for
+(W/codes is the new codec's), blocks are added that change nothing yet, and position tables go: the new ones'
+positions are rotary.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from encode import encode
 from torch import Tensor, nn
 from train_codec import load_codec
 
-from valle2.export.config import CODEBOOKS
 from valle2.export.model import ARModel
 from valle2.export.nar import NARModel
 
@@ -26,10 +25,12 @@ SHARDS = 16
 
 
 def carried(old: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Code tables (8, 1024, d) for new codes. pairs: old and new codes (T, 8) of the same sound."""
+    """The first books' tables (K, 1024, d) for new codes. pairs: old and new codes (T, 8) of one sound."""
     was, now = (torch.cat([pair[side] for pair in pairs]).long() for side in (0, 1))
     tables = old.clone()
-    for book in range(1, CODEBOOKS):
+    for book in range(len(old)):
+        if torch.equal(was[:, book], now[:, book]):
+            continue
         total = torch.zeros_like(old[book]).index_add_(0, now[:, book], old[book][was[:, book]])
         count = torch.bincount(now[:, book], minlength=len(total))
         used = count > 0
@@ -68,6 +69,9 @@ def main() -> None:
         state = {key: value for key, value in state.items() if "positions" not in key}
         if name == "nar":
             state["code_tables"] = carried(state["code_tables"], pairs)
+        else:
+            rows = state["code_table.weight"]
+            state["code_table.weight"] = torch.cat([carried(rows[None, :-1], pairs)[0], rows[-1:]])
         torch.save({"model": deepened(state, model), "step": 0}, args.work / f"{name}.pt")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import soxr
 import torch
+from batches import voice_shares
 from data import Utterance, read_shard, shards, symbols
 from speak import RATE
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ from valle2.export.config import CODEBOOKS
 BATCH, CROP, HOP = 16, 96, 320
 DECAY = 0.98
 QUANTISE_FROM = 200
+REDRAWN = 200
+"""Steps for which utterances are drawn at once, and after which a checkpoint is saved."""
 WEIGHTS = {"mel": 1.0, "commit": 0.25, "symbol": 0.4, "learn": 0.02, "pull": 1.0}
 UNPREDICTABLE = 0.15
 """Share of the residual's variance that the predictor may miss: what is above it a NAR model cannot learn,
@@ -169,9 +172,10 @@ def crops(
 ) -> tuple[Tensor, Tensor]:
     """BATCH random crops of CROP frames: audio (B, N) float32 and symbol labels (B, T).
 
-    played: half of them at another speed, without labels.
+    played: half of them at another speed.
     """
     audio, labels = np.zeros((BATCH, CROP * HOP), np.float32), np.full((BATCH, CROP), -1)
+    middles = np.arange(CROP) + 0.5
     for row in range(BATCH):
         item = utterances[rng.integers(len(utterances))]
         start = int(rng.integers(max(1, item.frames - CROP)))
@@ -179,15 +183,15 @@ def crops(
         sound = item.audio[start * HOP : int((start + CROP * speed) * HOP)] / 32768 * rng.uniform(0.5, 1.0)
         if speed != 1.0:
             sound = soxr.resample(sound, RATE * speed, RATE)[: CROP * HOP]
-        else:
-            found = item.labels()[start : start + CROP]
-            labels[row, : len(found)] = found
+        at = (start + middles * speed).astype(np.int64)
+        said = item.labels()[at[at < item.frames]]
+        labels[row, : len(said)] = said
         audio[row, : len(sound)] = sound
     return torch.from_numpy(audio), torch.from_numpy(labels)
 
 
-def balanced(work: Path, known: dict[Path, list[Utterance]], rng: np.random.Generator) -> list[Utterance]:
-    """Load new shards and draw as many utterances of each voice, held-out shard 0 left out."""
+def drawn(work: Path, known: dict[Path, list[Utterance]], rng: np.random.Generator) -> list[Utterance]:
+    """Load new shards and draw utterances by their voices' shares, held-out shards left out."""
     for path in shards(work):
         if path not in known and not path.stem.endswith("-0000"):
             known[path] = read_shard(path)
@@ -195,7 +199,10 @@ def balanced(work: Path, known: dict[Path, list[Utterance]], rng: np.random.Gene
     for items in known.values():
         for item in items:
             voices.setdefault(item.voice, []).append(item)
-    return [items[i] for items in voices.values() for i in rng.integers(len(items), size=1000)]
+    names = sorted(voices)
+    shares = voice_shares(names, np.array([len(voices[name]) for name in names]) ** 0.3)
+    chosen = (voices[names[index]] for index in rng.choice(len(names), REDRAWN * BATCH, p=shares))
+    return [items[rng.integers(len(items))] for items in chosen]
 
 
 def restart_residual(model: CodecTrainer) -> None:
@@ -231,21 +238,24 @@ def load_codec(path: Path) -> CodecTrainer:
     return codec_of(torch.load(path, weights_only=True)["model"])
 
 
-def train(path: Path, steps: int, seed: int, residual_only: bool, detail_of: Path | None) -> None:
+def train(
+    path: Path, steps: int, seed: int, residual_only: bool, detail_of: Path | None, on: Path | None
+) -> None:
     """Run to `steps`, saving every 200; continues from `path`, in the work folder, when it is there.
 
     residual_only: the encoder and codebook 0 stay as they are, so an AR model trained on them stays
     valid, and books 1..7 are learned anew. detail_of: so they do too, in a codec that begins with another's.
+    on: all parts of this codec go on learning.
     """
     torch.manual_seed(seed)
-    if path.exists():
-        model = load_codec(path)
+    if path.exists() or on:
+        model = load_codec(path if path.exists() else on or path)
     elif detail_of:
         model = detailed(load_codec(detail_of))
     else:
         model = CodecTrainer(CodecConfig(), len(symbols()))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.8, 0.99), weight_decay=0.01)
-    start = resume(path, model, optimizer)
+    start = resume(path, model, optimizer) or (QUANTISE_FROM if on else 0)
     model.residual_only = residual_only or detail_of is not None
     if residual_only or (detail_of and not start):
         restart_residual(model)
@@ -253,13 +263,13 @@ def train(path: Path, steps: int, seed: int, residual_only: bool, detail_of: Pat
     began = time.monotonic()
     for step in range(start, steps):
         rng = np.random.default_rng([seed, step])
-        if step == start or step % 200 == 0:
-            pool = balanced(path.parent, known, rng)
+        if step == start or step % REDRAWN == 0:
+            pool = drawn(path.parent, known, rng)
         done = (step - start) / (steps - start) if residual_only else step / steps
         rate = 1e-3 * min(1, step / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        audio, labels = crops(pool, rng, played=detail_of is not None)
+        audio, labels = crops(pool, rng, played=model.encoder.detail is not None)
         with autocast():
             losses = model(audio, labels, step)
             loss = sum((WEIGHTS[name] * value for name, value in losses.items()), torch.zeros(()))
@@ -270,7 +280,7 @@ def train(path: Path, steps: int, seed: int, residual_only: bool, detail_of: Pat
         if step % 50 == 0:
             text = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
             print(f"{step} {time.monotonic() - began:.0f}s {text}", flush=True)
-        if (step + 1) % 200 == 0 or step + 1 == steps:
+        if (step + 1) % REDRAWN == 0 or step + 1 == steps:
             save(path, model, optimizer, step + 1)
 
 
@@ -300,5 +310,6 @@ if __name__ == "__main__":
     parser.add_argument("--name", default="codec", help="checkpoint's name")
     parser.add_argument("--residual-only", action="store_true", help="learn books 1 to 7 anew")
     parser.add_argument("--detail-of", type=Path, help="checkpoint whose codebook 0 stays")
+    parser.add_argument("--from", dest="on", type=Path, help="checkpoint all parts of which go on learning")
     args = parser.parse_args()
-    train(args.work / f"{args.name}.pt", args.steps, args.seed, args.residual_only, args.detail_of)
+    train(args.work / f"{args.name}.pt", args.steps, args.seed, args.residual_only, args.detail_of, args.on)

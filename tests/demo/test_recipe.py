@@ -128,6 +128,16 @@ def test_recipe_from_speech_to_checkpoint_and_back(tmp_path: Path, recipe) -> No
         )
     recipe("train", "ar", "--work", carried, "--steps", 1)
 
+    wide = tmp_path / "wide"
+    shutil.copytree(work / "speech", wide / "speech")
+    recipe("train_codec", "--work", wide, "--from", work / "codec.pt", "--steps", 201)
+    recipe("encode", "--work", wide)
+    recipe("carry", "--old", old, "--work", wide)
+    rows = torch.load(wide / "ar.pt", weights_only=True)["model"]["code_table.weight"]
+    those_before = before["ar"]["code_table.weight"]
+    assert torch.equal(rows[-1], those_before[-1]), "the end's row stays"
+    assert not torch.equal(rows, those_before), "codebook 0 has moved, and the AR's rows with it"
+
 
 def test_a_cut_utterance_ends_with_a_word_and_a_mark(recipe) -> None:  # type: ignore[no-untyped-def]
     batches = import_module("batches")
