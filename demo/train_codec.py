@@ -29,7 +29,9 @@ from torch.nn import functional
 from valle2.export.codec import CodecConfig, CodecEncoder, Trunk, nearest
 from valle2.export.config import CODEBOOKS
 
+Array = np.ndarray[Any, Any]
 BATCH, CROP, HOP = 16, 96, 320
+GAIN = (0.3, 1.0)
 DECAY = 0.98
 QUANTISE_FROM = 200
 REDRAWN = 200
@@ -41,6 +43,13 @@ and its guesses at it are noise. The weight that pulls towards it finds itself (
 DETAIL = CodecConfig(residual=24, detail=3)
 SPEEDS = (0.84, 1.2)
 """Half of the crops that a trunk of detail hears are played at a speed in between: voices that nobody has."""
+RECORDED = 0.5
+"""Share of the crops that are heard as a room and a microphone would give them, and learnt as they are: the
+teachers' pauses are digital silence, and a recording's are not."""
+ECHO_SECONDS, ECHO_DECAY, ECHO_LEVEL = 0.32, (0.1, 0.4), (-25, -8)
+"""How long an echo lasts, after how many seconds it is 60 dB down, and its energy beside the sound's, dB."""
+TILT, NOISE_LEVEL, NOISE_TILT = 1.0, (-75, -42), (0, 1)
+"""dB an octave at most; decibels below full scale; 1 for noise whose power falls as the frequency."""
 PULL_START, PULL_RATE, PULL_RANGE = 0.02, 0.003, (1e-3, 0.3)
 
 
@@ -89,14 +98,15 @@ class CodecTrainer(nn.Module):
                 table[dead], total[dead], count[dead] = fresh, fresh * 0.02, 0.02
         return functional.embedding(index, table)
 
-    def forward(self, audio: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
-        """One step's losses. audio (B, N), labels (B, T)."""
+    def forward(self, heard: Tensor, audio: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
+        """One step's losses. heard: (B, N), of which audio (B, N) is to be made; labels (B, T)."""
         with torch.autocast("cpu", enabled=False):
             mel = self.encoder.mel(audio)
+            spectrum = self.encoder.mel(heard)
         with torch.set_grad_enabled(not self.residual_only and torch.is_grad_enabled()):
-            latent = fine = self.encoder.trunk(mel).float()
+            latent = fine = self.encoder.trunk(spectrum).float()
         if self.encoder.detail is not None:
-            fine = self.encoder.detail(mel).float()
+            fine = self.encoder.detail(spectrum).float()
         if step < QUANTISE_FROM and not self.residual_only:
             return {"mel": mel_loss(self.decoder(latent), mel)}
         if self.residual_only:
@@ -169,25 +179,42 @@ def mel_loss(guess: Tensor, mel: Tensor) -> Tensor:
 
 def crops(
     utterances: list[Utterance], rng: np.random.Generator, *, played: bool = False
-) -> tuple[Tensor, Tensor]:
-    """BATCH random crops of CROP frames: audio (B, N) float32 and symbol labels (B, T).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """BATCH random crops of CROP frames: heard and true (B, N) float32, and symbol labels (B, T).
 
     played: half of them at another speed.
     """
+    heard = np.zeros((BATCH, CROP * HOP), np.float32)
     audio, labels = np.zeros((BATCH, CROP * HOP), np.float32), np.full((BATCH, CROP), -1)
     middles = np.arange(CROP) + 0.5
     for row in range(BATCH):
         item = utterances[rng.integers(len(utterances))]
         start = int(rng.integers(max(1, item.frames - CROP)))
         speed = rng.uniform(*SPEEDS) if played and row % 2 else 1.0
-        sound = item.audio[start * HOP : int((start + CROP * speed) * HOP)] / 32768 * rng.uniform(0.5, 1.0)
+        sound = item.audio[start * HOP : int((start + CROP * speed) * HOP)] / 32768 * rng.uniform(*GAIN)
         if speed != 1.0:
             sound = soxr.resample(sound, RATE * speed, RATE)[: CROP * HOP]
         at = (start + middles * speed).astype(np.int64)
         said = item.labels()[at[at < item.frames]]
         labels[row, : len(said)] = said
         audio[row, : len(sound)] = sound
-    return torch.from_numpy(audio), torch.from_numpy(labels)
+        heard[row] = recorded(audio[row], rng) if rng.random() < RECORDED else audio[row]
+    return torch.from_numpy(heard), torch.from_numpy(audio), torch.from_numpy(labels)
+
+
+def recorded(sound: Array, rng: np.random.Generator) -> Array:
+    """The sound (N,) float32 with an echo, another tilt and a floor of noise."""
+    time, size = np.arange(1, round(ECHO_SECONDS * RATE)) / RATE, len(sound) + round(ECHO_SECONDS * RATE)
+    octaves = np.log2(np.fft.rfftfreq(size, 1 / RATE).clip(50) / 1000)
+    echo = rng.standard_normal(len(time)) * 10 ** (-3 * time / rng.uniform(*ECHO_DECAY))
+    echo *= np.sqrt(10 ** (rng.uniform(*ECHO_LEVEL) / 10) / np.sum(echo**2))
+    response = np.fft.rfft([1.0, *echo], size) * 10 ** (rng.uniform(-TILT, TILT) * octaves / 20)
+    noise = np.fft.rfft(rng.standard_normal(size)) * 2 ** (-rng.uniform(*NOISE_TILT) * octaves / 2)
+    floor = np.fft.irfft(noise, size)
+    floor *= 10 ** (rng.uniform(*NOISE_LEVEL) / 20) / floor.std()
+    return np.asarray(
+        (np.fft.irfft(np.fft.rfft(sound, size) * response, size) + floor)[: len(sound)], np.float32
+    )
 
 
 def drawn(work: Path, known: dict[Path, list[Utterance]], rng: np.random.Generator) -> list[Utterance]:
@@ -269,9 +296,9 @@ def train(
         rate = 1e-3 * min(1, step / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        audio, labels = crops(pool, rng, played=model.encoder.detail is not None)
+        heard, audio, labels = crops(pool, rng, played=model.encoder.detail is not None)
         with autocast():
-            losses = model(audio, labels, step)
+            losses = model(heard, audio, labels, step)
             loss = sum((WEIGHTS[name] * value for name, value in losses.items()), torch.zeros(()))
         optimizer.zero_grad()
         loss.backward()
