@@ -17,7 +17,7 @@ from valle2.export.config import ModelConfig, Style
 Array = np.ndarray[Any, Any]
 Weights = Mapping[str, torch.Tensor]
 SHIPPED_GROUP = 2
-AR_LAYERS, NAR_LAYERS = 5, 6
+AR_LAYERS, NAR_LAYERS = 6, 6
 JOINED_SHARES = (0.2, 0.45, 0.2, 0.15)
 """Of batches of one to four utterances joined; four, so that late positions are learnt too."""
 CUT_SHARE = 0.3

@@ -63,7 +63,9 @@ def speak(work: Path) -> None:
             write_shard(work / "speech" / f"{source}-{shard:04d}.npz", items)
 
 
-def test_recipe_from_speech_to_checkpoint_and_back(tmp_path: Path, recipe) -> None:  # type: ignore[no-untyped-def]
+def test_recipe_from_speech_to_checkpoint_and_back(  # type: ignore[no-untyped-def]
+    tmp_path: Path, recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
     work, out = tmp_path / "work", tmp_path / "model"
     work.mkdir()
     at = ("--work", work)
@@ -71,6 +73,7 @@ def test_recipe_from_speech_to_checkpoint_and_back(tmp_path: Path, recipe) -> No
     recipe("train_codec", *at, "--name", "codec-first", "--steps", 1)
     recipe("train_codec", *at, "--detail-of", work / "codec-first.pt", "--steps", 1)
     recipe("perturb", *at)
+    recipe("phonetic", *at)
     recipe("encode", *at)
     recipe("train", "ar", *at, "--steps", 2, "--decay", 1)
     recipe("train", "nar", *at, "--steps", 2)
@@ -79,6 +82,8 @@ def test_recipe_from_speech_to_checkpoint_and_back(tmp_path: Path, recipe) -> No
     recipe("assemble", *at, "--out", out)
 
     assert torch.load(work / "nar.pt", weights_only=True)["step"] == 3, "a run goes on where it stopped"
+    table = capsys.readouterr().out
+    assert all(f"| {source} | 0." in table for source in VOICES), "the held-out shard of each source"
     codes = import_module("data").read_codes(work / "codes" / "mixed-0.94-0001.npz")
     assert [len(c) for c in codes] == [int(int(s * 75) / 0.94) for s in SECONDS] * 2
     checkpoint = read_checkpoint(out)
