@@ -1,7 +1,7 @@
 """Put a sweep's tables into a page: `python -m valle2.benchmarks.page docs/quality.json docs/quality.md`.
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`, NAME being one of `tables.tables`; what is
-between them is replaced.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`, NAME being one of `tables.tables` or
+`claims`; what is between them is replaced.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from valle2.benchmarks.claims import beside_paper
 from valle2.benchmarks.tables import tables
 from valle2.engine.errors import Valle2Error
 
@@ -24,7 +25,7 @@ def filled(page: str, result: dict[str, Any]) -> str:
     Raises:
         Valle2Error: the page asks for a table that the sweep does not have.
     """
-    found = tables(result)
+    found = tables(result) | {"claims": beside_paper(result)}
 
     def table(match: re.Match[str]) -> str:
         if match[2] not in found:

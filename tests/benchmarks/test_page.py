@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from valle2.benchmarks.claims import beside_paper
 from valle2.benchmarks.page import PLACE, filled
 from valle2.benchmarks.tables import tables
 from valle2.engine.errors import Valle2Error
@@ -49,3 +50,34 @@ def test_a_table_that_was_not_measured() -> None:
             "<!-- table nothing -->\n<!-- end -->",
             {"axes": {"sampling": []}, "cells": {}, "inputs": {"models": {}}},
         )
+
+
+def test_claims_are_told_by_what_was_measured() -> None:
+    """Each figure is counted again here, from the file's rows; what was not measured has no row."""
+    result = json.loads((DOCS / "quality.json").read_text("utf-8"))
+    rows = dict(line.strip("| ").split(" | ") for line in beside_paper(result).splitlines()[2:])
+    assert len(rows) == 5
+
+    def wer(name: str) -> str:
+        return f"{result['cells'][name]['summary']['wer']['value']:.1f}"
+
+    top_p = [wer(f"G2, fp32, top-p {p}, RAS off") for p in ("0", "0.2", "0.5", "0.8", "1")]
+    assert f"G2 {', '.join(top_p)}" in rows["a large top-p costs words without RAS"]
+    capped = result["columns"].index("capped")
+    sampled = [result["cells"][name] for name in result["axes"]["sampling"]]
+    off = [row for cell in sampled if cell["cell"]["threshold"] == 1 for row in cell["rows"]]
+    on = [row for cell in sampled if cell["cell"]["threshold"] != 1 for row in cell["rows"]]
+    said = rows["RAS makes small top-p, even 0, usable and ends loops"]
+    assert f"Of {len(off)} utterances {sum(row[capped] for row in off)} run to the cap" in said
+    assert f"{sum(row[capped] for row in on)} and " in said
+    assert f"G2 {sum(map(float, top_p[:3])) / 3:.1f} %" in rows[next(row for row in rows if "group 2" in row)]
+    prompts = ", ".join(wer(name) for name in result["axes"]["prompts"])
+    assert f"{prompts} % of words" in rows["a longer prompt is a nearer voice"]
+    first = wer(result["axes"]["candidates"][0])
+    assert f"{first} % of the first" in rows[next(row for row in rows if "five samples" in row)]
+
+    for axis in ("prompts", "candidates"):
+        del result["axes"][axis]
+    assert len(beside_paper(result).splitlines()) == 2 + 3
+    result["axes"], result["cells"] = {"sampling": []}, {}
+    assert beside_paper(result) == ""
