@@ -24,7 +24,8 @@ class Cell:
     """One condition.
 
     model: its label. samples: seeds for each one of the sweep's, for rules that choose among them.
-    prompt_seconds: 0 takes prompts as they are. voices: "own" or "recorded". texts: "plain" or "hard".
+    prompt_seconds: 0 takes prompts as they are. voices: "own", "recorded" or "held-out". texts: "plain" or
+    "hard".
     """
 
     model: str
@@ -47,7 +48,7 @@ class Cell:
         parts += [f"{self.samples} samples"] * (self.samples > 1)
         parts += ["streamed"] * self.streamed
         parts += [f"{self.prompt_seconds:g} s prompt"] * bool(self.prompt_seconds)
-        parts += ["recorded voices"] * (self.voices == "recorded")
+        parts += [f"{self.voices} voices"] * (self.voices != "own")
         parts += ["hard texts"] * (self.texts == "hard")
         return ", ".join(parts)
 
@@ -60,6 +61,7 @@ class Plan:
     settings: Settings
     precisions: Sequence[str] = ("fp32",)
     recorded: bool = False
+    held_out: bool = False
 
     def usual(self, **changes: object) -> Cell:
         cell = Cell(self.models[0], self.settings.top_p, self.settings.threshold, self.precisions[0])
@@ -107,7 +109,8 @@ def prompts(plan: Plan) -> list[Cell]:
 
 
 def unseen(plan: Plan) -> list[Cell]:
-    return [plan.usual(voices="recorded")] if plan.recorded else []
+    given = {"recorded": plan.recorded, "held-out": plan.held_out}
+    return [plan.usual(voices=voices) for voices, there in given.items() if there]
 
 
 def robustness(plan: Plan) -> list[Cell]:

@@ -256,6 +256,7 @@ def swept(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
         axes,
         args.precision,
         args.prompts,
+        args.held_out,
         args.threads,
     )
     result = sweep.sweep(inputs, args.out, progress)

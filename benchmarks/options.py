@@ -110,7 +110,8 @@ OPTIONS = (
     option("--sweep", QUALITY, "many conditions, all axes by default", nargs="*", metavar="AXIS"),
     option("--out", QUALITY, "keeps a sweep's results", type=Path, default=Path("quality.json")),
     option("--hard", QUALITY, "category, tab, text a line (--sweep)", type=Path),
-    option("--prompts", QUALITY, "WAVs with .txt: unseen voices (--sweep)", type=Path),
+    option("--prompts", QUALITY, "WAVs with .txt: people's voices (--sweep)", type=Path),
+    option("--held-out", QUALITY, "the same, of voices kept out of training (--sweep)", type=Path),
     option("--precision", SEVERAL, "such as fp32,int8 (default: fp32)", type=listed, default=["fp32"]),
     option(
         "--precision",

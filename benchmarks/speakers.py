@@ -15,6 +15,7 @@ from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Valle2
 
 TOLERANCE = 0.35
+FORMATS = (".wav", ".flac")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,17 @@ def speaker(tts: Valle2, judges: Judges, prompt: Prompt) -> Speaker:
     return Speaker(prompt, judges.embed(codec.decode(prompt.codes), codec.sample_rate))
 
 
+def recordings(folder: Path) -> list[Path]:
+    """The sound files below a folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix in FORMATS)
+
+
 def recorded_speakers(tts: Valle2, judges: Judges, folder: Path, seconds: float = 0.0) -> list[Speaker]:
-    """Recordings `FOLDER/NAME.wav`, or several of one speaker in `FOLDER/SPEAKER/`, each with its transcript
-    in a .txt beside it. Of several, the first is the prompt, or as many as fill `seconds`.
+    """Recordings `FOLDER/NAME.wav` (or .flac), or several of one speaker in `FOLDER/SPEAKER/`, each with its
+    transcript in a .txt beside it. Of several, the first is the prompt, or as many as fill `seconds`.
     """
     found = defaultdict(list)
-    for path in sorted(folder.rglob("*.wav")):
+    for path in recordings(folder):
         try:
             transcript = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
         except OSError:

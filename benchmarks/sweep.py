@@ -16,7 +16,7 @@ from valle2.benchmarks.evaluate import NEEDED, evaluate
 from valle2.benchmarks.judges import Judges, need
 from valle2.benchmarks.report import measured_on
 from valle2.benchmarks.scores import COLUMNS, read_scores, summarise
-from valle2.benchmarks.speakers import Speaker, own_speakers, recorded_speakers, shortened
+from valle2.benchmarks.speakers import Speaker, own_speakers, recorded_speakers, recordings, shortened
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import sha256
 from valle2.runtime import Settings, Valle2
@@ -28,7 +28,7 @@ Result = dict[str, Any]
 class Inputs:
     """What a sweep measures with; figures of other inputs are not mixed.
 
-    models: path or name by label, the usual one first. hard: (category, text). recordings: a folder.
+    models: path or name by label, the usual one first. hard: (category, text). recordings, held_out: folders.
     """
 
     models: Mapping[str, str]
@@ -38,6 +38,7 @@ class Inputs:
     axes: Sequence[str]
     precisions: Sequence[str] = ("fp32",)
     recordings: Path | None = None
+    held_out: Path | None = None
     threads: int = 1
 
 
@@ -62,9 +63,10 @@ class Bench:
     def speakers(self, cell: Cell) -> tuple[list[Speaker], list[Speaker]]:
         """Those who speak in a cell, and others whom they might be taken for."""
         tts = self.tts(cell.model, cell.precision)
-        own, folder = own_speakers(tts, self.judges), self.inputs.recordings
+        folders = {"recorded": self.inputs.recordings, "held-out": self.inputs.held_out}
+        own, folder = own_speakers(tts, self.judges), folders.get(cell.voices)
         found, others = own, list[Speaker]()
-        if cell.voices == "recorded" and folder:
+        if folder:
             found, others = recorded_speakers(tts, self.judges, folder, cell.prompt_seconds), own
         if cell.prompt_seconds:
             found = shortened(tts, self.judges, found, cell.prompt_seconds)
@@ -106,7 +108,8 @@ def sweep(inputs: Inputs, out: Path, progress: Callable[[str], None]) -> Result:
     need(*NEEDED)
     bench = Bench(inputs, Judges(inputs.threads))
     usual = bench.tts(next(iter(inputs.models)), inputs.precisions[0])
-    plan = Plan(list(inputs.models), usual.settings(), inputs.precisions, inputs.recordings is not None)
+    given = (inputs.recordings is not None, inputs.held_out is not None)
+    plan = Plan(list(inputs.models), usual.settings(), inputs.precisions, *given)
     axes = {axis: AXES[axis](plan) for axis in inputs.axes}
     result = resumed(out, {"inputs": identity(inputs)} | measured_on(usual, inputs.seeds[0], inputs.threads))
     result["axes"] |= {axis: [cell.name for cell in cells] for axis, cells in axes.items()}
@@ -136,8 +139,14 @@ def identity(inputs: Inputs) -> Result:
         "plain": list(inputs.plain),
         "hard": [list(pair) for pair in inputs.hard],
         "seeds": list(inputs.seeds),
-        "recordings": sorted(sha256(p)[:16] for p in (inputs.recordings or Path("?")).rglob("*.wav")),
+        "recordings": hashes(inputs.recordings),
+        "held_out": hashes(inputs.held_out),
     }
+
+
+def hashes(folder: Path | None) -> list[str]:
+    """Of a folder's recordings."""
+    return sorted(sha256(path)[:16] for path in recordings(folder)) if folder else []
 
 
 def model_hash(model: str) -> str:
@@ -159,13 +168,16 @@ def resumed(out: Path, fresh: Result) -> Result:
     if not same:
         raise Valle2Error(f"{out} holds figures of other models, texts, seeds or prompts; pass another --out")
     kept["inputs"]["models"] |= fresh["inputs"]["models"]
+    kept["inputs"]["held_out"] = kept["inputs"].get("held_out") or fresh["inputs"]["held_out"]
     return kept | {"columns": COLUMNS}
 
 
 def agree(kept: Result, fresh: Result) -> bool:
-    """Are two `identity` of one kind? Either may have models that the other has not."""
-    models = kept["models"] | fresh["models"]
-    return kept | {"models": models} == fresh | {"models": fresh["models"] | kept["models"]}
+    """Are two `identity` of one kind? Either may have models or held-out voices that the other has not."""
+    either: Result = {"models": kept["models"] | fresh["models"]}
+    if not (kept.get("held_out") and fresh["held_out"]):
+        either["held_out"] = []
+    return kept | either == fresh | either | {"models": fresh["models"] | kept["models"]}
 
 
 def save(out: Path, result: Result) -> None:

@@ -149,11 +149,15 @@ def test_first_draws_are_the_codes_where_the_rule_is_off(tts: Valle2, voice: Pro
 
 
 def test_axes_name_every_condition_once() -> None:
-    plan = Plan(["G1", "G2"], Settings(threshold=OFF), ("fp32", "int8"), recorded=True)
+    plan = Plan(["G1", "G2"], Settings(threshold=OFF), ("fp32", "int8"), recorded=True, held_out=True)
     for axis, make in AXES.items():
         names = [cell.name for cell in make(plan)]
         assert names and len(set(names)) == len(names), axis
     assert len(AXES["sampling"](plan)) == 2 * 2 * 5
+    assert [cell.name.rsplit(", ", 1)[1] for cell in AXES["unseen"](plan)] == [
+        "recorded voices",
+        "held-out voices",
+    ]
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +184,14 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch:
     result = sweeping.sweep(more, out, lambda line: None)
     assert set(result["inputs"]["models"]) == {"toy", "other"} and measured.count(kept[0]) == 1
     sweeping.sweep(inputs, out, lambda line: None)
+    for name, audio in (("a.flac", b"1"), ("b.wav", b"2")):
+        (tmp_path / name.split(".")[0]).mkdir()
+        (tmp_path / name.split(".")[0] / name).write_bytes(audio)
+    sweeping.sweep(replace(inputs, axes=["unseen"], held_out=tmp_path / "a"), out, lambda line: None)
+    sweeping.sweep(inputs, out, lambda line: None)
+    assert sum("held-out voices" in name for name in measured) == 1
+    with pytest.raises(Valle2Error, match="pass another --out"):
+        sweeping.sweep(replace(inputs, held_out=tmp_path / "b"), out, lambda line: None)
     with pytest.raises(Valle2Error, match="pass another --out"):
         sweeping.sweep(replace(inputs, plain=["there"]), out, lambda line: None)
     result["inputs"]["models"]["toy"] = "another"
