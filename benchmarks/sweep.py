@@ -168,14 +168,14 @@ def resumed(out: Path, fresh: Result) -> Result:
     if not same:
         raise Valle2Error(f"{out} holds figures of other models, texts, seeds or prompts; pass another --out")
     kept["inputs"]["models"] |= fresh["inputs"]["models"]
-    kept["inputs"]["held_out"] = kept["inputs"].get("held_out") or fresh["inputs"]["held_out"]
+    kept["inputs"]["held_out"] = kept["inputs"].get("held_out") or fresh["inputs"].get("held_out", [])
     return kept | {"columns": COLUMNS}
 
 
 def agree(kept: Result, fresh: Result) -> bool:
     """Are two `identity` of one kind? Either may have models or held-out voices that the other has not."""
     either: Result = {"models": kept["models"] | fresh["models"]}
-    if not (kept.get("held_out") and fresh["held_out"]):
+    if not (kept.get("held_out") and fresh.get("held_out")):
         either["held_out"] = []
     return kept | either == fresh | either | {"models": fresh["models"] | kept["models"]}
 
