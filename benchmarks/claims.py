@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from valle2.benchmarks.cells import OFF, PAPER, TOP_P
+from valle2.benchmarks.cells import OFF, TOP_P
 from valle2.benchmarks.report import markdown
-from valle2.benchmarks.scores import Score, difference
-from valle2.benchmarks.tables import Result, at, chosen, plain_text, summaries
+from valle2.benchmarks.scores import Score, difference, summarise
+from valle2.benchmarks.tables import Result, at, chosen, plain_text, ras_pairs, summaries
 
 USABLE_TOP_P = 0.5
 """Group sizes are compared by the mean over the top-p up to here."""
@@ -16,11 +16,7 @@ USABLE_TOP_P = 0.5
 def wrong(result: Result, model: str) -> dict[float, float]:
     """Words wrong in percent by top-p, without RAS."""
     found = {top_p: at(result, model, top_p, OFF) for top_p in TOP_P}
-    return {
-        top_p: 100 * sum(s.errors for s in scores) / sum(s.words for s in scores)
-        for top_p, scores in found.items()
-        if scores
-    }
+    return {top_p: summarise(scores)["wer"]["value"] for top_p, scores in found.items() if scores}
 
 
 def by_model(result: Result) -> dict[str, dict[float, float]]:
@@ -30,12 +26,7 @@ def by_model(result: Result) -> dict[str, dict[float, float]]:
 
 def loops(result: Result) -> str:
     """Does decoding without RAS loop, and does RAS help: all models and top-p, in pairs."""
-    sides = [
-        (off, on)
-        for model in result["inputs"]["models"]
-        for top_p in TOP_P
-        if (off := at(result, model, top_p, OFF)) and (on := at(result, model, top_p, PAPER.threshold))
-    ]
+    sides = list(ras_pairs(result).values())
     if not sides:
         return ""
     changes = [difference(off, on)["wer"] for off, on in sides]

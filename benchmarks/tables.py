@@ -134,14 +134,23 @@ def at(result: Result, model: str, top_p: float, threshold: float) -> list[Score
     return []
 
 
-def ras_effect(result: Result) -> str:
-    """RAS on minus RAS off, in pairs, for every model and top-p."""
-    rows = {}
+def ras_pairs(result: Result) -> dict[tuple[str, float], tuple[list[Score], list[Score]]]:
+    """(model, top-p) -> scores without and with RAS, where both were measured."""
+    found = {}
     for model in result["inputs"]["models"]:
         for top_p in TOP_P:
             off, on = (at(result, model, top_p, threshold) for threshold in (OFF, PAPER.threshold))
             if off and on:
-                rows[f"{model}, top-p {top_p:g}, RAS on - off"] = difference(off, on)
+                found[model, top_p] = off, on
+    return found
+
+
+def ras_effect(result: Result) -> str:
+    """RAS on minus RAS off, in pairs, for every model and top-p."""
+    rows = {
+        f"{model}, top-p {top_p:g}, RAS on - off": difference(off, on)
+        for (model, top_p), (off, on) in ras_pairs(result).items()
+    }
     return rows_table(rows) if rows else ""
 
 

@@ -275,8 +275,10 @@ def train(
     on: all parts of this codec go on learning.
     """
     torch.manual_seed(seed)
-    if path.exists() or on:
-        model = load_codec(path if path.exists() else on or path)
+    if path.exists():
+        model = load_codec(path)
+    elif on:
+        model = load_codec(on)
     elif detail_of:
         model = detailed(load_codec(detail_of))
     else:
