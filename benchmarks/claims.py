@@ -31,14 +31,15 @@ def loops(result: Result) -> str:
         return ""
     changes = [difference(off, on)["wer"] for off, on in sides]
     more, fewer = (sum(sign * change["value"] > 0 for change in changes) for sign in (1, -1))
-    clear = sum(change["low"] > 0 or change["high"] < 0 for change in changes)
+    clearly_more = sum(change["low"] > 0 for change in changes)
+    clearly_fewer = sum(change["high"] < 0 for change in changes)
     greedy = ", ".join(f"{name} {found[0.0]:.1f}" for name, found in by_model(result).items())
     without, with_it = (faults([score for side in sides for score in side[place]]) for place in (0, 1))
     return (
         f"words wrong at top-p 0 without RAS: {greedy} %. Of {without[0]} utterances {without[1]} run to "
         f"the cap and {without[2]} repeat without RAS, {with_it[1]} and {with_it[2]} with it. With it more "
-        f"words are wrong in {more} of {len(sides)} pairs, fewer in {fewer}, by more than the interval in "
-        f"{clear}"
+        f"words are wrong in {more} of {len(sides)} pairs (in {clearly_more} by more than the interval), "
+        f"fewer in {fewer} (in {clearly_fewer})"
     )
 
 
