@@ -75,6 +75,7 @@ def test_recipe_from_speech_to_checkpoint_and_back(  # type: ignore[no-untyped-d
     recipe("perturb", *at)
     recipe("phonetic", *at)
     recipe("encode", *at)
+    recipe("timbre", *at, "--bundle", "demo", "--count", 2)
     recipe("train", "ar", *at, "--steps", 2, "--decay", 1)
     recipe("train", "nar", *at, "--steps", 2)
     recipe("train", "nar", *at, "--steps", 3)
@@ -84,6 +85,7 @@ def test_recipe_from_speech_to_checkpoint_and_back(  # type: ignore[no-untyped-d
     assert torch.load(work / "nar.pt", weights_only=True)["step"] == 3, "a run goes on where it stopped"
     table = capsys.readouterr().out
     assert all(f"| {source} | 0." in table for source in VOICES), "the held-out shard of each source"
+    assert all(f"| {source} | 2 | " in table for source in VOICES), "utterances of each that have a prompt"
     codes = import_module("data").read_codes(work / "codes" / "mixed-0.94-0001.npz")
     assert [len(c) for c in codes] == [int(int(s * 75) / 0.94) for s in SECONDS] * 2
     checkpoint = read_checkpoint(out)

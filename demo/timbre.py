@@ -1,0 +1,60 @@
+"""Does the NAR keep the prompt's voice: `python demo/timbre.py --work W --bundle B`.
+
+The mean over an utterance of what books 1 to 7 add is its voice more than its words. For the held-out shard
+of each source, with true codebook 0 and the voice's next utterance as the prompt: the squared distance
+between the NAR's mean and the true one, and between the prompt's own mean and the true one, each as a share
+of the true one's to the mean of all. A NAR that copies a voice misses less than the prompt alone does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from data import read_codes, read_shard, shards
+from refine import Array, pairs, refine_shard
+from train_codec import load_codec
+
+from valle2.benchmarks.report import markdown
+from valle2.runtime import Valle2
+
+
+def voices(tables: Array, codes: list[Array]) -> Array:
+    """The mean vector (D,) of books 1 to 7 of each utterance; tables (8, 1024, D), codes (T, 8)."""
+    books = range(1, len(tables))
+    return np.stack([sum(tables[book][c[:, book]] for book in books).mean(axis=0) for c in codes])
+
+
+def missed(guess: Array, true: Array, middle: Array) -> float:
+    """Squared distance of rows (N, D), as a share of that to the middle (D,)."""
+    return float(np.square(guess - true).sum() / np.square(true - middle).sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--count", type=int, default=48, help="utterances a source")
+    args = parser.parse_args()
+    tts = Valle2.load(args.bundle, threads=1)
+    codec = load_codec(args.work / "codec.pt")
+    tables = np.stack([table.detach().numpy() for table in codec.decoder_tables()])
+    found = dict[str, list[Array]]()
+    for path in shards(args.work):
+        if path.stem.endswith("-0000"):
+            items = read_shard(path)[: args.count]
+            codes = read_codes(args.work / "codes" / path.name)[: args.count]
+            true, guess = (voices(tables, c) for c in (codes, refine_shard(tts, items, codes)))
+            which = np.array(pairs(items))
+            found[path.stem.split("-")[0]] = [true[which[:, 0]], guess[which[:, 0]], true[which[:, 1]]]
+    middle = np.concatenate([true for true, _, _ in found.values()]).mean(axis=0)
+    rows = [
+        [source, len(true), *(round(missed(other, true, middle), 3) for other in others)]
+        for source, (true, *others) in found.items()
+    ]
+    print(markdown(["source", "utterances", "missed by the NAR", "by the prompt's own mean"], rows))
+
+
+if __name__ == "__main__":
+    main()
