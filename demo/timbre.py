@@ -12,18 +12,21 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 from data import read_codes, read_shard, shards
 from refine import Array, pairs, refine_shard
+from torch import Tensor
 from train_codec import load_codec
 
 from valle2.benchmarks.report import markdown
+from valle2.export.codec import embedded
 from valle2.runtime import Valle2
 
 
-def voices(tables: Array, codes: list[Array]) -> Array:
-    """The mean vector (D,) of books 1 to 7 of each utterance; tables (8, 1024, D), codes (T, 8)."""
-    books = range(1, len(tables))
-    return np.stack([sum(tables[book][c[:, book]] for book in books).mean(axis=0) for c in codes])
+def voices(tables: Tensor, codes: list[Array]) -> Array:
+    """The mean vector (D,) of each utterance; tables (8, 1024, D), codes (T, 8)."""
+    found = [embedded(torch.from_numpy(c[None].astype(np.int64)), tables) for c in codes]
+    return np.stack([vectors[0].mean(dim=0).numpy() for vectors in found])
 
 
 def missed(guess: Array, true: Array, middle: Array) -> float:
@@ -38,8 +41,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=48, help="utterances a source")
     args = parser.parse_args()
     tts = Valle2.load(args.bundle, threads=1)
-    codec = load_codec(args.work / "codec.pt")
-    tables = np.stack([table.detach().numpy() for table in codec.decoder_tables()])
+    tables = load_codec(args.work / "codec.pt").decoder_tables()
+    tables[0] = 0
     found = dict[str, list[Array]]()
     for path in shards(args.work):
         if path.stem.endswith("-0000"):
