@@ -101,7 +101,8 @@ def main() -> None:
     trained, config = load_codec(args.work / "codec.pt"), demo_config(args.group, ar_state, nar_state)
     if not args.likeliest:
         nar_state["vectors"] = code_vectors(trained.decoder_tables())
-        config = replace(config, vector_width=nar_state["vectors"].shape[2])
+        width, style = nar_state["vectors"].shape[2], replace(config.style, prompt_mean=True)
+        config = replace(config, vector_width=width, style=style)
     ar, nar = filled(ARModel(config), ar_state), filled(NARModel(config), nar_state)
     decoder = filled(CodecDecoder(trained.config), mean(args.work, ["vocoder"]))
     assert isinstance(ar, ARModel) and isinstance(nar, NARModel) and isinstance(decoder, CodecDecoder)

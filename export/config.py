@@ -44,6 +44,7 @@ class Style:
         stage_position: the stage token has a position. whole_prompt: the NAR sees all codebooks of the prompt
             at every stage, not only those below it. prenet: layers between embedding and positions.
         argmax_ends: `<eos>` ends speech where it is the likeliest code, whatever would be drawn.
+        prompt_mean: a NAR with vectors moves their mean to the prompt's, see `NARModel.choose`.
 
     Raises:
         ValueError: an unknown choice.
@@ -67,6 +68,7 @@ class Style:
     whole_prompt: bool = True
     prenet: bool = False
     argmax_ends: bool = False
+    prompt_mean: bool = False
 
     @property
     def nar_rotary(self) -> bool:
@@ -105,7 +107,8 @@ class ModelConfig:
         style: where the network differs from VALL-E 2.
 
     Raises:
-        ValueError: a size is not positive, heads do not divide the width, or the group size is unknown.
+        ValueError: a size is not positive, heads do not divide the width, the group size is unknown, or a
+            style needs vectors that the model has not.
     """
 
     vocab_size: int
@@ -144,6 +147,8 @@ class ModelConfig:
                 raise ValueError(f"{name} is {value!r}; expected a positive integer")
         if self.group_size not in GROUP_SIZES:
             raise ValueError(f"group_size is {self.group_size}; expected one of {GROUP_SIZES}")
+        if self.style.prompt_mean and not self.vector_width:
+            raise ValueError("style: prompt_mean is True and vector_width 0; expected vectors to move")
 
     @property
     def ar_head(self) -> int:

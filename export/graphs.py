@@ -91,7 +91,7 @@ class NARGraph(nn.Module):
         stage: Tensor,
     ) -> tuple[Tensor, Tensor]:
         logits = self.model(text, text_lengths, codes, prompt_lengths, frame_lengths, stage, self.attend)
-        return self.model.choose(logits, stage), logits
+        return self.model.choose(logits, codes, prompt_lengths, frame_lengths, stage), logits
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from valle2.export.config import CODEBOOK_SIZE, ModelConfig
 from valle2.export.layers import INIT_STD, Angles, Norm, Rotary, TextPrenet, code_prenet, initialise
 from valle2.export.model import Block
 
+MEAN_DOUBT = 30
+"""Frames: a mean of so many is half believed, since it is of what they say as much as of who says it."""
 TAIL = 2
 """Positions behind the frames: `<eos>` and the stage."""
 FullAttend = Callable[[Tensor, Tensor, Tensor, int, Tensor], Tensor]
@@ -129,14 +131,47 @@ class NARModel(nn.Module):
         bias = None if self.head_bias is None else self.head_bias.index_select(0, row.reshape(1))[0]
         return functional.linear(hidden, weight, bias)
 
-    def choose(self, logits: Tensor, stage: Tensor) -> Tensor:
-        """logits (B, T, 1024) of one stage -> its codes (B, T): the likeliest ones (Eq. 17).
+    def choose(
+        self, logits: Tensor, codes: Tensor, prompt_lengths: Tensor, frame_lengths: Tensor, stage: Tensor
+    ) -> Tensor:
+        """logits (B, T', 1024) of one stage, the rest as for `forward` -> its codes (B, T').
 
-        With vectors of the stage's codes, those of least risk.
+        The likeliest ones (Eq. 17); with vectors of the stage's codes, those of least risk, which may be
+        moved towards the prompt's mean before they are chosen.
         """
         if not self.config.vector_width:
             return logits.argmax(dim=2)
-        return least_risk(logits, self.vectors.index_select(0, (stage - 1).reshape(1))[0])
+        vectors = self.vectors.index_select(0, (stage - 1).reshape(1))[0]
+        wanted = expected(logits, vectors)
+        if self.config.style.prompt_mean:
+            wanted = wanted + self.to_prompt(wanted, codes, prompt_lengths, frame_lengths, stage)
+        return nearest(wanted, vectors)
+
+    def to_prompt(
+        self, wanted: Tensor, codes: Tensor, prompt_lengths: Tensor, frame_lengths: Tensor, stage: Tensor
+    ) -> Tensor:
+        """From the target's mean vector, all books together, to the prompt's, as far as both are believed.
+
+        A mean over many frames tells the voice more than the words. A NAR gives one that it has not heard
+        the mean of those that it has. What the stages before have said counts, what later ones will does not.
+
+        Args:
+            wanted: (B, T', D), the stage's expected vectors of the target; the rest as for `forward`.
+
+        Returns:
+            (B, 1, D) to add to each of them.
+        """
+        rows, books = self.vectors.flatten(0, 1), torch.arange(self.config.codebooks - 1)
+        frames = torch.arange(codes.shape[1])
+        in_prompt = frames < prompt_lengths[:, None]
+        in_target = ~in_prompt & (frames < frame_lengths[:, None])
+        known = in_prompt[:, :, None] | (in_target[:, :, None] & (books + 1 < stage))
+        said = functional.embedding(codes[:, :, 1:] + CODEBOOK_SIZE * books, rows)
+        said = (said * known[:, :, :, None].to(rows.dtype)).sum(dim=2)
+        heard = in_target[:, prompt_lengths.min() :, None].to(rows.dtype)
+        prompt = (said * in_prompt[:, :, None].to(rows.dtype)).sum(dim=1)
+        target = (said * in_target[:, :, None].to(rows.dtype)).sum(dim=1) + (wanted * heard).sum(dim=1)
+        return mean_shift(prompt, target, prompt_lengths, frame_lengths)[:, None]
 
     def hidden(
         self,
@@ -234,13 +269,24 @@ class NARModel(nn.Module):
         return x
 
 
-def least_risk(logits: Tensor, vectors: Tensor) -> Tensor:
-    """logits (B, T, 1024), vectors (1024, D) -> codes (B, T) of least expected squared distance.
+def expected(logits: Tensor, vectors: Tensor) -> Tensor:
+    """logits (B, T, 1024), vectors (1024, D) -> the mean vector (B, T, D) under the logits' probabilities.
 
-    That is minimum Bayes risk under the logits' probabilities: the codes nearest to the mean of all vectors.
-    Where a thousand codes are all unlikely the likeliest one is noise, and the mean is not.
+    The code nearest to it has the least expected squared distance to the true one (minimum Bayes risk). Where
+    a thousand codes are all unlikely the likeliest one is noise, and the mean is not.
     """
-    return nearest(logits.softmax(dim=2) @ vectors, vectors)
+    return logits.softmax(dim=2) @ vectors
+
+
+def mean_shift(prompt: Tensor, target: Tensor, prompt_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
+    """From the target's mean to the prompt's, as far as both are believed: (B, D).
+
+    prompt, target: (B, D), the sums of their vectors; prompt_lengths, frame_lengths: (B,), see `forward`.
+    """
+    heard, spoken = prompt_lengths.to(prompt.dtype), (frame_lengths - prompt_lengths).to(prompt.dtype)
+    believed = heard / (heard + MEAN_DOUBT) * spoken / (spoken + MEAN_DOUBT)
+    shift = prompt / heard.clamp(min=1)[:, None] - target / spoken.clamp(min=1)[:, None]
+    return believed[:, None] * shift
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -122,5 +122,5 @@ def refine(model: NARModel, text: Codes, prompt: Codes, first: Codes) -> Codes:
     for stage in range(1, model.config.codebooks):
         number = torch.tensor(stage)
         logits = model(words, lengths, codes, start, total, number)
-        codes[0, len(prompt) :, stage] = model.choose(logits, number)[0]
+        codes[0, len(prompt) :, stage] = model.choose(logits, codes, start, total, number)[0]
     return codes[0, len(prompt) :].cpu().numpy()

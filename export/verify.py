@@ -105,9 +105,10 @@ def verify_nar(model: NARModel, backend: Backend) -> float:
     worst = largest = other = 0.0
     for stage in range(1, model.config.codebooks):
         feeds["stage"] = np.array(stage)
-        expected = model(*(torch.from_numpy(value) for value in feeds.values())).numpy()
+        inputs = [torch.from_numpy(value) for value in feeds.values()]
+        expected = model(*inputs).numpy()
         found = backend.run(feeds)
-        chosen = model.choose(torch.from_numpy(found["logits"]), torch.tensor(stage)).numpy()
+        chosen = model.choose(torch.from_numpy(found["logits"]), *inputs[2:]).numpy()
         other = max(other, float((found["codes_out"] != chosen).mean()))
         worst = max(worst, gap(found["logits"], expected))
         largest = max(largest, float(np.abs(expected).max()))

@@ -81,29 +81,60 @@ def test_the_graph_has_the_numbers(trace: Trace, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_codes_are_of_least_expected_squared_distance() -> None:
     model, logits = toy_nar({}, 5), 3 * torch.randn(2, 7, 1024)
+    codes, none, frames = torch.zeros(2, 7, 8, dtype=torch.int64), torch.tensor([0, 0]), torch.tensor([7, 7])
     for stage in (1, 4, 7):
         vectors = model.vectors[stage - 1].double()
         distances = (vectors[:, None] - vectors[None, :]).square().sum(dim=2)
         risk = logits.double().softmax(dim=2) @ distances
-        found = model.choose(logits, torch.tensor(stage))
+        rest = (codes, none, frames, torch.tensor(stage))
+        found = model.choose(logits, *rest)
         assert torch.equal(found, risk.argmin(dim=2))
         assert (found != logits.argmax(dim=2)).float().mean() > 0.5
         certain = functional.one_hot(found, 1024) * 50.0
-        assert torch.equal(model.choose(certain, torch.tensor(stage)), found)
+        assert torch.equal(model.choose(certain, *rest), found)
 
 
 @torch.no_grad()
 def test_without_vectors_codes_are_the_likeliest() -> None:
-    logits = torch.randn(2, 7, 1024)
-    assert torch.equal(toy_nar({}).choose(logits, torch.tensor(3)), logits.argmax(dim=2))
+    logits, codes = torch.randn(2, 7, 1024), torch.zeros(2, 9, 8, dtype=torch.int64)
+    rest = (codes, torch.tensor([2, 2]), torch.tensor([9, 9]), torch.tensor(3))
+    assert torch.equal(toy_nar({}).choose(logits, *rest), logits.argmax(dim=2))
 
 
+@torch.no_grad()
+def test_the_mean_is_moved_to_the_prompts() -> None:
+    """Beside a row at a time in numpy, in a ragged batch, a row without a prompt among them."""
+    model, stage = toy_nar({"prompt_mean": True}, 5), 3
+    vectors = model.vectors.numpy()
+    prompts, frames, codes = (6, 0, 9), (25, 30, 17), torch.randint(0, 1024, (3, 30, 8))
+    wanted = torch.randn(3, 30, 5)
+    rest = (codes, torch.tensor(prompts), torch.tensor(frames), torch.tensor(stage))
+    found = model.to_prompt(wanted, *rest)
+    for row, (start, end) in enumerate(zip(prompts, frames, strict=True)):
+        said = [vectors[book - 1][codes[row, :, book]] for book in range(1, 8)]
+        target = sum(said[:2])[start:end] + wanted[row, start:end].numpy()
+        doubt = start / (start + 30) * (end - start) / (end - start + 30)
+        shift = doubt * (sum(said)[:start].mean(axis=0) - target.mean(axis=0)) if start else np.zeros(5)
+        np.testing.assert_allclose(found[row, 0], shift, atol=1e-6)
+    logits = torch.randn(3, 30, 1024)
+    moved = model.choose(logits, *rest)
+    still = replace(model.config, style=Style())
+    model.config = still
+    assert (model.choose(logits, *rest) != moved)[[0, 2]].any(dim=1).all()
+
+
+def test_a_mean_cannot_be_moved_without_vectors() -> None:
+    with pytest.raises(ValueError, match="vector_width 0; expected vectors"):
+        toy_nar({"prompt_mean": True})
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["own mean", "prompt's mean"])
 @pytest.mark.parametrize("style", ["valle2", "rotary-token"])
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_every_lowering_chooses_as_the_module(
-    lowering: str, style: str, trace: Trace, tmp_path: Path
+    lowering: str, style: str, moved: bool, trace: Trace, tmp_path: Path
 ) -> None:
-    model = toy_nar(STYLES[style], 5)
+    model = toy_nar(STYLES[style] | {"prompt_mean": moved}, 5)
     row = nar_graph(model, lowering)
     spec = graph_spec(trace(row, tmp_path / "nar.onnx"), row)
     assert verify_nar(model, open_backend(tmp_path, spec, threads=1)) < LOGITS_TOLERANCE
