@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from batches import SHIPPED_GROUP, Sample, clipped, demo_config, load_samples
-from data import read_shard, shards
+from data import is_held_out, read_shard, shards
 from speak import KOKORO, PITCHES
 from train import ar_batch, ar_loss
 from train_codec import load_codec
@@ -66,7 +66,7 @@ def held_out_prompts(work: Path, ar: ARModel) -> dict[str, list[tuple[Sample, st
     """Of each shipped voice the held-out utterances that fit, those first that least surprise the AR."""
     texts: dict[str, list[str]] = {}
     for path in shards(work):
-        if path.stem.endswith("-0000"):
+        if is_held_out(path):
             for item in read_shard(path):
                 texts.setdefault(item.voice, []).append(item.text)
     out = {}

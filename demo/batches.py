@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import read_codes, read_shard, shards, symbols
+from data import is_held_out, read_codes, read_shard, shards, symbols
 from speak import MIXED
 
 from valle2.export.config import ModelConfig, Style
@@ -76,7 +76,7 @@ def load_samples(work: Path, *, held_out: bool = False) -> dict[str, list[Sample
         if path.stem.startswith("unseen"):
             continue
         codes_path = work / "codes" / path.name
-        if codes_path.exists() and path.stem.endswith("-0000") == held_out:
+        if codes_path.exists() and is_held_out(path) == held_out:
             for item, code in zip(read_shard(path), read_codes(codes_path), strict=True):
                 out.setdefault(item.voice, []).append(Sample(item.voice, item.ids, item.ends, code))
     return out

@@ -76,6 +76,11 @@ def shards(work: Path) -> list[Path]:
     return sorted(p for p in (work / "speech").glob("*.npz") if not p.name.endswith(".tmp.npz"))
 
 
+def is_held_out(path: Path) -> bool:
+    """Is this a source's first shard, from which nothing is learnt?"""
+    return path.stem.endswith("-0000")
+
+
 def read_codes(path: Path) -> list[Array]:
     """Codes (T, 8) int16 of a shard's utterances."""
     with np.load(path) as found:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import soxr
-from data import read_rows
+from data import is_held_out, read_rows
 from speak import HOP, RATE, write_shard
 
 SPEEDS = {"kokoro": (0.94, 1.07), "mixed": (0.88, 0.94, 1.07, 1.14)}
@@ -45,7 +45,7 @@ def main() -> None:
         source, number = path.stem.split("-")
         for speed in SPEEDS[source]:
             target = folder / f"{source}-{speed}-{number}.npz"
-            if not path.name.endswith("-0000.npz") and not target.exists():
+            if not is_held_out(path) and not target.exists():
                 write_shard(target, played(path, speed))
 
 

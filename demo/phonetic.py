@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import Utterance, read_shard, shards
+from data import Utterance, is_held_out, read_shard, shards
 from train_codec import CodecTrainer, load_codec
 
 from valle2.benchmarks.report import markdown
@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     codec, rows = load_codec(args.work / f"{args.name}.pt").eval(), list[list[object]]()
     for path in shards(args.work):
-        if path.stem.endswith("-0000"):
+        if is_held_out(path):
             found = [judged(codec, item) for item in read_shard(path)[: args.count]]
             rows.append([path.stem.split("-")[0], *(round(float(x), 3) for x in np.mean(found, axis=0))])
     print(markdown(["source", "symbol told", "mel, codebook 0", "mel, all"], rows))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import Utterance, read_codes, read_shard, shards, write_codes
+from data import Utterance, is_held_out, read_codes, read_shard, shards, write_codes
 
 from valle2.runtime import Prompt, Request, Valle2
 from valle2.runtime.refine import refine
@@ -69,7 +69,7 @@ def main() -> None:
     (args.work / "codes-nar").mkdir(exist_ok=True)
     for path in shards(args.work)[:: args.every]:
         target = args.work / "codes-nar" / path.name
-        if target.exists() or path.stem.endswith("-0000"):
+        if target.exists() or is_held_out(path):
             continue
         codes = read_codes(args.work / "codes" / path.name)
         write_codes(target, refine_shard(tts, read_shard(path), codes))

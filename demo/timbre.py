@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import read_codes, read_shard, shards
+from data import is_held_out, read_codes, read_shard, shards
 from refine import Array, pairs, refine_shard
 from torch import Tensor
 from train_codec import load_codec
@@ -45,7 +45,7 @@ def main() -> None:
     tables[0] = 0
     found = dict[str, list[Array]]()
     for path in shards(args.work):
-        if path.stem.endswith("-0000"):
+        if is_held_out(path):
             items = read_shard(path)[: args.count]
             codes = read_codes(args.work / "codes" / path.name)[: args.count]
             true, guess = (voices(tables, c) for c in (codes, refine_shard(tts, items, codes)))

@@ -21,7 +21,7 @@ import numpy as np
 import soxr
 import torch
 from batches import voice_shares
-from data import Utterance, read_shard, shards, symbols
+from data import Utterance, is_held_out, read_shard, shards, symbols
 from speak import RATE
 from torch import Tensor, nn
 from torch.nn import functional
@@ -220,7 +220,7 @@ def recorded(sound: Array, rng: np.random.Generator) -> Array:
 def drawn(work: Path, known: dict[Path, list[Utterance]], rng: np.random.Generator) -> list[Utterance]:
     """Load new shards and draw utterances by their voices' shares, held-out shards left out."""
     for path in shards(work):
-        if path not in known and not path.stem.endswith("-0000"):
+        if path not in known and not is_held_out(path):
             known[path] = read_shard(path)
     voices: dict[str, list[Utterance]] = {}
     for items in known.values():

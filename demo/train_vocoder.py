@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from batches import voice_shares
-from data import Utterance, read_codes, read_shard, shards
+from data import Utterance, is_held_out, read_codes, read_shard, shards
 from discriminator import Discriminators
 from speak import HOP
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ def load_items(work: Path) -> Items:
     folders = [work / "codes", work / "codes-nar"] if any(work.glob("codes-nar/*.npz")) else [work / "codes"]
     for path in shards(work):
         files = [folder / path.name for folder in folders]
-        if all(file.exists() for file in files) and not path.stem.endswith("-0000"):
+        if all(file.exists() for file in files) and not is_held_out(path):
             ways = [read_codes(file) for file in files]
             for item, *codes in zip(read_shard(path), *ways, strict=True):
                 if item.frames > CROP:

@@ -200,7 +200,7 @@ def residual_codes(left: Tensor, tables: Tensor) -> list[Tensor]:
 def embedded(codes: Tensor, tables: Tensor) -> Tensor:
     """codes (B, T, K) -> the sum of their vectors (B, T, D). tables: (K, 1024, D)."""
     total = functional.embedding(codes[:, :, 0], tables[0])
-    for book in range(1, CODEBOOKS):
+    for book in range(1, codes.shape[2]):
         total = total + functional.embedding(codes[:, :, book], tables[book])
     return total
 

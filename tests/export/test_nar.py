@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from tests.conftest import Trace, toy_config
 from valle2.engine import open_backend
+from valle2.engine.small import METHODS
+from valle2.engine.smaller import build_graph
 from valle2.export.bundle import graph_spec
 from valle2.export.config import Style
 from valle2.export.graphs import nar_graph
@@ -141,13 +143,39 @@ def test_every_lowering_chooses_as_the_module(
 
 
 def test_a_graph_that_chooses_otherwise_is_refused(trace: Trace, tmp_path: Path) -> None:
-    model = toy_nar({}, 5)
+    model = toy_nar({"prompt_mean": True}, 5)
     row = nar_graph(model, "ort")
     backend = open_backend(tmp_path, graph_spec(trace(row, tmp_path / "nar.onnx"), row), threads=1)
+    whole = model.config
+    model.config = replace(whole, style=Style())
+    with pytest.raises(ParityError, match="nar codes"):
+        verify_nar(model, backend)
+    model.config = whole
     with torch.no_grad():
         model.vectors.normal_()
     with pytest.raises(ParityError, match="nar codes"):
         verify_nar(model, backend)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@torch.no_grad()
+def test_smaller_graphs_choose_by_their_logits_in_float32(
+    precision: str, trace: Trace, tmp_path: Path
+) -> None:
+    model, stage = toy_nar({"prompt_mean": True}, 5), torch.tensor(3)
+    row = nar_graph(model, "ort")
+    spec, built = graph_spec(trace(row, tmp_path / "nar.onnx"), row), tmp_path / "built"
+    built.mkdir()
+    method = METHODS[precision]["nar"]
+    _, spec = build_graph(tmp_path, built, spec, method, model.config.to_dict())
+    inputs = [torch.randint(0, 30, (2, 7)), torch.tensor([7, 5]), torch.randint(0, 1024, (2, 30, 8))]
+    inputs += [torch.tensor([12, 9]), torch.tensor([30, 26]), stage]
+    feeds = {name: value.numpy() for name, value in zip(row.inputs, inputs, strict=True)}
+    with open_backend(built, spec, threads=1) as backend:
+        found = backend.run(feeds)
+    logits = torch.from_numpy(found["logits"]).float()
+    assert (logits - model(*inputs)).abs().max() > LOGITS_TOLERANCE
+    assert (found["codes_out"] == model.choose(logits, *inputs[2:]).numpy()).mean() > 0.99
 
 
 @pytest.mark.parametrize("lengths", [[30], [30, 30], [30, 21]], ids=["one", "full", "ragged"])
