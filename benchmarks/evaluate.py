@@ -35,7 +35,7 @@ def evaluate(
 ) -> list[Score]:
     """Every text with every seed; the speakers take the texts in turn.
 
-    others: further speakers among whom an utterance's own must be the nearest.
+    others: the model's own voices, if the speakers are strangers: those are rivals too.
     """
     voices = np.stack([speaker.voice for speaker in (*speakers, *others)])
     found = []
@@ -61,7 +61,7 @@ def evaluate(
                     drawn=drawn,
                     capped=int(speech.finish_reason != "eos"),
                     **word_scores(request.text, transcript),
-                    **sound_scores(judges, speech, voices, index % len(speakers)),
+                    **sound_scores(judges, speech, voices, index % len(speakers), len(others)),
                     **joints[index],  # type: ignore[arg-type]
                 )
             )
@@ -104,13 +104,18 @@ def word_scores(text: str, transcript: str) -> dict[str, Any]:
     }
 
 
-def sound_scores(judges: Judges, speech: Speech, voices: NDArray[np.float32], own: int) -> dict[str, Any]:
-    """Whose voice it is, and how clean. voices: (V, 256); own: the row of the prompt's."""
+def sound_scores(
+    judges: Judges, speech: Speech, voices: NDArray[np.float32], own: int, known: int
+) -> dict[str, Any]:
+    """Whose voice it is, and how clean. voices: (V, 256); own: the row of the prompt's; known: how many at
+    the end are the model's, 0 if all are."""
     if not len(speech.audio):
-        return {"similarity": 0.0, "own": 0, "mos": 1.0}
+        return {"similarity": 0.0, "own": 0, "mos": 1.0, "stranger": int(known > 0)}
     near = voices @ judges.embed(speech.audio, speech.sample_rate)
     return {
         "similarity": float(near[own]),
         "own": int(near.argmax() == own),
+        "stranger": int(known > 0),
+        "beside_known": int(known > 0 and near[own] > near[-known:].max()),
         "mos": judges.mos(speech.audio, speech.sample_rate),
     }

@@ -27,7 +27,8 @@ class Score:
     sentence: its index. errors of words, letters_wrong of letters. similarity: cosine to its prompt. own: no
     other prompt is nearer. mos: DNSMOS P.808. capped: it did not end by itself. redraws of drawn codes.
     Of a stream: its joints, `seam` and `click` of `valle2.benchmarks.seams` summed over them, and the same of
-    the whole utterance at the same places; files of earlier versions lack them.
+    the whole utterance at the same places. Of a stranger, whose prompt is none of the model's: beside_known,
+    whether the prompt is nearer than every voice of the model. Files of earlier versions lack these.
     """
 
     sentence: int
@@ -50,6 +51,8 @@ class Score:
     click: int = 0
     seam_whole: float = 0.0
     click_whole: int = 0
+    stranger: int = 0
+    beside_known: int = 0
 
     def row(self) -> list[object]:
         """As it is kept in a file."""
@@ -71,6 +74,7 @@ MEASURES: dict[str, tuple[str, str, float]] = {
     "click": ("click", "joints", 1.0),
     "seam_whole": ("seam_whole", "joints", 1.0),
     "click_whole": ("click_whole", "joints", 1.0),
+    "beside_known": ("beside_known", "stranger", 1.0),
 }
 """Measure: what is summed, what it is divided by (the number of utterances if empty), and the unit."""
 
@@ -88,9 +92,9 @@ def totals(scores: Sequence[Score], sentences: Sequence[int]) -> dict[str, tuple
 
 
 def measures(scores: Sequence[Score]) -> list[str]:
-    """All measures, but those of joints only where there are some."""
-    joined = any(score.joints for score in scores)
-    return [name for name, (_, bottom, _) in MEASURES.items() if joined or bottom != "joints"]
+    """All measures, but those of joints and of strangers only where there are some."""
+    absent = {name for name in ("joints", "stranger") if not any(getattr(score, name) for score in scores)}
+    return [name for name, (_, bottom, _) in MEASURES.items() if bottom not in absent]
 
 
 def resampled(count: int) -> NDArray[np.int64]:

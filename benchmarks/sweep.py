@@ -127,9 +127,10 @@ def sweep(inputs: Inputs, out: Path, progress: Callable[[str], None]) -> Result:
 
 
 def measured(cell: Cell, result: Result) -> bool:
-    """Is the cell in the file, a stream with its joints? Those of earlier versions are measured again."""
+    """Is the cell in the file, with all that streams and strangers have? Earlier versions had not."""
     rows = result["cells"].get(cell.name, {"rows": None})["rows"]
-    return rows is not None and not (cell.streamed and any(len(row) < len(COLUMNS) for row in rows))
+    more = cell.streamed or cell.voices != "own"
+    return rows is not None and not (more and any(len(row) < len(COLUMNS) for row in rows))
 
 
 def identity(inputs: Inputs) -> Result:

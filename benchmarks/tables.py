@@ -27,9 +27,9 @@ TITLES = {
     "repeated": "repeated %",
     "redraws": "redraws %",
 }
-JOINTS = {"seam": "seam rank %", "click": "clicks %"}
-"""Shown where something was measured at joints."""
-SHARES = ("voice", "capped", "truncated", "repeated", "redraws", *JOINTS)
+SOMETIMES = {"beside_known": "beside known %", "seam": "seam rank %", "click": "clicks %"}
+"""Shown where it was measured: of strangers, and at joints."""
+SHARES = ("voice", "capped", "truncated", "repeated", "redraws", *SOMETIMES)
 
 
 def plain_text(name: str, value: float) -> str:
@@ -47,7 +47,7 @@ def cell_text(name: str, figure: Figure | None) -> str:
 
 def rows_table(rows: dict[str, dict[str, Figure]]) -> str:
     """Conditions down, measures across."""
-    shown = TITLES | {m: title for m, title in JOINTS.items() if any(m in row for row in rows.values())}
+    shown = TITLES | {m: title for m, title in SOMETIMES.items() if any(m in row for row in rows.values())}
     lines = [[name, *(cell_text(m, row.get(m)) for m in shown)] for name, row in rows.items()]
     return markdown(["condition", *shown.values()], lines)
 

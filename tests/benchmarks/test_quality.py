@@ -9,6 +9,8 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,13 +18,16 @@ import pytest
 from valle2.benchmarks import sweep as sweeping
 from valle2.benchmarks.alignment import echoes, is_repeated, is_truncated
 from valle2.benchmarks.cells import AXES, OFF, Plan, strict
+from valle2.benchmarks.evaluate import sound_scores
+from valle2.benchmarks.judges import Judges
 from valle2.benchmarks.redraws import count_redraws
 from valle2.benchmarks.scores import COLUMNS, Score, difference, read_scores, summarise
 from valle2.benchmarks.selection import select
 from valle2.engine.errors import Valle2Error
-from valle2.runtime import Prompt, Request, Settings, Valle2
+from valle2.runtime import Prompt, Request, Settings, Speech, Valle2
 from valle2.runtime.cli import main
 from valle2.runtime.sampling import repeats_too_often
+from valle2.runtime.timings import Timings
 
 ROOT = Path(__file__).parents[2]
 SLICE = 10
@@ -102,6 +107,24 @@ def test_a_paired_difference_is_narrow_where_cells_move_together() -> None:
     found = difference(before, after)["wer"]
     assert found["value"] == found["low"] == found["high"] == pytest.approx(10.0)
     assert difference(after, before)["wer"]["value"] == pytest.approx(-10.0)
+
+
+def test_a_stranger_may_be_taken_for_another_and_not_for_a_known_voice() -> None:
+    """voices: two strangers, then two of the model's. What is heard is a blend of them."""
+    speech = Speech(np.ones(9, np.float32), 16000, np.zeros((1, 8), np.int64), "eos", Timings())
+    voices = np.eye(4, dtype=np.float32)
+
+    def found(blend: tuple[float, ...], own: int, known: int) -> tuple[int, int, int]:
+        judges = SimpleNamespace(embed=lambda audio, rate: np.array(blend), mos=lambda audio, rate: 3.0)
+        scores = sound_scores(cast(Judges, judges), speech, voices, own, known)
+        return scores["own"], scores["stranger"], scores["beside_known"]
+
+    assert found((0.5, 0.6, 0.4, 0.1), own=0, known=2) == (0, 1, 1)
+    assert found((0.5, 0.4, 0.6, 0.1), own=0, known=2) == (0, 1, 0)
+    assert found((0.5, 0.4, 0.3, 0.1), own=0, known=2) == (1, 1, 1)
+    assert found((0.5, 0.4, 0.3, 0.1), own=0, known=0) == (1, 0, 0)
+    mine, theirs = a_score(own=1), a_score(sentence=1, stranger=1, beside_known=1)
+    assert "beside_known" not in summarise([mine]) and summarise([mine, theirs])["beside_known"]["value"] == 1
 
 
 def test_scores_survive_their_file() -> None:
