@@ -171,7 +171,10 @@ class NARModel(nn.Module):
         heard = in_target[:, prompt_lengths.min() :, None].to(rows.dtype)
         prompt = (said * in_prompt[:, :, None].to(rows.dtype)).sum(dim=1)
         target = (said * in_target[:, :, None].to(rows.dtype)).sum(dim=1) + (wanted * heard).sum(dim=1)
-        return mean_shift(prompt, target, prompt_lengths, frame_lengths)[:, None]
+        lengths = torch.stack([prompt_lengths, frame_lengths - prompt_lengths]).to(rows.dtype)
+        means = torch.stack([prompt, target]) / lengths.clamp(min=1)[:, :, None]
+        believed = (lengths / (lengths + MEAN_DOUBT)).prod(dim=0)
+        return (believed[:, None] * (means[0] - means[1]))[:, None]
 
     def hidden(
         self,
@@ -276,17 +279,6 @@ def expected(logits: Tensor, vectors: Tensor) -> Tensor:
     a thousand codes are all unlikely the likeliest one is noise, and the mean is not.
     """
     return logits.softmax(dim=2) @ vectors
-
-
-def mean_shift(prompt: Tensor, target: Tensor, prompt_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
-    """From the target's mean to the prompt's, as far as both are believed: (B, D).
-
-    prompt, target: (B, D), the sums of their vectors; prompt_lengths, frame_lengths: (B,), see `forward`.
-    """
-    heard, spoken = prompt_lengths.to(prompt.dtype), (frame_lengths - prompt_lengths).to(prompt.dtype)
-    believed = heard / (heard + MEAN_DOUBT) * spoken / (spoken + MEAN_DOUBT)
-    shift = prompt / heard.clamp(min=1)[:, None] - target / spoken.clamp(min=1)[:, None]
-    return believed[:, None] * shift
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
