@@ -25,7 +25,7 @@ CUT_SHARE = 0.3
 SHORTEST_CUT = 50
 """Frames that are left of it at least."""
 POOL = 64
-MIXED_SHARE = 0.65
+MIXED_SHARE = 0.55
 """Of what is drawn, when there are mixed voices: there are many of them, and each is a stranger's."""
 
 
