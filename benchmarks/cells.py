@@ -63,6 +63,11 @@ class Plan:
     recorded: bool = False
     held_out: bool = False
 
+    @property
+    def strangers(self) -> list[str]:
+        """The kinds of voices that the models never heard."""
+        return ["recorded"] * self.recorded + ["held-out"] * self.held_out
+
     def usual(self, **changes: object) -> Cell:
         cell = Cell(self.models[0], self.settings.top_p, self.settings.threshold, self.precisions[0])
         return replace(cell, **changes)  # type: ignore[arg-type]
@@ -104,13 +109,15 @@ def readings(plan: Plan) -> list[Cell]:
 
 
 def prompts(plan: Plan) -> list[Cell]:
-    voices = "recorded" if plan.recorded else "own"
-    return [plan.usual(prompt_seconds=seconds, voices=voices) for seconds in PROMPT_SECONDS]
+    return [
+        plan.usual(prompt_seconds=seconds, voices=voices)
+        for voices in plan.strangers or ["own"]
+        for seconds in PROMPT_SECONDS
+    ]
 
 
 def unseen(plan: Plan) -> list[Cell]:
-    given = {"recorded": plan.recorded, "held-out": plan.held_out}
-    return [plan.usual(voices=voices) for voices, there in given.items() if there]
+    return [plan.usual(voices=voices) for voices in plan.strangers]
 
 
 def robustness(plan: Plan) -> list[Cell]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -35,9 +35,10 @@ def evaluate(
 ) -> list[Score]:
     """Every text with every seed; the speakers take the texts in turn.
 
-    others: the model's own voices, if the speakers are strangers: those are rivals too.
+    speakers: of one name are prompts of one voice, which are no rivals. others: the model's own voices, if
+    the speakers are strangers: those are rivals too.
     """
-    voices = np.stack([speaker.voice for speaker in (*speakers, *others)])
+    company = Company([*speakers, *others], len(others))
     found = []
     for seed in seeds:
         spoken = [speakers[index % len(speakers)] for index in range(len(texts))]
@@ -61,7 +62,7 @@ def evaluate(
                     drawn=drawn,
                     capped=int(speech.finish_reason != "eos"),
                     **word_scores(request.text, transcript),
-                    **sound_scores(judges, speech, voices, index % len(speakers), len(others)),
+                    **sound_scores(judges, speech, company, index % len(speakers)),
                     **joints[index],  # type: ignore[arg-type]
                 )
             )
@@ -104,18 +105,32 @@ def word_scores(text: str, transcript: str) -> dict[str, Any]:
     }
 
 
-def sound_scores(
-    judges: Judges, speech: Speech, voices: NDArray[np.float32], own: int, known: int
-) -> dict[str, Any]:
-    """Whose voice it is, and how clean. voices: (V, 256); own: the row of the prompt's; known: how many at
-    the end are the model's, 0 if all are."""
+@dataclass(slots=True)
+class Company:
+    """Among whom a voice is to be recognised. known: how many at the end are the model's, 0 if all are.
+    voices: (V, 256)."""
+
+    speakers: Sequence[Speaker]
+    known: int
+    voices: NDArray[np.float32] = field(init=False)
+    names: NDArray[np.str_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.voices = np.stack([speaker.voice for speaker in self.speakers])
+        self.names = np.array([speaker.prompt.name for speaker in self.speakers])
+
+
+def sound_scores(judges: Judges, speech: Speech, company: Company, own: int) -> dict[str, Any]:
+    """Whose voice it is, and how clean. own: which of the company gave the prompt."""
+    strangers = company.known > 0
+    found = {"similarity": 0.0, "own": 0, "stranger": int(strangers), "mos": 1.0}
     if not len(speech.audio):
-        return {"similarity": 0.0, "own": 0, "mos": 1.0, "stranger": int(known > 0)}
-    near = voices @ judges.embed(speech.audio, speech.sample_rate)
-    return {
+        return found
+    near = company.voices @ judges.embed(speech.audio, speech.sample_rate)
+    rivals, known = near[company.names != company.names[own]], near[len(near) - company.known :]
+    return found | {
         "similarity": float(near[own]),
-        "own": int(near.argmax() == own),
-        "stranger": int(known > 0),
-        "beside_known": int(known > 0 and near[own] > near[-known:].max()),
+        "own": int((near[own] > rivals).all()),
+        "beside_known": int(strangers and (near[own] > known).all()),
         "mos": judges.mos(speech.audio, speech.sample_rate),
     }

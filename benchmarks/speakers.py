@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,10 @@ def recordings(folder: Path) -> list[Path]:
 
 def recorded_speakers(tts: Valle2, judges: Judges, folder: Path, seconds: float = 0.0) -> list[Speaker]:
     """Recordings `FOLDER/NAME.wav` (or .flac), or several of one speaker in `FOLDER/SPEAKER/`, each with its
-    transcript in a .txt beside it. Of several, the first is the prompt, or as many as fill `seconds`.
+    transcript in a .txt beside it.
+
+    Each is a prompt, the first ones of all speakers before the second ones; with `seconds` there is one
+    prompt a speaker, of as many recordings as fill them.
     """
     found = defaultdict(list)
     for path in recordings(folder):
@@ -56,7 +60,11 @@ def recorded_speakers(tts: Valle2, judges: Judges, folder: Path, seconds: float 
     if not found:
         raise Valle2Error(f"{folder} holds no recordings; expected NAME.wav with NAME.txt beside it")
     rate = tts.need_codec().frame_rate
-    return [speaker(tts, judges, joined(prompts, seconds * rate)) for prompts in found.values()]
+    if seconds:
+        prompts = [joined(several, seconds * rate) for several in found.values()]
+    else:
+        prompts = [one for turn in zip_longest(*found.values()) for one in turn if one]
+    return [speaker(tts, judges, prompt) for prompt in prompts]
 
 
 def joined(prompts: Sequence[Prompt], frames: float) -> Prompt:

@@ -14,15 +14,17 @@ from typing import cast
 
 import numpy as np
 import pytest
+import soundfile
 
 from valle2.benchmarks import sweep as sweeping
 from valle2.benchmarks.alignment import echoes, is_repeated, is_truncated
 from valle2.benchmarks.cells import AXES, OFF, Plan, strict
-from valle2.benchmarks.evaluate import sound_scores
+from valle2.benchmarks.evaluate import Company, sound_scores
 from valle2.benchmarks.judges import Judges
 from valle2.benchmarks.redraws import count_redraws
 from valle2.benchmarks.scores import COLUMNS, Score, difference, read_scores, summarise
 from valle2.benchmarks.selection import select
+from valle2.benchmarks.speakers import Speaker, recorded_speakers
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Request, Settings, Speech, Valle2
 from valle2.runtime.cli import main
@@ -109,20 +111,22 @@ def test_a_paired_difference_is_narrow_where_cells_move_together() -> None:
     assert difference(after, before)["wer"]["value"] == pytest.approx(-10.0)
 
 
-def test_a_stranger_may_be_taken_for_another_and_not_for_a_known_voice() -> None:
-    """voices: two strangers, then two of the model's. What is heard is a blend of them."""
+def test_a_stranger_may_be_taken_for_another_and_not_for_a_known_voice(voice: Prompt) -> None:
+    """Two strangers, then two of the model's; what is heard is a blend. Those of one name are no rivals."""
     speech = Speech(np.ones(9, np.float32), 16000, np.zeros((1, 8), np.int64), "eos", Timings())
-    voices = np.eye(4, dtype=np.float32)
 
-    def found(blend: tuple[float, ...], own: int, known: int) -> tuple[int, int, int]:
+    def found(blend: tuple[float, ...], known: int, names: str = "abcd") -> tuple[int, int, int]:
         judges = SimpleNamespace(embed=lambda audio, rate: np.array(blend), mos=lambda audio, rate: 3.0)
-        scores = sound_scores(cast(Judges, judges), speech, voices, own, known)
+        voices = np.eye(4, dtype=np.float32)
+        speakers = [Speaker(replace(voice, name=n), v) for n, v in zip(names, voices, strict=True)]
+        scores = sound_scores(cast(Judges, judges), speech, Company(speakers, known), 0)
         return scores["own"], scores["stranger"], scores["beside_known"]
 
-    assert found((0.5, 0.6, 0.4, 0.1), own=0, known=2) == (0, 1, 1)
-    assert found((0.5, 0.4, 0.6, 0.1), own=0, known=2) == (0, 1, 0)
-    assert found((0.5, 0.4, 0.3, 0.1), own=0, known=2) == (1, 1, 1)
-    assert found((0.5, 0.4, 0.3, 0.1), own=0, known=0) == (1, 0, 0)
+    assert found((0.5, 0.6, 0.4, 0.1), known=2) == (0, 1, 1)
+    assert found((0.5, 0.4, 0.6, 0.1), known=2) == (0, 1, 0)
+    assert found((0.5, 0.4, 0.3, 0.1), known=2) == (1, 1, 1)
+    assert found((0.5, 0.4, 0.3, 0.1), known=0) == (1, 0, 0)
+    assert found((0.5, 0.6, 0.4, 0.1), known=2, names="aacd") == (1, 1, 1)
     mine, theirs = a_score(own=1), a_score(sentence=1, stranger=1, beside_known=1)
     assert "beside_known" not in summarise([mine]) and summarise([mine, theirs])["beside_known"]["value"] == 1
 
@@ -181,6 +185,25 @@ def test_axes_name_every_condition_once() -> None:
         "recorded voices",
         "held-out voices",
     ]
+    assert [cell.voices for cell in AXES["prompts"](plan)] == ["recorded"] * 4 + ["held-out"] * 4
+    assert {cell.voices for cell in AXES["prompts"](replace(plan, recorded=False, held_out=False))} == {"own"}
+
+
+def test_every_recording_of_a_speaker_is_a_prompt(tts: Valle2, voice: Prompt, tmp_path: Path) -> None:
+    """In turns; with a length they are joined, one prompt a speaker."""
+    codec = tts.need_codec()
+    for name, count in (("b", 1), ("a", 3)):
+        for number in range(count):
+            (tmp_path / name).mkdir(exist_ok=True)
+            path = tmp_path / name / f"{number}.wav"
+            soundfile.write(path, np.sin(np.arange(codec.sample_rate) / 20) / 2, codec.sample_rate)
+            path.with_suffix(".txt").write_text(f"{name} {number}\n")
+    judge = cast(Judges, SimpleNamespace(embed=lambda audio, rate: np.zeros(256, np.float32)))
+    each = recorded_speakers(tts, judge, tmp_path)
+    assert [one.prompt.transcript for one in each] == ["a 0", "b 0", "a 1", "a 2"]
+    assert [one.prompt.name for one in each] == ["a", "b", "a", "a"]
+    long = recorded_speakers(tts, judge, tmp_path, seconds=1.5)
+    assert [one.prompt.transcript for one in long] == ["a 0 a 1", "b 0"]
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
