@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from valle2.benchmarks.cells import OFF, TOP_P
 from valle2.benchmarks.report import markdown
@@ -11,6 +12,7 @@ from valle2.benchmarks.tables import Result, at, chosen, plain_text, ras_pairs, 
 
 USABLE_TOP_P = 0.5
 """Group sizes are compared by the mean over the top-p up to here."""
+WHOSE = {"own": "of its own voices", "recorded": "of recorded people", "held-out": "of held-out voices"}
 
 
 def wrong(result: Result, model: str) -> dict[float, float]:
@@ -82,17 +84,20 @@ def five_samples(result: Result) -> str:
 
 
 def longer_prompts(result: Result) -> str:
-    rows = summaries(result, "prompts")
-    if not rows:
-        return ""
-    cells = [result["cells"][name]["cell"] for name in rows]
-    seconds = ", ".join(f"{cell['prompt_seconds']:g}" for cell in cells)
-    told = {m: ", ".join(plain_text(m, row[m]["value"]) for row in rows.values()) for m in ("voice", "wer")}
-    whose = "of recorded people" if cells[0]["voices"] == "recorded" else "of its own voices"
-    return (
-        f"with prompts {whose} of {seconds} s, {told['voice']} % are recognised and {told['wer']} % of words "
-        "wrong"
+    by_kind: dict[str, dict[float, Any]] = {}
+    for name, row in summaries(result, "prompts").items():
+        cell = result["cells"][name]["cell"]
+        by_kind.setdefault(WHOSE[cell["voices"]], {})[cell["prompt_seconds"]] = row
+    return "; ".join(
+        f"with prompts {whose} of {', '.join(f'{seconds:g}' for seconds in rows)} s, "
+        f"{in_turn(rows, 'voice')} % are recognised and {in_turn(rows, 'wer')} % of words wrong"
+        for whose, rows in by_kind.items()
     )
+
+
+def in_turn(rows: dict[float, Any], measure: str) -> str:
+    """One measure of several rows."""
+    return ", ".join(plain_text(measure, row[measure]["value"]) for row in rows.values())
 
 
 CLAIMS: dict[str, tuple[str, Callable[[Result], str]]] = {

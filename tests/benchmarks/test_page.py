@@ -75,8 +75,9 @@ def test_claims_are_told_by_what_was_measured() -> None:
     assert f"{sum(row[capped] for row in on)} and " in said
     grouped = rows[next(row for row in rows if "group 2" in row)]
     assert f"G2 {sum(map(value, top_p[:3])) / 3:.1f}" in grouped
-    prompts = ", ".join(wer(name) for name in result["axes"]["prompts"])
-    assert f"{prompts} % of words" in rows["a longer prompt is a nearer voice"]
+    for voices in ("recorded", "held-out"):
+        names = [n for n in result["axes"]["prompts"] if result["cells"][n]["cell"]["voices"] == voices]
+        assert f"{', '.join(map(wer, names))} % of words" in rows["a longer prompt is a nearer voice"]
     first = wer(result["axes"]["candidates"][0])
     assert f"{first} % of the first" in rows[next(row for row in rows if "five samples" in row)]
 
