@@ -1,9 +1,9 @@
 """Where do words and voice get lost: `python demo/ceilings.py --work W [--bundle B]`.
 
 Held-out utterances of each source are judged as they are, through the codec, with their true codebook 0 and
-the NAR's other seven, and spoken anew by the whole chain. The prompt is the voice's next held-out utterance.
-With `--sentences FILE` hibari speaks the file's lines as `amber`,
-prompted by the bundle's voice of that name.
+the NAR's other seven, and spoken anew by the whole chain: words, voice, sound. The prompt is the voice's
+next held-out utterance. With `--sentences FILE` hibari speaks the file's lines as `amber`, prompted by the
+bundle's voice of that name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from valle2.runtime import Prompt, Request, Valle2
 
 Array = np.ndarray[Any, Any]
 VOICE = "amber"
+COLUMNS = ("similarity to the source", "similarity to the prompt", "own voice %", "DNSMOS")
+PLACES = (3, 3, 1, 2)
 Pair = tuple[Utterance, Prompt]
 
 
@@ -68,23 +70,22 @@ def judged(tts: Valle2, judges: Judges, source: str, items: list[Pair]) -> list[
     prompts = {name: tts.voice(name) for name in tts.voices()} | {p.name: p for _, p in reversed(items)}
     known = {name: speaker(tts, judges, prompt).voice for name, prompt in prompts.items()}
     heard: dict[str, list[str]] = {}
-    near: dict[str, list[float]] = {}
-    own: dict[str, list[bool]] = {}
+    figures: dict[str, list[tuple[float, ...]]] = {}
     for item, prompt in items:
         said.append(words(item.text))
-        target = speaker(tts, judges, prompt).voice
+        target, source_voice = speaker(tts, judges, prompt).voice, judges.embed(item.wave, codec.sample_rate)
         others = [voice for name, voice in known.items() if name != prompt.name]
         for way, audio in four_ways(tts, item, prompt).items():
             heard.setdefault(way, []).append(words(judges.transcribe(audio, codec.sample_rate)))
             voice = judges.embed(audio, codec.sample_rate)
-            near.setdefault(way, []).append(float(voice @ target))
-            own.setdefault(way, []).append(all(voice @ target > voice @ other for other in others))
+            own = all(voice @ target > voice @ other for other in others)
+            mos = judges.mos(audio, codec.sample_rate)
+            near = (float(voice @ other) for other in (source_voice, target))
+            figures.setdefault(way, []).append((*near, 100 * own, mos))
     rows: list[list[object]] = []
     for way, found in heard.items():
-        wrong, recognised = word_error_rate(said, found), 100 * np.mean(own[way])
-        rows.append(
-            [source, way, round(wrong, 1), round(float(np.mean(near[way])), 3), round(float(recognised), 1)]
-        )
+        means = zip(np.mean(figures[way], axis=0).tolist(), PLACES, strict=True)
+        rows.append([source, way, round(word_error_rate(said, found), 1), *(round(*pair) for pair in means)])
         print(*rows[-1], flush=True)
     return rows
 
@@ -108,7 +109,7 @@ def main() -> None:
     rows = []
     for source, items in sources.items():
         rows += judged(tts, judges, source, items)
-    print(markdown(["source", "signal", "WER %", "similarity to the prompt", "own voice %"], rows))
+    print(markdown(["source", "signal", "WER %", *COLUMNS], rows))
 
 
 if __name__ == "__main__":
