@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ar", nargs="+", default=["ar"], help="checkpoints' names, averaged")
     parser.add_argument("--nar", nargs="+", default=["nar"], help="checkpoints' names, averaged")
+    parser.add_argument("--vocoder", nargs="+", default=["vocoder"], help="checkpoints' names, averaged")
     parser.add_argument("--likeliest", action="store_true", help="the NAR's codes, not those of least risk")
     parser.add_argument("--voices", type=Path, help="folder of a checkpoint's prompts, kept as they are")
     parser.add_argument("--prompts", type=Path, help="prompts.json; without it, all that choose.py tries")
@@ -104,7 +105,7 @@ def main() -> None:
         width, style = nar_state["vectors"].shape[2], replace(config.style, prompt_mean=True)
         config = replace(config, vector_width=width, style=style)
     ar, nar = filled(ARModel(config), ar_state), filled(NARModel(config), nar_state)
-    decoder = filled(CodecDecoder(trained.config), mean(args.work, ["vocoder"]))
+    decoder = filled(CodecDecoder(trained.config), mean(args.work, args.vocoder))
     assert isinstance(ar, ARModel) and isinstance(nar, NARModel) and isinstance(decoder, CodecDecoder)
     checkpoint = Checkpoint(
         config,

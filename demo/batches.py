@@ -1,4 +1,4 @@
-"""Training batches of the AR and NAR models: utterances, half of them two of one voice joined."""
+"""Training batches of the AR and NAR models: utterances, most of them several of one voice joined."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Array = np.ndarray[Any, Any]
 Weights = Mapping[str, torch.Tensor]
 SHIPPED_GROUP = 2
 AR_LAYERS, NAR_LAYERS = 6, 6
-JOINED_SHARES = (0.2, 0.45, 0.2, 0.15)
-"""Of batches of one to four utterances joined; four, so that late positions are learnt too."""
+JOINED_SHARES = (0.1, 0.35, 0.2, 0.15, 0.1, 0.1)
+"""Of batches of one to six utterances joined; six, so that a prompt of ten seconds is nothing new."""
 CUT_SHARE = 0.3
 """Of joined rows whose first utterance ends after some word, as a user's recording may."""
 SHORTEST_CUT = 50
 """Frames that are left of it at least."""
 POOL = 64
-MIXED_SHARE = 0.55
+MIXED_SHARE = 0.65
 """Of what is drawn, when there are mixed voices: there are many of them, and each is a stranger's."""
 
 

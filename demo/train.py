@@ -26,7 +26,7 @@ from valle2.export.codec import nearest
 from valle2.export.config import CODEBOOKS, EOS_CODE
 from valle2.export.layers import Angles
 from valle2.export.model import ARModel, Block, merge_heads, split_heads
-from valle2.export.nar import NARModel, expected
+from valle2.export.nar import NARModel, expected, mean_shift
 
 POSITIONS = {"ar": {1: 2800, 2: 1800, 4: 1300, 8: 1000}, "nar": {1: 2600}}
 """A step's positions by frames a position: as many utterances at every group size."""
@@ -145,12 +145,14 @@ def nar_loss(model: NARModel, batch: dict[str, Tensor], tables: Tensor) -> tuple
     """Loss of one stage (Eq. 17) after the stages before it as the model says them itself.
 
     What it says is seldom the true code, so what is left to the next stage is another residual, and its code
-    the one nearest to that. Beside the cross entropy stands the distance of the expected vector, which is
-    what the NAR chooses by, to the residual. tables: (8, 1024, D), the codec's.
+    the one nearest to that. Beside the cross entropy stands the distance of the expected vector, moved to the
+    prompt's mean as `NARModel.choose` does, to the residual. tables: (8, 1024, D), the codec's.
     """
     names = ("text", "lengths", "codes", "prompts", "frames")
     start, index = batch["text"].shape[1], torch.arange(batch["codes"].shape[1])
-    target = (index >= batch["prompts"][:, None]) & (index < batch["frames"][:, None])
+    in_prompt = index < batch["prompts"][:, None]
+    target = ~in_prompt & (index < batch["frames"][:, None])
+    row = target.nonzero()[:, 0]
 
     def logits(stage: int) -> Tensor:
         number = torch.tensor(stage)
@@ -158,20 +160,26 @@ def nar_loss(model: NARModel, batch: dict[str, Tensor], tables: Tensor) -> tuple
         found = attention.hidden(model, inputs) if fast else model.hidden(*inputs)
         return model.head(found[:, start : start + len(index)][target], number).float()
 
+    def moved(logits: Tensor, stage: int, said: Tensor) -> Tensor:
+        wanted = expected(logits[None], tables[stage])[0]
+        own = torch.zeros_like(heard).index_add(0, row, said + wanted)
+        return wanted + mean_shift(heard, own, batch["prompts"], batch["frames"])[row]
+
     fast = torch.is_autocast_enabled("cpu")
-    left = sum(tables[book][batch["codes"][:, :, book][target]] for book in range(1, CODEBOOKS))
+    left = sum(tables[book][batch["codes"][:, :, book]] for book in range(1, CODEBOOKS))
     assert isinstance(left, Tensor)
-    scale, last = left.square().mean(), int(batch["stage"])
+    heard, true = (left * in_prompt[:, :, None]).sum(dim=1), left[target]
+    scale, last, said = true.square().mean(), int(batch["stage"]), torch.zeros_like(true)
     batch["codes"] = batch["codes"].clone()
     with torch.no_grad():
         for stage in range(1, last):
-            said = nearest(expected(logits(stage)[None], tables[stage]), tables[stage])[0]
-            batch["codes"][:, :, stage][target] = said
-            left = left - tables[stage][said]
-    found = logits(last)
+            codes = nearest(moved(logits(stage), stage, said)[None], tables[stage])[0]
+            batch["codes"][:, :, stage][target] = codes
+            said = said + tables[stage][codes]
+    found, left = logits(last), true - said
     wanted = nearest(left[None], tables[last])[0] if last > 1 else batch["codes"][:, :, 1][target]
     entropy = functional.cross_entropy(found, wanted)
-    missed = (expected(found[None], tables[last])[0] - left).square().mean()
+    missed = (moved(found, last, said) - left).square().mean()
     values = {f"ce{last}": entropy.item(), f"missed{last}": (missed / scale).item()}
     return entropy + RISK_WEIGHT * missed / left.square().mean(), values
 

@@ -165,16 +165,13 @@ class NARModel(nn.Module):
         frames = torch.arange(codes.shape[1])
         in_prompt = frames < prompt_lengths[:, None]
         in_target = ~in_prompt & (frames < frame_lengths[:, None])
-        known = in_prompt[:, :, None] | (in_target[:, :, None] & (books + 1 < stage))
+        known = in_prompt[:, :, None] | (books + 1 < stage)
         said = functional.embedding(codes[:, :, 1:] + CODEBOOK_SIZE * books, rows)
         said = (said * known[:, :, :, None].to(rows.dtype)).sum(dim=2)
         heard = in_target[:, prompt_lengths.min() :, None].to(rows.dtype)
         prompt = (said * in_prompt[:, :, None].to(rows.dtype)).sum(dim=1)
         target = (said * in_target[:, :, None].to(rows.dtype)).sum(dim=1) + (wanted * heard).sum(dim=1)
-        lengths = torch.stack([prompt_lengths, frame_lengths - prompt_lengths]).to(rows.dtype)
-        means = torch.stack([prompt, target]) / lengths.clamp(min=1)[:, :, None]
-        believed = (lengths / (lengths + MEAN_DOUBT)).prod(dim=0)
-        return (believed[:, None] * (means[0] - means[1]))[:, None]
+        return mean_shift(prompt, target, prompt_lengths, frame_lengths)[:, None]
 
     def hidden(
         self,
@@ -279,6 +276,17 @@ def expected(logits: Tensor, vectors: Tensor) -> Tensor:
     a thousand codes are all unlikely the likeliest one is noise, and the mean is not.
     """
     return logits.softmax(dim=2) @ vectors
+
+
+def mean_shift(prompt: Tensor, target: Tensor, prompt_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
+    """From the target's mean to the prompt's, as far as both are believed: (B, D).
+
+    prompt, target: (B, D), the sums of their vectors; prompt_lengths, frame_lengths: (B,), see `forward`.
+    """
+    lengths = torch.stack([prompt_lengths, frame_lengths - prompt_lengths]).to(prompt.dtype)
+    means = torch.stack([prompt, target]) / lengths.clamp(min=1)[:, :, None]
+    believed = (lengths / (lengths + MEAN_DOUBT)).prod(dim=0)
+    return believed[:, None] * (means[0] - means[1])
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
