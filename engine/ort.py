@@ -112,6 +112,7 @@ class OrtBackend(Backend):
         options.add_session_config_entry(RECORDING, "1" if device != "cpu" else "0")
         if device == "cpu":
             shared_arena()
+            options.enable_mem_pattern = stepped  # else a block for each new length, beside those it has
             for name, value in (TURNS | DENORMALS).items():
                 options.add_session_config_entry(name, value)
         self.spec = spec

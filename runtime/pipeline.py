@@ -28,6 +28,7 @@ from valle2.engine import (
 )
 from valle2.engine.hub import fetch_bundle, parse_id
 from valle2.engine.manifest import FILE_NAME
+from valle2.engine.memory import give_back
 from valle2.engine.small import AUTO, STORED, usual_precision
 from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
@@ -89,6 +90,7 @@ class Valle2:
             decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
             self.codec = Codec(open_encoder, decoder, manifest.codec, stream)
         self.front = load_front_end(path, manifest.text) if (path / "text").is_dir() else None
+        give_back()
 
     @classmethod
     def load(
