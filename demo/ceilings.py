@@ -73,14 +73,16 @@ def judged(tts: Valle2, judges: Judges, source: str, items: list[Pair]) -> list[
     figures: dict[str, list[tuple[float, ...]]] = {}
     for item, prompt in items:
         said.append(words(item.text))
-        target, source_voice = speaker(tts, judges, prompt).voice, judges.embed(item.wave, codec.sample_rate)
+        target = speaker(tts, judges, prompt).voice
         others = [voice for name, voice in known.items() if name != prompt.name]
-        for way, audio in four_ways(tts, item, prompt).items():
+        ways = four_ways(tts, item, prompt)
+        voices = {way: judges.embed(audio, codec.sample_rate) for way, audio in ways.items()}
+        for way, audio in ways.items():
             heard.setdefault(way, []).append(words(judges.transcribe(audio, codec.sample_rate)))
-            voice = judges.embed(audio, codec.sample_rate)
+            voice = voices[way]
             own = all(voice @ target > voice @ other for other in others)
             mos = judges.mos(audio, codec.sample_rate)
-            near = (float(voice @ other) for other in (source_voice, target))
+            near = (float(voice @ other) for other in (voices["source"], target))
             figures.setdefault(way, []).append((*near, 100 * own, mos))
     rows: list[list[object]] = []
     for way, found in heard.items():
