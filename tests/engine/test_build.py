@@ -129,6 +129,7 @@ def test_a_key_changes_with_all_it_depends_on(built: Path) -> None:
 
 
 def test_a_bundle_for_onnx_runtime_is_refused(bundle: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason=REASON)
     with pytest.raises(
         BackendError, match=r"the lowering ort; tensorrt-rtx [\d.]+ takes portable or primitive"
     ):
