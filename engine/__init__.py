@@ -1,11 +1,9 @@
 """Graphs to sessions: bundles, backends and buffers. Knows named arrays, never speech."""
 
-from valle2.engine.backend import Backend, Buffer, Closing, FakeBackend, Step, open_backend
+from valle2.engine.backend import Backend, Buffer, Closing, FakeBackend, Step, open_backend, sized
 from valle2.engine.errors import BackendError, HubError, ManifestError, QueueFullError, Valle2Error
 from valle2.engine.manifest import (
-    GraphSpec,
     Manifest,
-    TensorSpec,
     hash_files,
     read_manifest,
     write_manifest,
@@ -13,6 +11,7 @@ from valle2.engine.manifest import (
 from valle2.engine.profiles import whole_text
 from valle2.engine.providers import fitted, prefill_chunk
 from valle2.engine.small import check_precision, find_graphs
+from valle2.engine.specs import GraphSpec, TensorSpec
 
 __all__ = [
     "Backend",
@@ -35,6 +34,7 @@ __all__ = [
     "open_backend",
     "prefill_chunk",
     "read_manifest",
+    "sized",
     "whole_text",
     "write_manifest",
 ]

@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from valle2.engine.errors import BackendError
-from valle2.engine.manifest import GraphSpec, TensorSpec
 from valle2.engine.providers import ENGINES
+from valle2.engine.specs import GraphSpec, TensorSpec
 
 Array = NDArray[Any]
 Step = Callable[[], None]
+HALF_OF_TENSORRT = "bfloat16"
+"""numpy has no such type: what TensorRT returns in it arrives in another."""
 
 
 class Buffer(ABC):
@@ -75,10 +77,13 @@ class Backend(Closing):
             Arrays owned by the caller.
 
         Raises:
-            BackendError: a name, dtype or shape does not fit the graph, or the device failed.
+            BackendError: a name, dtype or shape does not fit the graph, the device failed, or an output has
+                another shape than the manifest says.
         """
         check_feeds(self.spec, feeds)
-        return self.run_checked(feeds, outputs or tuple(tensor.name for tensor in self.spec.outputs))
+        found = self.run_checked(feeds, outputs or tuple(tensor.name for tensor in self.spec.outputs))
+        check_results(self.spec, found)
+        return found
 
     @abstractmethod
     def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
@@ -116,6 +121,41 @@ def check_feed(file: str, tensor: TensorSpec, value: Array, sizes: dict[str, int
             f"{file}: input {tensor.name} is {value.dtype} {value.shape}; "
             f"expected {tensor.dtype} {tensor.axes} with {known}"
         )
+
+
+def check_results(spec: GraphSpec, found: Mapping[str, Array]) -> None:
+    """Compare outputs with the graph's entry: their types, number of axes, and the sizes that are fixed."""
+    for tensor in spec.outputs:
+        if tensor.name in found:
+            check_shape(spec.file, tensor, found[tensor.name])
+
+
+def check_shape(file: str, tensor: TensorSpec, value: Array) -> None:
+    """Compare one output. An axis of 0 is one that the exporter does not know."""
+    fits = len(value.shape) == len(tensor.axes) and all(
+        isinstance(axis, str) or axis in (0, size)
+        for axis, size in zip(tensor.axes, value.shape, strict=True)
+    )
+    if not fits or tensor.dtype not in (value.dtype.name, HALF_OF_TENSORRT):
+        raise misfit(file, tensor.name, value, f"{tensor.dtype} {tensor.axes}")
+
+
+def sized(spec: GraphSpec, name: str, value: Array, shape: tuple[int, ...]) -> Array:
+    """An output whose size follows from what was fed; the graph's entry does not say it.
+
+    Raises:
+        BackendError: it has another size.
+    """
+    if value.shape != shape:
+        raise misfit(spec.file, name, value, str(shape))
+    return value
+
+
+def misfit(file: str, name: str, value: Array, expected: str) -> BackendError:
+    return BackendError(
+        f"{file}: output {name} is {value.dtype} {value.shape}; expected {expected}: "
+        "this graph is not the one that was exported, export the bundle again"
+    )
 
 
 class ArrayBuffer(Buffer):

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from valle2.engine.engines import graph_precision
 from valle2.engine.errors import BackendError
+from valle2.engine.graph_file import readable
 from valle2.engine.manifest import Manifest
 from valle2.engine.precision import straighten
 from valle2.engine.profiles import Limits, largest_sizes
@@ -82,11 +83,16 @@ def budget(folder: Path, manifest: Manifest, question: Question) -> dict[str, An
     Raises:
         BackendError: an unknown precision, limits beyond the model, or a graph that is not readable.
     """
-    models = {name: read_graph(folder / spec.file) for name, spec in manifest.graphs.items()}
+    paths = {name: folder / spec.file for name, spec in manifest.graphs.items()}
+    models = {name: read_graph(path) for name, path in paths.items()}
     slots = question.limits.max_batch
 
     def needs(rows: int) -> dict[str, Need]:
-        return {name: need(manifest, name, model, question, rows) for name, model in models.items()}
+        found = {}
+        for name, model in models.items():
+            with readable(paths[name]):
+                found[name] = need(manifest, name, model, question, rows)
+        return found
 
     def total(rows: int) -> int:
         return sum(entry.total for entry in needs(rows).values())

@@ -28,10 +28,11 @@ from valle2.engine.engines import (
     write_aside,
 )
 from valle2.engine.errors import BackendError
-from valle2.engine.manifest import GraphSpec, Manifest, read_manifest
+from valle2.engine.manifest import Manifest, read_manifest
 from valle2.engine.percent import make_monitor
 from valle2.engine.precision import converted_spec, load_graph
 from valle2.engine.profiles import Limits, Profile, profiles
+from valle2.engine.specs import GraphSpec
 from valle2.engine.trt_api import Parsed, attention_of, layers, load, lowerings_here, parsed, target_named
 from valle2.engine.weights import check_storage
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from valle2.engine.backend import open_backend
-from valle2.engine.manifest import GraphSpec
 from valle2.engine.precision import CACHE
+from valle2.engine.specs import GraphSpec
 
 CODES = 1024
 TOP, LEAST_SCALE = 127, 1e-12

@@ -11,18 +11,36 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from valle2.engine.errors import BackendError
-from valle2.engine.manifest import GraphSpec, Manifest, parse_graph, sha256
+from valle2.engine.manifest import Manifest, sha256
 from valle2.engine.profiles import Profile
+from valle2.engine.schema import (
+    ENGINES,
+    HASH,
+    MAX_AXIS,
+    entries,
+    listed,
+    matching,
+    real,
+    whole,
+    with_keys,
+    words,
+)
+from valle2.engine.specs import GraphSpec, parse_graph
+from valle2.engine.untrusted import parse_json, read_bounded
 
-FOLDER = "engines"
+FOLDER = ENGINES
 SUFFIX = ".engine"
 RECORD = ".json"
 DIGITS = 12
+MAX_RECORD = 2**20
+"""Bytes of a record; those of the paper's size have 20 kB."""
+MAX_WORKSPACE, MAX_BYTES, MAX_SECONDS = 2**24, 2**42, 1e7
+RANGE = ("low", "usual", "high")
 BOUNDARY = "logits"  # what a graph in half precision computes in it; behind it, float32
 
 
@@ -117,10 +135,39 @@ def write_aside(path: Path, data: bytes | memoryview) -> None:
 def read_record(path: Path) -> Record | None:
     """A record, or None for a file that is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Record(**{**values, "spec": parse_graph(values["spec"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return parse_record(parse_json(read_bounded(path, MAX_RECORD)))
+    except (OSError, ValueError):
         return None
+
+
+def parse_record(value: object) -> Record:
+    """A record of parsed JSON; a ValueError says what is wrong with it."""
+    parts = [entry.name for entry in fields(Record)]
+    found = with_keys("a record", value, parts, parts)
+    return Record(
+        check_key(found["key"]),
+        parse_graph(found["spec"]),
+        matching("sha256", found["sha256"], HASH),
+        whole("bytes", found["bytes"], (0, MAX_BYTES)),
+        real("seconds", found["seconds"], 0.0, MAX_SECONDS),
+    )
+
+
+def check_key(value: object) -> dict[str, Any]:
+    """What an engine depends on, of parsed JSON."""
+    parts = [entry.name for entry in fields(Key)]
+    found = with_keys("a key", value, parts, parts)
+    for name in parts:
+        if name not in ("workspace", "profiles"):
+            words(f"key.{name}", found[name], 128)
+    whole("key.workspace", found["workspace"], (0, MAX_WORKSPACE))
+    for profile in listed("key.profiles", found["profiles"], 64):
+        row = with_keys("a profile", profile, ("name", "axes"), ("name", "axes"))
+        words("a profile's name", row["name"], 64)
+        for axis, ends in entries("a profile's axes", row["axes"]).items():
+            for end, size in with_keys(axis, ends, RANGE, RANGE).items():
+                whole(f"{axis}.{end}", size, (1, MAX_AXIS))
+    return found
 
 
 def records(folder: Path) -> dict[str, Record]:
@@ -133,8 +180,16 @@ def stored(folder: Path, key: Key) -> Record | None:
     """The record of an engine that is there and whole, None where it is to be built."""
     file = folder / f"{key.name()}{SUFFIX}"
     record = read_record(file.with_suffix(RECORD))
-    whole = record is not None and file.is_file() and sha256(file) == record.sha256
-    return record if whole else None
+    kept = record is not None and is_whole(file, record)
+    return record if kept else None
+
+
+def is_whole(file: Path, record: Record) -> bool:
+    """Is an engine file there, and the one that its record was written for?"""
+    try:
+        return file.is_file() and sha256(file) == record.sha256
+    except OSError:
+        return False
 
 
 def rebuild_command(bundle: Path, target: str, precision: str, gpu: str) -> str:
@@ -162,7 +217,7 @@ def find_engine(bundle: Path, wanted: dict[str, str]) -> tuple[Path, Record]:
     reasons = differences(record, wanted)
     if reasons:
         raise BackendError(f"{folder / name} {' and '.join(reasons)}; {remedy}")
-    if not (folder / name).is_file() or sha256(folder / name) != record.sha256:
+    if not is_whole(folder / name, record):
         raise BackendError(f"{folder / name} is damaged or cut off (sha256 differs); {remedy}")
     return folder / name, record
 

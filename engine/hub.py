@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from valle2.engine.errors import HubError
-from valle2.engine.manifest import FILE_NAME, leaves, parse_manifest, sha256
+from valle2.engine.errors import HubError, ManifestError
+from valle2.engine.manifest import FILE_NAME, MAX_BYTES, parse_manifest, sha256
+from valle2.engine.untrusted import read_bounded
 
 PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 ID = re.compile(rf"(?P<repo>{PART}/{PART})(?P<file>(?:/[^/@\\]+)*)(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?")
@@ -70,8 +71,7 @@ def fetch_bundle(name: HubId) -> Path:
         The bundle's folder. What is there already is not fetched again.
 
     Raises:
-        HubError: it cannot be had, or a file is not what the manifest says.
-        ManifestError: the manifest is damaged.
+        HubError: it cannot be had, its manifest is refused, or a file is not what the manifest says.
     """
     if name.file:
         raise HubError(f"{name.repo}/{name.file} is a file; expected a bundle such as {name.repo}")
@@ -84,12 +84,13 @@ def fetch_bundle(name: HubId) -> Path:
             f"{name} holds no bundle (no {FILE_NAME}); if it holds a checkpoint, make a bundle of it: "
             f"valle2 export {name} -o {name.repo.split('/')[1].lower()}"
         ) from None
-    manifest = parse_manifest(listed.path.read_text(encoding="utf-8", errors="replace"), listed.path)
+    try:
+        manifest = parse_manifest(read_bounded(listed.path, MAX_BYTES), listed.path)
+    except (ManifestError, OSError) as error:
+        raise HubError(f"{name} holds no bundle that can be used: {error}") from None
     folder = listed.path.parents[2] / BUNDLES / listed.commit
     pinned = HubId(name.repo, listed.commit)
     for file in sorted(manifest.files):
-        if leaves(file):
-            raise HubError(f"{name} lists {file!r}, which leaves the bundle; do not use this bundle")
         if not (folder / file).is_file():
             place(fetch_file(pinned, file).path, folder / file, manifest.files[file], name)
     if not (folder / FILE_NAME).is_file():

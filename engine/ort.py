@@ -16,9 +16,9 @@ from numpy.typing import DTypeLike
 from valle2.engine.backend import Array, ArrayBuffer, Backend, Buffer, Step
 from valle2.engine.errors import BackendError
 from valle2.engine.floats import DENORMALS, DenormalsAsZeros
-from valle2.engine.manifest import GraphSpec
 from valle2.engine.memory import give_back, in_huge_pages, sparse_zeros
 from valle2.engine.providers import RECORDING, check_strays, find_provider, provider_options
+from valle2.engine.specs import GraphSpec
 
 ERRORS_ONLY = 3
 TURNS = {
@@ -133,8 +133,11 @@ class OrtBackend(Backend):
     def opened(self, path: Path, options: Any, provider: str, given: dict[str, str]) -> Any:
         """A session; one that cannot record, because a size is data in its graph, launches every kernel."""
         recording = {CUDA_GRAPH: "1"} if self.records else {}
+        once = (
+            {"enable_fallback": 0} if self.device == "cpu" else {}
+        )  # a second attempt there is the first again
         try:
-            return ort.InferenceSession(str(path), options, providers=[(provider, given | recording)])
+            return ort.InferenceSession(str(path), options, providers=[(provider, given | recording)], **once)
         except Exception as error:  # onnxruntime's own exceptions share no base class
             if not self.records or NOT_RECORDED not in str(error):
                 raise BackendError(f"{path} does not load: {first_line(error)}") from None
@@ -150,9 +153,15 @@ class OrtBackend(Backend):
         return dict(zip(outputs, found, strict=True))
 
     def buffer(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
-        if self.device == "cpu":
-            return OrtBuffer(sparse_zeros(shape, dtype))
-        value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), self.device, 0)
+        try:
+            if self.device == "cpu":
+                return OrtBuffer(sparse_zeros(shape, dtype))
+            value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), self.device, 0)
+        except Exception as error:  # of the system, of numpy, of onnxruntime
+            raise BackendError(
+                f"{self.spec.file}: no memory for {shape} of {np.dtype(dtype)} ({first_line(error)}); "
+                "load it with fewer slots"
+            ) from None
         return DeviceBuffer(value, dtype, slice(0, shape[0]))
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
@@ -161,10 +170,13 @@ class OrtBackend(Backend):
         A recording runs the graph twice, so a call must not read what it writes, cached positions excepted.
         """
         binding = self.session.io_binding()
-        for name, buffer in inputs.items():
-            self.bind_one(buffer, name, binding.bind_ortvalue_input, binding.bind_input)
-        for name, buffer in outputs.items():
-            self.bind_one(buffer, name, binding.bind_ortvalue_output, binding.bind_output)
+        try:
+            for name, buffer in inputs.items():
+                self.bind_one(buffer, name, binding.bind_ortvalue_input, binding.bind_input)
+            for name, buffer in outputs.items():
+                self.bind_one(buffer, name, binding.bind_ortvalue_output, binding.bind_output)
+        except Exception as error:  # a tensor that the manifest lists and the graph lacks
+            raise BackendError(f"{self.spec.file} does not take its tensors: {first_line(error)}") from None
         run, zeros = self.session.run_with_iobinding, self.zeros
         now, later = self.numbered(UNRECORDED), self.numbered(next(self.recordings))
 

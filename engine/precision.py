@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from valle2.engine.engines import BOUNDARY
 from valle2.engine.errors import BackendError
-from valle2.engine.manifest import GraphSpec, TensorSpec
 from valle2.engine.quantize import store_weights
+from valle2.engine.specs import GraphSpec, TensorSpec
 from valle2.engine.weights import STORAGES, compute_precision
 
 PRECISIONS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from valle2.engine.errors import BackendError
-from valle2.engine.manifest import GraphSpec, Manifest
+from valle2.engine.manifest import Manifest
+from valle2.engine.schema import MAX_WINDOW
+from valle2.engine.specs import GraphSpec
 
-MAX_HISTORY = 1000  # slots of the repetition rule's longest window, which the runtime reserves
 PREFILL_CHUNK = 64  # positions that the runtime prefills between two steps; docs/serving.md has the reason
 FIRST_BUCKET = 256
 BUCKET_GROWTH = 4
@@ -102,7 +103,7 @@ def ar_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile
     layout of a matrix-vector product (full size: 643 MB instead of 337).
     """
     groups = frames // manifest.sizes["group_size"]
-    shared = {"draws": upto(groups), "slots": upto(MAX_HISTORY)}
+    shared = {"draws": upto(groups), "slots": upto(MAX_WINDOW)}
     one, many, step = Range(1, 1, 1), upto(limits.max_batch), Range(1, 1, 2)
     found = [Profile("step", {"batch": one, "new": step, **shared})]
     if limits.max_batch > 1:

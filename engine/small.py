@@ -12,11 +12,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from valle2.engine.contract import check_graph
 from valle2.engine.engines import engine_folder, source_hash
-from valle2.engine.errors import BackendError
-from valle2.engine.manifest import GraphSpec, Manifest, parse_graph, sha256
+from valle2.engine.errors import BackendError, ManifestError
+from valle2.engine.graph_file import check_graph_file
+from valle2.engine.manifest import Manifest, check_file
+from valle2.engine.schema import check_digests, fault_of
+from valle2.engine.specs import GraphSpec, parse_graphs
+from valle2.engine.untrusted import parse_json, read_bounded
 
 RECORD = "build.json"
+MAX_RECORD = 2**20
+"""Bytes of a record."""
 RECIPE = 3
 """Raised when a method writes other weights than before, so that older builds are refused."""
 STORED, FUSED = "fp32", "ort"
@@ -137,10 +144,20 @@ def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, F
             f"{folder} was built from another bundle or by another valle2; build it anew with: {remedy}"
         )
     for name, digest in record.files.items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
+        try:
+            check_file(folder, name, digest, check_hash=True)
+        except ManifestError:
             raise BackendError(
                 f"{folder / name} is damaged or absent (sha256 differs); build it anew with: {remedy}"
-            )
+            ) from None
+    for name, spec in record.specs.items():
+        try:
+            check_graph(name, spec, manifest.sizes, manifest.cache_length)
+            check_graph_file(folder / spec.file, record.files)
+        except (OSError, ValueError) as error:
+            raise BackendError(
+                f"{folder / spec.file} was not built by valle2: {error}; build it anew with: {remedy}"
+            ) from None
     return found | {name: Found(folder, spec) for name, spec in record.specs.items()}
 
 
@@ -154,10 +171,18 @@ def write_record(folder: Path, record: Record) -> None:
 def read_record(folder: Path) -> Record | None:
     """A build's record, or None where there is none that can be read."""
     try:
-        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        files, specs = values.pop("files"), values.pop("specs", {})
-        names = {Path(name).name for name in files}
-        specs = {name: parse_graph(spec) for name, spec in specs.items()}
-        return Record(values, specs, files) if names == set(files) else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return parse_record(parse_json(read_bounded(folder / RECORD, MAX_RECORD)))
+    except (OSError, ValueError):
         return None
+
+
+def parse_record(value: object) -> Record:
+    """A record of parsed JSON; a ValueError says what is wrong with it."""
+    if not isinstance(value, dict) or "files" not in value:
+        raise ValueError("a record lists its files")
+    files, specs = check_digests("files", value.pop("files")), parse_graphs(value.pop("specs", {}))
+    outside = [name for name in files if fault_of(name) or "/" in name]
+    absent = [spec.file for spec in specs.values() if spec.file not in files]
+    if outside or absent:
+        raise ValueError(f"a record lists its own files alone: {outside}, {absent}")
+    return Record(value, specs, files)

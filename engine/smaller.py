@@ -11,7 +11,8 @@ from typing import Any
 
 from valle2.engine.caches import cache_ranges, store_caches
 from valle2.engine.errors import BackendError
-from valle2.engine.manifest import GraphSpec, Manifest, hash_files, read_manifest
+from valle2.engine.graph_file import readable
+from valle2.engine.manifest import Manifest, hash_files, read_manifest
 from valle2.engine.precision import converted_spec, load_graph
 from valle2.engine.quantize import quantise
 from valle2.engine.replace import replacing
@@ -28,6 +29,7 @@ from valle2.engine.small import (
     takes,
     write_record,
 )
+from valle2.engine.specs import GraphSpec
 from valle2.engine.storage import write_graph
 
 Progress = Callable[[str], None]
@@ -90,12 +92,13 @@ def build_graph(
     sizes: the manifest's.
     """
     source = bundle / spec.file
-    model = load_graph(source, "fp16" if method == HALF else STORED)
-    replaced = 0 if method == HALF else quantise(model, method)
-    if method.cache_bits < 32:
-        store_caches(model, cache_ranges(bundle, spec, sizes))
-    made = converted_spec(spec, model)
-    write_graph(model, folder / source.name)
+    with readable(source):
+        model = load_graph(source, "fp16" if method == HALF else STORED)
+        replaced = 0 if method == HALF else quantise(model, method)
+        if method.cache_bits < 32:
+            store_caches(model, cache_ranges(bundle, spec, sizes))
+        made = converted_spec(spec, model)
+        write_graph(model, folder / source.name)
     places = ((bundle, spec.graph), (folder, source.stem))
     found = [sum(f.stat().st_size for f in at.glob(f"{stem}.*")) for at, stem in places]
     before, after = (round(size / 1e6, 1) for size in found)

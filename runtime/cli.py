@@ -186,8 +186,7 @@ def voice_list(folder: Path) -> list[Result]:
 
     manifest = read_manifest(folder)
     rate = manifest.codec["sample_rate"] / manifest.codec["hop"] if manifest.codec else 75.0
-    found = [read_voice(folder, manifest, name) for name in voice_names(manifest)]
-    return [described(voice, rate) for voice in found]
+    return [described(read_voice(folder, manifest, name), rate) for name in voice_names(manifest)]
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.engine import Backend
+from valle2.engine import Backend, sized
+from valle2.engine.schema import CODEBOOKS
 
 Audio = NDArray[np.float32]
 Codes = NDArray[np.int64]
@@ -47,10 +48,13 @@ class Codec:
     def encode(self, audio: Audio) -> Codes:
         """(N,) float32 -> (N // hop, 8) int64; the last incomplete frame is dropped."""
         whole = audio[: len(audio) // self.hop * self.hop]
-        return np.asarray(self.encoder.run({"audio": whole[None]})["codes"][0])
+        codes = self.encoder.run({"audio": whole[None]})["codes"]
+        made = sized(self.encoder.spec, "codes", codes, (1, len(whole) // self.hop, CODEBOOKS))
+        return np.asarray(made[0])
 
     def decode(self, codes: Codes) -> Audio:
         """(T, 8) int64 -> (T * hop,) float32."""
         if not len(codes):
             return np.zeros(0, np.float32)
-        return np.asarray(self.decoder.run({"codes": codes[None]})["audio"][0])
+        audio = self.decoder.run({"codes": codes[None]})["audio"]
+        return np.asarray(sized(self.decoder.spec, "audio", audio, (1, len(codes) * self.hop))[0])

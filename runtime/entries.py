@@ -41,4 +41,14 @@ class Entries(Mapping[str, str]):
 
 def read_entries(path: Path) -> Entries:
     """The entries of a UTF-8 file."""
-    return Entries(path.read_bytes().splitlines())
+    return entries_of(path.read_bytes())
+
+
+def entries_of(data: bytes) -> Entries:
+    """The entries of UTF-8 text.
+
+    Raises:
+        ValueError: it is none. The entries decode each value when it is asked for.
+    """
+    data.decode()
+    return Entries(data.splitlines())

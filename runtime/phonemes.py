@@ -73,7 +73,7 @@ def starts_with_vowel(phonemes: str) -> bool:
 
 def plural(stem: str) -> str:
     """The ending -s after a stem's last sound."""
-    last = stem[-1]
+    last = stem[-1:]
     return stem + ("ᵻz" if last in SIBILANTS else "s" if last in VOICELESS else "z")
 
 
@@ -156,7 +156,7 @@ class Pronouncer:
         if lower in CLITICS:
             return self.clitic(lower, place)
         usual, *others = self.lexicon.get(lower, "").split("\t")
-        forms = dict(other.split("=", 1) for other in others)
+        forms = dict(other.split("=", 1) for other in others if "=" in other)
         sounds = next((forms[tag] for tag in place.tags if tag in forms), usual) or self.word(lower)
         return sounds if word == lower else stressed(sounds, word.isupper() and len(word) > 1)
 
@@ -188,7 +188,9 @@ class Pronouncer:
                 known = self.lexicon.get(form, "").partition("\t")[0]
                 if known:
                     return add(known)
-        return plural(self.word(word[:-2])) if word.endswith("'s") and len(word) > 2 else ""
+        stem = word.removesuffix("'s")
+        once = stem not in (word, "") and not stem.endswith("'s")
+        return plural(self.word(stem)) if once else ""
 
     def compound(self, word: str) -> str:
         """Two known words written as one."""

@@ -29,6 +29,7 @@ from valle2.engine import (
 from valle2.engine.hub import fetch_bundle, parse_id
 from valle2.engine.manifest import FILE_NAME
 from valle2.engine.memory import give_back
+from valle2.engine.schema import MAX_WINDOW
 from valle2.engine.small import AUTO, STORED, usual_precision
 from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
@@ -37,10 +38,10 @@ from valle2.runtime.errors import ModelError, PromptError, SettingsError
 from valle2.runtime.generate import Generated, Graphs, Utterance
 from valle2.runtime.rules import Rules, Text, check_prompt, check_text
 from valle2.runtime.scheduler import Batch, Job, Need, Scheduler
-from valle2.runtime.settings import MAX_WINDOW, Prompt, Request, Settings
+from valle2.runtime.settings import Prompt, Request, Settings
 from valle2.runtime.speech import Speech, Spoken, Stream
 from valle2.runtime.streaming import LATENCY_SECONDS, chunk_sizes, seams_of
-from valle2.runtime.text import load_front_end
+from valle2.runtime.text import TextFrontEnd, load_front_end
 from valle2.runtime.timings import Timings
 from valle2.runtime.voices import read_voice, voice_names
 
@@ -89,7 +90,10 @@ class Valle2:
 
             decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
             self.codec = Codec(open_encoder, decoder, manifest.codec, stream)
-        self.front = load_front_end(path, manifest.text) if (path / "text").is_dir() else None
+        self.front = None
+        if any(name.startswith("text/") for name in manifest.files):
+            self.front = load_front_end(path, manifest.text, manifest.files)
+            self.check_vocabulary(self.front)
         give_back()
 
     @classmethod
@@ -133,6 +137,15 @@ class Valle2:
         manifest = fitted(manifest, engine, device, precision)
         where = {"device": device, "threads": threads, "engine": engine, "precision": precision}
         return cls(path, manifest, slots, **where, fallback=fallback)
+
+    def check_vocabulary(self, front: TextFrontEnd) -> None:
+        """Refuse a front end whose ids the graphs have no rows for."""
+        known = self.manifest.sizes["vocab_size"]
+        if front.vocab_size > known:
+            raise ModelError(
+                f"{self.path}: the tokenizer has {front.vocab_size} ids and the model {known} tokens; "
+                "export the bundle again"
+            )
 
     # -- voices ---------------------------------------------------------------------------------
 

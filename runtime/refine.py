@@ -7,7 +7,7 @@ from collections.abc import Generator
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.engine import Backend
+from valle2.engine import Backend, sized
 from valle2.runtime.scheduler import Need
 from valle2.runtime.timings import Timings
 
@@ -43,5 +43,6 @@ def refine(
         yield Need.WORK
         with timings.stage("nar"):
             found = backend.run({**feeds, "stage": np.array(stage)}, ("codes_out",))
-        codes[0, len(prompt) :, stage] = found["codes_out"][0]
+        made = sized(backend.spec, "codes_out", found["codes_out"], (1, len(first)))
+        codes[0, len(prompt) :, stage] = made[0]
     return codes[0, len(prompt) :]

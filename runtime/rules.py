@@ -6,19 +6,18 @@ ids, never text.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Manifest, ManifestError, whole_text
+from valle2.engine.schema import CODEBOOKS, check_rules
 from valle2.runtime.errors import PromptError, TextError
 from valle2.runtime.settings import check_span
 
 Codes = NDArray[np.int64]
-CODEBOOKS = 8
-NAR_TEXTS = ("same", "bare", "target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +64,13 @@ class Rules:
         """
         sizes = {name: manifest.sizes[name] for name in ("vocab_size", "max_text")}
         sizes["codebooks"] = manifest.sizes.get("codebooks", CODEBOOKS)
-        usual: dict[str, Any] = {"text_end": [sizes["vocab_size"]], "whole_text": whole_text(manifest)}
-        values = usual | manifest.rules | sizes
-        unknown = set(values) - {entry.name for entry in fields(cls)}
-        if unknown or values.get("nar_text", "same") not in NAR_TEXTS:
-            raise ManifestError(f"the manifest has unknown rules {sorted(unknown)}; upgrade valle2")
-        for name in ("text_begin", "text_end"):
-            found = values.get(name, [])
-            values[name] = tuple(found) if isinstance(found, list) else found
-        kinds = {entry.name: type(entry.default) for entry in fields(cls) if entry.default is not MISSING}
-        kinds |= dict.fromkeys(("vocab_size", "max_text"), int)
-        bad = [name for name, value in values.items() if type(value) is not kinds[name]]
-        if bad or not all(type(value) is int for value in values["text_begin"] + values["text_end"]):
-            raise ManifestError(f"the manifest's rules are damaged {bad}; export the bundle again")
-        return cls(**values)
+        usual: dict[str, Any] = {"text_end": [sizes["vocab_size"]]}
+        try:
+            values = usual | check_rules(manifest.rules) | {"whole_text": whole_text(manifest)} | sizes
+        except ValueError as error:
+            raise ManifestError(f"the manifest's rules are damaged ({error})") from None
+        marks = {name: tuple(values.get(name, ())) for name in ("text_begin", "text_end")}
+        return cls(**values | marks)
 
     def texts(self, text: Text) -> tuple[Codes, Codes]:
         """Ids (L,) as the AR and as the NAR read them, marks and languages included."""

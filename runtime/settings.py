@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from valle2.engine.schema import SAMPLING, WHOLE
 from valle2.runtime.errors import PromptError, SettingsError
 
-SEED_LIMIT = 2**63
-MAX_WINDOW = 1000
-MAX_CANDIDATES = 32
-
-RANGES: dict[str, tuple[float, float, str]] = {
-    "top_p": (0.0, 1.0, "0 is argmax, 1 the full distribution"),
-    "window": (1, MAX_WINDOW, "codes that the repetition rule looks back on"),
-    "threshold": (0.0, 1.0, "1 switches repetition-aware sampling off"),
-    "seed": (0, SEED_LIMIT - 1, "any non-negative 63-bit number"),
-    "candidates": (1, MAX_CANDIDATES, "samples of which the best is kept"),
-    "max_frames": (0, 1_000_000, "0 takes the model's own limit"),
+MEANINGS = {
+    "top_p": "0 is argmax, 1 the full distribution",
+    "window": "codes that the repetition rule looks back on",
+    "threshold": "1 switches repetition-aware sampling off",
+    "seed": "any non-negative 63-bit number",
+    "candidates": "samples of which the best is kept",
+    "max_frames": "0 takes the model's own limit",
 }
-WHOLE = ("window", "seed", "candidates", "max_frames")
+RANGES: dict[str, tuple[float, float, str]] = {
+    name: (low, high, MEANINGS[name]) for name, (low, high) in SAMPLING.items()
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Backend
+from valle2.engine.schema import CODEBOOKS
 from valle2.engine.stateful import Stateful
 from valle2.runtime.audio import Audio, faded
 from valle2.runtime.codec import Codec
-from valle2.runtime.rules import CODEBOOKS
 
 Codes = NDArray[np.int64]
 LATENCY_SECONDS = 0.4

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from valle2.engine.errors import ManifestError
-from valle2.runtime.entries import read_entries
+from valle2.engine.untrusted import parse_json, read_bounded, shown
+from valle2.runtime.entries import Entries, entries_of
 from valle2.runtime.errors import TextError
 from valle2.runtime.letters import LetterRules, letter_groups
 from valle2.runtime.normalise import normalise
@@ -23,6 +27,12 @@ LEXICON = "text/lexicon.tsv"
 LETTERS = "text/letters.tsv"
 MAX_CHARACTERS = 100_000
 MAX_TOKENS = 200
+MAX_BYTES, MAX_LINES, MAX_VALUES = 32 * 2**20, 500_000, 500_000
+"""Of a file of the front end, of a table in it, and of a tokenizer's JSON. The demo's lexicon has 2 MB."""
+MAX_PATTERN, MAX_GROWTH = 2000, 1024
+COSTLY = re.compile(r"\)[*+{]|\{\d{4}|\{\d*,\d{4}")
+"""A repeated group, whose search may take time that grows as a power of two, or very many repeats."""
+PANIC = "PanicException"
 
 
 class TextFrontEnd:
@@ -41,8 +51,13 @@ class TextFrontEnd:
         self.max_tokens = max_tokens
 
     @classmethod
-    def load(cls, folder: Path, manifest_entry: Mapping[str, Any]) -> TextFrontEnd:
+    def load(
+        cls, folder: Path, manifest_entry: Mapping[str, Any], files: Collection[str] | None = None
+    ) -> TextFrontEnd:
         """The front end that a bundle's manifest names: `{"kind": "bpe" | "phonemes", "max_tokens": N}`.
+
+        Args:
+            files: those that the manifest lists; no other is read. None: all that lie in the folder.
 
         Raises:
             ManifestError: unknown kind, or its files do not load.
@@ -56,11 +71,11 @@ class TextFrontEnd:
             raise ManifestError(
                 f"{folder}: max_tokens of the text front end is {limit!r}; expected 1 or more"
             )
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-            return cls(tokenizer, KINDS[kind](folder, tokenizer), limit)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise ManifestError(f"{folder}: the text front end does not load: {error}") from None
+        if files is None:
+            files = [name for name in (TOKENIZER, LEXICON, LETTERS) if (folder / name).exists()]
+        with explained(lambda reason: ManifestError(f"{folder}: the text front end does not load: {reason}")):
+            tokenizer = read_tokenizer(folder, files)
+            return cls(tokenizer, KINDS[kind](folder, tokenizer, files), limit)
 
     @property
     def vocab_size(self) -> int:
@@ -73,7 +88,11 @@ class TextFrontEnd:
         Raises:
             TextError: nothing in the text can be spoken.
         """
-        ids = self.tokenizer.encode(self.prepare(check_text(text))).ids
+        prepared = self.prepare(check_text(text))
+        with explained(
+            lambda reason: TextError(f"the model's tokenizer does not take {shown(text)}: {reason}")
+        ):
+            ids = self.tokenizer.encode(prepared).ids
         if not ids:
             raise unspeakable(text)
         return np.array(ids, np.int64)
@@ -101,15 +120,100 @@ class TextFrontEnd:
         return piece if self.tokenizer.token_to_id(".") is None else ended(piece)
 
 
-def bpe_preparer(_folder: Path, _tokenizer: Tokenizer) -> Callable[[str], str]:
+@contextmanager
+def explained(error_of: Callable[[str], Exception]) -> Iterator[None]:
+    """Turn what tokenizers raises over a damaged file into one line. error_of: the error of a reason."""
+    try:
+        yield
+    except BaseException as error:
+        # tokenizers raises bare Exception, and where its Rust code panics a BaseException of no public class.
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        raise error_of(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def read_tokenizer(folder: Path, files: Collection[str]) -> Tokenizer:
+    """The tokenizer of a bundle. Its ids are those of the text and no others: nothing is padded or cut.
+
+    Raises:
+        ValueError, or what tokenizers raises: it is damaged, or asks for more than a tokenizer needs.
+    """
+    data = read_text(folder, TOKENIZER, files)
+    try:
+        check_tokenizer(parse_json(data, MAX_VALUES))
+    except ValueError as error:
+        raise ValueError(f"{TOKENIZER}: {error}") from None
+    tokenizer = Tokenizer.from_str(data.decode("utf-8"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def check_tokenizer(values: Any) -> None:
+    """Refuse a tokenizer that could take a text far more time or memory than its length."""
+    for pattern in strings(values, "Regex"):
+        if len(pattern) > MAX_PATTERN or COSTLY.search(pattern):
+            raise ValueError(f"a pattern repeats a group or a long run: {shown(pattern)}")
+    normalizer = values.get("normalizer") if isinstance(values, dict) else None
+    added = (*strings(normalizer, "content"), *strings(normalizer, "prepend"))
+    if prod(1 + len(text) for text in added) > MAX_GROWTH:
+        raise ValueError(f"its normalizer may make a text more than {MAX_GROWTH} times as long")
+    if "Precompiled" in strings(normalizer, "type"):
+        raise ValueError("it has a Precompiled normalizer, whose table cannot be checked")
+
+
+def strings(value: Any, key: str) -> Iterator[str]:
+    """Every text under a key, at any depth."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+            if isinstance(value.get(key), str):
+                yield value[key]
+        elif isinstance(value, list):
+            waiting += value
+
+
+def read_text(folder: Path, name: str, files: Collection[str]) -> bytes:
+    """A file of the front end that the manifest lists.
+
+    Raises:
+        ValueError: it is not listed, not there, or too large.
+    """
+    if name not in files:
+        raise ValueError(f"the bundle lists no {name}")
+    try:
+        return read_bounded(folder / name, MAX_BYTES)
+    except OSError as error:
+        raise ValueError(f"{name}: {error.strerror}") from None
+
+
+def read_table(folder: Path, name: str, files: Collection[str]) -> Entries:
+    """A table of the front end that the manifest lists.
+
+    Raises:
+        ValueError: see `read_text`; or not UTF-8 text, or too many lines.
+    """
+    data = read_text(folder, name, files)
+    if data.count(b"\n") + data.count(b"\r") > MAX_LINES:
+        raise ValueError(f"{name} has more than {MAX_LINES} lines")
+    try:
+        return entries_of(data)
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8 text") from None
+
+
+def bpe_preparer(_folder: Path, _tokenizer: Tokenizer, _files: Collection[str]) -> Callable[[str], str]:
     return normalise
 
 
-def phoneme_preparer(folder: Path, tokenizer: Tokenizer) -> Callable[[str], str]:
+def phoneme_preparer(folder: Path, tokenizer: Tokenizer, files: Collection[str]) -> Callable[[str], str]:
     """Normalise and pronounce; symbols that the tokenizer does not know are left out."""
-    rules = folder / LETTERS
-    guess = LetterRules(read_entries(rules)) if rules.exists() else letter_groups
-    pronounce = Pronouncer(read_entries(folder / LEXICON), guess)
+    guess: Callable[[str], str] = letter_groups
+    if LETTERS in files:
+        guess = LetterRules(read_table(folder, LETTERS, files))
+    pronounce = Pronouncer(read_table(folder, LEXICON, files), guess)
     known = frozenset(tokenizer.get_vocab())
     return lambda text: "".join(symbol for symbol in pronounce(normalise(text)) if symbol in known)
 
@@ -117,9 +221,11 @@ def phoneme_preparer(folder: Path, tokenizer: Tokenizer) -> Callable[[str], str]
 KINDS = {"bpe": bpe_preparer, "phonemes": phoneme_preparer}
 
 
-def load_front_end(folder: Path, entry: Mapping[str, Any]) -> TextFrontEnd:
+def load_front_end(
+    folder: Path, entry: Mapping[str, Any], files: Collection[str] | None = None
+) -> TextFrontEnd:
     """`TextFrontEnd.load`, as the pipeline calls it."""
-    return TextFrontEnd.load(folder, entry)
+    return TextFrontEnd.load(folder, entry, files)
 
 
 def check_text(text: str) -> str:

@@ -5,27 +5,37 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from valle2.engine import Manifest, hash_files, read_manifest, write_manifest
-from valle2.engine.manifest import FILE_NAME, parse_manifest
+from valle2.engine.manifest import FILE_NAME, parse_manifest, read_text
+from valle2.engine.schema import listed, one_of, whole, words
+from valle2.engine.untrusted import parse_json, read_bounded
 from valle2.runtime.errors import PromptError
-from valle2.runtime.settings import Prompt
+from valle2.runtime.settings import Prompt, check_span
 
 FOLDER = "voices"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 DETAILS = ("transcript", "source", "licence", "consent")
+SUFFIX = ".safetensors"
+MAX_BYTES, MAX_HEADER, MAX_FRAMES, MAX_DETAIL = 2 * 2**20, 2**20, 2**13, 10_000
+"""Of a voice file, its header, its codes, and each text in it. Twenty seconds are 1,500 frames, 24 kB."""
+KINDS = {f"{sign}{8 * size}": f"<{sign.lower()}{size}" for sign in "IU" for size in (1, 2, 4, 8)}
+"""How safetensors and numpy call whole numbers."""
 
 
 def voice_names(manifest: Manifest) -> list[str]:
     """Names of the voices that the manifest lists."""
-    files = (Path(name) for name in manifest.files)
-    return sorted(f.stem for f in files if f.parts[0] == FOLDER and f.suffix == ".safetensors")
+    inner = (name.removeprefix(f"{FOLDER}/") for name in manifest.files if name.startswith(f"{FOLDER}/"))
+    stems = (name.removesuffix(SUFFIX) for name in inner if name.endswith(SUFFIX))
+    return sorted(stem for stem in stems if NAME.fullmatch(stem))
 
 
 def checked_name(name: str) -> str:
@@ -45,14 +55,63 @@ def read_voice(folder: Path, manifest: Manifest, name: str) -> Prompt:
 
 
 def read_prompt(path: Path, name: str) -> Prompt:
-    """Load one voice file."""
+    """Load one voice file.
+
+    Raises:
+        PromptError: not a safetensors file of bounded size with codes (T, 8) in 0..1023 and plain text.
+    """
     try:
-        with safe_open(str(path), framework="numpy") as opened:
-            details = opened.metadata() or {}
-            codes = opened.get_tensor("codes").astype(np.int64)
-    except (SafetensorError, OSError) as error:
-        raise PromptError(f"{path} is not a voice file: {error}; add the voice again") from None
-    return Prompt(codes, name=name, **{key: details.get(key, "") for key in DETAILS})
+        header, data = split_file(read_bounded(path, MAX_BYTES))
+        details = details_of(header.get("__metadata__", {}))
+        return Prompt(codes_of(header.get("codes"), data), name=name, **details)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PromptError(f"{path} is not a voice file: {reason}; add the voice again") from None
+
+
+def split_file(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and data of a safetensors file: eight bytes of length, JSON, numbers.
+
+    The format is read here, not by its library: a voice needs one tensor of it, with every length checked.
+    """
+    size = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or size > min(MAX_HEADER, len(content) - 8):
+        raise ValueError(f"its header has {size} bytes, the file {len(content)}")
+    header = parse_json(content[8 : 8 + size])
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    return header, content[8 + size :]
+
+
+def codes_of(entry: Any, data: bytes) -> NDArray[np.int64]:
+    """The codes (T, 8) of an entry of the header."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError("it has no codes")
+    kind = np.dtype(KINDS[one_of("the type of its codes", entry["dtype"], KINDS)])
+    shape, ends = (listed(part, entry[part], 2) for part in ("shape", "data_offsets"))
+    if len(shape) != 2 or len(ends) != 2:
+        raise ValueError(f"its codes are {shape} in bytes {ends}; expected two axes and two ends")
+    for size, end in zip(shape, ends, strict=True):
+        whole("an axis of its codes", size, (1, MAX_FRAMES))
+        whole("an end of its codes", end, (0, len(data)))
+    if ends[1] - ends[0] != prod(shape) * kind.itemsize:
+        raise ValueError(f"its codes are {kind} {shape} in bytes {ends}; expected integers (T, 8)")
+    codes = np.frombuffer(data[ends[0] : ends[1]], kind).reshape(shape)
+    check_span(codes)
+    return codes.astype(np.int64)
+
+
+def details_of(metadata: Any) -> dict[str, str]:
+    """What a voice file says of itself; other entries of its metadata are left out."""
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata is no object")
+    found = {key: metadata.get(key, "") for key in DETAILS}
+    return {key: words(key, plain_lines(value), MAX_DETAIL) for key, value in found.items()}
+
+
+def plain_lines(value: object) -> object:
+    """Text as it came with lines that end as everywhere."""
+    return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value
 
 
 def described(prompt: Prompt, frame_rate: float) -> dict[str, Any]:
@@ -66,7 +125,7 @@ def described(prompt: Prompt, frame_rate: float) -> dict[str, Any]:
 
 
 def voice_path(folder: Path, name: str) -> Path:
-    return folder / FOLDER / f"{checked_name(name)}.safetensors"
+    return folder / FOLDER / f"{checked_name(name)}{SUFFIX}"
 
 
 def write_voice(folder: Path, prompt: Prompt) -> Path:
@@ -103,7 +162,7 @@ def remove_voice(folder: Path, name: str) -> None:
 def update_hash(folder: Path, path: Path) -> None:
     """Make the manifest agree with one changed or removed file."""
     name = path.relative_to(folder).as_posix()
-    manifest = parse_manifest((folder / FILE_NAME).read_text(encoding="utf-8"), folder / FILE_NAME)
+    manifest = parse_manifest(read_text(folder), folder / FILE_NAME)
     files = {key: value for key, value in manifest.files.items() if key != name}
     if path.is_file():
         files |= hash_files(folder, [name])
