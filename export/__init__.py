@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from valle2.export.bundle import export_checkpoint
-    from valle2.export.checkpoint import Checkpoint, CheckpointError, read_checkpoint, save_checkpoint
+    from valle2.export.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
     from valle2.export.config import ModelConfig
+    from valle2.export.errors import CheckpointError
     from valle2.export.model import ARModel
     from valle2.export.nar import NARModel
     from valle2.export.verify import ParityError
@@ -29,7 +30,7 @@ __all__ = [
 _HOMES = {
     "ARModel": "model",
     "Checkpoint": "checkpoint",
-    "CheckpointError": "checkpoint",
+    "CheckpointError": "errors",
     "ModelConfig": "config",
     "NARModel": "nar",
     "ParityError": "verify",

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from valle2.export.checkpoint import Checkpoint, CheckpointError
+from valle2.export.checkpoint import Checkpoint
 from valle2.export.claims import Claims
 from valle2.export.config import CODEBOOK_SIZE, ModelConfig, Style
+from valle2.export.errors import CheckpointError
 from valle2.export.families import MAX_FRAMES, MAX_TEXT, Options, assemble, heads_of
 from valle2.export.lifeiteng import staged
 

@@ -8,31 +8,43 @@ Text files lie in `text/`, ready voices in `voices/`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from valle2.engine.errors import Valle2Error
+from valle2.engine.schema import (
+    MAX_NAME,
+    check_provenance,
+    check_rules,
+    check_sampling,
+    check_text,
+    words,
+)
+from valle2.engine.untrusted import parse_json, shown
 from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
 from valle2.export.config import ModelConfig
 from valle2.export.encodec import EncodecConfig
+from valle2.export.errors import CheckpointError
 from valle2.export.model import ARModel
 from valle2.export.nar import NARModel
+from valle2.export.safetensors_file import read_safetensors
 
 WEIGHTS = "model.safetensors"
 METADATA = "valle2"
 LISTED = 6
-CARRIED = ("name", "text", "sampling", "provenance", "rules")
-
-
-class CheckpointError(Valle2Error):
-    """A checkpoint is missing, of another format, or does not fit its own sizes."""
+CARRIED: dict[str, Callable[[object], Any]] = {
+    "name": lambda value: words("name", value, MAX_NAME),
+    "text": check_text,
+    "sampling": check_sampling,
+    "provenance": check_provenance,
+    "rules": check_rules,
+}
+"""Metadata that a bundle's manifest takes over, and what checks it there too."""
 
 
 Codec = tuple[nn.Module, nn.Module, CodecConfig | EncodecConfig]
@@ -86,62 +98,73 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: not a checkpoint, or weights missing, extra, misshapen or not finite.
     """
     file = weights_file(path)
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from None
-    try:
-        values = json.loads(metadata[METADATA])
-        checkpoint = empty_checkpoint(values)
-    except KeyError:
+    weights, metadata = read_safetensors(file)
+    if METADATA not in metadata:
         raise CheckpointError(
             f"{file} has no {METADATA!r} metadata; write it with valle2.export.save_checkpoint"
-        ) from None
-    except (ValueError, TypeError, AttributeError) as error:
+        )
+    try:
+        checkpoint = empty_checkpoint(parse_json(metadata[METADATA].encode()))
+    except ValueError as error:
         raise CheckpointError(f"{file}: bad {METADATA!r} metadata: {error}") from None
     fill(checkpoint, weights, file)
     return checkpoint
 
 
-def empty_checkpoint(values: Mapping[str, Any]) -> Checkpoint:
-    """Build the modules that the metadata describes."""
+def empty_checkpoint(values: Any) -> Checkpoint:
+    """Build the modules that the metadata describes. AR and NAR take no memory until they are filled.
+
+    Raises:
+        ValueError: an entry is missing, of another type, or out of range.
+    """
+    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+        raise ValueError("expected an object with the entry 'model'")
     config = ModelConfig.from_dict(values["model"])
     codec: Codec | None = None
     if values.get("codec"):
-        known = {entry.name for entry in fields(CodecConfig)}
-        if set(values["codec"]) - known:
-            raise ValueError(f"codec: unknown keys {sorted(set(values['codec']) - known)}")
-        sizes = CodecConfig(**values["codec"])
+        sizes = CodecConfig.from_dict(values["codec"])
         codec = (CodecEncoder(sizes).eval(), CodecDecoder(sizes).eval(), sizes)
-    rest = {name: values[name] for name in CARRIED if name in values}
-    return Checkpoint(config, ARModel(config).eval(), NARModel(config).eval(), codec, **rest)
+    rest = {name: check(values[name]) for name, check in CARRIED.items() if name in values}
+    with torch.device("meta"):
+        ar, nar = ARModel(config).eval(), NARModel(config).eval()
+    return Checkpoint(config, ar, nar, codec, **rest)
 
 
 def fill(checkpoint: Checkpoint, weights: dict[str, Tensor], file: Path) -> None:
-    """Copy the weights into the modules; every difference is an error that lists the keys."""
-    expected = {
-        f"{prefix}.{name}": value
-        for prefix, module in checkpoint.modules().items()
-        for name, value in module.state_dict().items()
-    }
-    missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    """Put the weights into the modules, uncopied where they are float32; list the keys that differ."""
+    states = {prefix: module.state_dict() for prefix, module in checkpoint.modules().items()}
+    expected = {f"{prefix}.{name}" for prefix, state in states.items() for name in state}
+    missing, extra = sorted(expected - set(weights)), sorted(set(weights) - expected)
     if missing or extra:
         raise CheckpointError(f"{file}: missing weights {short(missing)}, unknown weights {short(extra)}")
-    for name, target in expected.items():
-        found = weights[name]
-        if found.shape != target.shape:
-            raise CheckpointError(f"{file}: {name} is {tuple(found.shape)}; expected {tuple(target.shape)}")
-        if not bool(torch.isfinite(found).all()):
-            raise CheckpointError(f"{file}: {name} holds NaN or infinity; train or save it again")
-        target.copy_(found)
+    for prefix, module in checkpoint.modules().items():
+        found = {
+            name: checked_weight(file, full := f"{prefix}.{name}", weights[full], tuple(target.shape))
+            for name, target in states[prefix].items()
+        }
+        module.load_state_dict(found, strict=True, assign=True)
+
+
+def checked_weight(file: Path, name: str, found: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A weight as float32, uncopied where it is that.
+
+    Raises:
+        CheckpointError: it has another shape, no floating-point numbers, or numbers beyond float32.
+    """
+    if tuple(found.shape) != shape:
+        raise CheckpointError(f"{file}: {name} is {tuple(found.shape)}; expected {shape}")
+    if not found.is_floating_point():
+        raise CheckpointError(f"{file}: {name} is no plain tensor of floating-point numbers")
+    single = found.float()
+    if not bool(torch.isfinite(single).all()):
+        raise CheckpointError(f"{file}: {name} holds NaN or infinity; train or save it again")
+    return single
 
 
 def short(names: list[str]) -> str:
     """The first few names and how many more there are."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{names[:LISTED]}{more}"
+    return f"[{', '.join(map(shown, names[:LISTED]))}]{more}"
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = torch.float32) -> Path:

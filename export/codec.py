@@ -9,16 +9,28 @@ N samples, T frames.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from valle2.engine.untrusted import shown
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 
 OVERLAP = 4
 MEL_FLOOR = 1e-5
+MAX_WIDTH = 4096
+CODEC_LIMITS = {
+    "sample_rate": (4000, 192_000),
+    "hop": (16, 1024),
+    "mels": (1, 512),
+    "blocks": (0, 64),
+    "detail": (0, 64),
+    "decoder_blocks": (0, 64),
+}
+"""Least and greatest sizes; the others lie between 1 and `MAX_WIDTH`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +38,9 @@ class CodecConfig:
     """Sizes of the codec. The window is four hops long; `width`/`ffn` are the encoder's.
 
     detail: blocks of a trunk whose latent codebooks 1..7 quantise; 0: they quantise that of codebook 0.
+
+    Raises:
+        ValueError: a size is no whole number in `CODEC_LIMITS`.
     """
 
     sample_rate: int = 24000
@@ -40,6 +55,20 @@ class CodecConfig:
     decoder_width: int = 256
     decoder_ffn: int = 768
     decoder_blocks: int = 5
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value, (least, most) = getattr(self, entry.name), CODEC_LIMITS.get(entry.name, (1, MAX_WIDTH))
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"codec: {entry.name} is {shown(value)}; expected {least} to {most}")
+
+    @classmethod
+    def from_dict(cls, values: Any) -> CodecConfig:
+        """Build from parsed JSON; a ValueError names what is unknown."""
+        known = {entry.name for entry in fields(cls)}
+        if not isinstance(values, dict) or set(values) - known:
+            raise ValueError(f"codec is {shown(values)}; expected some of {sorted(known)}")
+        return cls(**values)
 
     @property
     def window(self) -> int:

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from valle2.engine.schema import SIZES, whole
+from valle2.engine.untrusted import shown
+
 CODEBOOKS = 8
 CODEBOOK_SIZE = 1024
 EOS_CODE = CODEBOOK_SIZE
 GROUP_SIZES = (1, 2, 4, 8)
+MAX_ANGLES = 2**23
+"""Numbers of a table of rotary positions; the published models' have 2**18."""
 OPTIONAL = ("head_width", "nar_head_width", "vector_width")
 """Sizes that may be 0."""
 FORMATS = ("auto", "valle2", "vallex", "lifeiteng", "amphion", "supervoice")
@@ -80,7 +85,7 @@ class Style:
             value = getattr(self, entry.name)
             if not (value in CHOICES[entry.name] if entry.name in CHOICES else isinstance(value, bool)):
                 raise ValueError(
-                    f"style: {entry.name} is {value!r}; expected {CHOICES.get(entry.name, 'a bool')}"
+                    f"style: {entry.name} is {shown(value)}; expected {CHOICES.get(entry.name, 'a bool')}"
                 )
 
 
@@ -133,8 +138,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "heads"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a positive integer")
+            if type(getattr(self, name)) is not int or getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {shown(getattr(self, name))}; expected a positive integer")
         for source in ("d_model", "heads", "layers", "ffn"):
             self.default(f"nar_{source}", getattr(self, source))
         for part in ("", "nar_"):
@@ -143,8 +148,15 @@ class ModelConfig:
             if not getattr(self, f"{part}head_width") and width % heads:
                 raise ValueError(f"width {width} is not a multiple of its {heads} heads")
         for name, value in self.sizes().items():
-            if not isinstance(value, int) or value < (name not in OPTIONAL):
-                raise ValueError(f"{name} is {value!r}; expected a positive integer")
+            if type(value) is not int or value < (name not in OPTIONAL):
+                raise ValueError(f"{name} is {shown(value)}; expected a positive integer")
+            whole(name, value, SIZES[name])
+        for head in (self.ar_head, self.nar_head):
+            if head * (self.max_text + self.max_frames) > MAX_ANGLES:
+                raise ValueError(
+                    f"heads of {head} over {self.max_text} ids and {self.max_frames} frames; "
+                    f"expected at most {MAX_ANGLES} numbers in a table of positions"
+                )
         if self.group_size not in GROUP_SIZES:
             raise ValueError(f"group_size is {self.group_size}; expected one of {GROUP_SIZES}")
         if self.style.prompt_mean and not self.vector_width:
@@ -183,12 +195,12 @@ class ModelConfig:
         known = {entry.name for entry in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown or "vocab_size" not in values:
-            raise ValueError(f"model config: unknown keys {unknown}, expected some of {sorted(known)}")
+            raise ValueError(f"model config: unknown keys {shown(unknown)}, expected some of {sorted(known)}")
         numbers = {name: value for name, value in values.items() if name != "style"}
         for name, value in numbers.items():
             if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"model config: {name} is {value!r}; expected an integer")
+                raise ValueError(f"model config: {name} is {shown(value)}; expected an integer")
         style = values.get("style", {})
         if not isinstance(style, dict) or set(style) - {entry.name for entry in fields(Style)}:
-            raise ValueError(f"model config: unknown style {style!r}")
+            raise ValueError(f"model config: unknown style {shown(style)}")
         return cls(**numbers, style=Style(**style))  # type: ignore[arg-type]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from valle2.export.checkpoint import CheckpointError
+from valle2.engine.untrusted import parse_json, read_bounded, shown
 from valle2.export.claims import Claims
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 from valle2.export.encodec import (
@@ -21,7 +21,8 @@ from valle2.export.encodec import (
     Recurrent,
     Upsample,
 )
-from valle2.export.unpickle import read_tensors
+from valle2.export.errors import CheckpointError
+from valle2.export.state_dict import read_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ OLD_PAIR = ("weight_g", "weight_v")
 NEW_PAIR = ("parametrizations.weight.original0", "parametrizations.weight.original1")
 """Length and direction of a weight, as old and new torch name them."""
 TOKENIZER_RATE = 16000
+MAX_CONFIG = 1 << 20
+"""Bytes of a configuration."""
 TOKENIZER_FILES = ("SpeechTokenizer.pt", "config.json")
 BUILT = {
     "activation": "ELU",
@@ -68,7 +71,9 @@ def read_encodec(path: Path) -> tuple[EncodecEncoder, EncodecDecoder, EncodecCon
         CheckpointError: another file, the 48 kHz model, or weights missing or misshapen.
     """
     path = codec_file(path)
-    claims = Claims(path, read_tensors(path))
+    claims = Claims(
+        path, read_tensors(path, lambda names: any(form.table.format(0) in names for form in FORMS))
+    )
     form = next((form for form in FORMS if form.table.format(0) in claims), None)
     if form is None:
         raise CheckpointError(
@@ -88,6 +93,11 @@ def read_encodec(path: Path) -> tuple[EncodecEncoder, EncodecDecoder, EncodecCon
     return encoder, decoder, config
 
 
+def form_of(names: Container[str]) -> Form | None:
+    """The code base whose names these are."""
+    return next((form for form in FORMS if form.table.format(0) in names), None)
+
+
 def codec_file(path: Path) -> Path:
     """The weights' file of a folder of SpeechTokenizer, or the file itself."""
     return path / TOKENIZER_FILES[0] if path.is_dir() else path
@@ -99,16 +109,16 @@ def tokenizer_rate(claims: Claims, config: EncodecConfig) -> int:
     if not file.is_file():
         return TOKENIZER_RATE
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        said = parse_json(read_bounded(file, MAX_CONFIG))
         rate = said.get("sample_rate", TOKENIZER_RATE)
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{file} is not a readable JSON object: {error}") from None
     wanted = BUILT | {"strides": list(config.ratios[::-1])}
     for name, value in wanted.items():
         if said.get(name, value) != value:
-            raise CheckpointError(f"{file}: {name} is {said[name]!r}; expected {value!r}")
+            raise CheckpointError(f"{file}: {name} is {shown(said[name])}; expected {value!r}")
     if type(rate) is not int or rate <= 0:
-        raise CheckpointError(f"{file}: sample_rate is {rate!r}; expected a positive integer")
+        raise CheckpointError(f"{file}: sample_rate is {shown(rate)}; expected a positive integer")
     return rate
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from valle2.export.checkpoint import Checkpoint, CheckpointError
+from valle2.engine.untrusted import shown
+from valle2.export.checkpoint import Checkpoint
 from valle2.export.config import ModelConfig
+from valle2.export.errors import CheckpointError
 from valle2.export.model import ARModel
 from valle2.export.nar import NARModel
 
@@ -35,14 +37,16 @@ def heads_of(path: Path, said: object, options: Options, width: int) -> int:
         CheckpointError: neither says it, both say different numbers, or the width is no multiple.
     """
     if said is not None and options.heads and options.heads != said:
-        raise CheckpointError(f"--heads is {options.heads}, but {path} has {said}: leave --heads out")
+        raise CheckpointError(f"--heads is {options.heads}, but {path} has {shown(said)}: leave --heads out")
     heads = said or options.heads
     if not heads:
         raise CheckpointError(
             f"{path} does not say how many attention heads it has; pass --heads (often {max(1, width // 64)})"
         )
     if type(heads) is not int or heads < 1 or width % heads:
-        raise CheckpointError(f"{path}: {heads!r} heads do not divide the width {width}; pass other --heads")
+        raise CheckpointError(
+            f"{path}: {shown(heads)} heads do not divide the width {width}; pass other --heads"
+        )
     return heads
 
 

@@ -5,19 +5,24 @@ A kind is recognised by tensor names; `FAMILIES` says which kinds make a model a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from valle2.engine.untrusted import shown
 from valle2.export.amphion import read_amphion
-from valle2.export.checkpoint import WEIGHTS, Checkpoint, CheckpointError, read_checkpoint
+from valle2.export.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
 from valle2.export.claims import Claims
 from valle2.export.config import FORMATS
+from valle2.export.errors import CheckpointError
 from valle2.export.families import Options
 from valle2.export.lifeiteng import read_lifeiteng, read_vallex
+from valle2.export.state_dict import find_state
 from valle2.export.supervoice import read_supervoice
-from valle2.export.unpickle import read_container, tensors_of
+from valle2.export.unpickle import read_container
 
 OWN = "valle2"
 PLAIN = (bool, int, float, str)
@@ -100,13 +105,23 @@ def is_own(path: Path) -> bool:
 def read_source(path: Path) -> Source:
     """Read one pickled file and recognise it."""
     container = read_container(path)
-    wrapped = isinstance(container.get("model"), dict)
-    tensors = tensors_of(container["model"] if wrapped else container, path)
-    extras = {name: value for name, value in container.items() if isinstance(value, PLAIN)}
-    for kind, names in KINDS.items():
-        if all(name in tensors for name in names):
-            return Source(kind, Claims(path, tensors), extras)
-    raise CheckpointError(
-        f"{path} is no checkpoint that valle2 knows (it has {sorted(tensors)[0]}); "
-        f"expected one of {', '.join(FORMATS[1:])}"
-    )
+    tensors = find_state(container, path, lambda names: bool(kind_of(names)))
+    values = {name: plain(value) for name, value in container.items() if isinstance(name, str)}
+    extras = {name: value for name, value in values.items() if isinstance(value, PLAIN)}
+    kind = kind_of(tensors)
+    if not kind:
+        raise CheckpointError(
+            f"{path} is no checkpoint that valle2 knows (it has {shown(min(tensors))}); "
+            f"expected one of {', '.join(FORMATS[1:])}"
+        )
+    return Source(kind, Claims(path, tensors), extras)
+
+
+def kind_of(names: Container[str]) -> str:
+    """The first kind whose tensor names are all there, or an empty string."""
+    return next((kind for kind, marks in KINDS.items() if all(name in names for name in marks)), "")
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy as the plain number that it is."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from valle2.export.checkpoint import Checkpoint, CheckpointError
+from valle2.engine.untrusted import shown
+from valle2.export.checkpoint import Checkpoint
 from valle2.export.claims import Claims
 from valle2.export.config import CODEBOOK_SIZE, ModelConfig, Style
+from valle2.export.errors import CheckpointError
 from valle2.export.families import MAX_FRAMES, MAX_TEXT, Options, assemble, heads_of
+from valle2.export.pickles import printable
 from valle2.export.prenets import code_prenet, text_prenet, through_prenet
 
 LANGUAGES = 3
@@ -50,9 +53,9 @@ def read_lifeiteng(claims: Claims, extras: Mapping[str, Any], options: Options) 
     """lifeiteng/vall-e: `<bos>` and `<eos>` around the text, hyper-parameters beside the weights."""
     name = str(extras.get("model_name", NAMES[0])).lower()
     if name not in NAMES or "ar_decoder.layers.0.multihead_attn.in_proj_weight" in claims:
-        shown = name if name not in NAMES else "vall-f"
+        kind = name if name not in NAMES else "vall-f"
         raise CheckpointError(
-            f"{claims.path} is a {shown.upper()} network, which is another one; expected VALL-E"
+            f"{claims.path} is a {printable(kind.upper())} network, which is another one; expected VALL-E"
         )
     mode = prefix_mode(claims, extras, options)
     rules = {"text_begin": [BOS], "text_end": [EOS], "nar_text": "target" if mode in (2, 4) else "same"}
@@ -71,7 +74,7 @@ def prefix_mode(claims: Claims, extras: Mapping[str, Any], options: Options) -> 
     """How the NAR sees the prompt: from the file, or given."""
     said, given = extras.get("prefix_mode"), options.prefix_mode
     if said is not None and given is not None and said != given:
-        raise CheckpointError(f"--prefix-mode is {given}, but {claims.path} says {said}: leave it out")
+        raise CheckpointError(f"--prefix-mode is {given}, but {claims.path} says {shown(said)}: leave it out")
     mode = said if said is not None else given
     if mode is None:
         heads = "" if extras.get("nhead") or options.heads else "its attention heads and "
@@ -81,7 +84,7 @@ def prefix_mode(claims: Claims, extras: Mapping[str, Any], options: Options) -> 
             "(the published recipes use 1)"
         )
     if mode not in PREFIX_MODES:
-        raise CheckpointError(f"{claims.path}: prefix mode is {mode!r}; expected one of {PREFIX_MODES}")
+        raise CheckpointError(f"{claims.path}: prefix mode is {shown(mode)}; expected one of {PREFIX_MODES}")
     return int(mode)
 
 
@@ -155,7 +158,7 @@ def agree(claims: Claims, extras: Mapping[str, Any], derived: Mapping[str, Any])
     for name, value in derived.items():
         if extras.get(name) is not None and extras[name] != value:
             raise CheckpointError(
-                f"{claims.path} says {name} is {extras[name]!r}, but its weights make it {value!r}; "
+                f"{claims.path} says {name} is {shown(extras[name])}, but its weights make it {value!r}; "
                 "it is damaged or another network"
             )
 
@@ -172,7 +175,7 @@ def head_counts(
     scale = extras.get("scale_factor") or nar.width / ar.width
     if isinstance(scale, str) or not abs(ar.width * scale - nar.width) < 1:  # NaN too
         raise CheckpointError(
-            f"{claims.path} says scale_factor is {scale!r}, but its halves are {ar.width} "
+            f"{claims.path} says scale_factor is {shown(scale)}, but its halves are {ar.width} "
             f"and {nar.width} wide; it is damaged or another network"
         )
     return heads, max(1, int(heads * scale + 1e-6))

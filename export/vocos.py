@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from valle2.export.checkpoint import CheckpointError
 from valle2.export.claims import Claims
 from valle2.export.codec import OVERLAP, ConvNeXt, InverseFourier, embedded, inverse_stft, overlap_add
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
-from valle2.export.unpickle import read_tensors
+from valle2.export.errors import CheckpointError
+from valle2.export.state_dict import read_tensors
 
 FILE = "pytorch_model.bin"
+MARKS = ("head.out.weight", "backbone.embed.weight")
+"""Names that every Vocos has."""
 BANDWIDTH = 2
 """6 kbps among 1.5, 3, 6 and 12."""
 BANDWIDTHS = 4
@@ -75,8 +77,8 @@ def read_vocos(path: Path) -> tuple[VocosDecoder, VocosConfig]:
         CheckpointError: another file, a vocoder of mel spectrograms, or weights missing or misshapen.
     """
     file = vocos_file(path)
-    claims = Claims(file, read_tensors(file))
-    if "head.out.weight" not in claims or "backbone.embed.weight" not in claims:
+    claims = Claims(file, read_tensors(file, lambda names: all(name in names for name in MARKS)))
+    if not all(name in claims for name in MARKS):
         raise CheckpointError(f"{file} is no Vocos checkpoint; expected that of charactr/vocos-encodec-24khz")
     if "feature_extractor.codebook_weights" not in claims:
         raise CheckpointError(

@@ -20,10 +20,10 @@ from tests.export.make_codec_peers import PEERS, drawn, random_audio, random_cod
 from valle2.engine import open_backend, read_manifest
 from valle2.engine.stateful import Stateful
 from valle2.export import export_checkpoint
-from valle2.export.checkpoint import CheckpointError
 from valle2.export.codec import Fourier, InverseFourier
 from valle2.export.encodec import EncodecStream, elu, mirrored, reflected
 from valle2.export.encodec_file import read_encodec
+from valle2.export.errors import CheckpointError
 from valle2.export.vocos import read_vocos
 from valle2.runtime import Prompt, Settings, Valle2
 from valle2.runtime.cli import main

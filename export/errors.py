@@ -1,0 +1,9 @@
+"""Errors of export that a user can cause."""
+
+from __future__ import annotations
+
+from valle2.engine.errors import Valle2Error
+
+
+class CheckpointError(Valle2Error):
+    """A checkpoint is missing, of another format, or does not fit its own sizes."""
