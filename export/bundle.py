@@ -20,13 +20,16 @@ from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_back
 from valle2.engine.errors import Valle2Error
 from valle2.engine.manifest import FILE_NAME, Lowered, sha256
 from valle2.engine.replace import replacing
-from valle2.export.checkpoint import Checkpoint, CheckpointError, Codec, weights_file
+from valle2.export.checkpoint import Checkpoint, Codec, weights_file
 from valle2.export.config import CODEBOOKS
 from valle2.export.encodec_file import codec_file, read_encodec
+from valle2.export.errors import CheckpointError
 from valle2.export.families import Options
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
 from valle2.export.importing import read_any
+from valle2.export.judge import Judge
 from valle2.export.lowering import LOWERINGS, OPSETS
+from valle2.export.mapped import unload
 from valle2.export.sources import find_files
 from valle2.export.verify import verify_ar, verify_codec, verify_nar, verify_stream
 from valle2.export.vocos import read_vocos, vocos_file
@@ -36,6 +39,8 @@ WEIGHTS_OF = {"codec_stream": "codec_decoder"}
 """Graph -> the one that is written before it and has its weights."""
 EXAMPLE_CAPACITY = 128
 """Cache slots to trace and to compare with where their number is free."""
+ACCEPTED, WARNING = "accepted_difference", "warning: "
+"""An entry of the provenance, and what a message to `progress` begins with that must not be missed."""
 Progress = Callable[[str], None]
 
 
@@ -51,6 +56,7 @@ def export_checkpoint(
     vocoder: str | Path | None = None,
     lowering: str | Sequence[str] = "ort",
     cache_length: int = 0,
+    accept_difference: bool = False,
     progress: Progress = lambda message: None,
 ) -> Path:
     """Turn a checkpoint into a bundle.
@@ -68,6 +74,8 @@ def export_checkpoint(
         heads, prefix_mode: what such a file does not say itself.
         codec: True for the checkpoint's own, False for none, or EnCodec's or SpeechTokenizer's weights.
             vocoder: Vocos on EnCodec's codes, a folder or file, instead of EnCodec's decoder.
+        accept_difference: write the bundle although a graph differs from PyTorch by more than rounding
+            explains; its manifest says so, in `provenance["accepted_difference"]`.
         progress: called with a line per stage.
 
     Returns:
@@ -94,19 +102,41 @@ def export_checkpoint(
     codec_files = [codec_file(wanted)] if isinstance(wanted, Path) else []
     codec_files += [vocos_file(voice)] if voice else []
     with replacing(target) as folder:
-        main, parity = export_lowering(loaded, folder, first, capacity, progress)
-        further = {}
-        for name in others:
-            further[name], gaps = export_lowering(loaded, folder, name, capacity, progress, beside=first)
-            parity |= gaps
         for name in CARRIED if own else ():
-            if (files[0].parent / name).is_dir():
-                shutil.copytree(files[0].parent / name, folder / name)
-        manifest = replace(describe(loaded, main, parity, first), others=further)
+            beside = files[0].parent
+            copy_folder(beside / name, folder / name, beside.parents[1] if found.hub else beside)
+        judge = Judge(accept_difference)
+        main = export_lowering(loaded, folder, first, capacity, judge, progress)
+        further = {
+            name: export_lowering(loaded, folder, name, capacity, judge, progress, beside=first)
+            for name in others
+        }
+        manifest = replace(describe(loaded, main, judge, first), others=further)
         provenance = manifest.provenance | {"checkpoint_sha256": " ".join(map(sha256, files + codec_files))}
         provenance |= {"hub": found.hub} if found.hub else {}
         write_manifest(folder, replace(manifest, provenance=provenance, files=hash_files(folder)))
     return target
+
+
+def copy_folder(source: Path, target: Path, root: Path) -> None:
+    """Copy the plain files of a folder, if there is one.
+
+    Args:
+        root: links may lead to files below it; the hub's cache keeps files as links.
+
+    Raises:
+        CheckpointError: something else than a plain file, or a link to a file elsewhere on this machine.
+    """
+    for path in sorted(source.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
+            raise CheckpointError(
+                f"{path} is no plain file of the checkpoint; expected files, and no links that leave {root}"
+            )
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def with_codec(checkpoint: Checkpoint, wanted: bool | Path, vocoder: Path | None, source: Path) -> Checkpoint:
@@ -143,8 +173,14 @@ def read_codec(path: Path, vocoder: Path | None, codebooks: int) -> Codec:
 
 
 def export_lowering(
-    checkpoint: Checkpoint, folder: Path, lowering: str, capacity: int, progress: Progress, beside: str = ""
-) -> tuple[Lowered, dict[str, float]]:
+    checkpoint: Checkpoint,
+    folder: Path,
+    lowering: str,
+    capacity: int,
+    judge: Judge,
+    progress: Progress,
+    beside: str = "",
+) -> Lowered:
     """Export the rows of the table in a lowering and compare each with its module.
 
     Args:
@@ -165,33 +201,42 @@ def export_lowering(
         path = export_graph(replace(row, opset=opset), folder / f"{stem}.onnx", shared)
         specs[row.name] = graph_spec(path, row)
     progress("comparing with PyTorch")
-    parity = compare(checkpoint, folder, specs, slots)
-    named = {Path(specs[name].file).stem: value for name, value in parity.items()}
-    return Lowered(capacity if fixed else 0, specs), named
+    known = len(judge.accepted)
+    compare(checkpoint, folder, specs, slots, replace(judge, suffix=f"-{lowering}" if beside else ""))
+    for line in judge.accepted[known:]:
+        progress(f"{WARNING}{line}; written all the same")
+    return Lowered(capacity if fixed else 0, specs)
 
 
 def compare(
-    checkpoint: Checkpoint, folder: Path, specs: dict[str, GraphSpec], capacity: int
-) -> dict[str, float]:
-    """The greatest differences by graph; raises where one is too great. The large graphs are open in turn."""
-    parity = {
-        "ar": verify_ar(checkpoint.ar, open_backend(folder, specs["ar"]), capacity),
-        "nar": verify_nar(checkpoint.nar, open_backend(folder, specs["nar"])),
-    }
+    checkpoint: Checkpoint, folder: Path, specs: dict[str, GraphSpec], capacity: int, judge: Judge
+) -> None:
+    """Compare every graph with its module; raises where one is wrong.
+
+    The large graphs are open in turn, each with its module's weights alone in memory.
+    """
+    unload(checkpoint.nar)
+    with open_backend(folder, specs["ar"]) as ar:
+        verify_ar(checkpoint.ar, ar, capacity, judge)
+    unload(checkpoint.ar)
+    with open_backend(folder, specs["nar"]) as nar:
+        verify_nar(checkpoint.nar, nar, judge)
     if checkpoint.codec and "codec_decoder" in specs:
-        backends = {name: open_backend(folder, spec) for name, spec in specs.items() if name not in parity}
-        parity |= verify_codec(*checkpoint.codec, backends)
-        if "codec_stream" in backends:
-            parity["codec_stream"] = verify_stream(checkpoint.codec[1], backends["codec_stream"])
-    return parity
+        codec = {
+            name: open_backend(folder, spec) for name, spec in specs.items() if name not in ("ar", "nar")
+        }
+        verify_codec(*checkpoint.codec, codec, judge)
+        if "codec_stream" in codec:
+            verify_stream(checkpoint.codec[1], codec["codec_stream"], judge)
 
 
-def describe(checkpoint: Checkpoint, main: Lowered, parity: dict[str, float], lowering: str) -> Manifest:
+def describe(checkpoint: Checkpoint, main: Lowered, judge: Judge, lowering: str) -> Manifest:
     """The manifest without its hashes."""
     codec = {}
     if checkpoint.codec:
         sizes = checkpoint.codec[2]
         codec = {"sample_rate": sizes.sample_rate, "hop": sizes.hop}
+    accepted = {ACCEPTED: "; ".join(judge.accepted)} if judge.accepted else {}
     return Manifest(
         name=checkpoint.name,
         sizes=checkpoint.config.sizes(),
@@ -202,8 +247,8 @@ def describe(checkpoint: Checkpoint, main: Lowered, parity: dict[str, float], lo
         text=checkpoint.text,
         sampling=checkpoint.sampling,
         rules=rules_of(checkpoint),
-        provenance=checkpoint.provenance | {"exporter": f"torch {torch.__version__}"},
-        parity=parity,
+        provenance=checkpoint.provenance | {"exporter": f"torch {torch.__version__}"} | accepted,
+        parity=judge.parity,
     )
 
 

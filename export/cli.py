@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-length", type=int, default=0, help="cache slots where the lowering fixes them (0: all)"
     )
+    parser.add_argument(
+        "--accept-difference",
+        action="store_true",
+        help="write the bundle although a graph differs from PyTorch by more than rounding explains",
+    )
 
 
 def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
@@ -50,7 +56,11 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     if missing:
         raise Valle2Error(f"export needs {', '.join(missing)}; install with: pip install 'valle2[export]'")
     from valle2.engine import read_manifest
-    from valle2.export.bundle import export_checkpoint
+    from valle2.export.bundle import ACCEPTED, WARNING, export_checkpoint
+
+    def told(message: str) -> None:
+        """A warning is printed where progress is not shown, too."""
+        print(message, file=sys.stderr) if message.startswith(WARNING) else progress(message)
 
     folder = export_checkpoint(
         args.checkpoint,
@@ -63,8 +73,10 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         vocoder=args.vocoder,
         lowering=args.lowering,
         cache_length=args.cache_length,
-        progress=progress,
+        accept_difference=args.accept_difference,
+        progress=told,
     )
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, check_hashes=False)  # they have just been written
     lowerings = [manifest.lowering, *manifest.others]
-    return {"bundle": str(folder), "lowering": " ".join(lowerings), "parity": manifest.parity}
+    found = {"bundle": str(folder), "lowering": " ".join(lowerings), "parity": manifest.parity}
+    return found | {name: text for name, text in manifest.provenance.items() if name == ACCEPTED}

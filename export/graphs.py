@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from valle2.engine.storage import write_graph
+from valle2.engine.storage import EXTERNAL_FROM, write_graph
 from valle2.export.config import CODEBOOKS, ModelConfig
 from valle2.export.encodec import EncodecDecoder, EncodecStream, Recurrent
 from valle2.export.lowering import FULL, LOWERINGS, OPSETS, PORTABLE_OPSET, blockwise
@@ -266,10 +268,23 @@ def export_graph(graph: Graph, path: Path, shared: Path | None = None) -> Path:
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
+    apart = without_weights(program.model)
+    model = ir.to_proto(program.model)
     name_axes(model, graph)
     blockwise(model.graph)
-    return write_graph(model, path, shared)
+    return write_graph(model, path, shared, apart)
+
+
+def without_weights(model: ir.Model) -> dict[str, NDArray[Any]]:
+    """Take the large weights out of a traced graph: their values, in the module's own memory, by name."""
+    taken = {}
+    for name, value in model.graph.initializers.items():
+        weight = value.const_value
+        if weight is not None and weight.nbytes >= EXTERNAL_FROM:
+            taken[name] = weight.numpy()
+            shape = ir.Shape(taken[name].shape)
+            value.const_value = ir.ExternalTensor("", None, None, weight.dtype, shape=shape, name=name)
+    return taken
 
 
 def name_axes(model: onnx.ModelProto, graph: Graph) -> None:

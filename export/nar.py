@@ -141,11 +141,17 @@ class NARModel(nn.Module):
         """
         if not self.config.vector_width:
             return logits.argmax(dim=2)
+        return nearest(*self.wanted(logits, codes, prompt_lengths, frame_lengths, stage))
+
+    def wanted(
+        self, logits: Tensor, codes: Tensor, prompt_lengths: Tensor, frame_lengths: Tensor, stage: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As for `choose` -> the vectors (B, T', D) to choose codes by, and the stage's own (1024, D)."""
         vectors = self.vectors.index_select(0, (stage - 1).reshape(1))[0]
         wanted = expected(logits, vectors)
         if self.config.style.prompt_mean:
             wanted = wanted + self.to_prompt(wanted, codes, prompt_lengths, frame_lengths, stage)
-        return nearest(wanted, vectors)
+        return wanted, vectors
 
     def to_prompt(
         self, wanted: Tensor, codes: Tensor, prompt_lengths: Tensor, frame_lengths: Tensor, stage: Tensor

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tests.conftest import toy_checkpoint, write_toy
 from valle2.engine import Valle2Error, open_backend, read_manifest
 from valle2.export import CheckpointError, ParityError, export_checkpoint, read_checkpoint
 from valle2.export import bundle as bundle_module
+from valle2.export.bundle import copy_folder
 from valle2.export.checkpoint import METADATA
 from valle2.export.codec import CodecConfig, CodecEncoder
 
@@ -117,6 +120,28 @@ def test_a_graph_that_differs_is_refused_and_nothing_is_left(
     with pytest.raises(ParityError):
         export_checkpoint(checkpoint_folder, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["a link to a file elsewhere", "a link to a folder elsewhere", "a pipe"])
+def test_what_lies_beside_a_checkpoint_is_copied_from_there_alone(
+    kind: str, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    """A checkpoint that was unpacked may hold links to this machine's own files."""
+    folder, secret = tmp_path / "checkpoint", tmp_path / "secret"
+    shutil.copytree(checkpoint_folder, folder)
+    secret.mkdir()
+    (secret / "key").write_text("private")
+    (folder / "text" / "again.json").symlink_to("tokenizer.json")
+    if kind == "a pipe":
+        os.mkfifo(folder / "text" / "odd")
+    else:
+        (folder / "text" / "odd").symlink_to(secret if "folder" in kind else secret / "key")
+    with pytest.raises(CheckpointError, match="odd is no plain file of the checkpoint"):
+        export_checkpoint(folder, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    (folder / "text" / "odd").unlink()
+    copy_folder(folder / "text", tmp_path / "text", folder)
+    assert (tmp_path / "text" / "again.json").read_bytes() == (folder / "text/tokenizer.json").read_bytes()
 
 
 def test_interrupt_leaves_the_earlier_bundle(

@@ -2,13 +2,16 @@
 
     pytest -m slow -s tests/export/test_large.py
 
-needs 5 GB of disk and of memory. The eager step is what a user has without valle2: one row in PyTorch, keys
-and values joined with `torch.cat`. Both sides use one thread and take turns, so a busy machine slows both.
+needs 5 GB of disk and of memory. The NAR's logits reach 210. Float32 cannot hold them within 1e-4, so the
+comparison with float64 is a part of what the export costs. The eager step is what a user has without valle2:
+one row in PyTorch, keys and values joined with `torch.cat`. Both sides use one thread and take turns, so a
+busy machine slows both.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,15 +25,18 @@ import torch
 
 from tests.export.peers import Lifeiteng
 from valle2.benchmarks.eager import decode
+from valle2.engine import read_manifest
 from valle2.export.families import Options
 from valle2.export.importing import read_any
+from valle2.export.judge import LOGITS_TOLERANCE, MULTIPLE
 from valle2.runtime import Settings, Valle2
 from valle2.runtime.generate import Utterance
 from valle2.runtime.rules import Text
 from valle2.runtime.scheduler import Job
 from valle2.runtime.timings import Timings
 
-SECONDS, MEMORY = 60, 2.5
+READ, WHOLE = (20.0, 1.6), (60.0, 1.8)
+"""Most seconds and most memory, as a multiple of the file's size."""
 STEPS, ROUNDS, TEXT, PROMPT = 40, 3, 60, 225
 GREEDY = Settings(top_p=0.0, threshold=1.0, max_frames=STEPS)
 MEASURED = """
@@ -54,10 +60,11 @@ class Cost:
     memory: float
 
 
-def cost(file: Path, *bundle: Path) -> Cost:
-    """Read the file, or make a bundle of it, in a process of its own."""
+def cost(file: Path, *bundle: Path, threads: int = 1) -> Cost:
+    """Read the file, or make a bundle of it, in a process of its own. threads: of eager PyTorch."""
     command = [sys.executable, "-c", MEASURED, str(file), *map(str, bundle)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     seconds, peak = json.loads(done.stdout.splitlines()[-1])
     return Cost(round(seconds, 1), round(peak / file.stat().st_size, 2))
@@ -89,7 +96,11 @@ def test_a_checkpoint_of_the_published_size(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     file = made(tmp_path)
     read, whole = cost(file), cost(file, tmp_path / "bundle")
+    parallel = cost(file, tmp_path / "bundle", threads=os.cpu_count() or 1)
     print(f"\n{file.stat().st_size / 1e9:.2f} GB; read: {read}; whole export: {whole}")
+    print(f"whole export, a thread per core: {parallel}")
+    parity = read_manifest(tmp_path / "bundle").parity
+    print("; ".join(f"{name} {value:.1e}" for name, value in parity.items()))
     tts = Valle2.load(tmp_path / "bundle", threads=1, slots=1)
     model = read_any([file], "auto", Options()).ar
     draws = np.random.default_rng(0)
@@ -102,4 +113,6 @@ def test_a_checkpoint_of_the_published_size(tmp_path: Path) -> None:
         eager.append((time.perf_counter() - began - prefill) / (steps - 1))
     ratio = statistics.median(slow / fast for slow, fast in zip(eager, ours, strict=True))
     print(f"AR step: engine {min(ours) * 1e3:.1f} ms, eager {min(eager) * 1e3:.1f} ms, ratio {ratio:.2f}")
-    assert read.seconds < SECONDS and max(read.memory, whole.memory) < MEMORY and ratio > 1
+    assert parity["nar"] > LOGITS_TOLERANCE and parity["nar_float64"] < MULTIPLE * parity["nar_eager_float64"]
+    assert read.seconds < READ[0] and read.memory < READ[1] and ratio > 1
+    assert whole.seconds < WHOLE[0] and max(whole.memory, parallel.memory) < WHOLE[1]
