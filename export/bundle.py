@@ -26,7 +26,7 @@ from valle2.export.encodec_file import codec_file, read_encodec
 from valle2.export.errors import CheckpointError
 from valle2.export.families import Options
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
-from valle2.export.importing import read_any
+from valle2.export.importing import OWN, is_own, read_any
 from valle2.export.judge import Judge
 from valle2.export.lowering import LOWERINGS, OPSETS
 from valle2.export.mapped import unload
@@ -97,7 +97,7 @@ def export_checkpoint(
     voice = None if vocoder is None else Path(vocoder)
     loaded = with_codec(read_any(files, form, Options(heads, prefix_mode)), wanted, voice, source)
     capacity = cache_length or loaded.config.max_text + loaded.config.max_groups
-    own = "family" not in loaded.rules
+    own = form == OWN or (form == "auto" and is_own(source))
     files = [weights_file(source)] if own else files
     codec_files = [codec_file(wanted)] if isinstance(wanted, Path) else []
     codec_files += [vocos_file(voice)] if voice else []

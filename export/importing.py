@@ -14,15 +14,15 @@ import numpy as np
 
 from valle2.engine.untrusted import shown
 from valle2.export.amphion import read_amphion
-from valle2.export.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
+from valle2.export.checkpoint import METADATA, WEIGHTS, Checkpoint, read_checkpoint
 from valle2.export.claims import Claims
 from valle2.export.config import FORMATS
 from valle2.export.errors import CheckpointError
 from valle2.export.families import Options
 from valle2.export.lifeiteng import read_lifeiteng, read_vallex
-from valle2.export.state_dict import find_state
+from valle2.export.safetensors_file import read_metadata
+from valle2.export.state_dict import SUFFIX, find_state, read_values
 from valle2.export.supervoice import read_supervoice
-from valle2.export.unpickle import read_container
 
 OWN = "valle2"
 PLAIN = (bool, int, float, str)
@@ -98,13 +98,15 @@ def read_any(paths: Sequence[Path], form: str = "auto", options: Options | None 
 
 
 def is_own(path: Path) -> bool:
-    """Is this meant to be a checkpoint of valle2's own format?"""
-    return (path / WEIGHTS).exists() if path.is_dir() else path.suffix == ".safetensors"
+    """Is this meant to be a checkpoint of valle2's own format? It says so in its metadata."""
+    if path.is_dir():
+        return (path / WEIGHTS).exists()
+    return path.suffix == SUFFIX and (not path.is_file() or METADATA in read_metadata(path))
 
 
 def read_source(path: Path) -> Source:
-    """Read one pickled file and recognise it."""
-    container = read_container(path)
+    """Read one file and recognise it."""
+    container = read_values(path)
     tensors = find_state(container, path, lambda names: bool(kind_of(names)))
     values = {name: plain(value) for name, value in container.items() if isinstance(name, str)}
     extras = {name: value for name, value in values.items() if isinstance(value, PLAIN)}

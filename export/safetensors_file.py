@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
 
 from valle2.engine.untrusted import shown
 from valle2.export.errors import CheckpointError
+from valle2.export.unpickle import check_file
 
 HEADER_LIMIT, HEADER_SHARE = 1 << 20, 64
 """A header may take so many bytes, and a share of the file: far more than names and shapes need."""
@@ -20,11 +24,24 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: damaged, or a header out of all proportion.
     """
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone; raises as `read_safetensors` does."""
+    with opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The library's reader, its errors as one sentence."""
+    check_file(path)
     try:
         check_header(path)
-        with safe_open(str(path), framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return tensors, opened.metadata() or {}
+        with safe_open(str(path), framework="pt") as file:
+            yield file
     except CheckpointError:
         raise
     except Exception as error:  # the library lets torch's own errors through

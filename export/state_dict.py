@@ -18,6 +18,7 @@ from valle2.export.errors import CheckpointError
 from valle2.export.safetensors_file import read_safetensors
 from valle2.export.unpickle import read_container
 
+SUFFIX = ".safetensors"
 KEYS = ("model", "model_state_dict", "state_dict", "module")
 """Entries that may hold the weights, the first that fits."""
 MAX_DEPTH = 3
@@ -40,9 +41,12 @@ def read_tensors(path: Path, known: Known) -> dict[str, Tensor]:
     Raises:
         CheckpointError: neither, damaged, or without weights.
     """
-    if path.suffix == ".safetensors":
-        return find_state(read_safetensors(path)[0], path, known)
-    return find_state(read_container(path), path, known)
+    return find_state(read_values(path), path, known)
+
+
+def read_values(path: Path) -> Mapping[str, Any]:
+    """What a safetensors file or one that torch wrote holds, by name."""
+    return read_safetensors(path)[0] if path.suffix == SUFFIX else read_container(path)
 
 
 def find_state(container: Mapping[Any, Any], path: Path, known: Known) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ AUDIO_TOLERANCE = 1e-3
 CODES_TOLERANCE = 0.01
 """Share of codes that may differ: of two that are as good the rounding decides."""
 CHECK_STEPS = 8
-MOST_FRAMES, LEAST_FRAMES = 24, 9
+MOST_FRAMES, LEAST_FRAMES = 40, 20
 
 
 @dataclass(frozen=True, slots=True)

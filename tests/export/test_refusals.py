@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.export.peers import Lifeiteng
+from tests.fuzz import archives, files, pickles
 from valle2.runtime.cli import main
 
 
@@ -30,6 +31,23 @@ def truncated(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def behind(path: Path) -> None:
+    """An archive and the end of an empty one."""
+    saved(path, Lifeiteng().container())
+    path.write_bytes(path.read_bytes() + archives.EMPTY_END)
+
+
+def twofold(path: Path) -> None:
+    """A harmless archive and a bomb in one file, with a directory each."""
+    ours, theirs = files.saved(Lifeiteng().container()), files.saved({"x": Bomb()})
+    path.write_bytes(archives.two_directories(archives.parts_of(ours), archives.parts_of(theirs)))
+
+
+def bottomless(path: Path) -> None:
+    """A memo of two thousand million places."""
+    path.write_bytes(pickles.BOMBS[0])
+
+
 def changed(**entries: Any) -> Callable[[Path], None]:
     """lifeiteng's container with other entries; None leaves one out."""
     container = {**Lifeiteng().container(), **entries}
@@ -42,6 +60,9 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing": (lambda path: None, "no checkpoint there"),
     "half a file": (truncated, "copy or download it again"),
     "a bomb": (lambda path: saved(path, {"model": {"x": Bomb()}}), "do not trust this file"),
+    "bytes behind its end": (behind, "is damaged"),
+    "two directories": (twofold, "is damaged"),
+    "a memo of two thousand million": (bottomless, "not a readable"),
     "VALL-F": (changed(model_name="VALL-F"), "VALL-F network"),
     "GPT-2": (lambda path: saved(path, {"wte.weight": torch.zeros(9, 4)}), "no checkpoint that valle2 knows"),
     "no heads": (changed(nhead=None), "pass --heads"),

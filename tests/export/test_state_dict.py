@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.export.peers import Lifeiteng
 from valle2.export import CheckpointError
-from valle2.export.importing import KINDS, read_source
+from valle2.export.families import Options
+from valle2.export.importing import KINDS, read_any, read_source
 from valle2.export.state_dict import find_state
 
 FILE = Lifeiteng(width=16, layers=1, books=2)
@@ -118,6 +120,19 @@ def test_peers_wrapped(name: str, names: str, tmp_path: Path) -> None:
     kind, found = read(tmp_path, {"state_dict": NAMES[names](dict(plain.claims.tensors))})
     assert kind == plain.kind and kind in KINDS
     check_equal(found, dict(plain.claims.tensors))
+
+
+def test_safetensors_of_another_code_base(tmp_path: Path) -> None:
+    state = {name: value.clone() for name, value in FILE.state().items()}
+    save_file(renamed("module.")(state), str(tmp_path / "model.safetensors"))
+    source = read_source(tmp_path / "model.safetensors")
+    assert source.kind == "lifeiteng"
+    check_equal(dict(source.claims.tensors), state)
+    checkpoint = read_any([tmp_path / "model.safetensors"], "auto", Options(heads=4, prefix_mode=1))
+    assert checkpoint.rules["family"] == "lifeiteng"
+    save_file({"w": torch.ones(2)}, str(tmp_path / "other.safetensors"))
+    with pytest.raises(CheckpointError, match="no checkpoint that valle2 knows"):
+        read_any([tmp_path / "other.safetensors"])
 
 
 def test_numbers_of_numpy_beside_the_weights_count(tmp_path: Path) -> None:
