@@ -206,21 +206,20 @@ class CheckpointFuzzer(Fuzzer):
         ]
 
     def next(self) -> bytes:
-        container = dict(self.rng.choice(self.containers))
-        container["model"] = model = dict(container["model"])
+        whole = self.rng.choice(self.containers)
+        container, weights = dict(whole), dict(whole["model"])
+        container["model"] = weights
         for _ in range(self.rng.choice((1, 1, 2))):
             if self.rng.random() < 0.4:
                 key = self.rng.choice([*container, "nhead", "prefix_mode", "scale_factor"])
                 container[key] = self.rng.choice((*ODD, *pickles.plain_values()))
             else:
-                key = self.rng.choice(list(model))
-                model[key] = self.tensor(model[key])
+                key = self.rng.choice(list(weights))
+                weights[key] = self.tensor(whole["model"][key])
         return saved(container)
 
-    def tensor(self, old: Any) -> Any:
+    def tensor(self, old: torch.Tensor) -> Any:
         """Another value in the place of a weight."""
-        if not isinstance(old, torch.Tensor):
-            return old
         if self.rng.random() < 0.4:
             return torch.zeros(old.shape, dtype=self.rng.choice(DTYPES))
         return self.rng.choice(
