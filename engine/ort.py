@@ -20,7 +20,8 @@ from valle2.engine.memory import give_back, in_huge_pages, sparse_zeros
 from valle2.engine.providers import RECORDING, check_strays, find_provider, provider_options
 from valle2.engine.specs import GraphSpec
 
-ERRORS_ONLY = 3
+FATAL_ONLY = 4
+"""What ONNX Runtime prints itself. Its errors arrive as exceptions, which become one line."""
 TURNS = {
     "session.use_env_allocators": "1",
     "session.use_device_allocator_for_initializers": "1",
@@ -106,7 +107,7 @@ class OrtBackend(Backend):
         stepped: bool = False,
     ) -> None:
         options = ort.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY
         options.intra_op_num_threads = threads
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # sums as their parts come: less is kept
         options.add_session_config_entry(RECORDING, "1" if device != "cpu" else "0")
