@@ -30,8 +30,10 @@ MAX_TOKENS = 200
 MAX_BYTES, MAX_LINES, MAX_VALUES = 32 * 2**20, 500_000, 500_000
 """Of a file of the front end, of a table in it, and of a tokenizer's JSON. The demo's lexicon has 2 MB."""
 MAX_PATTERN, MAX_GROWTH = 2000, 1024
-COSTLY = re.compile(r"\)[*+{]|\{\d{4}|\{\d*,\d{4}")
-"""A repeated group, whose search may take time that grows as a power of two, or very many repeats."""
+COSTLY = re.compile(r"\)[*+{]|\{\d{4}|\{\d*,\d{4}|\(\?#")
+"""A repeated group, whose search may take time that grows as a power of two; very many repeats; a comment."""
+ESCAPE, CLASS = re.compile(r"\\."), re.compile(r"\[\^?\]?[^\]\n]*\]")
+"""A character that is meant literally in a pattern, and a set of characters."""
 PANIC = "PanicException"
 
 
@@ -152,14 +154,16 @@ def read_tokenizer(folder: Path, files: Collection[str]) -> Tokenizer:
 def check_tokenizer(values: Any) -> None:
     """Refuse a tokenizer that could take a text far more time or memory than its length."""
     for pattern in strings(values, "Regex"):
-        if len(pattern) > MAX_PATTERN or COSTLY.search(pattern):
+        if len(pattern) > MAX_PATTERN or COSTLY.search(CLASS.sub(".", ESCAPE.sub(".", pattern))):
             raise ValueError(f"a pattern repeats a group or a long run: {shown(pattern)}")
     normalizer = values.get("normalizer") if isinstance(values, dict) else None
     added = (*strings(normalizer, "content"), *strings(normalizer, "prepend"))
     if prod(1 + len(text) for text in added) > MAX_GROWTH:
         raise ValueError(f"its normalizer may make a text more than {MAX_GROWTH} times as long")
     if "Precompiled" in strings(normalizer, "type"):
-        raise ValueError("it has a Precompiled normalizer, whose table cannot be checked")
+        raise ValueError(
+            "it has a Precompiled normalizer, whose table cannot be checked; use NFKC and Replace"
+        )
 
 
 def strings(value: Any, key: str) -> Iterator[str]:

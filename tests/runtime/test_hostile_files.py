@@ -250,6 +250,9 @@ SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
     "changes",
     [
         {"pre_tokenizer": SPLIT | {"pattern": {"Regex": "(a+)+$"}}},
+        {"pre_tokenizer": SPLIT | {"pattern": {"Regex": r"\[(a+)+]"}}},
+        {"pre_tokenizer": SPLIT | {"pattern": {"Regex": "(?#[)(a+)+(?#])"}}},
+        {"pre_tokenizer": SPLIT | {"pattern": {"Regex": "(?x)#[\n(a+)+#]"}}},
         {"pre_tokenizer": SPLIT | {"pattern": {"Regex": "a{50000}"}}},
         {"pre_tokenizer": SPLIT | {"pattern": {"Regex": "a" * 10_000}}},
         {"pre_tokenizer": SPLIT | {"pattern": {"Regex": "("}}},
@@ -266,6 +269,20 @@ SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 )
 def test_a_tokenizer_that_is_none(folder: Path, changes: dict[str, Any]) -> None:
     assert "the text front end does not load" in changed(folder, **changes)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+""",
+    ],
+)
+def test_patterns_of_common_tokenizers_are_taken(folder: Path, pattern: str) -> None:
+    path = folder / "text" / "tokenizer.json"
+    split = SPLIT | {"pattern": {"Regex": pattern}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": split}))
+    TextFrontEnd.load(folder, {"kind": "phonemes"})
 
 
 def test_a_tokenizer_that_pads_does_not(folder: Path) -> None:
