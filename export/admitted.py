@@ -22,7 +22,9 @@ from valle2.export.pickles import ENTRY_COST, Budget, Builders, Global, Named, N
 
 MAX_AXES = 32
 MAX_COUNT = 1 << 48
-PLAIN_DTYPE = re.compile(r"[<|=]?(b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,3})")
+PLAIN_DTYPE = re.compile(r"[<|=]?(b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,4})")
+DEQUE_COST, ARRAY_COST, AXIS_COST = 800, 512, 16
+"""Bytes charged for a deque, for an array, for each of its axes, besides what they hold."""
 LONGEST_NUMBER = 64
 """Characters of a number that is given as text."""
 STORAGES = {
@@ -176,6 +178,7 @@ def size(budget: Budget, items: Any = ()) -> torch.Size:
 def queue(budget: Budget, items: Any = (), longest: Any = None) -> deque[Any]:
     if longest is not None and not (type(longest) is int and 0 <= longest < MAX_COUNT):
         raise PickleError("its pickle makes a deque of no length")
+    budget.charge(DEQUE_COST)
     return deque(listed(budget, items), longest)
 
 
@@ -227,10 +230,10 @@ def raw_bytes(budget: Budget, value: Any = b"", encoding: Any = "latin1") -> byt
 
 def path_text(budget: Budget, *parts: Any) -> str:
     """A path as text, whatever system wrote it."""
-    budget.charge(sum(len(part) for part in parts if type(part) is str))
     if not all(type(part) is str for part in parts):
         raise PickleError("its pickle makes a path of what is no text")
-    return "/".join(parts).replace("//", "/")
+    budget.charge(8 * sum(map(len, parts)))
+    return "/".join(parts).replace("//", "/") or "."
 
 
 def namespace(budget: Budget) -> Namespace:
@@ -248,6 +251,12 @@ def moment(budget: Budget, state: Any, zone: Any = None) -> datetime.datetime:
     if type(state) is not bytes or len(state) != 10 or not isinstance(zone, datetime.tzinfo | None):
         raise PickleError("its pickle holds a date that is none")
     return datetime.datetime(state, zone)  # type: ignore[arg-type, call-arg]
+
+
+def clock(budget: Budget, state: Any) -> datetime.time:
+    if type(state) is not bytes or len(state) != 6:
+        raise PickleError("its pickle holds a time that is none")
+    return datetime.time(state)  # type: ignore[arg-type]
 
 
 def day(budget: Budget, state: Any) -> datetime.date:
@@ -276,6 +285,7 @@ def dtype(budget: Budget, name: Any, *flags: Any) -> np.dtype[Any]:
 
 def scalar(budget: Budget, kind: Any, raw: Any) -> Any:
     """One number or text of numpy."""
+    budget.charge(ARRAY_COST + 2 * len(raw) if type(raw) is bytes else 0)
     if isinstance(kind, np.dtype) and kind.kind in "SU" and type(raw) is bytes and len(raw) == kind.itemsize:
         return raw.decode("utf-32-le").rstrip("\0") if kind.kind == "U" else raw.rstrip(b"\0")
     return elements(kind, raw, 1)[0]
@@ -297,8 +307,11 @@ def empty_array(budget: Budget, kind: Any, *rest: Any) -> Any:
     return np.zeros(0, np.uint8)
 
 
-def buffer_array(budget: Budget, raw: Any, kind: Any, shape: Any, order: Any) -> Any:
-    """An array as protocol 5 writes it."""
+def buffer_array(budget: Budget, raw: Any, kind: Any, shape: Any, order: Any, *rest: Any) -> Any:
+    """An array as protocol 5 writes it. rest: another order of its axes, which is not read."""
+    budget.charge(ARRAY_COST + AXIS_COST * MAX_AXES)
+    if not all(part is None for part in rest):
+        raise PickleError("it holds a numpy array in an order of its own; save a copy")
     flat = elements(kind, raw_bytes(budget, raw), math.prod(whole(shape)))
     return flat.reshape(whole(shape), order="F" if order == "F" else "C")
 
@@ -310,6 +323,7 @@ def fill_array(budget: Budget, array: Any, state: Any) -> None:
     """Put shape, dtype and values into an array, in place: other values of the file may refer to it."""
     if type(state) is not tuple or len(state) != 5:
         raise PickleError("it holds a numpy array without values")
+    budget.charge(ARRAY_COST + AXIS_COST * MAX_AXES)
     _, shape, kind, column_major, raw = state
     elements(kind, raw, math.prod(whole(shape)))
     budget.charge(len(raw))
@@ -376,7 +390,7 @@ CALLS: dict[str, dict[str, Named]] = {
     "types": {"SimpleNamespace": namespace},
     "pathlib": dict.fromkeys(PATHS, path_text),
     "pathlib._local": dict.fromkeys(PATHS, path_text),
-    "datetime": {"datetime": moment, "date": day, "timedelta": duration, "timezone": zone},
+    "datetime": {"datetime": moment, "date": day, "time": clock, "timedelta": duration, "timezone": zone},
     "torch": {"Size": size, "device": device},
     "torch.torch_version": {"TorchVersion": text},
     "torch._utils": REBUILDERS,
@@ -393,11 +407,16 @@ NUMPY: dict[str, dict[str, Named]] = {
     "numeric": {"_frombuffer": buffer_array},
 }
 CALLS |= {f"numpy.{core}.{part}": calls for core in ("core", "_core") for part, calls in NUMPY.items()}
+PYTHON2 = {"long": "int", "unicode": "str", "xrange": "range"}
+"""What pickles of protocol 2 call some types of `builtins`."""
 CLASSES = {
     "torch": ("Tensor",),
     "torch._tensor": ("Tensor",),
     "torch.nn.parameter": ("Parameter", "Buffer"),
-    "numpy": ("ndarray",),
+    "numpy": (
+        *("ndarray", "bool_", "float16", "float32", "float64", "complex64", "complex128"),
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    ),
 }
 """What stands in a pickle as an argument and builds nothing of its own."""
 
@@ -409,6 +428,8 @@ def admitted() -> Names:
     }
     found |= {(module, name): Global(name) for module, names in CLASSES.items() for name in names}
     found |= {("__builtin__", name): value for (module, name), value in found.items() if module == "builtins"}
+    found |= {("__builtin__", old): found["builtins", new] for old, new in PYTHON2.items()}
+    found |= {(module, "Ellipsis"): ... for module in ("builtins", "__builtin__")}
     found |= {("torch", name): getattr(torch, name) for name in (*DTYPES, *ALIASES)}
     for name, kind in STORAGES.items():
         for module in ("torch", "torch.cuda", "torch.storage"):

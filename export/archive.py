@@ -26,7 +26,7 @@ FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
 ZIP64_FIELD = 1
 FOLLOWED, UTF8 = 1 << 3, 1 << 11
 """Flags: a descriptor follows the member; its name is UTF-8."""
-MAX_MEMBERS, LONGEST_NAME = 2**15, 1024
+MAX_MEMBERS, LONGEST_NAME, MAX_FIELDS = 2**15, 1024, 8
 SCRIPT = {b"constants.pkl", b"code"}
 """What only TorchScript has in an archive's folder. Its code is packed."""
 Bytes = bytes | memoryview
@@ -138,8 +138,8 @@ def read_directory(data: Bytes, where: range, count: int) -> Iterator[Entry]:
             CENTRAL_HEADER.unpack_from(data, at)
         )
         at += CENTRAL_HEADER.size
-        if at + name + extra + comment > where.stop:
-            raise ArchiveError("is damaged: an entry of its directory is cut off")
+        if at + name + extra + comment > where.stop or name > LONGEST_NAME:
+            raise ArchiveError("is damaged: an entry of its directory is cut off, or has too long a name")
         title = bytes(data[at : at + name])
         fields = bytes(data[at + name : at + name + extra])
         at += name + extra
@@ -166,10 +166,11 @@ def check_stored(flags: int, method: int, size: int, packed: int) -> None:
 
 def extra_fields(fields: bytes) -> Iterator[tuple[int, bytes]]:
     """(id, value) of each extra field; they must fill their place."""
-    at = 0
+    at = count = 0
     while at < len(fields):
-        if at + 4 > len(fields):
-            raise ArchiveError("is damaged: an extra field is cut off")
+        count += 1
+        if at + 4 > len(fields) or count > MAX_FIELDS:
+            raise ArchiveError(f"is damaged: an extra field is cut off, or a member has over {MAX_FIELDS}")
         kind, length = struct.unpack_from("<2H", fields, at)
         value = fields[at + 4 : at + 4 + length]
         if len(value) != length:

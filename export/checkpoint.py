@@ -8,7 +8,7 @@ Text files lie in `text/`, ready voices in `voices/`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ from valle2.export.safetensors_file import read_safetensors
 WEIGHTS = "model.safetensors"
 METADATA = "valle2"
 LISTED = 6
+HALF = 2
+"""Bytes of the smallest number that a published codec is stored in."""
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What weights may be stored in."""
 CARRIED: dict[str, Callable[[object], Any]] = {
     "name": lambda value: words("name", value, MAX_NAME),
     "text": check_text,
@@ -112,7 +116,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def empty_checkpoint(values: Any) -> Checkpoint:
-    """Build the modules that the metadata describes. AR and NAR take no memory until they are filled.
+    """Build the modules that the metadata describes. They take no memory until they are filled.
 
     Raises:
         ValueError: an entry is missing, of another type, or out of range.
@@ -123,7 +127,8 @@ def empty_checkpoint(values: Any) -> Checkpoint:
     codec: Codec | None = None
     if values.get("codec"):
         sizes = CodecConfig.from_dict(values["codec"])
-        codec = (CodecEncoder(sizes).eval(), CodecDecoder(sizes).eval(), sizes)
+        with torch.device("meta"):
+            codec = (CodecEncoder(sizes).eval(), CodecDecoder(sizes).eval(), sizes)
     rest = {name: check(values[name]) for name, check in CARRIED.items() if name in values}
     with torch.device("meta"):
         ar, nar = ARModel(config).eval(), NARModel(config).eval()
@@ -131,18 +136,53 @@ def empty_checkpoint(values: Any) -> Checkpoint:
 
 
 def fill(checkpoint: Checkpoint, weights: dict[str, Tensor], file: Path) -> None:
-    """Put the weights into the modules, uncopied where they are float32; list the keys that differ."""
+    """Put the weights into the modules, uncopied where they are float32; list the keys that differ.
+
+    All names and shapes are compared before the first number is read.
+    """
     states = {prefix: module.state_dict() for prefix, module in checkpoint.modules().items()}
     expected = {f"{prefix}.{name}" for prefix, state in states.items() for name in state}
     missing, extra = sorted(expected - set(weights)), sorted(set(weights) - expected)
     if missing or extra:
         raise CheckpointError(f"{file}: missing weights {short(missing)}, unknown weights {short(extra)}")
+    shapes = {
+        f"{prefix}.{name}": tuple(target.shape)
+        for prefix, state in states.items()
+        for name, target in state.items()
+    }
+    for name, shape in shapes.items():
+        check_shape(file, name, weights[name], shape)
     for prefix, module in checkpoint.modules().items():
         found = {
-            name: checked_weight(file, full := f"{prefix}.{name}", weights[full], tuple(target.shape))
-            for name, target in states[prefix].items()
+            name: checked_weight(file, full := f"{prefix}.{name}", weights[full], shapes[full])
+            for name in states[prefix]
         }
         module.load_state_dict(found, strict=True, assign=True)
+
+
+def put(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Make tensors the module's own parameters of these names, uncopied where their numbers are in order."""
+    for name, value in weights.items():
+        setattr(module, name, nn.Parameter(value.contiguous()))
+
+
+def check_backed(file: Path, *modules: nn.Module) -> None:
+    """Refuse modules on `meta` with more weights than the file has room for: some of its tensors are one.
+
+    Raises:
+        CheckpointError: their weights in half precision are larger than the file.
+    """
+    weights = {id(weight): weight.numel() for module in modules for weight in module.parameters()}
+    numbers, size = sum(weights.values()), file.stat().st_size
+    if HALF * numbers > size:
+        raise CheckpointError(
+            f"{file} has {size} bytes, but its shapes say {numbers} weights; is the file complete?"
+        )
+
+
+def check_shape(file: Path, name: str, found: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(found.shape) != shape:
+        raise CheckpointError(f"{file}: {name} is {tuple(found.shape)}; expected {shape}")
 
 
 def checked_weight(file: Path, name: str, found: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -151,9 +191,8 @@ def checked_weight(file: Path, name: str, found: Tensor, shape: tuple[int, ...])
     Raises:
         CheckpointError: it has another shape, no floating-point numbers, or numbers beyond float32.
     """
-    if tuple(found.shape) != shape:
-        raise CheckpointError(f"{file}: {name} is {tuple(found.shape)}; expected {shape}")
-    if not found.is_floating_point():
+    check_shape(file, name, found, shape)
+    if found.dtype not in FLOATS:
         raise CheckpointError(f"{file}: {name} is no plain tensor of floating-point numbers")
     single = found.float()
     if not bool(torch.isfinite(single).all()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from valle2.export.checkpoint import checked_weight, short
@@ -47,10 +46,7 @@ class Claims:
             CheckpointError: it is absent, of another shape, not a plain float tensor, or not finite.
         """
         found = self.found(name)
-        if found.numel() > found.untyped_storage().nbytes() // found.element_size():
-            raise CheckpointError(f"{self.path}: {name} is no plain tensor: it repeats its numbers")
-        if found.dtype != torch.float32:
-            self.room -= 4 * found.numel()
+        self.room -= 4 * found.numel()
         if self.room < 0:
             raise CheckpointError(
                 f"{self.path}: its weights would take more than {ROOM} times its size; it is damaged"
@@ -69,9 +65,13 @@ class Claims:
         }
 
     def found(self, name: str) -> Tensor:
+        """A tensor that has as many numbers as its shape says; every size that is read comes from one."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.path} lacks the weight {name}; is the file complete?")
-        return self.tensors[name]
+        found = self.tensors[name]
+        if found.numel() > found.untyped_storage().nbytes() // found.element_size():
+            raise CheckpointError(f"{self.path}: {name} is no plain tensor: it repeats its numbers")
+        return found
 
     def finish(self, *ignored: str) -> None:
         """Refuse tensors that nobody took; those whose names end in one of `ignored` may be left."""

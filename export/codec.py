@@ -9,7 +9,8 @@ N samples, T frames.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -21,16 +22,33 @@ from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 
 OVERLAP = 4
 MEL_FLOOR = 1e-5
+ROWS = 64
+"""Of a Fourier basis, gathered at once."""
 MAX_WIDTH = 4096
-CODEC_LIMITS = {
+MAX_HOP = 640
+"""Of a codec with Fourier bases, which grow with its square; the published ones have 320."""
+Limits = Mapping[str, tuple[int, int]]
+CODEC_LIMITS: Limits = {
     "sample_rate": (4000, 192_000),
-    "hop": (16, 1024),
-    "mels": (1, 512),
+    "hop": (16, MAX_HOP),
+    "mels": (1, 256),
     "blocks": (0, 64),
     "detail": (0, 64),
     "decoder_blocks": (0, 64),
 }
 """Least and greatest sizes; the others lie between 1 and `MAX_WIDTH`."""
+
+
+def check_sizes(kind: str, sizes: Mapping[str, object], limits: Limits) -> None:
+    """Refuse the first size that is no whole number within its limits, or within 1 and `MAX_WIDTH`.
+
+    Raises:
+        ValueError: it names the codec, the size and its limits.
+    """
+    for name, value in sizes.items():
+        least, most = limits.get(name, (1, MAX_WIDTH))
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"{kind}: {name} is {shown(value)}; expected {least} to {most}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +75,7 @@ class CodecConfig:
     decoder_blocks: int = 5
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            value, (least, most) = getattr(self, entry.name), CODEC_LIMITS.get(entry.name, (1, MAX_WIDTH))
-            if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"codec: {entry.name} is {shown(value)}; expected {least} to {most}")
+        check_sizes("codec", asdict(self), CODEC_LIMITS)
 
     @classmethod
     def from_dict(cls, values: Any) -> CodecConfig:
@@ -76,12 +91,12 @@ class CodecConfig:
 
 
 def mel_matrix(config: CodecConfig) -> Tensor:
-    """Triangular mel filters (bins, mels), HTK scale, 0 Hz to half the sample rate."""
+    """Triangular mel filters (bins, mels), HTK scale, 0 Hz to half the sample rate; never on `meta`."""
     bins = config.window // 2 + 1
     top = 2595 * math.log10(1 + config.sample_rate / 2 / 700)
-    mel = torch.linspace(0, top, config.mels + 2, dtype=torch.float64)
+    mel = torch.linspace(0, top, config.mels + 2, dtype=torch.float64, device="cpu")
     edges = 700 * (10 ** (mel / 2595) - 1)
-    hertz = torch.linspace(0, config.sample_rate / 2, bins, dtype=torch.float64)[:, None]
+    hertz = torch.linspace(0, config.sample_rate / 2, bins, dtype=torch.float64, device="cpu")[:, None]
     rise = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
     return torch.minimum(rise, fall).clamp(min=0).float()
@@ -96,18 +111,22 @@ class Fourier(nn.Module):
     ones. The window is a periodic Hann.
 
     Every entry of a basis is one of N cosines. A graph holds only these and gathers the bases when it is
-    loaded: stored, they would weigh as much as the network around them.
+    loaded: stored, they would weigh as much as the network around them. Outside graphs they are gathered at
+    their first use, so that a module takes no memory for them before; its cosines are real on `meta`.
     """
+
+    kept: Tensor | None
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size, self.bins = size, size // 2 + 1
         self.parts = [self.bins // 2 + 1, self.bins // 2]
-        self.order = torch.cat([torch.arange(first, self.bins, 2) for first in (0, 1)])
-        cosine = torch.cos(torch.arange(size, dtype=torch.float64) * (2 * math.pi / size))
+        self.order = torch.cat([torch.arange(first, self.bins, 2, device="cpu") for first in (0, 1)])
+        turns = torch.arange(size, dtype=torch.float64, device="cpu")
+        cosine = torch.cos(turns * (2 * math.pi / size))
         self.register_buffer("cosine", cosine.float(), persistent=False)
         self.register_buffer("hann", (0.5 - 0.5 * cosine).float(), persistent=False)
-        self.register_buffer("kept", self.gathered(), persistent=False)
+        self.register_buffer("kept", None, persistent=False)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """frames (..., N) -> real and imaginary parts (..., K)."""
@@ -119,17 +138,32 @@ class Fourier(nn.Module):
 
     def bases(self) -> tuple[Tensor, Tensor]:
         """(N / 2, 2 * bins) of the even bins and of the odd ones."""
-        whole = self.gathered() if torch.compiler.is_exporting() else self.get_buffer("kept")
+        whole = self.gathered(self.size // 2) if torch.compiler.is_exporting() else self.remembered()
         odd = 2 * self.parts[0]
         return whole[:, :odd], whole[:, odd:]
 
-    def gathered(self) -> Tensor:
-        """(N / 2, 2 * K): of each part cosines, then negative sines: -sin(x) is cos(x + a quarter turn)."""
+    def gathered(self, *span: int) -> Tensor:
+        """Rows of (N / 2, 2 * K): of each part cosines, then negative sines.
+
+        -sin(x) is cos(x + a quarter turn). span: the rows, as `range` takes them.
+        """
         evens, odds = self.order[: self.parts[0]], self.order[self.parts[0] :]
         bins = torch.cat([evens, evens, odds, odds])
         turned = torch.tensor([turn for part in self.parts for turn in [0] * part + [1] * part])
-        index = (torch.arange(self.size // 2)[:, None] * bins + turned * (self.size // 4)) % self.size
+        index = (torch.arange(*span)[:, None] * bins + turned * (self.size // 4)) % self.size
         return self.get_buffer("cosine")[index]
+
+    @torch.inference_mode(False)
+    def remembered(self) -> Tensor:
+        """All rows, gathered a few at a time: their indices take twice their memory."""
+        if self.kept is None:
+            cosine, rows = self.get_buffer("cosine"), self.size // 2
+            whole = cosine.new_empty(rows, 2 * self.bins)
+            for first in range(0, rows, ROWS):
+                end = min(first + ROWS, rows)
+                whole[first:end] = self.gathered(first, end)
+            self.kept = whole
+        return self.kept
 
 
 class InverseFourier(Fourier):

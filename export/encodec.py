@@ -15,10 +15,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from valle2.export.codec import embedded, residual_codes
+from valle2.export.codec import Limits, check_sizes, embedded, residual_codes
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 
 WIDE, NARROW, LSTM_LAYERS = 7, 3, 2
+ENCODEC_LIMITS: Limits = {
+    "levels": (1, 8),
+    "filters": (2, 256),
+    "ratio": (2, 64),
+    "hop": (2, 2048),
+    "sample_rate": (4000, 192_000),
+}
+"""Least and greatest sizes; dimension and width lie between 1 and `codec.MAX_WIDTH`.
+
+levels: how many ratios. EnCodec has 32 filters, dimension 128 and hop 320, SpeechTokenizer 64, 1024 and 320.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +37,9 @@ class EncodecConfig:
     """Sizes. ratios: samples to frames, in the encoder's order; `filters` double with each.
 
     causal: convolutions look back only. both_ways: the encoder's LSTM also runs backwards.
+
+    Raises:
+        ValueError: a size is no whole number in `ENCODEC_LIMITS`.
     """
 
     filters: int = 32
@@ -34,6 +48,13 @@ class EncodecConfig:
     sample_rate: int = 24000
     causal: bool = True
     both_ways: bool = False
+
+    def __post_init__(self) -> None:
+        plain = {"levels": len(self.ratios), "filters": self.filters, "dimension": self.dimension}
+        check_sizes("EnCodec", plain | {"sample_rate": self.sample_rate}, ENCODEC_LIMITS)
+        for ratio in self.ratios:
+            check_sizes("EnCodec", {"ratio": ratio}, ENCODEC_LIMITS)
+        check_sizes("EnCodec", {"hop": self.hop, "width": self.width}, ENCODEC_LIMITS)
 
     @property
     def hop(self) -> int:
@@ -225,7 +246,7 @@ class EncodecEncoder(nn.Module):
         )
         self.recurrent = Recurrent(config.width, config.both_ways)
         self.last = Conv(config.width << config.both_ways, config.dimension, WIDE, causal=causal)
-        self.tables = nn.Parameter(torch.randn(CODEBOOKS, CODEBOOK_SIZE, config.dimension))
+        self.tables = nn.Parameter(torch.empty(CODEBOOKS, CODEBOOK_SIZE, config.dimension))
 
     def forward(self, audio: Tensor) -> Tensor:
         return self.quantise(self.latent(audio))
@@ -250,7 +271,7 @@ class EncodecDecoder(nn.Module):
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__()
         widths = [config.width // 2**level for level in range(len(config.ratios) + 1)]
-        self.tables = nn.Parameter(torch.randn(CODEBOOKS, CODEBOOK_SIZE, config.dimension))
+        self.tables = nn.Parameter(torch.empty(CODEBOOKS, CODEBOOK_SIZE, config.dimension))
         self.causal = config.causal
         self.first = Conv(config.dimension, config.width, WIDE, causal=config.causal)
         self.recurrent = Recurrent(config.width)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from valle2.engine.untrusted import parse_json, read_bounded, shown
+from valle2.export.checkpoint import check_backed, put
 from valle2.export.claims import Claims
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 from valle2.export.encodec import (
@@ -77,17 +78,20 @@ def read_encodec(path: Path) -> tuple[EncodecEncoder, EncodecDecoder, EncodecCon
     form = next((form for form in FORMS if form.table.format(0) in claims), None)
     if form is None:
         raise CheckpointError(
-            f"{path} is no EnCodec checkpoint (it has {sorted(claims.tensors)[0]}); expected encodec_24khz, "
+            f"{path} is no EnCodec checkpoint (it has {shown(min(claims.tensors))}); expected encodec_24khz, "
             "as model.safetensors of transformers or as encodec's .th file, or SpeechTokenizer.pt"
         )
     config = sizes(claims, form)
-    encoder, decoder = EncodecEncoder(config).eval(), EncodecDecoder(config).eval()
+    with torch.device("meta"):  # they take no memory until the file's weights are in them
+        encoder, decoder = EncodecEncoder(config).eval(), EncodecDecoder(config).eval()
+    decoder.tables = encoder.tables
+    check_backed(path, encoder, decoder)
     tables = [claims.take(form.table.format(k), CODEBOOK_SIZE, config.dimension) for k in range(CODEBOOKS)]
-    with torch.no_grad():
-        for side, module in (("encoder", encoder), ("decoder", decoder)):
-            module.tables.copy_(torch.stack(tables))
-            for name, place in places(side, len(config.ratios)):
-                load(module.get_submodule(name), claims, form, f"{side}.{place}")
+    put(encoder, {"tables": torch.stack(tables)})
+    decoder.tables = encoder.tables
+    for side, module in (("encoder", encoder), ("decoder", decoder)):
+        for name, place in places(side, len(config.ratios)):
+            load(module.get_submodule(name), claims, form, f"{side}.{place}")
     if config.both_ways:
         claims.finish(*TEACHER, *TRAINING)
     return encoder, decoder, config
@@ -123,7 +127,21 @@ def tokenizer_rate(claims: Claims, config: EncodecConfig) -> int:
 
 
 def sizes(claims: Claims, form: Form) -> EncodecConfig:
-    """What the shapes say; refuses the stereo model and fewer codebooks than are used."""
+    """What the shapes say; refuses the stereo model, fewer codebooks than are used, sizes out of range."""
+    try:
+        return said_sizes(claims, form)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{claims.path}: {error}") from None
+
+
+def said_sizes(claims: Claims, form: Form) -> EncodecConfig:
+    """What the shapes say.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
     first = Layer(claims, form, "encoder.0", form.conv)
     filters, channels, _ = first.shape()
     if channels != 1:
@@ -191,26 +209,26 @@ class Layer:
         length, direction = self.pair()
         towards = self.claims.take(direction, *shape)
         size: Tensor = torch.linalg.vector_norm(towards, dim=(1, 2), keepdim=True)
-        return self.claims.take(length, shape[0], 1, 1) * towards / size
+        return (self.claims.take(length, shape[0], 1, 1) * towards).div_(size)
 
 
 def load(module: nn.Module, claims: Claims, form: Form, place: str) -> None:
     """Fill one of our layers from the file."""
     if isinstance(module, Recurrent):
         side, rest = place.split(".", 1)
-        for name, value in module.lstm.named_parameters():
-            value.copy_(claims.take(f"{side}.{form.layers}.{rest}.lstm.{name}", *value.shape))
+        place = f"{side}.{form.layers}.{rest}.lstm"
+        shapes = {name: value.shape for name, value in module.lstm.named_parameters()}
+        put(module.lstm, {name: claims.take(f"{place}.{name}", *shape) for name, shape in shapes.items()})
         return
     assert isinstance(module, Conv | Upsample)
     conv = module.conv
     if isinstance(module, Upsample):
         layer = Layer(claims, form, place, form.up)
         weight = layer.weight(conv.in_channels, module.outputs, 2 * module.ratio)
-        conv.weight.copy_(Upsample.rearranged(weight))
+        weight = Upsample.rearranged(weight)
         bias = claims.take(layer.name("bias"), module.outputs).repeat_interleave(module.ratio)
     else:
         layer = Layer(claims, form, place, form.conv)
-        conv.weight.copy_(layer.weight(*conv.weight.shape))
+        weight = layer.weight(*conv.weight.shape)
         bias = claims.take(layer.name("bias"), conv.out_channels)
-    assert conv.bias is not None
-    conv.bias.copy_(bias)
+    put(conv, {"weight": weight, "bias": bias})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from valle2.engine.untrusted import shown
 from valle2.export.amphion import read_amphion
@@ -125,5 +126,6 @@ def kind_of(names: Container[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy as the plain number that it is."""
-    return value.item() if isinstance(value, np.generic) else value
+    """A number of numpy or torch as the plain number that it is."""
+    single = isinstance(value, np.generic) or (isinstance(value, Tensor) and not value.ndim)
+    return value.item() if single else value

@@ -28,6 +28,8 @@ BOS, EOS = 1, 2
 PREFIX_MODES = (0, 1, 2, 4)
 NAMES = ("vall-e", "valle")
 PUBLISHED_HEADS = {1024: 16}
+ROWS = 64
+"""Of a table of positions, computed at once."""
 Weights = dict[str, Tensor]
 
 
@@ -142,7 +144,10 @@ def read_network(
         style=style,
     )
     weights = ar_weights(claims, ar, config, rows), nar_weights(claims, nar, config)
+    scales = [position_scales(claims, part) for part in (ar, nar)]
     claims.finish("num_batches_tracked")
+    for part, found, pair in zip((ar, nar), weights, scales, strict=True):  # last: they are large
+        found |= positions(part, config, *pair)
     ends = {
         "frames_per_token": 16,
         "frames_extra": int(not bos),
@@ -184,24 +189,38 @@ def head_counts(
 def sinusoids(rows: int, width: int, scale: Tensor) -> Tensor:
     """Interleaved sines and cosines (rows, width) times a learned scale, in float32 as they were trained."""
     rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))
-    phase = torch.arange(rows, dtype=torch.float32)[:, None] * rate
-    return torch.stack([phase.sin(), phase.cos()], dim=2).flatten(1)[:, :width] * scale
+    table = torch.empty(rows, width)
+    for first in range(0, rows, ROWS):
+        part = table[first : first + ROWS]
+        phase = torch.arange(first, first + len(part), dtype=torch.float32)[:, None] * rate
+        part[:, 0::2] = phase.sin()
+        part[:, 1::2] = phase.cos()[:, : width // 2]
+    return table.mul_(scale)
 
 
 def text_weights(claims: Claims, part: Part, config: ModelConfig) -> Weights:
-    """Text and position tables; a language is another copy of the rows, with its vector added."""
+    """Text table; a language is another copy of the rows, with its vector added."""
     name, width = part.name, part.width
     rows = config.vocab_size
     table = claims.take(f"{name}_text_embedding.word_embeddings.weight", rows, width)
     if config.text_rows > rows:
         tongues = claims.take(f"{name}_language_embedding.word_embeddings.weight", LANGUAGES, width)
         table = (table[None] + tongues[:, None]).flatten(0, 1)
-    scales = {kind: claims.take(f"{name}_{kind}_position.alpha", 1) for kind in ("text", "audio")}
-    frames = config.max_groups if name == "ar" else config.max_frames + 2
+    return {"text_table.weight": table}
+
+
+def position_scales(claims: Claims, part: Part) -> tuple[Tensor, Tensor]:
+    """The learned scales of the text's positions and of the codes'."""
+    text, audio = (claims.take(f"{part.name}_{kind}_position.alpha", 1) for kind in ("text", "audio"))
+    return text, audio
+
+
+def positions(part: Part, config: ModelConfig, text: Tensor, audio: Tensor) -> Weights:
+    """Position tables, which the file does not hold, of the scales that it does."""
+    frames = config.max_groups if part.name == "ar" else config.max_frames + 2
     return {
-        "text_table.weight": table,
-        "text_positions.weight": sinusoids(config.max_text, width, scales["text"]),
-        "code_positions.weight": sinusoids(frames, width, scales["audio"]),
+        "text_positions.weight": sinusoids(config.max_text, part.width, text),
+        "code_positions.weight": sinusoids(frames, part.width, audio),
     }
 
 

@@ -14,14 +14,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 Bytes = bytes | memoryview
 
 MAX_OPCODES, MAX_ARGUMENTS = 2_000_000, 64
 MAX_DIGITS = 64
 """Bytes of a whole number; the states of random generators have 17."""
+MAX_KEYS, MAX_TUPLE_KEYS, LONGEST_TUPLE_KEY = 20_000, 1000, 16
+"""Keys that are numbers, and tuples among them. They could be chosen so that a dictionary is slow."""
 KEY_LIMIT = 1 << 60
-"""Whole numbers below it have hashes of their own, so that no file can make a dictionary slow."""
-MAX_TUPLE_KEYS, LONGEST_TUPLE_KEY = 1000, 16
+"""Whole numbers below it have hashes of their own."""
+MEMO_GAP = 8
+"""How far the number of a value in the memo may run ahead of the values before it."""
 OPCODE_COST, VALUE_COST, ENTRY_COST, MARK_COST = 16, 64, 100, 120
 """Bytes charged for an opcode, for a small value, for an entry of a dictionary, for a list."""
 
@@ -42,7 +47,7 @@ class Budget:
 
     def __init__(self, limit: int) -> None:
         self.limit = self.left = limit
-        self.tuple_keys = MAX_TUPLE_KEYS
+        self.tuple_keys, self.number_keys = MAX_TUPLE_KEYS, MAX_KEYS
 
     def charge(self, size: int) -> None:
         """Take so many bytes, before they are allocated.
@@ -66,9 +71,14 @@ class Budget:
                     raise PickleError("its pickle has a key that is a nested tuple")
                 self.check_key(part)
             return
-        plain = type(key) in (str, bytes, bool, float, type(None))
-        if not plain and not (type(key) is int and abs(key) < KEY_LIMIT):
-            raise PickleError(f"its pickle has a key that is a {type(key).__name__} or a huge number")
+        if type(key) in (str, bytes, bool, type(None)):
+            return
+        self.number_keys -= 1
+        whole = type(key) is int and abs(key) < KEY_LIMIT
+        if not (whole or type(key) is float) or self.number_keys < 0:
+            raise PickleError(
+                f"its pickle has a key that is a {type(key).__name__}, or too many numbers as keys"
+            )
 
     def keys(self, values: Iterable[Any]) -> list[Any]:
         """The values, each fit to be a key."""
@@ -92,6 +102,8 @@ class Global:
     call: Named | None = None
 
 
+ABSENT = object()
+"""A place of the memo without a value."""
 Persistent = Callable[[Any], Any]
 Names = Mapping[tuple[str, str], Any]
 Builders = Mapping[type, Callable[[Budget, Any, Any], None]]
@@ -131,7 +143,7 @@ class Machine:
         """
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
         try:
             while True:
                 code = self.data[self.at]
@@ -194,7 +206,8 @@ class Machine:
         """Text behind its length. A character takes up to four bytes once one of them does."""
         raw = self.blob(form)
         if not raw.isascii():
-            self.budget.charge(len(raw) * (1 if max(raw) < TWO_BYTES else 2 if max(raw) < FOUR_BYTES else 4))
+            top = int(np.frombuffer(raw, np.uint8).max())
+            self.budget.charge(len(raw) * (1 if top < TWO_BYTES else 2 if top < FOUR_BYTES else 4))
         self.push(raw.decode("utf-8", "replace"))
 
     # -- stack ----------------------------------------------------------------------------------
@@ -214,7 +227,18 @@ class Machine:
 
     def put(self, index: int) -> None:
         self.budget.charge(ENTRY_COST)
+        missing = index + 1 - len(self.memo)
+        if missing > MEMO_GAP:
+            raise PickleError(f"its pickle numbers a value {index} after {len(self.memo)} others")
+        self.memo += [ABSENT] * missing
         self.memo[index] = self.stack[-1]
+
+    def get(self, index: int) -> None:
+        """Push a value of the memo."""
+        value = self.memo[index]
+        if value is ABSENT:
+            raise PickleError(f"its pickle takes the value {index} before it has made it")
+        self.push(value)
 
     def named(self, module: str, name: str) -> None:
         """Push what an admitted name stands for."""
@@ -395,8 +419,8 @@ STEPS: dict[int, Step] = {
     0x90: lambda m: m.extend_set(m.since_mark()),
     0x91: lambda m: new_set(m, m.since_mark(), frozenset),
     # memo
-    ord("h"): lambda m: m.push(m.memo[m.number(U8)]),
-    ord("j"): lambda m: m.push(m.memo[m.number(U32)]),
+    ord("h"): lambda m: m.get(m.number(U8)),
+    ord("j"): lambda m: m.get(m.number(U32)),
     ord("q"): lambda m: m.put(m.number(U8)),
     ord("r"): lambda m: m.put(m.number(U32)),
     0x94: lambda m: m.put(len(m.memo)),

@@ -27,6 +27,9 @@ WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 """Words that wrappers put into names: DataParallel, torch.compile, sharding, checkpointing."""
 EXTRA_STATE = "_extra_state"
 """What a module may keep beside its weights, below its own name."""
+AVERAGED = "n_averaged"
+"""What torch's averaged model counts, beside the weights."""
+LONGEST_NAME = 512
 ATTRIBUTE = "model"
 """The attribute of a Lightning module that usually holds the network."""
 Known = Callable[[Mapping[str, Tensor]], bool]
@@ -76,7 +79,8 @@ def find_state(container: Mapping[Any, Any], path: Path, known: Known) -> dict[s
 
 
 def is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
+    plain = isinstance(name, str) and len(name) <= LONGEST_NAME and name != AVERAGED
+    return plain and isinstance(value, Tensor)
 
 
 def check_rest(candidate: Mapping[Any, Any], path: Path) -> None:
@@ -89,17 +93,23 @@ def check_rest(candidate: Mapping[Any, Any], path: Path) -> None:
             )
 
 
-def candidates(container: Mapping[Any, Any], depth: int = 0) -> Iterator[Mapping[Any, Any]]:
-    """Dictionaries that may be the weights, the inner ones first."""
-    for key in KEYS if depth < MAX_DEPTH else ():
-        inner = container.get(key)
-        if isinstance(inner, dict):
-            yield from candidates(inner, depth + 1)
-    yield container
+def candidates(container: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
+    """Dictionaries that may be the weights, each once, the inner ones first."""
+    found = {id(container): container}
+    levels = [[container]]
+    for _ in range(MAX_DEPTH):
+        level = [values.get(key) for values in levels[-1] for key in KEYS]
+        inner = {id(values): values for values in level if isinstance(values, dict)}
+        levels.append([values for name, values in inner.items() if name not in found])
+        found |= inner
+    return [values for level in reversed(levels) for values in level]
 
 
 def spellings(tensors: Mapping[str, Tensor], path: Path) -> Iterator[dict[str, Tensor]]:
-    """The tensors by their names without wrappers, then without one word before all names after another."""
+    """The tensors by their names without wrappers, then without one word before the names after another.
+
+    What stands beside the names that have the word is left out: it belongs to the training.
+    """
     state = renamed(tensors, path, WRAPPERS)
     for _ in range(MAX_DEPTH + 1):
         if not state:
@@ -108,7 +118,8 @@ def spellings(tensors: Mapping[str, Tensor], path: Path) -> Iterator[dict[str, T
         word = common_word(state)
         if not word:
             return
-        state = renamed(state, path, before=word)
+        inside = {name: value for name, value in state.items() if name.startswith(f"{word}.")}
+        state = renamed(inside, path, before=word)
 
 
 def common_word(names: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from valle2.export.admitted import BUILDERS, NAMES, Storage, StorageType
 from valle2.export.archive import ArchiveError, is_archive, read_archive
 from valle2.export.errors import CheckpointError
-from valle2.export.pickles import Budget, Machine, PickleError, RefusedName
+from valle2.export.pickles import MAX_OPCODES, Budget, Machine, PickleError, RefusedName, printable
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """What a file of before torch 1.6 begins with: two pickled numbers."""
@@ -102,7 +102,7 @@ def read_zip(file: File, budget: Budget) -> Any:
     if PICKLE not in inside:
         raise ArchiveError(f"is no checkpoint: it has no {PICKLE}")
     order = inside.get(BYTE_ORDER)
-    if order is not None and bytes(data[order.start : order.end]).strip() != b"little":
+    if order is not None and bytes(data[order.start : min(order.end, order.start + 9)]).strip() != b"little":
         raise ArchiveError("was written on a machine of another order of bytes; save it on this one")
     pickled = inside[PICKLE]
     machine = Machine(data[pickled.start : pickled.end], NAMES, BUILDERS, budget)
@@ -113,7 +113,7 @@ def read_zip(file: File, budget: Budget) -> Any:
         if name not in storages:
             member = inside.get(f"data/{name}")
             if member is None or member.end - member.start != storage.count * storage.dtype.itemsize:
-                raise PickleError(f"its tensor data {name} is absent or of another size")
+                raise PickleError(f"its tensor data {printable(name)} is absent or of another size")
             storages[name] = replace(storage, values=file.numbers(member.start, member.end))
         return same(storages[name], storage)
 
@@ -149,19 +149,19 @@ def read_old(file: File, budget: Budget) -> Any:
     machine.load()
     order = machine.load()
     named = type(order) is list and all(type(name) is str for name in order)
-    if not named or sorted(order) != sorted(storages):
+    if not named or len(order) != len(storages) or set(order) != set(storages):
         raise PickleError("its list of tensor data does not fit its tensors")
     at = machine.at
     for name in order:
         storage = storages[name]
         first, last = at + 8, at + 8 + storage.count * storage.dtype.itemsize
         if last > len(data) or int.from_bytes(data[at:first], "little") != storage.count:
-            raise PickleError(f"its tensor data {name} is cut off or of another size")
+            raise PickleError(f"its tensor data {printable(name)} is cut off or of another size")
         storages[name] = replace(storage, values=file.numbers(first, last))
         at = last
     if at != len(data):
         raise PickleError("bytes stand behind its tensor data")
-    machine.at = begin
+    machine.at, machine.budget, machine.opcodes = begin, Budget(budget.limit), MAX_OPCODES
     return machine.load()
 
 

@@ -6,14 +6,25 @@ The bandwidth it is told of is fixed at 6 kbps, so its adaptive norms are plain 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from valle2.export.checkpoint import check_backed, put
 from valle2.export.claims import Claims
-from valle2.export.codec import OVERLAP, ConvNeXt, InverseFourier, embedded, inverse_stft, overlap_add
+from valle2.export.codec import (
+    MAX_HOP,
+    OVERLAP,
+    ConvNeXt,
+    InverseFourier,
+    Limits,
+    check_sizes,
+    embedded,
+    inverse_stft,
+    overlap_add,
+)
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 from valle2.export.errors import CheckpointError
 from valle2.export.state_dict import read_tensors
@@ -27,17 +38,29 @@ BANDWIDTHS = 4
 EPS = 1e-6
 LOUDEST = 100.0
 KERNEL = 7
+VOCOS_LIMITS: Limits = {"blocks": (0, 64), "hop": (4, MAX_HOP)}
+"""Least and greatest sizes; the others lie between 1 and `codec.MAX_WIDTH`.
+
+The published vocoder has 8 blocks, hop 320, dimension 128, width 384 and ffn 1152.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class VocosConfig:
-    """Sizes. dimension: of the codebooks' vectors."""
+    """Sizes. dimension: of the codebooks' vectors.
+
+    Raises:
+        ValueError: a size is no whole number in `VOCOS_LIMITS`.
+    """
 
     dimension: int = 128
     width: int = 384
     ffn: int = 1152
     blocks: int = 8
     hop: int = 320
+
+    def __post_init__(self) -> None:
+        check_sizes("Vocos", asdict(self), VOCOS_LIMITS)
 
 
 class VocosDecoder(nn.Module):
@@ -47,7 +70,7 @@ class VocosDecoder(nn.Module):
         super().__init__()
         self.hop, size = config.hop, OVERLAP * config.hop
         self.bins = size // 2 + 1
-        self.tables = nn.Parameter(torch.randn(CODEBOOKS, CODEBOOK_SIZE, config.dimension))
+        self.tables = nn.Parameter(torch.empty(CODEBOOKS, CODEBOOK_SIZE, config.dimension))
         self.embed = nn.Conv1d(config.dimension, config.width, KERNEL, padding=KERNEL // 2)
         self.norm = nn.LayerNorm(config.width, EPS)
         self.blocks = nn.Sequential(*(ConvNeXt(config.width, config.ffn, EPS) for _ in range(config.blocks)))
@@ -85,9 +108,10 @@ def read_vocos(path: Path) -> tuple[VocosDecoder, VocosConfig]:
             f"{file} decodes mel spectrograms; expected a Vocos of EnCodec's codes (vocos-encodec-24khz)"
         )
     config = sizes(claims)
-    decoder = VocosDecoder(config).eval()
-    with torch.no_grad():
-        fill(decoder, config, claims)
+    with torch.device("meta"):  # it takes no memory until the file's weights are in it
+        decoder = VocosDecoder(config).eval()
+    check_backed(file, decoder)
+    fill(decoder, config, claims)
     return decoder, config
 
 
@@ -106,26 +130,34 @@ def sizes(claims: Claims) -> VocosConfig:
             f"{claims.path}: the head has {rows} rows; expected 1282, an STFT of 1280 samples"
         )
     count = claims.count("backbone.convnext.{}.gamma")
-    return VocosConfig(dimension, width, ffn, count, (rows - 2) // OVERLAP)
+    try:
+        return VocosConfig(dimension, width, ffn, count, (rows - 2) // OVERLAP)
+    except ValueError as error:
+        raise CheckpointError(f"{claims.path}: {error}") from None
 
 
 def fill(decoder: VocosDecoder, config: VocosConfig, claims: Claims) -> None:
-    """Copy the file's weights into the decoder."""
+    """Put the file's weights into the decoder, uncopied where they can be."""
     books, dimension = claims.shape("feature_extractor.codebook_weights", 2)
     if books < CODEBOOKS * CODEBOOK_SIZE:
         raise CheckpointError(
             f"{claims.path} has {books} code vectors; expected {CODEBOOKS} times {CODEBOOK_SIZE}"
         )
     vectors = claims.take("feature_extractor.codebook_weights", books, dimension)
-    decoder.tables.copy_(vectors[: CODEBOOKS * CODEBOOK_SIZE].view(CODEBOOKS, CODEBOOK_SIZE, dimension))
+    tables = vectors[: CODEBOOKS * CODEBOOK_SIZE].reshape(CODEBOOKS, CODEBOOK_SIZE, dimension)
+    put(decoder, {"tables": tables})
 
     def take(module: nn.Module, name: str) -> None:
-        for part, value in module.named_parameters():
-            value.copy_(claims.take(f"{name}.{part}", *value.shape))
+        shapes = {part: value.shape for part, value in module.named_parameters()}
+        put(module, {part: claims.take(f"{name}.{part}", *shape) for part, shape in shapes.items()})
 
     def adaptive(norm: nn.LayerNorm, name: str) -> None:
-        for value, part in ((norm.weight, "scale"), (norm.bias, "shift")):
-            value.copy_(claims.take(f"{name}.{part}.weight", BANDWIDTHS, config.width)[BANDWIDTH])
+        parts = {"weight": "scale", "bias": "shift"}
+        tables = {
+            ours: claims.take(f"{name}.{part}.weight", BANDWIDTHS, config.width)
+            for ours, part in parts.items()
+        }
+        put(norm, {ours: table[BANDWIDTH] for ours, table in tables.items()})
 
     take(decoder.embed, "backbone.embed")
     adaptive(decoder.norm, "backbone.norm")
@@ -136,6 +168,6 @@ def fill(decoder: VocosDecoder, config: VocosConfig, claims: Claims) -> None:
         adaptive(block.norm, f"{place}.norm")
         take(block.up, f"{place}.pwconv1")
         take(block.down, f"{place}.pwconv2")
-        block.scale.copy_(claims.take(f"{place}.gamma", config.width))
+        put(block, {"scale": claims.take(f"{place}.gamma", config.width)})
     take(decoder.last_norm, "backbone.final_layer_norm")
     take(decoder.out, "head.out")

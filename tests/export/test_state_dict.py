@@ -74,6 +74,12 @@ PLACES: dict[str, Wrap] = {
         "raw": b"\0\1",
         "batch": np.arange(3),
     },
+    "an averaged model": lambda state: {
+        "model": {"n_averaged": torch.tensor(3), **renamed("module.")(state)}
+    },
+    "beside a loss": lambda state: {
+        "state_dict": renamed("model.")(state) | {"ema_model.x": torch.ones(2), "loss.weight": torch.ones(1)}
+    },
     "an extra state": lambda state: {"model": {**state, "quantizer._extra_state": None, "steps": 3}},
 }
 
@@ -139,6 +145,12 @@ def test_numbers_of_numpy_beside_the_weights_count(tmp_path: Path) -> None:
     torch.save({"model": FILE.state(), "nhead": np.int64(4), "norm_first": np.bool_(True)}, tmp_path / "m.pt")
     extras = read_source(tmp_path / "m.pt").extras
     assert extras == {"nhead": 4, "norm_first": True} and type(extras["nhead"]) is int
+
+
+def test_containers_that_hold_themselves_and_long_names_take_no_time(tmp_path: Path) -> None:
+    container: dict[str, Any] = {"x" * 100_000 + ".weight": torch.ones(1), "w.weight": torch.ones(1)}
+    container |= dict.fromkeys(("model", "model_state_dict", "state_dict", "module"), container)
+    assert find_state(container, tmp_path, lambda names: False).keys() == {"w.weight"}
 
 
 def test_two_weights_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import os
 import pickle
 import struct
+import time
 import warnings
 import zipfile
 from argparse import Namespace
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from tests.fuzz import archives, pickles
 from tests.fuzz.files import saved, small
 from valle2.export import CheckpointError
 from valle2.export.importing import read_any
-from valle2.export.unpickle import read_container
+from valle2.export.unpickle import MAGIC, PROTOCOL, read_container
 
 
 class Bomb:
@@ -246,6 +248,23 @@ def test_a_small_pickle_does_not_make_much_work(number: int, tmp_path: Path) -> 
     refused(pickles.BOMBS[number], tmp_path)
 
 
+def test_an_old_file_whose_list_of_data_is_long_texts(tmp_path: Path) -> None:
+    """To sort them would compare each with each."""
+    parts: list[Any] = [MAGIC, PROTOCOL, {"little_endian": True}, {}]
+    texts = b"\x80\x02" + pickles.text("a" * (1 << 20)) + b"q\x010](" + b"h\x01" * 60000 + b"e."
+    began = time.process_time()
+    refused(b"".join(pickle.dumps(part, 2) for part in parts) + texts, tmp_path, "list of tensor data")
+    assert time.process_time() - began < 2
+
+
+def test_a_file_of_nothing_but_bytes_order_is_not_copied(tmp_path: Path, mark: Path) -> None:
+    refused(
+        archives.stored({**good(), "archive/byteorder": b" " * 100 + b"little"}), tmp_path, "order of bytes"
+    )
+    message = refused(saved({"w": torch.ones(2)}).replace(b"X\x01\0\0\x000", b"X\x01\0\0\0\n"), tmp_path)
+    assert "?" in message  # the name of its data is a line break
+
+
 def test_an_archive_of_very_many_members_is_refused(tmp_path: Path) -> None:
     parts = good() | {f"archive/data/x{number}": b"" for number in range(33_000)}
     assert "expected at most 32768" in refused(archives.stored(parts), tmp_path)
@@ -326,6 +345,8 @@ def test_tensors_and_plain_values_are_read_as_torch_reads_them(
 
 def test_plain_values_have_their_types(tmp_path: Path) -> None:
     value = {
+        "types": [int, str, range(3), np.float32, ..., datetime.time(1, 2), defaultdict(int, a=1)],
+        "empty": np.str_(""),
         "scalar": np.float64(0.5),
         "count": np.int32(7),
         "text": np.str_("hé"),
@@ -342,6 +363,8 @@ def test_plain_values_have_their_types(tmp_path: Path) -> None:
     assert found["text"] == "hé" and found["namespace"].nhead == 4
     assert found["queue"].maxlen == 3 and found["counts"] == {"a": 2, "b": 1}
     assert found["version"] == "2.1.0" and type(found["version"]) is str
+    assert found["types"][2] == range(3) and found["types"][4:] == [..., datetime.time(1, 2), {"a": 1}]
+    assert found["empty"] == ""
     assert found["array"].tolist() == [0, 1, 2, 3] and list(found["ordered"]) == ["b", "a"]
 
 

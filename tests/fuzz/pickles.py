@@ -78,6 +78,43 @@ def copies(name: bytes, size: int, count: int) -> bytes:
     return head + b"h\x00h\x01R" * count + b"t."
 
 
+def text(value: str) -> bytes:
+    raw = value.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def again(setup: bytes, name: bytes, arguments: bytes, count: int) -> bytes:
+    """A name called with the same arguments, again and again. setup: puts what they need into the memo."""
+    head = b"\x80\x02" + setup + b"c" + name + b"q\x030" + arguments + b"q\x040("
+    return head + b"h\x03h\x04R" * count + b"t."
+
+
+def wide_scalar() -> bytes:
+    """numpy's text of ten thousand characters, one of them beyond the usual."""
+    raw = "\U00010000".encode("utf-32-le") * 9999
+    kind = (
+        b"cnumpy\ndtype\n" + text("<U9999") + b"\x85Rq\x010B" + struct.pack("<I", len(raw)) + raw + b"q\x020"
+    )
+    return again(kind, b"numpy._core.multiarray\nscalar\n", b"h\x01h\x02\x86", 20000)
+
+
+def many_axes() -> tuple[bytes, bytes]:
+    """An empty array of 32 axes that is filled, and one that is made, again and again."""
+    shape = b"(" + b"K\x00" * 32 + b"t"
+    kind = b"cnumpy\ndtype\n" + text("<f4") + b"\x85Rq\x010"
+    state = b"(K\x01" + shape + b"h\x01\x89C\x00tq\x020"
+    array = b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    made = again(
+        kind, b"numpy._core.numeric\n_frombuffer\n", b"(C\x00h\x01" + shape + text("C") + b"t", 40000
+    )
+    return b"\x80\x02" + kind + state + array + b"h\x02b" * 100000 + b".", made
+
+
+def number_keys(count: int) -> bytes:
+    """A dictionary of numbers, which may be chosen so that they collide."""
+    return b"\x80\x02}(" + b"".join(struct.pack("<ci", b"J", 3 * k) + b"N" for k in range(count)) + b"u."
+
+
 BOMBS: tuple[bytes, ...] = (
     b"\x80\x02Nr\xff\xff\xff\x7f.",  # a memo with two thousand million places
     b"\x80\x02Nr\xff\xff\xff\x1f.",
@@ -114,6 +151,12 @@ BOMBS: tuple[bytes, ...] = (
     copies(b"builtins\ntuple\n", 20000, 20000),
     copies(b"collections\ndeque\n", 20000, 20000),
     copies(b"torch\nSize\n", 20000, 20000),
+    again(b"", b"collections\ndeque\n", b")", 40000),
+    again(b"", b"pathlib\nPath\n", text("a" * 998 + "\U00010000") + b"\x85", 10000),
+    wide_scalar(),
+    *many_axes(),
+    number_keys(30000),
+    b"\x80\x02" + b"".join(b"Nr" + struct.pack("<I", 9 * k) for k in range(20000)) + b".",
 )
 
 
@@ -123,11 +166,6 @@ def named(rng: random.Random) -> bytes:
     if rng.random() < 0.5 and "\n" not in module:
         return b"c" + module.encode() + b"\n" + name.encode() + b"\n"
     return text(module) + text(name) + b"\x93"
-
-
-def text(value: str) -> bytes:
-    raw = value.encode("utf-8", "surrogatepass")
-    return b"X" + struct.pack("<I", len(raw)) + raw
 
 
 def atom(rng: random.Random) -> bytes:
