@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
+MAX_HEAD, MAX_TAIL = 1200, 700
+"""Characters that are kept of a message that is too long: its beginning, and the remedy at its end."""
+BREAKS = re.compile(r"[^\S ]+")
+UNPRINTABLE = "?"
+
+
+def one_line(text: str) -> str:
+    """A text that a terminal and a log show as one line: names in it may come from strangers."""
+    if len(text) > MAX_HEAD + MAX_TAIL:
+        text = f"{text[:MAX_HEAD]} ... {text[-MAX_TAIL:]}"
+    if text.isprintable():
+        return text
+    return "".join(mark if mark.isprintable() else UNPRINTABLE for mark in BREAKS.sub(" ", text))
+
 
 class Valle2Error(ValueError):
-    """Base of all errors that valle2 raises for bad input or a bad machine."""
+    """Base of all errors that valle2 raises for bad input or a bad machine. Its message is one line."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(one_line(str(arg)) for arg in args))
 
 
 class ManifestError(Valle2Error):

@@ -22,6 +22,7 @@ REFUSED = {
     b"EPContext": "loads a compiled engine, which is machine code",
     b"Loop": "repeats a part of itself without a bound",
     b"Scan": "repeats a part of itself without a bound",
+    b"SequenceMap": "repeats a part of itself without a bound",
 }
 """Operators that no graph of valle2 has, and what they do."""
 SHORTEST = min(map(len, (LOCATION, *REFUSED)))
@@ -42,14 +43,20 @@ MAX_WORDS, MAX_FIELDS, MAX_DEPTH = 100_000, 300_000, 100
 MAX_FIELD_NUMBER = 2**29
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 SIZES = {FIXED64: 8, FIXED32: 4}
+GROUP = (3, 4)
+"""Begin and end of a part that protobuf passes over; no ONNX graph has one."""
 Data = bytes | mmap.mmap
+
+
+class GroupError(ValueError):
+    """A file has a group."""
 
 
 def check_graph_file(path: Path, names: Collection[str]) -> None:
     """Refuse a graph that reads other files than those named, which lie beside it and have hashes.
 
     Raises:
-        ValueError: it does, it has an operator of `REFUSED`, or it is no ONNX graph.
+        ValueError: it does, it has an operator of `REFUSED` or a function, or it is no ONNX graph.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -59,6 +66,30 @@ def check_graph_file(path: Path, names: Collection[str]) -> None:
             for location in locations(data):
                 if "/" in location or location not in names:
                     raise ValueError(f"reads its weights from {shown(location)}, without a hash")
+            refuse_functions(data)
+
+
+def refuse_functions(data: Data) -> None:
+    """Refuse functions: a few that call one another twice each are a graph of any size once they are put in.
+
+    Raises:
+        ValueError: the model has one, or has parts in which one may lie unseen.
+    """
+    count = 0
+    try:
+        for number, _, _ in fields(data, 0, len(data)):
+            count += 1
+            if count > MAX_FIELDS or CHILDREN["model"].get(number) == "function":
+                break
+        else:
+            return
+    except GroupError:
+        raise
+    except ValueError:
+        return  # nor does ONNX Runtime read it
+    if count > MAX_FIELDS:
+        raise ValueError(f"has more than {MAX_FIELDS} parts around its weights")
+    raise ValueError("has functions of its own, which no graph of valle2 has")
 
 
 def locations(data: Data) -> set[str]:
@@ -129,6 +160,8 @@ def fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         elif kind in SIZES:
             start += SIZES[kind]
             yield 0, 0, 0
+        elif kind in GROUP:
+            raise GroupError("is damaged: no ONNX graph")
         else:
             raise ValueError("is damaged: no ONNX graph")
     if start > end:

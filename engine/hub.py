@@ -20,10 +20,11 @@ from pathlib import Path
 
 from valle2.engine.errors import HubError, ManifestError
 from valle2.engine.manifest import FILE_NAME, MAX_BYTES, parse_manifest, sha256
-from valle2.engine.untrusted import read_bounded
+from valle2.engine.untrusted import exists, read_bounded
 
 PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 ID = re.compile(rf"(?P<repo>{PART}/{PART})(?P<file>(?:/[^/@\\]+)*)(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?")
+MAX_ID = 1000
 MAIN = "main"
 BUNDLES = "bundles"
 REASONS: dict[str, str] = {
@@ -58,7 +59,8 @@ class Fetched:
 
 def parse_id(text: str | Path) -> HubId | None:
     """The name on the hub that a text is, or None."""
-    found = ID.fullmatch(text.as_posix() if isinstance(text, Path) else text)
+    name = text.as_posix() if isinstance(text, Path) else text
+    found = ID.fullmatch(name) if len(name) <= MAX_ID else None
     if found is None:
         return None
     return HubId(found["repo"], found["revision"] or MAIN, found["file"].removeprefix("/"))
@@ -91,9 +93,9 @@ def fetch_bundle(name: HubId) -> Path:
     folder = listed.path.parents[2] / BUNDLES / listed.commit
     pinned = HubId(name.repo, listed.commit)
     for file in sorted(manifest.files):
-        if not (folder / file).is_file():
+        if not exists(folder / file):
             place(fetch_file(pinned, file).path, folder / file, manifest.files[file], name)
-    if not (folder / FILE_NAME).is_file():
+    if not exists(folder / FILE_NAME):
         place(listed.path, folder / FILE_NAME, "", name)
     return folder
 

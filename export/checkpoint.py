@@ -25,7 +25,7 @@ from valle2.engine.schema import (
     check_text,
     words,
 )
-from valle2.engine.untrusted import parse_json, shown
+from valle2.engine.untrusted import is_file, is_folder, parse_json, shown
 from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
 from valle2.export.config import ModelConfig
 from valle2.export.encodec import EncodecConfig
@@ -81,8 +81,8 @@ class Checkpoint:
 
 def weights_file(path: Path) -> Path:
     """The safetensors file of a checkpoint given as a folder or as the file itself."""
-    file = path / WEIGHTS if path.is_dir() else path
-    if not file.is_file():
+    file = path / WEIGHTS if is_folder(path) else path
+    if not is_file(file):
         raise CheckpointError(f"{path}: no checkpoint there; expected a folder with {WEIGHTS}")
     if file.suffix != ".safetensors":
         raise CheckpointError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from valle2.engine.untrusted import parse_json, read_bounded, shown
+from valle2.engine.untrusted import is_folder, parse_json, read_bounded, shown
 from valle2.export.checkpoint import check_backed, put
 from valle2.export.claims import Claims
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
@@ -104,7 +104,7 @@ def form_of(names: Container[str]) -> Form | None:
 
 def codec_file(path: Path) -> Path:
     """The weights' file of a folder of SpeechTokenizer, or the file itself."""
-    return path / TOKENIZER_FILES[0] if path.is_dir() else path
+    return path / TOKENIZER_FILES[0] if is_folder(path) else path
 
 
 def tokenizer_rate(claims: Claims, config: EncodecConfig) -> int:

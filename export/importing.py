@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from valle2.engine.untrusted import shown
+from valle2.engine.untrusted import exists, is_file, is_folder, shown
 from valle2.export.amphion import read_amphion
 from valle2.export.checkpoint import METADATA, WEIGHTS, Checkpoint, read_checkpoint
 from valle2.export.claims import Claims
@@ -100,9 +100,9 @@ def read_any(paths: Sequence[Path], form: str = "auto", options: Options | None 
 
 def is_own(path: Path) -> bool:
     """Is this meant to be a checkpoint of valle2's own format? It says so in its metadata."""
-    if path.is_dir():
-        return (path / WEIGHTS).exists()
-    return path.suffix == SUFFIX and (not path.is_file() or METADATA in read_metadata(path))
+    if is_folder(path):
+        return exists(path / WEIGHTS)
+    return path.suffix == SUFFIX and (not is_file(path) or METADATA in read_metadata(path))
 
 
 def read_source(path: Path) -> Source:

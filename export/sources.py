@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from valle2.engine.errors import HubError
 from valle2.engine.hub import HubId, fetch_file, list_files, parse_id
+from valle2.engine.untrusted import exists
 from valle2.export.checkpoint import WEIGHTS
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -36,7 +37,7 @@ def find_files(given: Sequence[str | Path]) -> Files:
     Raises:
         HubError: not on the hub, not to be had, or it is not clear which files are meant.
     """
-    names = [None if Path(path).exists() else parse_id(path) for path in given]
+    names = [None if exists(Path(path)) else parse_id(path) for path in given]
     if not any(names):
         return Files(tuple(map(Path, given)))
     paths: list[Path] = []

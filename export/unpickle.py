@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from valle2.engine.untrusted import is_file, is_folder
 from valle2.export.admitted import BUILDERS, NAMES, Storage, StorageType
 from valle2.export.archive import ArchiveError, is_archive, read_archive
 from valle2.export.errors import CheckpointError
@@ -186,9 +187,9 @@ def same(known: Storage, storage: Storage) -> Storage:
 
 def check_file(path: Path) -> None:
     """Refuse what is no file, and an empty one."""
-    if path.is_dir():
+    if is_folder(path):
         raise CheckpointError(f"{path} is a folder without model.safetensors; expected a checkpoint file")
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{path}: no checkpoint there; check the path")
     if not path.stat().st_size:
         raise CheckpointError(f"{path} is empty (0 bytes); copy or download it again")

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from valle2.engine.untrusted import is_folder
 from valle2.export.checkpoint import check_backed, put
 from valle2.export.claims import Claims
 from valle2.export.codec import (
@@ -117,7 +118,7 @@ def read_vocos(path: Path) -> tuple[VocosDecoder, VocosConfig]:
 
 def vocos_file(path: Path) -> Path:
     """The weights' file of a folder, or the file itself."""
-    return path / FILE if path.is_dir() else path
+    return path / FILE if is_folder(path) else path
 
 
 def sizes(claims: Claims) -> VocosConfig:

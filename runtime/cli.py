@@ -14,8 +14,9 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from valle2.engine.errors import Valle2Error
+from valle2.engine.errors import Valle2Error, one_line
 from valle2.engine.small import AUTO
+from valle2.engine.untrusted import shown
 from valle2.runtime.inspecting import add_inspect, inspect
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 GROUP = "valle2.commands"
 Result = dict[str, Any]
 INTERRUPTED = 130
+NUL = "null byte"
+"""What Python says of a path with one."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -239,6 +242,16 @@ def show(result: Result, indent: str = "") -> None:
             print(f"{indent}{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
+def refusal(error: OSError | ValueError) -> str:
+    """What the system did not do, and with which file; empty for an error of ours."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{shown(error.object)} cannot be written as {error.encoding}; use another name"
+    if isinstance(error, ValueError):
+        return "a name has a NUL in it; use another name" if NUL in str(error) else ""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename is not None else reason
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 for a bad input, 2 for wrong arguments."""
     args = build_parser().parse_args(argv)
@@ -258,13 +271,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(result)) if args.json else show(result)
         sys.stdout.flush()
     except Valle2Error as error:
-        print(f"valle2: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"valle2: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("valle2: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
+        return 1
+    except (OSError, ValueError) as error:  # a path that the system does not take, a full disk
+        if not refusal(error):
+            raise
+        print(f"valle2: {one_line(refusal(error))}", file=sys.stderr)
         return 1
     return 0
 

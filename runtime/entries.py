@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+MAX_LINE = 1024
+"""Bytes of a line: the demo's longest has 89. Looking an entry up may read several lines."""
+BLOCK = 2**16
 
 
 class Entries(Mapping[str, str]):
@@ -16,7 +21,10 @@ class Entries(Mapping[str, str]):
 
     def __init__(self, lines: list[bytes]) -> None:
         # A tab is lower than what a key is made of, so that sorted lines have sorted keys.
-        self.data = b"".join(line + b"\n" for line in sorted(lines) if b"\t" in line)
+        lines = [line for line in lines if b"\t" in line]
+        lines.sort()
+        lines.append(b"")  # so that the last line, too, ends with a line feed
+        self.data = b"\n".join(lines)
 
     def __getitem__(self, key: str) -> str:
         line = key.encode() + b"\t"
@@ -48,7 +56,20 @@ def entries_of(data: bytes) -> Entries:
     """The entries of UTF-8 text.
 
     Raises:
-        ValueError: it is none. The entries decode each value when it is asked for.
+        UnicodeDecodeError: it is none. The entries decode each value when it is asked for.
+        ValueError: a line has more than `MAX_LINE` bytes.
     """
-    data.decode()
-    return Entries(data.splitlines())
+    check_utf8(data)
+    lines = data.splitlines()
+    longest = max(map(len, lines), default=0)
+    if longest > MAX_LINE:
+        raise ValueError(f"a line has {longest} bytes; expected at most {MAX_LINE}")
+    return Entries(lines)
+
+
+def check_utf8(data: bytes) -> None:
+    """Decode all of it, and keep none: as a str it may take four times its bytes."""
+    decoder = getincrementaldecoder("utf-8")()
+    for start in range(0, len(data), BLOCK):
+        decoder.decode(data[start : start + BLOCK])
+    decoder.decode(b"", final=True)

@@ -31,6 +31,7 @@ from valle2.engine.manifest import FILE_NAME
 from valle2.engine.memory import give_back
 from valle2.engine.schema import MAX_WINDOW
 from valle2.engine.small import AUTO, STORED, usual_precision
+from valle2.engine.untrusted import exists, is_folder
 from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
 from valle2.runtime.decode import Slots
@@ -319,15 +320,15 @@ class Valle2:
 def find_model(model: str | Path) -> Path:
     """The folder of a model: an embedded one, else a folder, else one of the hub."""
     embedded = MODELS / str(model)
-    if str(model).isidentifier() and embedded.is_dir():
+    if str(model).isidentifier() and is_folder(embedded):
         return embedded
     path, name = Path(model), parse_id(model)
-    if path.is_dir() and name is not None and not (path / FILE_NAME).is_file():
+    if is_folder(path) and name is not None and not (path / FILE_NAME).is_file():
         raise ModelError(
             f"{path} is a folder here without {FILE_NAME}, and folders win over the hub; for the hub's "
             f"{name}, run this in another folder"
         )
-    if path.exists():
+    if exists(path):
         return path
     if name is not None:
         try:

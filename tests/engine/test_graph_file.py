@@ -185,6 +185,28 @@ def test_compiled_engines_and_loops_in_a_graph_are_not_loaded(operator: bytes, c
         assert f"({operator.decode()})" in refusal(copied)
 
 
+def test_functions_in_a_graph_are_not_loaded(copied: Path) -> None:
+    """Each calls the one before it twice: a few kilobytes would become a graph of any size."""
+    model = onnx.ModelProto.FromString((copied / "ar.onnx").read_bytes())
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    nodes = [helper.make_node("Neg", ["x"], ["y"])]
+    for depth in range(40):
+        model.functions.append(helper.make_function("own", f"f{depth}", ["x"], ["y"], nodes, opsets))
+        nodes = [
+            helper.make_node(f"f{depth}", [first], [second], domain="own")
+            for first, second in (("x", "a"), ("a", "y"))
+        ]
+    put(copied, "ar.onnx", model.SerializeToString())
+    assert "ar.onnx has functions of its own" in refusal(copied)
+
+
+@pytest.mark.parametrize("data", [b"\x0b\x0c", b"\x08\x00" * (module.MAX_FIELDS + 2)])
+def test_what_is_no_model_around_its_graph(copied: Path, data: bytes) -> None:
+    """A group, in which functions could lie unseen; very many fields."""
+    put(copied, "ar.onnx", data + (copied / "ar.onnx").read_bytes())
+    assert "ar.onnx" in refusal(copied)
+
+
 def test_an_empty_graph_file_is_refused(copied: Path) -> None:
     put(copied, "ar.onnx", b"")
     assert "is empty" in refusal(copied)

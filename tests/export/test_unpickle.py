@@ -296,6 +296,9 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     for name, message in ((".", "folder"), ("empty.pt", "0 bytes"), ("absent.pt", "no checkpoint there")):
         with pytest.raises(CheckpointError, match=message):
             read_any([tmp_path / name])
+    for name in ("x" * 300, "a\0b", "x" * 300 + ".safetensors"):
+        with pytest.raises(CheckpointError, match="no checkpoint there"):
+            read_any([tmp_path / name])
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(CheckpointError, match="not a readable"):
         read_any([tmp_path / "text.pt"])

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from valle2.engine.errors import HubError, Valle2Error
 from valle2.runtime.cli import main
+from valle2.runtime.errors import TextError
 
 COMMAND = [sys.executable, "-m", "valle2.runtime.cli"]
 READY = """
@@ -91,6 +94,45 @@ def test_bad_input_is_one_line_and_status_1(
     assert say(bundle, *args) == 1
     assert message in only_line(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+ODD_NAMES = ["a" * 300, "a/" * 3000, "b\0c", "d\ne\x1b[31m", "\u202egnp", "f\udcff", "g\ud800"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=lambda name: ascii(name[:8]))
+def test_paths_that_no_system_takes_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        ["say", "hi", "--model", name],
+        ["say", "hi", "-o", f"{name}.wav", "--model", "nosuch"],
+        ["say", "hi", "-o", f"{name}/o.wav", "--model", "nosuch"],
+        ["say", "--text-file", name],
+        ["say", "hi", "--model", f"./{name}"],
+        ["inspect", name],
+        ["inspect", f"./{name}"],
+        ["voices", "list", "--model", name],
+        ["voices", "add", "v", "--model", name, "--prompt", name, "--prompt-text", "x"],
+        ["build", name, "--target", "ort"],
+        ["export", name, "-o", "out"],
+        ["export", "absent", "-o", name],
+        ["export", "absent", name, "-o", "out"],
+    ]
+    for command in commands:
+        assert main(command) == 1, command
+        line = only_line(capsys)
+        assert line.isprintable() and len(line) < 2200
+
+
+def test_messages_are_one_printable_line() -> None:
+    for kind in (Valle2Error, HubError, TextError):
+        error = kind("a\r\n\tb \x1b[2J \u202e \ud800 \u2028 \u00e9")
+        assert str(error) == "a b ?[2J ? ?   \u00e9" and error.args == (str(error),)
+        assert pickle.loads(pickle.dumps(error)).args == error.args
+        long = str(kind("a" * 10**6 + ": remedy"))
+        assert len(long) < 2100 and long.endswith(": remedy")
+    assert str(Valle2Error()) == "" and str(Valle2Error(OSError(1, "a\nb"))) == "[Errno 1] a b"
 
 
 def test_unknown_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from valle2.runtime import Prompt, Valle2
 from valle2.runtime.cli import main
 from valle2.runtime.errors import ModelError, PromptError, TextError
 from valle2.runtime.presets import ENTRIES, read_preset
-from valle2.runtime.text import TextFrontEnd
+from valle2.runtime.text import MAX_PREPARED, TextFrontEnd
 from valle2.runtime.voices import MAX_BYTES, MAX_FRAMES, read_prompt, store_prompt, voice_names
 
 CODES = np.arange(80, dtype=np.int64).reshape(10, 8)
@@ -246,6 +246,15 @@ def changed(folder: Path, **changes: Any) -> str:
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 
 
+TEMPLATE: dict[str, Any] = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "a", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"a": {"id": "a", "ids": [1], "tokens": ["a"]}},
+}
+MARK: dict[str, Any] = {"id": "a", "ids": [1], "tokens": ["a"]}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -265,6 +274,22 @@ SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
         {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}},
         {"version": "9.9"},
         {"added_tokens": [{"id": -1}]},
+        {"post_processor": TEMPLATE | {"single": [{"Sequence": {"id": "A", "type_id": 0}}] * 60_000}},
+        {"post_processor": TEMPLATE | {"special_tokens": {"a": MARK | {"ids": [1] * 60_000}}}},
+        {
+            "post_processor": {
+                "type": "Sequence",
+                "processors": [TEMPLATE | {"single": [{"Sequence": {"id": "A", "type_id": 0}}] * 8}] * 8,
+            }
+        },
+        {"post_processor": {"type": "Sequence", "processors": [TEMPLATE] * 100}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}] * 1000}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 1000}},
+        {"added_tokens": [MARK] * 50_000},
+        {"added_tokens": [MARK | {"content": "a" * 5000}]},
+        {"model": {"type": "WordPiece", "max_input_chars_per_word": 10**9, "vocab": {"a": 0}}},
+        {"model": {"type": "BPE", "continuing_subword_prefix": "a" * 10**6, "vocab": {}, "merges": []}},
+        {"model": {"type": "Unigram", "unk_id": None, "vocab": [["a" * 10**6, 0.0]]}},
     ],
 )
 def test_a_tokenizer_that_is_none(folder: Path, changes: dict[str, Any]) -> None:
@@ -283,6 +308,31 @@ def test_patterns_of_common_tokenizers_are_taken(folder: Path, pattern: str) -> 
     split = SPLIT | {"pattern": {"Regex": pattern}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": split}))
     TextFrontEnd.load(folder, {"kind": "phonemes"})
+
+
+def test_a_few_tokens_around_a_text_are_taken(folder: Path) -> None:
+    plain = TextFrontEnd.load(folder, {"kind": "phonemes"}).encode("hello")
+    path = folder / "text" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": TEMPLATE}))
+    assert [1, *plain] == list(TextFrontEnd.load(folder, {"kind": "phonemes"}).encode("hello"))
+
+
+def test_a_text_that_is_too_long_once_it_is_prepared(folder: Path) -> None:
+    (folder / "text" / "lexicon.tsv").write_bytes(b"hello\t" + b"h" * 1000)
+    front = TextFrontEnd.load(folder, {"kind": "phonemes"})
+    message = refused(lambda: front.encode("hello " * 1000), TextError)
+    assert f"expected at most {MAX_PREPARED}: split it" in message
+    pieces = front.split("hello " * 1000, 2000)
+    assert len(pieces) == 1000 and len(front.encode(pieces[0])) == 1001
+
+
+def test_a_tokenizer_that_makes_texts_longer_takes_shorter_ones(folder: Path) -> None:
+    path = folder / "text" / "tokenizer.json"
+    longer = {"type": "Replace", "pattern": {"String": "h"}, "content": "h" * 1000}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": longer}))
+    front = TextFrontEnd.load(folder, {"kind": "phonemes"})
+    assert len(front.encode("hello")) > 1000
+    assert "expected at most 1047: split it" in refused(lambda: front.encode("hello " * 1000), TextError)
 
 
 def test_a_tokenizer_that_pads_does_not(folder: Path) -> None:
@@ -331,7 +381,16 @@ def test_tables_of_too_many_lines(folder: Path) -> None:
     for mark in (b"\n", b"\r"):
         (folder / "text" / "lexicon.tsv").write_bytes(mark * 2**21)
         message = refused(lambda: TextFrontEnd.load(folder, {"kind": "phonemes"}), ManifestError)
-        assert "text/lexicon.tsv has more than 500000 lines" in message
+        assert "text/lexicon.tsv has more than 400000 lines" in message
+
+
+@pytest.mark.parametrize("name", ["lexicon.tsv", "letters.tsv"])
+@pytest.mark.parametrize("line", [b"hello\t" + b"a" * 2**22, b"hello\t" + b"a=b\t" * 2**20, b"a" * 1025])
+def test_tables_with_long_lines(folder: Path, name: str, line: bytes) -> None:
+    (folder / "text" / name).write_bytes(b"a\tb\n" + line)
+    with pytest.raises(ManifestError) as error:
+        TextFrontEnd.load(folder, {"kind": "phonemes"})
+    assert f"text/{name}: a line has {len(line)} bytes; expected at most 1024" in str(error.value)
 
 
 def test_text_files_that_the_manifest_does_not_list_are_not_read(tmp_path: Path) -> None:
