@@ -14,6 +14,13 @@ from valle2.engine.errors import Valle2Error
 MEMORY = 100 << 20
 
 
+class Unclean(Valle2Error):
+    """An error whose message is two lines, as none of the product's can be."""
+
+    def __str__(self) -> str:
+        return "two\nlines"
+
+
 class Faulty:
     """Reads the first files well; then one file a fault."""
 
@@ -33,7 +40,7 @@ class Faulty:
             case 1:
                 raise KeyError("raw")
             case 2:
-                raise Valle2Error("two\nlines")
+                raise Unclean
             case 3:
                 bytearray(MEMORY)[::4096] = bytes(MEMORY // 4096)
             case 4:
