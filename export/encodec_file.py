@@ -72,10 +72,8 @@ def read_encodec(path: Path) -> tuple[EncodecEncoder, EncodecDecoder, EncodecCon
         CheckpointError: another file, the 48 kHz model, or weights missing or misshapen.
     """
     path = codec_file(path)
-    claims = Claims(
-        path, read_tensors(path, lambda names: any(form.table.format(0) in names for form in FORMS))
-    )
-    form = next((form for form in FORMS if form.table.format(0) in claims), None)
+    claims = Claims(path, read_tensors(path, lambda names: form_of(names) is not None))
+    form = form_of(claims.tensors)
     if form is None:
         raise CheckpointError(
             f"{path} is no EnCodec checkpoint (it has {shown(min(claims.tensors))}); expected encodec_24khz, "

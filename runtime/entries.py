@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 MAX_LINE = 1024
 """Bytes of a line: the demo's longest has 89. Looking an entry up may read several lines."""
@@ -45,11 +44,6 @@ class Entries(Mapping[str, str]):
 
     def __len__(self) -> int:
         return self.data.count(b"\n")
-
-
-def read_entries(path: Path) -> Entries:
-    """The entries of a UTF-8 file."""
-    return entries_of(path.read_bytes())
 
 
 def entries_of(data: bytes) -> Entries:

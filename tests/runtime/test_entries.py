@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from valle2.runtime.entries import Entries, read_entries
+from valle2.runtime.entries import Entries, entries_of
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
@@ -16,7 +16,7 @@ def test_they_are_found_as_in_a_dict(count: int, tmp_path: Path) -> None:
     words = {"".join(draw.choices("ab'éʃ", k=draw.randint(1, 5))): f"v{i}\tTAG=x" for i in range(count)}
     lines = [f"{word}\t{value}" for word, value in words.items()]
     (tmp_path / "lexicon.tsv").write_text("\n".join([*lines, "no tab"]), encoding="utf-8")
-    entries = read_entries(tmp_path / "lexicon.tsv")
+    entries = entries_of((tmp_path / "lexicon.tsv").read_bytes())
     assert dict(entries) == words and len(entries) == len(words)
     for word in words:
         for other in (word + "a", word[:-1], "'" + word, word + "\x7f"):
