@@ -28,9 +28,9 @@ from valle2.benchmarks.latency import NAR_PASSES, STAGES, positions
 from valle2.benchmarks.peak import matmul_peak, nar_operations
 from valle2.benchmarks.plots import Line, Panel
 from valle2.benchmarks.report import markdown, measured_on, need_positive, share, step_bytes
+from valle2.engine.bundle.manifest import sha256
+from valle2.engine.bundle.precisions import DYNAMIC, METHODS
 from valle2.engine.errors import Valle2Error
-from valle2.engine.manifest import sha256
-from valle2.engine.small import DYNAMIC, METHODS
 from valle2.export import Checkpoint, read_checkpoint
 from valle2.export.checkpoint import weights_file
 from valle2.runtime import Request, Settings, Speech, Timings, Valle2

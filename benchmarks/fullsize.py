@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from valle2.engine import BackendError, find_graphs, read_manifest
+from valle2.engine.bundle.precisions import METHODS
 from valle2.engine.errors import Valle2Error
-from valle2.engine.small import METHODS
 from valle2.runtime.pipeline import find_model
 from valle2.runtime.settings import Prompt
 from valle2.runtime.voices import store_prompt
@@ -119,7 +119,7 @@ def make_smaller(made: Made, precision: str) -> None:
     """Build the graphs of a precision beside the stored ones."""
     if find_spec("onnx") is None:
         raise Valle2Error(NEED_TORCH)
-    from valle2.engine.smaller import build_graphs
+    from valle2.engine.build.ort import build_graphs
 
     build_graphs(made.bundle, precision)
 

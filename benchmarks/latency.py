@@ -15,7 +15,7 @@ from valle2.benchmarks.report import (
     share,
     step_bytes,
 )
-from valle2.engine.small import STORED
+from valle2.engine.bundle.precisions import STORED
 from valle2.runtime import Settings, Speech, Timings, Valle2
 
 STAGES = ("prefill", "ar", "nar", "codec", "total")

@@ -29,8 +29,8 @@ from valle2.benchmarks.plots import Line, Panel
 from valle2.benchmarks.report import about, growth, markdown, need_positive
 from valle2.benchmarks.started import Plan
 from valle2.engine import find_graphs, read_manifest
+from valle2.engine.bundle.precisions import HALF, METHODS, STORED
 from valle2.engine.errors import Valle2Error
-from valle2.engine.small import HALF, METHODS, STORED
 from valle2.runtime.pipeline import find_model
 
 MIB = 2**20
@@ -80,7 +80,7 @@ def weights_mib(plan: Plan) -> float | None:
     graphs = find_graphs(path, manifest, plan.precision)
     if find_spec("onnx") is None:
         return None
-    from valle2.engine.budget import read_graph, weight_bytes
+    from valle2.engine.build.budget import read_graph, weight_bytes
 
     total = 0
     for name, found in graphs.items():

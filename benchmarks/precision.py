@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from valle2.benchmarks.redraws import first_draws
 from valle2.benchmarks.report import markdown, measured_on
 from valle2.engine import Backend, find_graphs
-from valle2.engine.small import STORED
+from valle2.engine.bundle.precisions import STORED
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.decode import Row
 from valle2.runtime.rules import check_prompt

@@ -17,8 +17,8 @@ from valle2.benchmarks.judges import Judges, need
 from valle2.benchmarks.report import measured_on
 from valle2.benchmarks.scores import COLUMNS, read_scores, summarise
 from valle2.benchmarks.speakers import Speaker, own_speakers, recorded_speakers, recordings, shortened
+from valle2.engine.bundle.manifest import sha256
 from valle2.engine.errors import Valle2Error
-from valle2.engine.manifest import sha256
 from valle2.runtime import Settings, Valle2
 
 Result = dict[str, Any]

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from valle2.engine.bundle.profiles import Limits
 from valle2.engine.errors import Valle2Error
-from valle2.engine.profiles import Limits
 
 HELP = "compile a bundle's graphs: TensorRT engines, or fp16, int8 and int4 for ONNX Runtime"
 DEFAULTS = {"ort": "int8", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
@@ -42,8 +42,8 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     precision = args.precision or DEFAULTS[args.target]
     if args.target == "ort":
         return build_smaller(args.bundle, precision, progress)
-    from valle2.engine.build import build_engine
-    from valle2.engine.engines import engine_folder, summary
+    from valle2.engine.build.tensorrt import build_engine
+    from valle2.engine.bundle.engine_files import engine_folder, summary
 
     if args.workspace < 0:
         raise Valle2Error(f"--workspace is {args.workspace}; expected 0 or more MiB")
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
 
 def build_smaller(bundle: Path, precision: str, progress: Any) -> dict[str, Any]:
     """The target "ort"."""
-    from valle2.engine.engines import FOLDER
-    from valle2.engine.smaller import build_graphs
+    from valle2.engine.build.ort import build_graphs
+    from valle2.engine.bundle.engine_files import FOLDER
 
     made = build_graphs(bundle, precision, progress=progress)
     return {"folder": str(bundle / FOLDER), "graphs": made}

@@ -17,9 +17,9 @@ import onnx
 import torch
 
 from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_backend, write_manifest
+from valle2.engine.bundle.files import replacing
+from valle2.engine.bundle.manifest import FILE_NAME, Lowered, sha256
 from valle2.engine.errors import Valle2Error
-from valle2.engine.manifest import FILE_NAME, Lowered, sha256
-from valle2.engine.replace import replacing
 from valle2.export.checkpoint import Checkpoint, Codec, weights_file
 from valle2.export.config import CODEBOOKS
 from valle2.export.encodec_file import codec_file, read_encodec

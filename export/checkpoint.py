@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from valle2.engine.schema import (
+from valle2.engine.bundle.schema import (
     MAX_NAME,
     check_provenance,
     check_rules,
@@ -25,7 +25,7 @@ from valle2.engine.schema import (
     check_text,
     words,
 )
-from valle2.engine.untrusted import is_file, is_folder, parse_json, shown
+from valle2.engine.bundle.untrusted import is_file, is_folder, parse_json, shown
 from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
 from valle2.export.config import ModelConfig
 from valle2.export.encodec import EncodecConfig

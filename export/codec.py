@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from valle2.engine.untrusted import shown
+from valle2.engine.bundle.untrusted import shown
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS
 
 OVERLAP = 4

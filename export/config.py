@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from valle2.engine.schema import SIZES, whole
-from valle2.engine.untrusted import shown
+from valle2.engine.bundle.schema import SIZES, whole
+from valle2.engine.bundle.untrusted import shown
 
 CODEBOOKS = 8
 CODEBOOK_SIZE = 1024

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from valle2.engine.untrusted import shown
+from valle2.engine.bundle.untrusted import shown
 from valle2.export.checkpoint import Checkpoint
 from valle2.export.config import ModelConfig
 from valle2.export.errors import CheckpointError

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from valle2.engine.storage import EXTERNAL_FROM, write_graph
+from valle2.engine.build.external_data import EXTERNAL_FROM, write_graph
 from valle2.export.config import CODEBOOKS, ModelConfig
 from valle2.export.encodec import EncodecDecoder, EncodecStream, Recurrent
 from valle2.export.lowering import FULL, LOWERINGS, OPSETS, PORTABLE_OPSET, blockwise

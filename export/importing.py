@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from valle2.engine.untrusted import exists, is_file, is_folder, shown
+from valle2.engine.bundle.untrusted import exists, is_file, is_folder, shown
 from valle2.export.amphion import read_amphion
 from valle2.export.checkpoint import METADATA, WEIGHTS, Checkpoint, read_checkpoint
 from valle2.export.claims import Claims

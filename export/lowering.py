@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from valle2.engine.precision import attribute
+from valle2.engine.build.precision import attribute
 from valle2.export.model import Attend, Cache, Window, attend_eager, merge_heads, split_heads, write_cache
 from valle2.export.nar import FullAttend
 

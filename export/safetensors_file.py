@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from valle2.engine.untrusted import shown
+from valle2.engine.bundle.untrusted import shown
 from valle2.export.errors import CheckpointError
 from valle2.export.unpickle import check_file
 

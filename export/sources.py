@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from valle2.engine.bundle.hub import HubId, fetch_file, list_files, parse_id
+from valle2.engine.bundle.untrusted import exists
 from valle2.engine.errors import HubError
-from valle2.engine.hub import HubId, fetch_file, list_files, parse_id
-from valle2.engine.untrusted import exists
 from valle2.export.checkpoint import WEIGHTS
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")

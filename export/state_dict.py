@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from valle2.engine.untrusted import shown
+from valle2.engine.bundle.untrusted import shown
 from valle2.export.errors import CheckpointError
 from valle2.export.safetensors_file import read_safetensors
 from valle2.export.unpickle import read_container

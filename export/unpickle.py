@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from valle2.engine.untrusted import is_file, is_folder
+from valle2.engine.bundle.untrusted import is_file, is_folder
 from valle2.export.admitted import BUILDERS, NAMES, Storage, StorageType
 from valle2.export.archive import ArchiveError, is_archive, read_archive
 from valle2.export.errors import CheckpointError

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from valle2.engine import Backend
-from valle2.engine.stateful import Stateful
+from valle2.engine.backends.stateful import Stateful
 from valle2.export.codec import CodecConfig
 from valle2.export.config import CODEBOOK_SIZE, CODEBOOKS, ModelConfig
 from valle2.export.double import in_float64

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from valle2.engine.untrusted import is_folder
+from valle2.engine.bundle.untrusted import is_folder
 from valle2.export.checkpoint import check_backed, put
 from valle2.export.claims import Claims
 from valle2.export.codec import (

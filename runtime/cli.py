@@ -14,9 +14,9 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from valle2.engine.bundle.precisions import AUTO
+from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import Valle2Error, one_line
-from valle2.engine.small import AUTO
-from valle2.engine.untrusted import shown
 from valle2.runtime.inspecting import add_inspect, inspect
 
 if TYPE_CHECKING:

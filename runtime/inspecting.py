@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from valle2.engine.engines import FOLDER
+from valle2.engine.bundle.engine_files import FOLDER
 from valle2.engine.errors import Valle2Error
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def budget_of(folder: Path, manifest: Manifest, args: argparse.Namespace) -> Res
     """`inspect --budget`."""
     if find_spec("onnx") is None:
         raise Valle2Error("--budget reads the graphs and needs onnx; install it with: pip install onnx")
-    from valle2.engine.budget import GB, Question, budget
-    from valle2.engine.profiles import Limits
+    from valle2.engine.build.budget import GB, Question, budget
+    from valle2.engine.bundle.profiles import Limits
 
     if args.lowering:
         manifest = manifest.lowered([args.lowering], "--budget")

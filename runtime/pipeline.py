@@ -26,12 +26,12 @@ from valle2.engine import (
     prefill_chunk,
     read_manifest,
 )
-from valle2.engine.hub import fetch_bundle, parse_id
-from valle2.engine.manifest import FILE_NAME
-from valle2.engine.memory import give_back
-from valle2.engine.schema import MAX_WINDOW
-from valle2.engine.small import AUTO, STORED, usual_precision
-from valle2.engine.untrusted import exists, is_folder
+from valle2.engine.backends.ort.memory import give_back
+from valle2.engine.bundle.hub import fetch_bundle, parse_id
+from valle2.engine.bundle.manifest import FILE_NAME
+from valle2.engine.bundle.precisions import AUTO, STORED, usual_precision
+from valle2.engine.bundle.schema import MAX_WINDOW
+from valle2.engine.bundle.untrusted import exists, is_folder
 from valle2.runtime.audio import pause, read_audio
 from valle2.runtime.codec import Codec
 from valle2.runtime.decode import Slots

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.engine.untrusted import read_bounded
+from valle2.engine.bundle.untrusted import read_bounded
 from valle2.runtime.errors import PromptError
 from valle2.runtime.settings import check_span
 

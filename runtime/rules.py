@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Manifest, ManifestError, whole_text
-from valle2.engine.schema import CODEBOOKS, check_rules
+from valle2.engine.bundle.schema import CODEBOOKS, check_rules
 from valle2.runtime.errors import PromptError, TextError
 from valle2.runtime.settings import check_span
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.engine.schema import SAMPLING, WHOLE
+from valle2.engine.bundle.schema import SAMPLING, WHOLE
 from valle2.runtime.errors import PromptError, SettingsError
 
 MEANINGS = {

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Backend
-from valle2.engine.schema import CODEBOOKS
-from valle2.engine.stateful import Stateful
+from valle2.engine.backends.stateful import Stateful
+from valle2.engine.bundle.schema import CODEBOOKS
 from valle2.runtime.audio import Audio, faded
 from valle2.runtime.codec import Codec
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from valle2.engine.bundle.untrusted import parse_json, read_bounded, shown
 from valle2.engine.errors import ManifestError
-from valle2.engine.untrusted import parse_json, read_bounded, shown
 from valle2.runtime.entries import Entries, entries_of
 from valle2.runtime.errors import TextError
 from valle2.runtime.letters import LetterRules, letter_groups

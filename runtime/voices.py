@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from valle2.engine import Manifest, hash_files, read_manifest, write_manifest
-from valle2.engine.manifest import FILE_NAME, parse_manifest, read_text
-from valle2.engine.schema import listed, one_of, whole, words
-from valle2.engine.untrusted import parse_json, read_bounded
+from valle2.engine.bundle.manifest import FILE_NAME, parse_manifest, read_text
+from valle2.engine.bundle.schema import listed, one_of, whole, words
+from valle2.engine.bundle.untrusted import parse_json, read_bounded
 from valle2.runtime.errors import PromptError
 from valle2.runtime.settings import Prompt, check_span
 

@@ -16,8 +16,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from tests.traced import trace_once
 from valle2.engine import Backend, GraphSpec, open_backend
-from valle2.engine.small import METHODS
-from valle2.engine.smaller import build_graph
+from valle2.engine.build.ort import build_graph
+from valle2.engine.bundle.precisions import METHODS
 from valle2.export import Checkpoint, ModelConfig, export_checkpoint, save_checkpoint
 from valle2.export import bundle as bundle_module
 from valle2.export.bundle import graph_spec

@@ -15,8 +15,8 @@ import onnx
 from filelock import FileLock
 from torch import Tensor
 
-from valle2.engine.replace import replacing
-from valle2.engine.storage import write_graph
+from valle2.engine.build.external_data import write_graph
+from valle2.engine.bundle.files import replacing
 from valle2.export.graphs import Graph, export_graph
 
 

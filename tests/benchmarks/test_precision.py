@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from valle2.benchmarks.precision import agreement, noise, precision, table
-from valle2.engine.small import graph_folder
-from valle2.engine.smaller import build_graphs
+from valle2.engine.build.ort import build_graphs
+from valle2.engine.bundle.precisions import graph_folder
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from valle2.benchmarks import batch
 from valle2.benchmarks.bandwidth import read, read_bandwidth
 from valle2.benchmarks.report import step_bytes
 from valle2.benchmarks.throughput import Listener, longest_wait
+from valle2.engine.bundle.precisions import METHODS
 from valle2.engine.errors import Valle2Error
-from valle2.engine.small import METHODS
 from valle2.runtime import Request, Speech, Valle2
 from valle2.runtime.cli import main
 

@@ -14,7 +14,7 @@ from valle2.benchmarks.cli import KINDS
 from valle2.benchmarks.html import html_table
 from valle2.benchmarks.options import OPTIONS, PANELS, options_of
 from valle2.benchmarks.steps import row, steps, timed
-from valle2.engine.small import RECORD, graph_folder
+from valle2.engine.bundle.precisions import RECORD, graph_folder
 from valle2.runtime import Valle2
 from valle2.runtime.cli import main
 

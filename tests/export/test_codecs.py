@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.conftest import shared
 from tests.export.make_codec_peers import PEERS, drawn, random_audio, random_codes
 from valle2.engine import open_backend, read_manifest
-from valle2.engine.stateful import Stateful
+from valle2.engine.backends.stateful import Stateful
 from valle2.export import export_checkpoint
 from valle2.export.codec import Fourier, InverseFourier
 from valle2.export.encodec import EncodecStream, elu, mirrored, reflected

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from tests.conftest import Trace, toy_config
 from valle2.engine import open_backend
-from valle2.engine.small import METHODS
-from valle2.engine.smaller import build_graph
+from valle2.engine.build.ort import build_graph
+from valle2.engine.bundle.precisions import METHODS
 from valle2.export.bundle import graph_spec
 from valle2.export.config import Style
 from valle2.export.graphs import nar_graph

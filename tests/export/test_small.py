@@ -12,8 +12,8 @@ import torch
 from tests.conftest import Trace, near_a_boundary, toy_config
 from tests.export import test_parity as parity
 from valle2.engine import open_backend
-from valle2.engine.small import METHODS
-from valle2.engine.smaller import build_graph
+from valle2.engine.build.ort import build_graph
+from valle2.engine.bundle.precisions import METHODS
 from valle2.export.bundle import graph_spec
 from valle2.export.config import Style
 from valle2.export.graphs import ar_graph, ar_inputs

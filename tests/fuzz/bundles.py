@@ -22,20 +22,20 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-import valle2.engine.budget
+import valle2.engine.build.budget
 from tests.fuzz.toy import write_preset, write_toy
 from valle2.engine import HubError, find_graphs, read_manifest
-from valle2.engine.engines import records
-from valle2.engine.manifest import FILE_NAME, Manifest
-from valle2.engine.small import PRECISIONS
-from valle2.engine.smaller import build_graphs
+from valle2.engine.build.ort import build_graphs
+from valle2.engine.bundle.engine_files import records
+from valle2.engine.bundle.manifest import FILE_NAME, Manifest
+from valle2.engine.bundle.precisions import PRECISIONS
 from valle2.runtime import Settings, Valle2
 from valle2.runtime.cli import voice_list
 from valle2.runtime.inspecting import inspect
 from valle2.runtime.presets import read_preset
 from valle2.runtime.rules import Rules
 
-LOADED_LATE = (encodings.cp437, valle2.engine.budget)
+LOADED_LATE = (encodings.cp437, valle2.engine.build.budget)
 """Modules that reading imports at their first use, which `harness` would take for code of a file."""
 Change = Callable[[], None]
 PRESET = "preset.npz"

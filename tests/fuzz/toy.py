@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, write_manifest
-from valle2.engine.manifest import Lowered
+from valle2.engine.bundle.manifest import Lowered
 from valle2.runtime import Prompt
 from valle2.runtime.presets import ENTRIES
 from valle2.runtime.voices import store_prompt

@@ -14,8 +14,8 @@ import pytest
 from safetensors import safe_open
 
 from tests.listen import ENOUGH, heard, share_heard
-from valle2.engine.manifest import sha256
-from valle2.engine.smaller import build_graphs
+from valle2.engine.build.ort import build_graphs
+from valle2.engine.bundle.manifest import sha256
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.cli import main
 

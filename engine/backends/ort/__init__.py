@@ -1,0 +1,1 @@
+"""ONNX Runtime as a backend: sessions, execution providers, its memory."""

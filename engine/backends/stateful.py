@@ -1,0 +1,36 @@
+"""A graph that takes a sequence piece by piece: what it returns as `state_N_out` is its next `state_N`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle2.engine.backends.base import Backend
+
+Array = NDArray[Any]
+PREFIX, SUFFIX = "state_", "_out"
+
+
+class Stateful:
+    """One sequence of batch 1 through such a graph, which also takes `started`, False at the first piece."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.started = False
+        self.states = {
+            tensor.name: np.zeros(
+                [axis if isinstance(axis, int) else 1 for axis in tensor.axes], tensor.dtype
+            )
+            for tensor in backend.spec.inputs
+            if tensor.name.startswith(PREFIX)
+        }
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The graph's other outputs for the next piece; its errors are those of `Backend.run`."""
+        found = self.backend.run({**feeds, "started": np.array(self.started), **self.states})
+        self.states = {name: found.pop(name + SUFFIX) for name in self.states}
+        self.started = True
+        return found

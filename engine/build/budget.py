@@ -1,0 +1,258 @@
+"""How much device memory a bundle needs and how many bytes a step moves, by arithmetic.
+
+Weights are counted in the graphs, caches and other tensors of a call come from the manifest, and what lies
+between them is laid out operator by operator without fusion, so it is an upper estimate. Needs onnx.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from valle2.engine.build.precision import straighten
+from valle2.engine.build.weight_formats import WIDTHS
+from valle2.engine.bundle.engine_files import graph_precision
+from valle2.engine.bundle.graph_file import readable
+from valle2.engine.bundle.manifest import Manifest
+from valle2.engine.bundle.profiles import Limits, largest_sizes
+from valle2.engine.errors import BackendError
+
+MB, GB = 1e6, 1e9
+CACHE = "cache_"
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten")
+CACHE_PASSES = {"ort": 1, "portable": 1, "primitive": 5}
+"""Times a step reads or writes a cache: attention reads it; without aliases it is also copied twice."""
+FUSED = {"GroupQueryAttention": (0, 3, 4)}
+"""Operators that onnx knows no shapes of: per output the input whose shape it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to run where. memory: bytes on the device, bandwidth: bytes a second; 0 leaves either out."""
+
+    limits: Limits
+    precision: str
+    memory: float = 0.0
+    bandwidth: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.precision not in WIDTHS:
+            raise BackendError(f"unknown precision {self.precision!r}; expected one of {', '.join(WIDTHS)}")
+        if self.memory < 0 or self.bandwidth < 0:
+            raise BackendError(
+                f"device memory is {self.memory / GB} GB, bandwidth {self.bandwidth / GB} GB/s; "
+                "expected positive numbers"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes of one graph at one batch.
+
+    read: weights that every call reads, which leaves out tables of embeddings. cache: buffers of all rows.
+    buffers: other inputs and outputs. activations: the most that lies between them at any time.
+    """
+
+    weights: int
+    read: int
+    cache: int
+    buffers: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.buffers + self.activations
+
+
+def budget(folder: Path, manifest: Manifest, question: Question) -> dict[str, Any]:
+    """The budget of a bundle.
+
+    Returns:
+        A row per graph in MB; `slot_mb`, what one more row takes; `total_mb` of `slots` rows;
+        `slots_that_fit` in the memory given; `step`: MB that an AR step of these rows moves at least, and
+        its ms at the bandwidth.
+
+    Raises:
+        BackendError: an unknown precision, limits beyond the model, or a graph that is not readable.
+    """
+    paths = {name: folder / spec.file for name, spec in manifest.graphs.items()}
+    models = {name: read_graph(path) for name, path in paths.items()}
+    slots = question.limits.max_batch
+
+    def needs(rows: int) -> dict[str, Need]:
+        found = {}
+        for name, model in models.items():
+            with readable(paths[name]):
+                found[name] = need(manifest, name, model, question, rows)
+        return found
+
+    def total(rows: int) -> int:
+        return sum(entry.total for entry in needs(rows).values())
+
+    now = needs(slots)
+    ar = now["ar"]
+    step = ar.read + ar.cache // copies(manifest) * CACHE_PASSES[manifest.lowering]
+    found: dict[str, Any] = {
+        "graphs": [row(manifest, name, question, entry) for name, entry in now.items()],
+        "slots": slots,
+        "slot_mb": round((total(slots + 1) - total(slots)) / MB, 1),
+        "total_mb": round(total(slots) / MB, 1),
+        "step": {"mb": round(step / MB, 1)},
+    }
+    if question.memory:
+        most = int(question.memory * slots // max(1, ar.cache))
+        found["slots_that_fit"] = bisect_right(range(1, most + 1), question.memory, key=total)
+    if question.bandwidth:
+        found["step"]["ms"] = round(step / question.bandwidth * 1e3, 2)
+    return found
+
+
+def row(manifest: Manifest, name: str, question: Question, found: Need) -> dict[str, Any]:
+    """One graph for a table, in MB."""
+    precision = graph_precision(manifest.graphs[name], question.precision)
+    parts = ("weights", "cache", "buffers", "activations")
+    return {"graph": name, "precision": precision} | {
+        f"{part}_mb": round(getattr(found, part) / MB, 1) for part in parts
+    }
+
+
+def copies(manifest: Manifest) -> int:
+    """Sets of caches: where nothing is updated in place, a step writes a second one."""
+    return 2 if manifest.lowering == "primitive" else 1
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """A graph without its weights' values."""
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's and onnx's errors share no base class
+        raise BackendError(f"{path} is not a readable ONNX graph ({type(error).__name__})") from None
+
+
+def need(manifest: Manifest, name: str, model: onnx.ModelProto, question: Question, rows: int) -> Need:
+    """What a graph needs with this many rows."""
+    precision = graph_precision(manifest.graphs[name], question.precision)
+    sizes = largest_sizes(manifest, name, Limits(rows, question.limits.max_frames))
+    weights, read = weight_bytes(model, precision)
+    tensors = tensor_bytes(model, sizes, int(WIDTHS[precision].other))
+    names = [value.name for value in (*model.graph.input, *model.graph.output)]
+    caches = sum(tensors[n.name] for n in model.graph.input if n.name.startswith(CACHE))
+    buffers = sum(tensors[n] for n in names if not n.startswith(CACHE))
+    return Need(weights, read, caches * copies(manifest), buffers, peak(model, tensors))
+
+
+def weight_bytes(model: onnx.ModelProto, precision: str) -> tuple[int, int]:
+    """Bytes of all weights in a precision, and of those that are not merely looked up row by row."""
+    stored = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Cast"}
+    readers: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            readers.setdefault(stored.get(name, name), set()).add(f"{node.op_type} {place}")
+    total = read = 0
+    for weight in model.graph.initializer:
+        by = readers.get(weight.name, set()) - {"Cast 0"}
+        matrix = len(weight.dims) == 2 and by <= {"MatMul 1", "Gemm 1"}
+        width: float = helper.tensor_dtype_to_np_dtype(weight.data_type).itemsize
+        if weight.data_type in FLOATS:
+            width = WIDTHS[precision].product if matrix else WIDTHS[precision].other
+        size = int(prod(weight.dims) * width)
+        total += size
+        read += 0 if by == {"Gather 0"} else size
+    return total, read
+
+
+def tensor_bytes(model: onnx.ModelProto, sizes: Mapping[str, int], width: int) -> dict[str, int]:
+    """Bytes of every tensor with the named axes at these sizes and floats of `width` bytes.
+
+    See `guessed` for a size that depends on values.
+    """
+    sized = onnx.ModelProto.FromString(model.SerializeToString())
+    for value in sized.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+    for value in sized.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    plain(sized)
+    graph = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
+    shapes = known_shapes(graph, max(size for name, size in sizes.items() if name != "batch"))
+    found = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type.elem_type
+        item = width if kind in FLOATS else helper.tensor_dtype_to_np_dtype(kind).itemsize
+        found[value.name] = prod(shapes[value.name]) * item
+    return found
+
+
+def known_shapes(graph: onnx.GraphProto, longest: int) -> dict[str, list[int]]:
+    """Every tensor's shape in numbers; what onnx cannot tell is guessed from the node that makes it."""
+    values = (*graph.input, *graph.value_info, *graph.output)
+    dims = {value.name: list(value.type.tensor_type.shape.dim) for value in values}
+    shapes = {weight.name: list(weight.dims) for weight in graph.initializer}
+    shapes |= {v.name: [dim.dim_value or longest for dim in dims[v.name]] for v in graph.input}
+    symbols: dict[str, int] = {}
+    for node in graph.node:
+        for name in node.output:
+            sizes = [dim.dim_value or symbols.get(dim.dim_param, 0) for dim in dims.get(name, ())]
+            for axis, dim in enumerate(dims.get(name, ())):
+                if not sizes[axis]:
+                    sizes[axis] = symbols[dim.dim_param] = guessed(node, axis, sizes, shapes, longest)
+            shapes[name] = sizes
+    return shapes
+
+
+def guessed(
+    node: onnx.NodeProto, axis: int, made: list[int], shapes: Mapping[str, list[int]], longest: int
+) -> int:
+    """The size of an axis that depends on values. made: the output's sizes, 0 where they are not known."""
+    inputs = [shapes.get(name, []) for name in node.input]
+    if node.op_type == "Reshape":
+        return max(1, prod(inputs[0]) // prod(size for size in made if size)) if made.count(0) == 1 else 1
+    if node.op_type == "Concat":
+        return sum(shape[axis] for shape in inputs if axis < len(shape))
+    if node.op_type == "Range":
+        return longest
+    same = [shape[axis] for shape in inputs if len(shape) == len(made)]
+    return max(same, default=longest)
+
+
+def plain(model: onnx.ModelProto) -> None:
+    """Put copies of the right shape in place of operators that onnx knows no shapes of."""
+    straighten(model)
+    nodes = []
+    for node in model.graph.node:
+        for place, name in enumerate(node.output if node.op_type in FUSED else ()):
+            nodes.append(helper.make_node("Identity", [node.input[FUSED[node.op_type][place]]], [name]))
+        if node.op_type not in FUSED:
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def peak(model: onnx.ModelProto, tensors: Mapping[str, int]) -> int:
+    """The most bytes alive between operators in the graph's order, without what comes in or goes out."""
+    outer = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
+    roots: dict[str, str] = {}
+    last: dict[str, int] = {}
+    for index, node in enumerate(model.graph.node):
+        for name in node.input:
+            last[roots.get(name, name)] = index
+        if node.op_type in VIEWS:
+            roots[node.output[0]] = roots.get(node.input[0], node.input[0])
+    alive = most = 0
+    for index, node in enumerate(model.graph.node):
+        made = [name for name in node.output if name not in outer and name not in roots]
+        alive += sum(tensors.get(name, 0) for name in made)
+        most = max(most, alive)
+        used = {roots.get(name, name) for name in node.input} | set(made)
+        ended = [n for n in used if n not in outer and last.get(n, index) == index]
+        alive -= sum(tensors.get(name, 0) for name in ended)
+    return most

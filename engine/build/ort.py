@@ -1,0 +1,105 @@
+"""Bundle to graphs in another precision for ONNX Runtime. Needs onnx; no torch.
+
+They are made aside and put in place whole, so that a build that is cut short leaves what was there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from valle2.engine.build.external_data import write_graph
+from valle2.engine.build.kv_int8 import cache_ranges, store_caches
+from valle2.engine.build.precision import converted_spec, load_graph
+from valle2.engine.build.quantize import quantise
+from valle2.engine.bundle.files import replacing
+from valle2.engine.bundle.graph_file import readable
+from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest
+from valle2.engine.bundle.precisions import (
+    FUSED,
+    HALF,
+    METHODS,
+    STORED,
+    Method,
+    Record,
+    check_precision,
+    description,
+    graph_folder,
+    takes,
+    write_record,
+)
+from valle2.engine.bundle.specs import GraphSpec
+from valle2.engine.errors import BackendError
+
+Progress = Callable[[str], None]
+Rows = list[dict[str, Any]]
+
+
+def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lambda message: None) -> Rows:
+    """Write a bundle's graphs in a precision, in every lowering that takes it; nothing to do for "fp32".
+
+    Args:
+        bundle: the folder, in the lowering "ort" but for "fp16". precision: one of `small.PRECISIONS`.
+        progress: called with a line per graph.
+
+    Returns:
+        A row per graph: its name and lowering, matrix products that became another operator, MB before and
+        after.
+
+    Raises:
+        BackendError: unknown precision, no lowering that takes it, or a folder that cannot be written.
+        ManifestError: not a bundle, or a damaged one.
+    """
+    check_precision(precision)
+    path = Path(bundle)
+    manifest = read_manifest(path)
+    if precision == STORED:
+        return []
+    fitting = [name for name in (manifest.lowering, *manifest.others) if takes(precision, name)]
+    if not fitting:
+        raise BackendError(
+            f"bundle {manifest.name} has the lowering {manifest.lowering}; --target ort makes {precision} of "
+            f"{FUSED} alone: export it with valle2 export --lowering {FUSED}, or take fp16"
+        )
+    lowered = [manifest.lowered([name], precision) for name in fitting]
+    return [row for one in lowered for row in build_lowering(path, one, precision, progress)]
+
+
+def build_lowering(path: Path, manifest: Manifest, precision: str, progress: Progress) -> Rows:
+    """The graphs of one lowering, in a folder of their own."""
+    folder = graph_folder(path, precision, manifest.lowering)
+    rows, specs = [], {}
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        with replacing(folder) as aside:
+            for graph in METHODS[precision]:
+                progress(f"building {graph} ({precision}, {manifest.lowering})")
+                spec, method = manifest.graphs[graph], METHODS[precision][graph]
+                row, specs[graph] = build_graph(path, aside, spec, method, manifest.sizes)
+                rows.append({"graph": graph, "lowering": manifest.lowering} | row)
+            write_record(aside, Record(description(manifest, precision), specs, hash_files(aside)))
+    except OSError as error:
+        raise BackendError(f"{folder} cannot be written ({error.strerror}); free space or rights") from None
+    return rows
+
+
+def build_graph(
+    bundle: Path, folder: Path, spec: GraphSpec, method: Method, sizes: Mapping[str, int]
+) -> tuple[dict[str, Any], GraphSpec]:
+    """One graph and its weights, under the names they have in the bundle: its row and its tensors.
+
+    sizes: the manifest's.
+    """
+    source = bundle / spec.file
+    with readable(source):
+        model = load_graph(source, "fp16" if method == HALF else STORED)
+        replaced = 0 if method == HALF else quantise(model, method)
+        if method.cache_bits < 32:
+            store_caches(model, cache_ranges(bundle, spec, sizes))
+        made = converted_spec(spec, model)
+        write_graph(model, folder / source.name)
+    places = ((bundle, spec.graph), (folder, source.stem))
+    found = [sum(f.stat().st_size for f in at.glob(f"{stem}.*")) for at, stem in places]
+    before, after = (round(size / 1e6, 1) for size in found)
+    return {"products": replaced, "mb_before": before, "mb": after}, made

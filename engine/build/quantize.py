@@ -1,0 +1,249 @@
+"""Weights of a stored graph in 8 or 4 bits: which matrix products change, and into which operator. No torch.
+
+Three ways, since the graphs are bound by different things:
+
+- `blocks`: weights alone, a scale per block of inputs (`MatMulNBits`). The AR step reads every weight for one
+  position; it is as fast as memory is. Activations are rounded to 8 bits per row and block, so rows of a
+  batch do not see each other.
+- `dynamic`: weights with a scale per output, activations with one scale per call (`DynamicQuantizeMatMul`,
+  8-bit integer kernels). A NAR pass is bound by arithmetic. Rows of one call share a scale.
+
+- `dequantised`: weights alone, in standard operators (`DequantizeLinear` before the product), for TensorRT.
+
+The first two take the bias that is added to a product along. Embeddings, norms, attention, biases and
+everything behind the logits stay float32; for the AR's caches see `caches`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from valle2.engine.build.weight_formats import Storage
+from valle2.engine.bundle.precisions import Method
+
+Weight = NDArray[np.float32]
+DOMAIN = "com.microsoft"
+INT8_PRODUCTS = 4  # `accuracy_level`: activations as int8, products in integers
+LEAST_SCALE = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix product with a constant weight.
+
+    weight: (K, N), transposed already where `Gemm` does it. output: what is made. bias: the name of what is
+    added to the product, (N,); empty, as an operator's input that is left out, for none.
+    """
+
+    node: onnx.NodeProto
+    weight: Weight
+    output: str
+    bias: str = ""
+
+
+Replaced = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
+
+
+def quantise(model: onnx.ModelProto, method: Method) -> int:
+    """Replace every matrix product that has a constant weight by the kind's, in place.
+
+    Returns:
+        How many were replaced.
+    """
+    count = replace_products(model, lambda found: contrib(found, method), biased=True)
+    if count and DOMAIN not in {entry.domain for entry in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return count
+
+
+def store_weights(model: onnx.ModelProto, storage: Storage) -> int:
+    """Store the weight of every matrix product small, in place; returns how many."""
+    return replace_products(model, lambda found: dequantised(found, storage))
+
+
+def contrib(found: Product, method: Method) -> Replaced:
+    node, tensors = KINDS[method.kind](found, method)
+    return [node], tensors
+
+
+def replace_products(
+    model: onnx.ModelProto, replaced_by: Callable[[Product], Replaced], *, biased: bool = False
+) -> int:
+    """Put other nodes and weights in place of every matrix product that has a constant weight.
+
+    biased: whether a bias that is added to a product goes into its place too.
+    """
+    weights = {w.name: w for w in model.graph.initializer}
+    made = {p.node.output[0]: p for node in model.graph.node if (p := product(node, weights)) is not None}
+    sums = biases(model, made, weights) if biased else {}
+    taken = {found.output for found in sums.values()}
+    nodes = []
+    for node in model.graph.node:
+        name = node.output[0]
+        if name in made:
+            replaced, tensors = replaced_by(sums.get(name, made[name]))
+            nodes += replaced
+            model.graph.initializer.extend(tensors)
+        elif name not in taken:
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    drop_unused(model)
+    return len(made)
+
+
+def biases(
+    model: onnx.ModelProto, made: dict[str, Product], weights: dict[str, onnx.TensorProto]
+) -> dict[str, Product]:
+    """Products that only the addition of a constant vector (N,) reads: by their own outputs, with both."""
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    readers.update(value.name for value in model.graph.output)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type != "Add":
+            continue
+        for name, bias in (node.input, reversed(node.input)):
+            plain = bias in weights and name in made and readers[name] == 1
+            if plain and list(weights[bias].dims) == [made[name].weight.shape[1]]:
+                found[name] = replace(made[name], output=node.output[0], bias=bias)
+    return found
+
+
+def product(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> Product | None:
+    """The node as a product with a constant float32 matrix, or None."""
+    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights:
+        return None
+    weight = weights[node.input[1]]
+    if weight.data_type != onnx.TensorProto.FLOAT or len(weight.dims) != 2:
+        return None
+    values = numpy_helper.to_array(weight)
+    given = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    if node.op_type == "Gemm":
+        plain = given.get("transA", 0) == 0 and given.get("alpha", 1) == 1 and given.get("beta", 1) == 1
+        if not plain or len(node.input) > 2:
+            return None
+        values = values.T if given.get("transB", 0) else values
+    return Product(node, values, node.output[0])
+
+
+def block_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+    """`MatMulNBits`: symmetric, codes around 2^(bits-1), a block's scale from its greatest entry."""
+    codes, scales = block_codes(found.weight, method.bits, method.block)
+    name, (inputs, outputs) = found.output, found.weight.shape
+    tensors = [tensor(codes, f"{name}_codes"), tensor(scales, f"{name}_scales")]
+    node = helper.make_node(
+        "MatMulNBits",
+        [found.node.input[0], *(entry.name for entry in tensors), "", "", found.bias],
+        [name],
+        f"{name}_product",
+        domain=DOMAIN,
+        K=inputs,
+        N=outputs,
+        bits=method.bits,
+        block_size=method.block,
+        accuracy_level=INT8_PRODUCTS,
+    )
+    return node, tensors
+
+
+def block_codes(weight: Weight, bits: int, block: int) -> tuple[NDArray[np.uint8], Weight]:
+    """weight (K, N) -> codes (N, K / block, block * bits / 8) uint8, scales (N, K / block) float32.
+
+    The entry of greatest size becomes the lowest code, whose range is one step longer than the highest's.
+    """
+    inputs, outputs = weight.shape
+    padded = np.zeros((outputs, -(-inputs // block) * block), np.float32)
+    padded[:, :inputs] = weight.T
+    blocks = padded.reshape(outputs, -1, block)
+    middle = 2 ** (bits - 1)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)[..., 0]
+    scales = -extreme / middle
+    scales = np.where(np.abs(scales) < LEAST_SCALE, LEAST_SCALE, scales).astype(np.float32)
+    codes = np.clip(np.rint(blocks / scales[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)
+    if bits == 4:
+        codes = codes[..., ::2] | (codes[..., 1::2] << 4)
+    return codes, scales
+
+
+def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+    """`DynamicQuantizeMatMul`: signed 8-bit weights, a scale per output."""
+    scales = unsaturated_scales(found.weight)
+    codes = np.clip(np.rint(found.weight / scales), -127, 127).astype(np.int8)
+    name = found.output
+    tensors = [
+        tensor(codes, f"{name}_codes"),
+        tensor(scales, f"{name}_scales"),
+        tensor(np.zeros_like(scales, np.int8), f"{name}_zeros"),
+    ]
+    node = helper.make_node(
+        "DynamicQuantizeMatMul",
+        [found.node.input[0], *(entry.name for entry in tensors), found.bias],
+        [name],
+        f"{name}_product",
+        domain=DOMAIN,
+    )
+    return node, tensors
+
+
+def unsaturated_scales(weight: Weight) -> Weight:
+    """weight (K, N) -> scales (N,): two inputs that follow each other have codes that add up to at most 128.
+
+    Processors without VNNI add the products of such a pair in 16 bits, which hold 255 times 128 and not twice
+    255 times 127: larger codes would be cut off there, silently, and give other logits than elsewhere.
+    """
+    pairs = np.pad(weight, ((0, len(weight) % 2), (0, 0))).reshape(-1, 2, weight.shape[1])
+    greatest = np.maximum(np.abs(weight).max(axis=0), np.abs(pairs.sum(axis=1)).max(axis=0))
+    scales: Weight = np.maximum(greatest / 127, LEAST_SCALE).astype(np.float32)
+    return scales
+
+
+def dequantised(found: Product, storage: Storage) -> Replaced:
+    """`DequantizeLinear` of symmetric codes before the product, a scale per output or per block of inputs."""
+    inputs = found.weight.shape[0]
+    block = storage.block or inputs
+    padded = np.pad(found.weight, ((0, -inputs % block), (0, 0)))
+    blocks = padded.reshape(-1, block, found.weight.shape[1])
+    scales = np.maximum(np.abs(blocks).max(axis=1) / storage.top, LEAST_SCALE).astype(np.float32)
+    kind = getattr(onnx.TensorProto, storage.kind)
+    ratios = blocks / scales[:, None]
+    whole = (
+        ratios if storage.kind.startswith("FLOAT") else np.clip(np.rint(ratios), -storage.top, storage.top)
+    )
+    codes = whole.reshape(padded.shape)[:inputs].astype(helper.tensor_dtype_to_np_dtype(kind))
+    name = found.output
+    tensors = [
+        tensor(codes, f"{name}_codes"),
+        tensor(scales if storage.block else scales[0], f"{name}_scales"),
+    ]
+    axes: dict[str, Any] = {"axis": 0, "block_size": storage.block} if storage.block else {"axis": 1}
+    small, whole_name = [entry.name for entry in tensors], f"{name}_weight"
+    nodes = [
+        helper.make_node("DequantizeLinear", small, [whole_name], f"{name}_dequantised", **axes),
+        helper.make_node("MatMul", [found.node.input[0], whole_name], [name], f"{name}_product"),
+    ]
+    return nodes, tensors
+
+
+Replace = Callable[[Product, Method], tuple[onnx.NodeProto, list[onnx.TensorProto]]]
+KINDS: dict[str, Replace] = {"blocks": block_product, "dynamic": dynamic_product}
+
+
+def tensor(values: NDArray[np.generic], name: str) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+
+def drop_unused(model: onnx.ModelProto) -> None:
+    """Forget the weights that no node reads any more."""
+    read = {name for node in model.graph.node for name in node.input}
+    read |= {value.name for value in model.graph.output}
+    kept = [weight for weight in model.graph.initializer if weight.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)

@@ -1,0 +1,315 @@
+"""What a model folder ("bundle") holds: reading, checking and writing `manifest.json`.
+
+It knows file names, hashes, tensor specifications and sizes; it never runs a graph and knows no speech. A
+bundle may come from a stranger. `parse_manifest` checks every entry once, against the tables of `schema` and
+`contract`; what has a `Manifest` may rely on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from valle2.engine.bundle.contract import AR, check_graphs
+from valle2.engine.bundle.graph_file import check_graph_file
+from valle2.engine.bundle.schema import (
+    CACHE_LENGTH,
+    LOWERINGS,
+    check_codec,
+    check_digests,
+    check_parity,
+    check_provenance,
+    check_rules,
+    check_sampling,
+    check_sizes,
+    check_text,
+    entries,
+    fault_of,
+    head_width,
+    leaves,
+    one_of,
+    whole,
+    with_keys,
+    words,
+)
+from valle2.engine.bundle.specs import GraphSpec, parse_graphs
+from valle2.engine.bundle.untrusted import parse_json, read_bounded, shown
+from valle2.engine.errors import BackendError, ManifestError
+
+__all__ = [
+    "FILE_NAME",
+    "FORMAT",
+    "MAX_BYTES",
+    "Lowered",
+    "Manifest",
+    "hash_files",
+    "head_width",
+    "parse_manifest",
+    "read_manifest",
+    "sha256",
+    "write_manifest",
+]
+
+FORMAT = 1
+FILE_NAME = "manifest.json"
+MAX_BYTES = 4 * 2**20
+"""Of a manifest. That of the embedded model has 25 kB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """Graphs of a bundle in another lowering than its first; the graphs that are not here serve both."""
+
+    cache_length: int
+    graphs: dict[str, GraphSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The parsed manifest.
+
+    Args:
+        name: what the bundle is called. sizes: the network's configuration. lowering: how attention is
+            written. cache_length: fixed cache slots, 0 where the graph takes any length.
+        graphs: by name. codec: sample rate, hop and codebooks, empty without a codec.
+        text: the text front end's entry. sampling: default settings. provenance: source and licence.
+        parity: the greatest differences from eager PyTorch found at export. files: sha256 by path.
+        rules: what a relative of VALL-E 2 wants around its tokens (see `runtime.rules`), empty for VALL-E 2.
+        others: the graphs by further lowerings.
+    """
+
+    name: str
+    sizes: dict[str, int]
+    lowering: str
+    cache_length: int
+    graphs: dict[str, GraphSpec]
+    codec: dict[str, int]
+    text: dict[str, Any]
+    sampling: dict[str, float]
+    provenance: dict[str, str]
+    parity: dict[str, float]
+    files: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, Lowered] = field(default_factory=dict)
+
+    def lowered(self, fitting: Sequence[str], taker: str) -> Manifest:
+        """The manifest with the graphs of the first lowering that fits, its own if that does.
+
+        Args:
+            fitting: the lowerings that the taker of the graphs runs.
+
+        Raises:
+            BackendError: the bundle has none of them.
+        """
+        if self.lowering in fitting:
+            return self
+        for name in fitting:
+            if name in self.others:
+                other = self.others[name]
+                graphs = self.graphs | other.graphs
+                return replace(self, lowering=name, cache_length=other.cache_length, graphs=graphs)
+        held, wanted = " and ".join((self.lowering, *self.others)), " or ".join(fitting)
+        raise BackendError(
+            f"bundle {self.name} has the lowering {held}; {taker} takes {wanted}: "
+            f"export it with valle2 export --lowering {fitting[0]}"
+        )
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(folder: Path, *, check_hashes: bool = True) -> Manifest:
+    """Read and check a bundle.
+
+    Args:
+        folder: the bundle. check_hashes: compare every file with its sha256, and refuse graphs that read
+            files without one.
+
+    Raises:
+        ManifestError: no bundle there, another format, an entry that is not as documented, a path that leaves
+            the folder, a missing file, a file that is not the one that was exported, or a graph that reads
+            files without a hash.
+    """
+    manifest = parse_manifest(read_text(folder), folder / FILE_NAME)
+    rows = [manifest.graphs, *(other.graphs for other in manifest.others.values())]
+    graphs = {graph.file for named in rows for graph in named.values()}
+    for name in sorted({*manifest.files, *graphs}):
+        check_file(folder, name, manifest.files.get(name), check_hashes)
+    for name in sorted(graphs) if check_hashes else ():
+        try:
+            check_graph_file(folder / name, manifest.files)
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"{folder / name} {error}; do not use this bundle") from None
+    return manifest
+
+
+def read_text(folder: Path) -> str:
+    """The text of a bundle's manifest.
+
+    Raises:
+        ManifestError: there is none, or it is no plain UTF-8 file of a bounded size inside the folder.
+    """
+    path = folder / FILE_NAME
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError("a link that leaves the bundle")
+        return read_bounded(path, MAX_BYTES).decode("utf-8")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ManifestError(
+            f"{folder} is not a bundle ({FILE_NAME}: {reason_of(error)}); "
+            "expected a folder made by valle2 export"
+        ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read, in a few words."""
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8 text"
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+
+
+def parse_manifest(text: str | bytes, path: Path) -> Manifest:
+    """Turn JSON text into a Manifest, or say in one line what is wrong with it.
+
+    Raises:
+        ManifestError: see `read_manifest`.
+    """
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    try:
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        values = parse_json(data)
+        if not isinstance(values, dict) or "format" not in values:
+            raise ValueError("not a valle2 manifest")
+    except ValueError as error:
+        raise ManifestError(f"{path} is damaged: {error}; export the bundle again") from None
+    found = values.pop("format")
+    if found != FORMAT or type(found) is not int:
+        raise ManifestError(
+            f"{path} has format {shown(found)}; this valle2 reads format {FORMAT}: "
+            "upgrade valle2 or export the bundle again"
+        )
+    values = {"rules": {}, "others": {}} | values  # bundles of valle2 0.1 have none
+    expected = {entry.name for entry in fields(Manifest)}
+    if set(values) != expected:
+        raise ManifestError(
+            f"{path} has wrong entries {shown(sorted(set(values) ^ expected))}; export the bundle again"
+        )
+    try:
+        check_names(values["files"], path)
+        return checked(values)
+    except ManifestError:
+        raise
+    except ValueError as error:
+        raise ManifestError(f"{path} is damaged ({error}); export the bundle again") from None
+
+
+def check_names(files: object, path: Path) -> None:
+    """Refuse a list of files with a name that leads anywhere but to a plain file of the bundle."""
+    for name in check_digests("files", files):
+        fault = "is the manifest itself" if name == FILE_NAME else fault_of(name)
+        if fault:
+            raise ManifestError(f"{path} lists {shown(name)}, which {fault}; do not use this bundle")
+
+
+def checked(values: dict[str, Any]) -> Manifest:
+    """The manifest of parsed entries; a ValueError says what is wrong with one."""
+    sizes = check_sizes(values["sizes"])
+    lowering = one_of("lowering", values["lowering"], LOWERINGS)
+    cache_length = whole("cache_length", values["cache_length"], CACHE_LENGTH)
+    graphs = parse_graphs(values["graphs"])
+    check_graphs(graphs, sizes, cache_length)
+    others = {name: parse_lowered(name, other) for name, other in entries("others", values["others"]).items()}
+    for name, other in others.items():
+        if name == lowering or AR not in other.graphs:
+            raise ValueError(f"others.{name} is the first lowering again, or has no graph {AR}")
+        check_graphs(graphs | other.graphs, sizes, other.cache_length)
+    return Manifest(
+        name=words("name", values["name"], 128),
+        sizes=sizes,
+        lowering=lowering,
+        cache_length=cache_length,
+        graphs=graphs,
+        codec=check_codec(values["codec"]),
+        text=check_text(values["text"]),
+        sampling=check_sampling(values["sampling"]),
+        provenance=check_provenance(values["provenance"]),
+        parity=check_parity(values["parity"]),
+        files=values["files"],
+        rules=check_rules(values["rules"]),
+        others=others,
+    )
+
+
+def parse_lowered(name: str, value: object) -> Lowered:
+    """The graphs of a further lowering."""
+    one_of("a lowering in others", name, LOWERINGS)
+    parts = ("cache_length", "graphs")
+    found = with_keys(f"others.{name}", value, parts, parts)
+    length = whole(f"others.{name}.cache_length", found["cache_length"], CACHE_LENGTH)
+    return Lowered(length, parse_graphs(found["graphs"]))
+
+
+def check_file(folder: Path, name: str, digest: str | None, check_hash: bool) -> None:
+    """Check one listed file: inside the folder, there, and unchanged."""
+    try:
+        target = (folder / name).resolve()
+        outside = leaves(name) or not target.is_relative_to(folder.resolve())
+        there = target.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ManifestError(f"{folder} lists {shown(name)}: {reason_of(error)}; export it again") from None
+    if outside:
+        raise ManifestError(f"{folder} lists {shown(name)}, which leaves the bundle; do not use this bundle")
+    if not there:
+        raise ManifestError(f"{folder} lacks the file {name}; copy the whole bundle or export it again")
+    if digest is None:
+        raise ManifestError(f"{folder} has no hash for {name}; export the bundle again")
+    if check_hash and hash_of(target) != digest:
+        raise ManifestError(
+            f"{folder / name} is not the file that was exported (sha256 differs); "
+            "copy the bundle again or export it again"
+        )
+
+
+def hash_of(path: Path) -> str:
+    """Hex digest of a file of a bundle.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read ({error.strerror}); check its rights") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """sha256 of every file below the folder but the manifest, or of the named ones."""
+    if names is None:
+        found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        names = [path.relative_to(folder).as_posix() for path in found]
+    return {name: sha256(folder / name) for name in names if name != FILE_NAME}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` aside, then put it in place.
+
+    Raises:
+        ManifestError: it could not be read again; nothing is written.
+    """
+    text = manifest.to_json()
+    parse_manifest(text, folder / FILE_NAME)
+    aside = folder / f".{FILE_NAME}.{os.getpid()}"
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, folder / FILE_NAME)

@@ -1,0 +1,161 @@
+"""Bundles with several lowerings: one set of weights, and each taker's own graphs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from valle2.engine import BackendError, ManifestError, find_graphs, fitted, prefill_chunk, read_manifest
+from valle2.engine.backends.ort.providers import GPU_CHUNK
+from valle2.engine.backends.trt.api import TARGETS
+from valle2.engine.build.ort import build_graphs
+from valle2.engine.bundle.precisions import graph_folder
+from valle2.engine.bundle.profiles import PREFILL_CHUNK
+from valle2.export import export_checkpoint
+from valle2.export.lowering import LOWERINGS
+from valle2.runtime import Prompt, Settings, Valle2
+from valle2.runtime.cli import main
+
+
+@pytest.fixture(scope="module")
+def every(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("every") / "toy"
+    return export_checkpoint(checkpoint_folder, folder, lowering=list(LOWERINGS))
+
+
+def locations(path: Path) -> set[str]:
+    """Files that a graph's weights are read from."""
+    weights = onnx.load(str(path), load_external_data=False).graph.initializer
+    return {entry.value for w in weights for entry in w.external_data if entry.key == "location"}
+
+
+def test_weights_are_stored_once(every: Path, bundle: Path) -> None:
+    for lowering in ("portable", "primitive"):
+        for graph in ("ar", "nar"):
+            assert f"{graph}.weights" in locations(every / f"{graph}-{lowering}.onnx")
+    assert locations(every / "codec_decoder-primitive.onnx") == {"codec_decoder.weights"}
+    alone, together = (sum(f.stat().st_size for f in at.glob("*.weights")) for at in (bundle, every))
+    assert together < 1.1 * alone
+
+
+def test_a_shared_weight_is_the_lowering_s_own(every: Path, fixed_bundles: dict[str, Path]) -> None:
+    for lowering, folder in fixed_bundles.items():
+        ours, alone = (
+            {w.name: onnx.numpy_helper.to_array(w) for w in onnx.load(str(path)).graph.initializer}
+            for path in (every / f"ar-{lowering}.onnx", folder / "ar.onnx")
+        )
+        assert set(ours) == set(alone)
+        assert all(np.array_equal(value, alone[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("lowering", ["portable", "primitive"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_lowering_runs(
+    every: Path, tts: Valle2, voice: Prompt, lowering: str, precision: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(every, tmp_path / "toy")
+    rows = build_graphs(folder, precision)
+    assert {row["lowering"] for row in rows} == (set(LOWERINGS) if precision == "fp16" else set())
+    manifest = read_manifest(folder).lowered([lowering], "the test")
+    found = find_graphs(folder, manifest, precision)
+    assert found["ar"].spec.file == f"ar-{lowering}.onnx"
+    assert found["ar"].folder == (folder if precision == "fp32" else graph_folder(folder, "fp16", lowering))
+    ours = Valle2(folder, manifest, 1, device="cpu", threads=1, engine="ort", precision=precision)
+    settings = Settings(top_p=0.6, max_frames=24, seed=3)
+    said, expected = (t.synthesize("hello", voice, settings).codes for t in (ours, tts))
+    assert precision == "fp16" or np.array_equal(said, expected)
+    assert said.shape[1] == 8 and len(said) > 1
+
+
+def test_each_taker_gets_its_own(every: Path, bundle: Path) -> None:
+    manifest, alone = read_manifest(every), read_manifest(bundle)
+    assert Valle2.load(every).manifest.lowering == "ort"
+    on_gpu = fitted(manifest, "ort", "cuda", "fp16")
+    assert on_gpu.lowering == "portable" and on_gpu.cache_length > 0
+    assert on_gpu.graphs["ar"].file == "ar-portable.onnx" and on_gpu.graphs["ar"].graph == "ar"
+    assert on_gpu.graphs["codec_encoder"] == manifest.graphs["codec_encoder"]
+    with pytest.raises(BackendError, match="has the lowering ort; ort on cuda takes portable or primitive"):
+        fitted(alone, "ort", "cuda", "fp32")
+    older, newer = (TARGETS["tensorrt"].lowerings(version) for version in ("10.3.0", "10.15.1.29"))
+    assert manifest.lowered(older, "it").graphs["codec_decoder"].file == "codec_decoder-primitive.onnx"
+    assert manifest.lowered(newer, "it").lowering == "portable"
+
+
+def test_an_older_onnx_runtime_gets_what_it_runs(
+    every: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`onnxruntime-gpu` is one release behind, and `ort` needs the newest."""
+    monkeypatch.setattr(onnxruntime, "__version__", "1.31.1")
+    assert Valle2.load(every).manifest.lowering == "portable"
+    with pytest.raises(BackendError, match=r"lowering ort; onnxruntime 1\.31\.1 on cpu takes portable"):
+        Valle2.load(bundle)
+
+
+def test_a_gpu_prefills_more_at_once() -> None:
+    assert prefill_chunk("ort", "cuda") == GPU_CHUNK > PREFILL_CHUNK == prefill_chunk("ort", "cpu")
+    for engine in ("tensorrt", "ort-tensorrt"):  # what their engines are built for
+        assert prefill_chunk(engine, "cuda") == PREFILL_CHUNK
+
+
+def test_engines_are_built_of_the_lowering_that_tensorrt_takes(every: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from valle2.engine.build.tensorrt import build_engine
+
+    found = build_engine(shutil.copytree(every, tmp_path / "toy"), "tensorrt-rtx", gpus=["sm89"])
+    assert {record.key["graph"]: record.spec.file for record in found} == {
+        "ar": "ar-portable.onnx",
+        "nar": "nar-portable.onnx",
+        "codec_encoder": "codec_encoder.onnx",
+        "codec_decoder": "codec_decoder.onnx",
+    }
+
+
+def test_smaller_weights_are_of_the_first_lowering(every: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(every, tmp_path / "toy")
+    assert {row["lowering"] for row in build_graphs(folder, "int8")} == {"ort"}
+    assert Valle2.load(folder, precision="int8").manifest.lowering == "ort"
+
+
+def test_a_missing_graph_and_a_damaged_entry(every: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(every, tmp_path / "toy")
+    (folder / "ar-portable.onnx").unlink()
+    with pytest.raises(ManifestError, match=r"lacks the file ar-portable\.onnx"):
+        read_manifest(folder)
+    values = json.loads((folder / "manifest.json").read_text())
+    del values["others"]["portable"]["cache_length"]
+    (folder / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(ManifestError, match="is damaged"):
+        read_manifest(folder)
+
+
+def test_the_command(checkpoint_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "toy"
+    words = ["export", str(checkpoint_folder), "-o", str(out), "--lowering", "portable", "ort", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["lowering"] == "portable ort"
+    manifest = read_manifest(out)
+    assert manifest.lowering == "portable" and list(manifest.others) == ["ort"]
+    assert manifest.lowered(["ort"], "it").cache_length == 0
+
+
+def test_the_budget_of_a_lowering(every: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read = {}
+    for lowering in ("portable", "primitive"):
+        assert main(["inspect", str(every), "--budget", "--lowering", lowering, "--json"]) == 0
+        read[lowering] = json.loads(capsys.readouterr().out)
+    assert read["primitive"]["slot_mb"] > read["portable"]["slot_mb"]
+    assert main(["inspect", str(every), "--budget", "--lowering", "fused"]) == 1
+    assert "has the lowering ort and portable and primitive; --budget takes fused" in capsys.readouterr().err
+
+
+def test_a_build_takes_the_name_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "demo", "--target", "ort", "--precision", "fp32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["graphs"] == []
+    assert main(["build", "nothing-of-that-name", "--target", "ort"]) == 1
+    assert "unknown model" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""The memory budget against what the bundle's tensors really take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from valle2.engine import BackendError, read_manifest
+from valle2.engine.build.budget import CACHE_PASSES, GB, Question, budget, need, read_graph
+from valle2.engine.build.precision import load_graph
+from valle2.engine.bundle.profiles import Limits
+from valle2.runtime.cli import main
+
+
+def asked(folder: Path, rows: int = 1, **changes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"limits": Limits(rows), "precision": "fp16"} | changes
+    return budget(folder, read_manifest(folder), Question(**given))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("lowering", ["portable", "primitive"])
+def test_weights_are_those_of_the_converted_graph(
+    fixed_bundles: dict[str, Path], lowering: str, precision: str
+) -> None:
+    folder = fixed_bundles[lowering]
+    manifest = read_manifest(folder)
+    for graph in ("ar", "nar"):
+        path = folder / manifest.graphs[graph].file
+        whole = load_graph(path, precision)
+        expected = sum(numpy_helper.to_array(weight).nbytes for weight in whole.graph.initializer)
+        found = need(manifest, graph, read_graph(path), Question(Limits(), precision), 1).weights
+        assert abs(found - expected) <= 0.02 * expected  # the sampler's few constants stay float32
+
+
+@pytest.mark.parametrize("lowering, sets", [("portable", 1), ("primitive", 2)])
+def test_the_cache_of_a_row_and_what_a_step_moves(
+    fixed_bundles: dict[str, Path], lowering: str, sets: int
+) -> None:
+    folder = fixed_bundles[lowering]
+    manifest = read_manifest(folder)
+    sizes = manifest.sizes
+    one_set = 2 * sizes["layers"] * sizes["d_model"] * manifest.cache_length * 2
+    model = read_graph(folder / manifest.graphs["ar"].file)
+    found = need(manifest, "ar", model, Question(Limits(), "fp16"), 3)
+    assert found.cache == 3 * sets * one_set
+    moved = [asked(folder, rows)["step"]["mb"] * 1e6 for rows in (1, 101)]
+    assert abs((moved[1] - moved[0]) / 100 - CACHE_PASSES[lowering] * one_set) < 2e3
+
+
+def test_embeddings_are_stored_but_not_read_by_a_step(fixed_bundles: dict[str, Path]) -> None:
+    folder = fixed_bundles["portable"]
+    manifest = read_manifest(folder)
+    model = read_graph(folder / manifest.graphs["ar"].file)
+    found = need(manifest, "ar", model, Question(Limits(), "fp16"), 1)
+    rows, width = manifest.sizes["vocab_size"], manifest.sizes["d_model"]
+    assert found.weights - found.read >= rows * width * 2
+    assert found.read > 4 * manifest.sizes["layers"] * width * width * 2
+
+
+def test_as_many_slots_fit_as_the_totals_say(fixed_bundles: dict[str, Path]) -> None:
+    folder = fixed_bundles["portable"]
+    slots = asked(folder, memory=0.5 * GB)["slots_that_fit"]
+    assert slots > 2
+    assert asked(folder, slots)["total_mb"] <= 500.1 < asked(folder, slots + 1)["total_mb"] + 0.1
+    assert asked(folder, memory=0.001 * GB)["slots_that_fit"] == 0
+    fewer = asked(folder, limits=Limits(1, 100), memory=0.5 * GB)
+    assert fewer["slots_that_fit"] > slots
+
+
+def test_activations_hold_at_least_the_widest_layer(fixed_bundles: dict[str, Path], bundle: Path) -> None:
+    for folder in (*fixed_bundles.values(), bundle):
+        manifest = read_manifest(folder)
+        frames, ffn = manifest.sizes["max_frames"], manifest.sizes["nar_ffn"]
+        model = read_graph(folder / manifest.graphs["nar"].file)
+        found = need(manifest, "nar", model, Question(Limits(), "fp16"), 1)
+        least = frames * ffn * 2
+        assert least < found.activations < 200 * least
+
+
+def test_smaller_weights_take_less(fixed_bundles: dict[str, Path]) -> None:
+    folder = fixed_bundles["portable"]
+    sizes = {name: asked(folder, precision=name)["graphs"][0]["weights_mb"] for name in ("fp16", "int8")}
+    assert sizes["int8"] <= sizes["fp16"]
+    assert np.isclose(asked(folder, bandwidth=1e6)["step"]["ms"], asked(folder)["step"]["mb"] * 1e3, rtol=0.3)
+
+
+def test_wrong_questions(fixed_bundles: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="unknown precision 'int2'; expected one of fp32, fp16"):
+        Question(Limits(), "int2")
+    with pytest.raises(BackendError, match=r"device memory is -1.0 GB.*expected positive"):
+        Question(Limits(), "fp16", memory=-GB)
+    with pytest.raises(BackendError, match="max frames is 9999; expected at most the model's 400"):
+        asked(fixed_bundles["portable"], limits=Limits(1, 9999))
+    (tmp_path / "x.onnx").write_bytes(b"no graph")
+    with pytest.raises(BackendError, match=r"x\.onnx is not a readable ONNX graph"):
+        read_graph(tmp_path / "x.onnx")
+
+
+def test_the_command(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["inspect", str(bundle), "--budget", "--batch", "2", "--device-memory", "1", "--bandwidth", "100"]
+    assert main([*words, "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f'"{name}"' in shown for name in ("slots_that_fit", "slot_mb", "ms", "activations_mb"))
+    assert main([*words[:2], "--budget", "--precision", "int2"]) == 1
+    assert "unknown precision 'int2'" in capsys.readouterr().err
