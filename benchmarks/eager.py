@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from valle2.export import Checkpoint
-from valle2.export.model import ARModel, Cache, Window, merge_heads, split_heads
-from valle2.export.reference import layout, refine
+from valle2.export.models.ar import ARModel, Cache, Window, merge_heads, split_heads
+from valle2.export.models.reference import layout, refine
 from valle2.runtime import Settings
 from valle2.runtime.sampling import sample_group, uniforms
 

@@ -144,7 +144,7 @@ def random_checkpoint(sizes: dict[str, Any]) -> Checkpoint:
     import torch
 
     from valle2.export import Checkpoint, ModelConfig, NARModel
-    from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
+    from valle2.export.codecs.demo import CodecConfig, CodecDecoder, CodecEncoder
 
     torch.manual_seed(0)
     config, codec = ModelConfig(**sizes), CodecConfig()
@@ -165,7 +165,7 @@ def random_ar(config: ModelConfig) -> ARModel:
     import torch
 
     from valle2.export import ARModel
-    from valle2.export.config import EOS_CODE
+    from valle2.export.models.config import EOS_CODE
 
     model = ARModel(config).eval()
     with torch.no_grad():

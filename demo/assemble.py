@@ -21,9 +21,9 @@ from train import ar_batch, ar_loss
 from train_codec import load_codec
 
 from valle2.export.checkpoint import Checkpoint, save_checkpoint
-from valle2.export.codec import CodecDecoder
-from valle2.export.model import ARModel
-from valle2.export.nar import NARModel
+from valle2.export.codecs.demo import CodecDecoder
+from valle2.export.models.ar import ARModel
+from valle2.export.models.nar import NARModel
 from valle2.runtime import Prompt
 from valle2.runtime.voices import store_prompt
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from valle2.export.model import Block, merge_heads, split_heads
-from valle2.export.nar import NARModel
+from valle2.export.models.ar import Block, merge_heads, split_heads
+from valle2.export.models.nar import NARModel
 
 QUERIES = 512
 """That are taken at once, so that their scores stay in the cache."""

@@ -12,7 +12,7 @@ import torch
 from data import is_held_out, read_codes, read_shard, shards, symbols
 from speak import MIXED
 
-from valle2.export.config import ModelConfig, Style
+from valle2.export.models.config import ModelConfig, Style
 
 Array = np.ndarray[Any, Any]
 Weights = Mapping[str, torch.Tensor]

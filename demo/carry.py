@@ -17,8 +17,8 @@ from encode import encode
 from torch import Tensor, nn
 from train_codec import load_codec
 
-from valle2.export.model import ARModel
-from valle2.export.nar import NARModel
+from valle2.export.models.ar import ARModel
+from valle2.export.models.nar import NARModel
 
 SHARDS = 16
 """From which the frames are taken, evenly over those of the work folder."""

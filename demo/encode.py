@@ -10,7 +10,7 @@ import torch
 from data import read_shard, shards, write_codes
 from train_codec import HOP, load_codec
 
-from valle2.export.codec import CodecEncoder
+from valle2.export.codecs.demo import CodecEncoder
 
 GROUP = 32
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from data import Array, Utterance, read_shard, shards, symbols
 
-from valle2.export.codec import CodecConfig, LogMel
+from valle2.export.codecs.demo import CodecConfig, LogMel
 
 SHIFTS = np.arange(-6.0, 6.1, 1.5)
 UTTERANCES, FITTED = 60, 45

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from valle2.export.config import ModelConfig
-from valle2.export.model import ARModel
+from valle2.export.models.ar import ARModel
+from valle2.export.models.config import ModelConfig
 
 
 def regroup(source: ARModel, config: ModelConfig) -> dict[str, Tensor]:

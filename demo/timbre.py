@@ -19,7 +19,7 @@ from torch import Tensor
 from train_codec import load_codec
 
 from valle2.benchmarks.report import markdown
-from valle2.export.codec import embedded
+from valle2.export.codecs.demo import embedded
 from valle2.runtime import Valle2
 
 

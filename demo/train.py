@@ -22,11 +22,11 @@ from torch.nn import functional
 from train_codec import autocast, load_codec, resume, save
 
 from valle2.export.checkpoint import read_checkpoint
-from valle2.export.codec import nearest
-from valle2.export.config import CODEBOOKS, EOS_CODE
-from valle2.export.layers import Angles
-from valle2.export.model import ARModel, Block, merge_heads, split_heads
-from valle2.export.nar import NARModel, expected, mean_shift
+from valle2.export.codecs.demo import nearest
+from valle2.export.models.ar import ARModel, Block, merge_heads, split_heads
+from valle2.export.models.config import CODEBOOKS, EOS_CODE
+from valle2.export.models.layers import Angles
+from valle2.export.models.nar import NARModel, expected, mean_shift
 
 POSITIONS = {"ar": {1: 2800, 2: 1800, 4: 1300, 8: 1000}, "nar": {1: 2600}}
 """A step's positions by frames a position: as many utterances at every group size."""

@@ -26,8 +26,8 @@ from speak import RATE
 from torch import Tensor, nn
 from torch.nn import functional
 
-from valle2.export.codec import CodecConfig, CodecEncoder, Trunk, nearest
-from valle2.export.config import CODEBOOKS
+from valle2.export.codecs.demo import CodecConfig, CodecEncoder, Trunk, nearest
+from valle2.export.models.config import CODEBOOKS
 
 Array = np.ndarray[Any, Any]
 BATCH, CROP, HOP = 16, 96, 320

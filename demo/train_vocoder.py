@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from train_codec import autocast, load_codec, resume, save
 
-from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
+from valle2.export.codecs.demo import CodecConfig, CodecDecoder, CodecEncoder
 
 BATCH, CROP = 12, 56
 RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))

@@ -16,7 +16,7 @@ from torch import nn
 from train_codec import CodecTrainer
 
 from valle2.export.checkpoint import read_checkpoint
-from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
+from valle2.export.codecs.demo import CodecConfig, CodecDecoder, CodecEncoder
 
 
 def codec_trainer(encoder: CodecEncoder, decoder: CodecDecoder, config: CodecConfig) -> CodecTrainer:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from valle2.export.bundle import export_checkpoint
     from valle2.export.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-    from valle2.export.config import ModelConfig
     from valle2.export.errors import CheckpointError
-    from valle2.export.model import ARModel
-    from valle2.export.nar import NARModel
-    from valle2.export.verify import ParityError
+    from valle2.export.models.ar import ARModel
+    from valle2.export.models.config import ModelConfig
+    from valle2.export.models.nar import NARModel
+    from valle2.export.verify.parity import ParityError
 
 __all__ = [
     "ARModel",
@@ -28,12 +28,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ARModel": "model",
+    "ARModel": "models.ar",
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
-    "ModelConfig": "config",
-    "NARModel": "nar",
-    "ParityError": "verify",
+    "ModelConfig": "models.config",
+    "NARModel": "models.nar",
+    "ParityError": "verify.judge",
     "export_checkpoint": "bundle",
     "read_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",

@@ -20,19 +20,19 @@ from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_back
 from valle2.engine.bundle.files import replacing
 from valle2.engine.bundle.manifest import FILE_NAME, Lowered, sha256
 from valle2.engine.errors import Valle2Error
+from valle2.export.attention import LOWERINGS, OPSETS
 from valle2.export.checkpoint import Checkpoint, Codec, weights_file
-from valle2.export.config import CODEBOOKS
-from valle2.export.encodec_file import codec_file, read_encodec
+from valle2.export.codecs.encodec_weights import codec_file, read_encodec
+from valle2.export.codecs.vocos import read_vocos, vocos_file
 from valle2.export.errors import CheckpointError
-from valle2.export.families import Options
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
-from valle2.export.importing import OWN, is_own, read_any
-from valle2.export.judge import Judge
-from valle2.export.lowering import LOWERINGS, OPSETS
-from valle2.export.mapped import unload
-from valle2.export.sources import find_files
-from valle2.export.verify import verify_ar, verify_codec, verify_nar, verify_stream
-from valle2.export.vocos import read_vocos, vocos_file
+from valle2.export.importers.family import Options
+from valle2.export.importers.locate import find_files
+from valle2.export.importers.registry import OWN, is_own, read_any
+from valle2.export.models.config import CODEBOOKS
+from valle2.export.verify.judge import Judge
+from valle2.export.verify.parity import verify_ar, verify_codec, verify_nar, verify_stream
+from valle2.export.weights.mapped import unload
 
 CARRIED = ("text", "voices")
 WEIGHTS_OF = {"codec_stream": "codec_decoder"}

@@ -26,13 +26,13 @@ from valle2.engine.bundle.schema import (
     words,
 )
 from valle2.engine.bundle.untrusted import is_file, is_folder, parse_json, shown
-from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
-from valle2.export.config import ModelConfig
-from valle2.export.encodec import EncodecConfig
+from valle2.export.codecs.demo import CodecConfig, CodecDecoder, CodecEncoder
+from valle2.export.codecs.encodec import EncodecConfig
 from valle2.export.errors import CheckpointError
-from valle2.export.model import ARModel
-from valle2.export.nar import NARModel
-from valle2.export.safetensors_file import read_safetensors
+from valle2.export.models.ar import ARModel
+from valle2.export.models.config import ModelConfig
+from valle2.export.models.nar import NARModel
+from valle2.export.weights.safetensors_file import read_safetensors
 
 WEIGHTS = "model.safetensors"
 METADATA = "valle2"

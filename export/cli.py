@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from valle2.engine.errors import Valle2Error
-from valle2.export.config import FORMATS
+from valle2.export.models.config import FORMATS
 
 HELP = "turn a trained checkpoint into a bundle"
 

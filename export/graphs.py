@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from valle2.engine.build.external_data import EXTERNAL_FROM, write_graph
-from valle2.export.config import CODEBOOKS, ModelConfig
-from valle2.export.encodec import EncodecDecoder, EncodecStream, Recurrent
-from valle2.export.lowering import FULL, LOWERINGS, OPSETS, PORTABLE_OPSET, blockwise
-from valle2.export.model import ARModel, Attend
-from valle2.export.nar import FullAttend, NARModel
-from valle2.export.sampler import EMPTY, Sampling, sample_group
+from valle2.export.attention import FULL, LOWERINGS, OPSETS, PORTABLE_OPSET, blockwise
+from valle2.export.codecs.encodec import EncodecDecoder, EncodecStream, Recurrent
+from valle2.export.models.ar import ARModel, Attend
+from valle2.export.models.config import CODEBOOKS, ModelConfig
+from valle2.export.models.nar import FullAttend, NARModel
+from valle2.export.models.sampler import EMPTY, Sampling, sample_group
 
 PRODUCER = "valle2"
 

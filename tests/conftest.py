@@ -21,10 +21,10 @@ from valle2.engine.bundle.precisions import METHODS
 from valle2.export import Checkpoint, ModelConfig, export_checkpoint, save_checkpoint
 from valle2.export import bundle as bundle_module
 from valle2.export.bundle import graph_spec
-from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
+from valle2.export.codecs.demo import CodecConfig, CodecDecoder, CodecEncoder
 from valle2.export.graphs import Graph, ar_graph
-from valle2.export.model import ARModel
-from valle2.export.nar import NARModel
+from valle2.export.models.ar import ARModel
+from valle2.export.models.nar import NARModel
 from valle2.runtime import Prompt, Valle2
 from valle2.runtime import sampling as rule
 from valle2.runtime.voices import store_prompt

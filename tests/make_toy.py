@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.conftest import toy_checkpoint, write_toy
 from valle2.export import ARModel, Checkpoint, ModelConfig, NARModel, save_checkpoint
-from valle2.export.codec import CodecConfig, CodecDecoder, CodecEncoder
+from valle2.export.codecs.demo import CodecConfig, CodecDecoder, CodecEncoder
 
 
 def full_checkpoint() -> Checkpoint:

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from valle2.export.checkpoint import read_checkpoint
-from valle2.export.config import Style
-from valle2.export.model import ARModel
-from valle2.export.nar import NARModel
+from valle2.export.models.ar import ARModel
+from valle2.export.models.config import Style
+from valle2.export.models.nar import NARModel
 from valle2.runtime.voices import read_prompt
 
 DEMO = Path(__file__).parents[2] / "demo"

@@ -20,7 +20,7 @@ from valle2.export import CheckpointError, ParityError, export_checkpoint, read_
 from valle2.export import bundle as bundle_module
 from valle2.export.bundle import copy_folder
 from valle2.export.checkpoint import METADATA
-from valle2.export.codec import CodecConfig, CodecEncoder
+from valle2.export.codecs.demo import CodecConfig, CodecEncoder
 
 
 def altered(folder: Path, out: Path, change: str) -> Path:

@@ -13,15 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conftest import toy_checkpoint, toy_config
-from tests.export.peers import Lifeiteng
-from tests.export.test_codecs import as_file, peer
-from valle2.export import CheckpointError, lifeiteng, read_checkpoint, save_checkpoint
+from tests.export.codecs.test_codecs import as_file, peer
+from tests.export.importers.peers import Lifeiteng
+from valle2.export import CheckpointError, read_checkpoint, save_checkpoint
 from valle2.export.checkpoint import METADATA, empty_checkpoint
-from valle2.export.codec import CodecConfig, Fourier, InverseFourier
-from valle2.export.encodec import EncodecConfig
-from valle2.export.encodec_file import read_encodec
-from valle2.export.importing import read_any
-from valle2.export.vocos import VocosConfig, read_vocos
+from valle2.export.codecs.demo import CodecConfig, Fourier, InverseFourier
+from valle2.export.codecs.encodec import EncodecConfig
+from valle2.export.codecs.encodec_weights import read_encodec
+from valle2.export.codecs.vocos import VocosConfig, read_vocos
+from valle2.export.importers import lifeiteng
+from valle2.export.importers.registry import read_any
 
 ENCODEC_SIZES: dict[str, dict[str, Any]] = {
     "filters": {"filters": 512},

@@ -9,7 +9,7 @@ import pytest
 
 from valle2.engine import read_manifest
 from valle2.export import export_checkpoint
-from valle2.export.lowering import LOWERINGS
+from valle2.export.attention import LOWERINGS
 from valle2.runtime import Valle2
 from valle2.runtime.pipeline import find_model
 

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save
 
 from tests.conftest import toy_checkpoint
-from tests.export.peers import Lifeiteng
+from tests.export.importers.peers import Lifeiteng
 from tests.fuzz import archives, pickles
 from valle2.export.checkpoint import METADATA, WEIGHTS, save_checkpoint
-from valle2.export.families import Options
-from valle2.export.importing import read_any
-from valle2.export.unpickle import read_container
+from valle2.export.importers.family import Options
+from valle2.export.importers.registry import read_any
+from valle2.export.weights.unpickle import read_container
 
 
 def saved(value: Any, **options: Any) -> bytes:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from valle2.export.admitted import NAMES
-from valle2.export.pickles import STEPS
+from valle2.export.weights.admitted import NAMES
+from valle2.export.weights.pickles import STEPS
 
 HOSTILE_NAMES = (
     ("os", "system"),

@@ -108,7 +108,7 @@ def test_very_short_texts_end_by_themselves(demo: Valle2) -> None:
 
 def test_codes_equal_eager_pytorch(demo: Valle2) -> None:
     from valle2.export import read_checkpoint
-    from valle2.export.reference import generate, refine
+    from valle2.export.models.reference import generate, refine
 
     checkpoint = read_checkpoint(CHECKPOINT)
     assert demo.front is not None

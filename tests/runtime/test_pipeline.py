@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import edit_manifest, shared
 from valle2.export import read_checkpoint
-from valle2.export.reference import generate, refine
+from valle2.export.models.reference import generate, refine
 from valle2.runtime import Prompt, Request, Settings, Valle2, Valle2Error
 from valle2.runtime.audio import write_audio
 from valle2.runtime.errors import ModelError, PromptError, SettingsError

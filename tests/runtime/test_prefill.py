@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from tests.conftest import SYMBOLS, toy_config
 from tests.export import test_parity as parity
 from valle2.engine import Backend, FakeBackend, GraphSpec, TensorSpec, open_backend
+from valle2.export.attention import LOWERINGS
 from valle2.export.bundle import graph_spec
-from valle2.export.config import ModelConfig
 from valle2.export.graphs import ar_graph, export_graph
-from valle2.export.lowering import LOWERINGS
-from valle2.export.model import ARModel
-from valle2.export.reference import generate
+from valle2.export.models.ar import ARModel
+from valle2.export.models.config import ModelConfig
+from valle2.export.models.reference import generate
 from valle2.runtime import Settings, scheduler
 from valle2.runtime.decode import Row, Slots
 from valle2.runtime.sampling import uniforms

@@ -29,7 +29,7 @@ from valle2.engine.build.tensorrt import build_engine
 from valle2.engine.bundle.precisions import METHODS
 from valle2.engine.bundle.profiles import Limits
 from valle2.export import export_checkpoint, read_checkpoint
-from valle2.export.model import ARModel
+from valle2.export.models.ar import ARModel
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.decode import Slots
 

@@ -18,7 +18,7 @@ from valle2.engine.build.ort import build_graphs
 from valle2.engine.bundle.precisions import graph_folder
 from valle2.engine.bundle.profiles import PREFILL_CHUNK
 from valle2.export import export_checkpoint
-from valle2.export.lowering import LOWERINGS
+from valle2.export.attention import LOWERINGS
 from valle2.runtime import Prompt, Settings, Valle2
 from valle2.runtime.cli import main
 

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import Trace
-from tests.export.test_nar import toy_nar
+from tests.export.models.test_nar import toy_nar
 from valle2.engine.backends.trt.api import load, parsed
 from valle2.engine.build.audit import Case, Walk, audit, host_inputs
 from valle2.engine.build.precision import load_graph

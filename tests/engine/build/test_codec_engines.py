@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.test_codecs import as_file, peer
+from tests.export.codecs.test_codecs import as_file, peer
 from valle2.engine import Manifest, read_manifest
 from valle2.engine.backends.trt.api import load
 from valle2.engine.build.tensorrt import Plan, build_graph

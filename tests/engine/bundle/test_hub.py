@@ -17,7 +17,7 @@ from tests.hub import REPO, Hub, serve
 from valle2.engine import HubError, hash_files, read_manifest, write_manifest
 from valle2.engine.bundle import hub as hub_module
 from valle2.engine.bundle.hub import HubId, fetch_bundle, parse_id
-from valle2.export.sources import find_files
+from valle2.export.importers.locate import find_files
 from valle2.runtime.errors import ModelError
 from valle2.runtime.pipeline import MODELS, find_model
 

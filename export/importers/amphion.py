@@ -1,0 +1,137 @@
+"""Weights of Amphion's VALL-E v2 (two Llama-like networks in two files) on our modules.
+
+The AR reads phones, marks and codes from one table of ids; here each has its own. Output rows that are
+neither codes nor the end mark are left out, so they can never be drawn.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from valle2.export.checkpoint import Checkpoint
+from valle2.export.errors import CheckpointError
+from valle2.export.importers.family import MAX_FRAMES, MAX_TEXT, Options, assemble, heads_of
+from valle2.export.importers.lifeiteng import staged
+from valle2.export.models.config import CODEBOOK_SIZE, ModelConfig, Style
+from valle2.export.weights.tensors import Claims
+
+MARKS = 10
+BOS_TARGET, EOS_TARGET, BOS_PHONE, EOS_PHONE = 1, 2, 3, 4
+PUBLISHED_HEADS = {1024: 16}
+MAX_POSITIONS = 2000
+IGNORED = ("rotary_emb.inv_freq", "model.model.embed_tokens.weight")
+Weights = dict[str, Tensor]
+
+
+def read_amphion(ar: Claims, nar: Claims, options: Options) -> Checkpoint:
+    """Both files."""
+    rows, width = ar.shape("model.model.embed_tokens.weight", 2)
+    phones = rows - CODEBOOK_SIZE - MARKS
+    if phones < 1:
+        raise CheckpointError(f"{ar.path}: {rows} embeddings; expected phones, 1024 codes and 10 marks")
+    nar_rows, nar_width = nar.shape("phone_embedder.weight", 2)
+    heads = head_count(ar, options, width)
+    nar_heads = nar_width // (width // heads)
+    config = ModelConfig(
+        vocab_size=min(phones, nar_rows),
+        d_model=width,
+        heads=heads,
+        layers=ar.count("model.model.layers.{}.mlp.up_proj.weight"),
+        ffn=ar.shape("model.model.layers.0.mlp.up_proj.weight", 2)[0],
+        group_size=1,
+        max_text=MAX_TEXT,
+        max_frames=MAX_FRAMES,
+        nar_d_model=nar_width,
+        nar_heads=nar_heads,
+        nar_layers=nar.count("model.model.layers.{}.mlp.up_proj.weight"),
+        nar_ffn=nar.shape("model.model.layers.0.mlp.up_proj.weight", 2)[0],
+        codebooks=nar.count("prompt_embedder.embeddings.{}.weight"),
+        text_rows=phones + 2,
+        nar_text_rows=nar_rows,
+        style=Style(
+            norm="rms",
+            activation="silu",
+            gated=True,
+            qkv_bias=False,
+            bias=False,
+            positions="rotary",
+            head="own",
+            stage="norm",
+        ),
+    )
+    weights = ar_weights(ar, config, rows), nar_weights(nar, config, rows)
+    ar.finish(IGNORED[0])
+    nar.finish(*IGNORED)
+    rules = {
+        "text_begin": [phones],
+        "text_end": [phones + 1],
+        "nar_text": "bare",
+        "frames_per_token": 0,
+        "max_positions": MAX_POSITIONS,
+    }
+    return assemble(config, *weights, "amphion", rules, [ar.path, nar.path])
+
+
+def head_count(claims: Claims, options: Options, width: int) -> int:
+    """Heads follow from the stored rotary frequencies, half a head wide; else they must be given."""
+    name = "model.model.layers.0.self_attn.rotary_emb.inv_freq"
+    said = PUBLISHED_HEADS.get(width)
+    if name in claims:
+        said = width // (2 * claims.shape(name, 1)[0])
+    return heads_of(claims.path, said, options, width)
+
+
+def ar_weights(claims: Claims, config: ModelConfig, rows: int) -> Weights:
+    """The AR; `mark` numbers are counted from the first mark, after codes and phones."""
+    first = rows - MARKS
+    table = claims.take("model.model.embed_tokens.weight", rows, config.d_model)
+    head = claims.take("model.lm_head.weight", rows, config.d_model)
+    found = decoder(claims, config.layers, config.d_model, config.ffn, None)
+    found["text_table.weight"] = torch.cat(
+        [table[CODEBOOK_SIZE:first], table[first + BOS_PHONE : first + EOS_PHONE + 1]]
+    )
+    ended = first + EOS_TARGET
+    found["code_table.weight"] = torch.cat([table[:CODEBOOK_SIZE], table[ended : ended + 1]])
+    found["predict.weight"] = torch.cat([head[:CODEBOOK_SIZE], head[ended : ended + 1]])
+    found["bos"] = table[first + BOS_TARGET].clone()
+    return found
+
+
+def nar_weights(claims: Claims, config: ModelConfig, rows: int) -> Weights:
+    """The NAR, whose norms are scaled by the stage."""
+    width, books = config.nar_d_model, config.codebooks
+    stages = claims.take("model.model.embed_cond.weight", books, width)[1:]
+    tables = [
+        claims.take(f"prompt_embedder.embeddings.{j}.weight", CODEBOOK_SIZE, width) for j in range(books)
+    ]
+    heads = [claims.take(f"model.lm_head.{j}.weight", rows, width)[:CODEBOOK_SIZE] for j in range(books - 1)]
+    found = decoder(claims, config.nar_layers, width, config.nar_ffn, stages)
+    found["text_table.weight"] = claims.take("phone_embedder.weight", config.nar_text_rows, width)
+    found["code_tables"], found["heads"] = torch.stack(tables), torch.stack(heads)
+    return found
+
+
+def decoder(claims: Claims, layers: int, width: int, ffn: int, stages: Tensor | None) -> Weights:
+    """Blocks and final norm."""
+    found = Weights()
+    for layer in range(layers):
+        source, target = f"model.model.layers.{layer}", f"blocks.{layer}"
+        parts = [claims.take(f"{source}.self_attn.{n}_proj.weight", width, width) for n in "qkv"]
+        gates = [claims.take(f"{source}.mlp.{n}_proj.weight", ffn, width) for n in ("gate", "up")]
+        found[f"{target}.qkv.weight"], found[f"{target}.up.weight"] = torch.cat(parts), torch.cat(gates)
+        found[f"{target}.out.weight"] = claims.take(f"{source}.self_attn.o_proj.weight", width, width)
+        found[f"{target}.down.weight"] = claims.take(f"{source}.mlp.down_proj.weight", width, ffn)
+        found[f"{target}.norm1.weight"] = norm(claims, f"{source}.input_layernorm", width, stages)
+        found[f"{target}.norm2.weight"] = norm(claims, f"{source}.post_attention_layernorm", width, stages)
+    found["norm.weight"] = norm(claims, "model.model.norm", width, stages)
+    return found
+
+
+def norm(claims: Claims, source: str, width: int, stages: Tensor | None) -> Tensor:
+    """A norm's gain (d,), or one per stage (Q, d)."""
+    if stages is None:
+        return claims.take(f"{source}.weight", width)
+    matrix = claims.take(f"{source}.to_weight.weight", width, width).double()
+    bias = claims.take(f"{source}.to_weight.bias", width).double()
+    return staged((stages.double() @ matrix.T + bias).float())

@@ -1,0 +1,1 @@
+"""Compares exported graphs with the eager modules, on logits and on codes."""
