@@ -18,7 +18,7 @@ from valle2.export import Checkpoint
 from valle2.export.models.ar import ARModel, Cache, Window, merge_heads, split_heads
 from valle2.export.models.reference import layout, refine
 from valle2.runtime import Settings
-from valle2.runtime.sampling import sample_group, uniforms
+from valle2.runtime.generation.sampling import sample_group, uniforms
 
 Codes = NDArray[np.int64]
 

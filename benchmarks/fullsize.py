@@ -21,8 +21,8 @@ import numpy as np
 from valle2.engine import BackendError, find_graphs, read_manifest
 from valle2.engine.bundle.precisions import METHODS
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.pipeline import find_model
-from valle2.runtime.settings import Prompt
+from valle2.runtime.tts import find_model
+from valle2.runtime.types import Prompt
 from valle2.runtime.voices import store_prompt
 
 if TYPE_CHECKING:

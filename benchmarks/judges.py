@@ -18,7 +18,7 @@ import soxr
 from numpy.typing import NDArray
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.normalise import normalise
+from valle2.runtime.text.normalise import normalise
 
 Audio = NDArray[np.float32]
 RATE = 16000

@@ -31,7 +31,7 @@ from valle2.benchmarks.started import Plan
 from valle2.engine import find_graphs, read_manifest
 from valle2.engine.bundle.precisions import HALF, METHODS, STORED
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.pipeline import find_model
+from valle2.runtime.tts import find_model
 
 MIB = 2**20
 STARTS = ("import", "load", "first")

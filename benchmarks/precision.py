@@ -18,8 +18,8 @@ from valle2.benchmarks.report import markdown, measured_on
 from valle2.engine import Backend, find_graphs
 from valle2.engine.bundle.precisions import STORED
 from valle2.runtime import Request, Settings, Valle2
-from valle2.runtime.decode import Row
-from valle2.runtime.rules import check_prompt
+from valle2.runtime.generation.ar_runner import Row
+from valle2.runtime.generation.token_layout import check_prompt
 
 Arrays = dict[str, NDArray[Any]]
 Codes = NDArray[np.int64]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from valle2.benchmarks.report import markdown, measured_on, need_positive
 from valle2.benchmarks.steps import place, row
 from valle2.runtime import Valle2
-from valle2.runtime.decode import Row, Slots
+from valle2.runtime.generation.ar_runner import Row, Slots
 
 POSITIONS = (180, 600)
 CHUNKS = (32, 64, 128, 256)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.runtime import Request, Speech, Valle2
-from valle2.runtime.decode import Row
-from valle2.runtime.rules import check_prompt
-from valle2.runtime.sampling import repeats_too_often, uniforms
+from valle2.runtime.generation.ar_runner import Row
+from valle2.runtime.generation.sampling import repeats_too_often, uniforms
+from valle2.runtime.generation.token_layout import check_prompt
 
 Codes = NDArray[np.int64]
 

@@ -36,9 +36,9 @@ from valle2.benchmarks.options import TEXT
 from valle2.benchmarks.report import markdown, measured_on, need_positive
 from valle2.benchmarks.served import speech_body
 from valle2.runtime import Valle2
-from valle2.runtime.wav import BYTES_PER_SAMPLE
+from valle2.runtime.audio.wav import BYTES_PER_SAMPLE
 
-IMPORT_PATH = "valle2.runtime.ray_app:application"
+IMPORT_PATH = "valle2.runtime.server.ray_app:application"
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 REQUEST_SECONDS = 300.0

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.runtime.audio import Audio, join
+from valle2.runtime.audio.io import Audio, join
 
 Places = NDArray[np.int64]
 Floats = NDArray[np.float64]

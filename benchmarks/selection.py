@@ -1,5 +1,5 @@
 """Five-time sampling: which of a sentence's samples counts, by the paper's rules (section 4.1.3), which need
-the text and a judge. The runtime's own rule, which needs neither, is `valle2.runtime.select`."""
+the text and a judge. The runtime's own rule, which needs neither, is `valle2.runtime.generation.select`."""
 
 from __future__ import annotations
 

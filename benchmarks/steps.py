@@ -16,7 +16,7 @@ from valle2.benchmarks.bandwidth import read_bandwidth
 from valle2.benchmarks.plots import Line, Panel
 from valle2.benchmarks.report import markdown, measured_on, need_positive, slope, step_bytes
 from valle2.runtime import Settings, Valle2
-from valle2.runtime.decode import Row, Slots
+from valle2.runtime.generation.ar_runner import Row, Slots
 
 POSITIONS = (100, 500, 1000, 2000, 3000)
 BATCHES = (1, 2, 4, 8, 16)

@@ -151,7 +151,7 @@ def hashes(folder: Path | None) -> list[str]:
 
 
 def model_hash(model: str) -> str:
-    from valle2.runtime.pipeline import find_model
+    from valle2.runtime.tts import find_model
 
     return sha256(find_model(model) / "manifest.json")[:16]
 

@@ -2,7 +2,7 @@
 
 Alignment: every letter takes 0 to 3 sounds; a few rounds of Viterbi training from a flat guess.
 Rules: from the shortest context to the longest, one is kept where it mends at least `gain` letters
-that the shorter ones get wrong. `valle2.runtime.letters` applies them.
+that the shorter ones get wrong. `valle2.runtime.text.letter_rules` applies them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from valle2.runtime.letters import EDGE, REACH, VOWELS, WINDOWS, LetterRules, context
+from valle2.runtime.text.letter_rules import EDGE, REACH, VOWELS, WINDOWS, LetterRules, context
 
 UNIT = re.compile(r"[ˈˌ]?.")
 MOST_SOUNDS = 3

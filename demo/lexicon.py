@@ -20,9 +20,9 @@ from letters import evaluate, learn
 from speak import hibari_asset
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from valle2.runtime.letters import LetterRules
-from valle2.runtime.phonemes import Pronouncer
-from valle2.runtime.text import LETTERS, LEXICON, TOKENIZER, load_front_end
+from valle2.runtime.text.front_end import LETTERS, LEXICON, TOKENIZER, load_front_end
+from valle2.runtime.text.letter_rules import LetterRules
+from valle2.runtime.text.phonemes import Pronouncer
 
 VARIANTS = str.maketrans("ɾʔ", "Tt")
 USUAL = "DEFAULT"

@@ -14,9 +14,9 @@ import numpy as np
 from data import Utterance, is_held_out, read_codes, read_shard, shards, write_codes
 
 from valle2.runtime import Prompt, Request, Valle2
-from valle2.runtime.refine import refine
-from valle2.runtime.rules import check_prompt
-from valle2.runtime.scheduler import Job
+from valle2.runtime.generation.nar_runner import refine
+from valle2.runtime.generation.scheduler import Job
+from valle2.runtime.generation.token_layout import check_prompt
 from valle2.runtime.timings import Timings
 
 Array = np.ndarray[Any, Any]

@@ -1,11 +1,11 @@
 """Text and a voice to speech, without torch."""
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.generate import Generated
-from valle2.runtime.pipeline import Valle2
-from valle2.runtime.settings import Prompt, Request, Settings
+from valle2.runtime.generation.generate import Generated
 from valle2.runtime.speech import Speech, Stream
 from valle2.runtime.timings import Timings
+from valle2.runtime.tts import Valle2
+from valle2.runtime.types import Prompt, Request, Settings
 
 __all__ = [
     "Generated",

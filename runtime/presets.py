@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from valle2.engine.bundle.untrusted import read_bounded
 from valle2.runtime.errors import PromptError
-from valle2.runtime.settings import check_span
+from valle2.runtime.types import check_span
 
 Codes = NDArray[np.int64]
 LANGUAGES = ("en", "zh", "ja")

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Closing
-from valle2.runtime.audio import Audio, join
-from valle2.runtime.scheduler import Scheduler, Task
-from valle2.runtime.settings import Request
+from valle2.runtime.audio.io import Audio, join
+from valle2.runtime.generation.scheduler import Scheduler, Task
 from valle2.runtime.timings import Timings
+from valle2.runtime.types import Request
 
 Codes = NDArray[np.int64]
 

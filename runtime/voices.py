@@ -19,7 +19,7 @@ from valle2.engine.bundle.manifest import FILE_NAME, parse_manifest, read_text
 from valle2.engine.bundle.schema import listed, one_of, whole, words
 from valle2.engine.bundle.untrusted import parse_json, read_bounded
 from valle2.runtime.errors import PromptError
-from valle2.runtime.settings import Prompt, check_span
+from valle2.runtime.types import Prompt, check_span
 
 FOLDER = "voices"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")

@@ -26,7 +26,7 @@ from valle2.export.graphs import Graph, ar_graph
 from valle2.export.models.ar import ARModel
 from valle2.export.models.nar import NARModel
 from valle2.runtime import Prompt, Valle2
-from valle2.runtime import sampling as rule
+from valle2.runtime.generation import sampling as rule
 from valle2.runtime.voices import store_prompt
 
 Trace = Callable[[Graph, Path], Path]

@@ -43,7 +43,7 @@ def test_every_command_has_help() -> None:
 def test_the_command_line_loads_no_torch(bundle: Path, tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from valle2.runtime.cli import main\n"
+        "from valle2.runtime.cli.main import main\n"
         "assert main(['doctor']) == 0\n"
         f"assert main(['say', 'hello', '--model', {str(bundle)!r}, '-o', {str(tmp_path / 'o.wav')!r}]) == 0\n"
         "heavy = {'torch', 'onnx', 'onnxscript'} & set(sys.modules)\n"

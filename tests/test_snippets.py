@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from tests.conftest import toy_checkpoint, write_toy
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,6 +1,7 @@
 """Nucleus and repetition-aware sampling (Algorithm 1) as tensors, the tail of the AR graph.
 
-The reference is `valle2.runtime.sampling`, a few lines of numpy; both read the same uniform numbers.
+The reference is `valle2.runtime.generation.sampling`, a few lines of numpy. Both read the same uniform
+numbers.
 Axes: B batch, G group size, V classes with `<eos>` last, W history slots.
 """
 

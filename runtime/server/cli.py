@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.cli import add_model_arguments
+from valle2.runtime.cli.main import add_model_arguments
 from valle2.runtime.server.limits import LOOPBACK, Limits
 
 HELP = "serve speech over HTTP"
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         raise Valle2Error("serve needs its web libraries; install with: pip install 'valle2[serve]'")
     if args.host not in LOOPBACK and args.api_key_file is None:
         raise Valle2Error(f"--host {args.host} is public; expected --api-key-file FILE with it")
-    from valle2.runtime.pipeline import Valle2
-    from valle2.runtime.server.guard import read_key
+    from valle2.runtime.server.http.guard import read_key
     from valle2.runtime.server.run import serve
+    from valle2.runtime.tts import Valle2
 
     limits = Limits(**{name: getattr(args, name) for name in BOUNDS})
 

@@ -12,12 +12,12 @@ from typing import Any
 import uvicorn
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.pipeline import Valle2
-from valle2.runtime.server.app import make_app
+from valle2.runtime.server.http.app import make_app
+from valle2.runtime.server.http.slow_clients import patient
 from valle2.runtime.server.limits import Limits
-from valle2.runtime.server.patience import patient
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
+from valle2.runtime.tts import Valle2
 
 BACKLOG = 128
 CONNECTIONS = 256

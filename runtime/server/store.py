@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from valle2.runtime.errors import PromptError
-from valle2.runtime.pipeline import Valle2
-from valle2.runtime.server.errors import HttpError
-from valle2.runtime.settings import Prompt
+from valle2.runtime.server.http.errors import HttpError
+from valle2.runtime.tts import Valle2
+from valle2.runtime.types import Prompt
 from valle2.runtime.voices import NAME, checked_name, described, read_prompt, store_prompt
 
 MAX_VOICES = 256

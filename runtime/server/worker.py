@@ -16,12 +16,12 @@ from enum import Enum
 from typing import Any
 
 from valle2.engine.errors import QueueFullError, Valle2Error
-from valle2.runtime.pipeline import Valle2
+from valle2.runtime.audio.chunks import LATENCY_SECONDS
+from valle2.runtime.server.http.reply import Reply
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.metrics import Metrics
-from valle2.runtime.server.reply import Reply
-from valle2.runtime.settings import Request
-from valle2.runtime.streaming import LATENCY_SECONDS
+from valle2.runtime.tts import Valle2
+from valle2.runtime.types import Request
 
 log = logging.getLogger("valle2.server")
 WARM_UP_TEXT = "Hello there."

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 
 def test_compare_prints_ratios(

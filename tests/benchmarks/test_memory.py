@@ -15,7 +15,7 @@ from valle2.benchmarks.report import growth
 from valle2.benchmarks.started import Plan, cache_filled, soak
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Settings, Speech, Valle2
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 MIB = 2**20
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

@@ -27,8 +27,8 @@ from valle2.benchmarks.selection import select
 from valle2.benchmarks.speakers import Speaker, recorded_speakers
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Request, Settings, Speech, Valle2
-from valle2.runtime.cli import main
-from valle2.runtime.sampling import repeats_too_often
+from valle2.runtime.cli.main import main
+from valle2.runtime.generation.sampling import repeats_too_often
 from valle2.runtime.timings import Timings
 
 ROOT = Path(__file__).parents[2]
@@ -163,8 +163,8 @@ def test_redraws_are_those_of_the_rule(tts: Valle2, voice: Prompt) -> None:
 
 def test_first_draws_are_the_codes_where_the_rule_is_off(tts: Valle2, voice: Prompt) -> None:
     from valle2.benchmarks.redraws import first_draws
-    from valle2.runtime.decode import Row
-    from valle2.runtime.sampling import uniforms
+    from valle2.runtime.generation.ar_runner import Row
+    from valle2.runtime.generation.sampling import uniforms
 
     request = Request("hello there", voice, Settings(top_p=0.5, threshold=OFF, seed=9, max_frames=40))
     codes = tts.synthesize_batch([request])[0].codes[:, 0]

@@ -1,4 +1,4 @@
-"""What the comparison of replicas makes of its rounds; tests/server/test_ray_app.py runs the cluster."""
+"""What the comparison of replicas makes of its rounds. test_ray_app.py runs the cluster."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from valle2.benchmarks.throughput import Listener, longest_wait
 from valle2.engine.bundle.precisions import METHODS
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Request, Speech, Valle2
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 
 def measured(capsys: pytest.CaptureFixture[str], bundle: Path, *args: str) -> dict[str, object]:

@@ -16,7 +16,7 @@ from valle2.benchmarks.options import OPTIONS, PANELS, options_of
 from valle2.benchmarks.steps import row, steps, timed
 from valle2.engine.bundle.precisions import RECORD, graph_folder
 from valle2.runtime import Valle2
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 SMALL = {"d_model": 32, "heads": 4, "layers": 2, "ffn": 64, "max_frames": 1024}
 

@@ -18,9 +18,9 @@ from valle2.export.models.config import EOS_CODE
 from valle2.export.models.reference import generate
 from valle2.export.verify.parity import verify_ar
 from valle2.runtime import Settings
-from valle2.runtime.decode import Row, Slots
-from valle2.runtime.sampling import sample_group, uniforms
-from valle2.runtime.scheduler import Batch
+from valle2.runtime.generation.ar_runner import Row, Slots
+from valle2.runtime.generation.sampling import sample_group, uniforms
+from valle2.runtime.generation.scheduler import Batch
 
 GROUPS = (1, 2, 4, 8)
 CAPACITY = 320

@@ -19,8 +19,8 @@ from valle2.export.graphs import ar_graph, ar_inputs
 from valle2.export.models.ar import ARModel
 from valle2.export.models.config import Style
 from valle2.runtime import Settings
-from valle2.runtime.decode import Slots
-from valle2.runtime.sampling import sample_group
+from valle2.runtime.generation.ar_runner import Slots
+from valle2.runtime.generation.sampling import sample_group
 
 STEPS = 40
 

@@ -11,7 +11,7 @@ from valle2.engine import read_manifest
 from valle2.export import export_checkpoint
 from valle2.export.attention import LOWERINGS
 from valle2.runtime import Valle2
-from valle2.runtime.pipeline import find_model
+from valle2.runtime.tts import find_model
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 

@@ -30,10 +30,10 @@ from valle2.engine.bundle.engine_files import records
 from valle2.engine.bundle.manifest import FILE_NAME, Manifest
 from valle2.engine.bundle.precisions import PRECISIONS
 from valle2.runtime import Settings, Valle2
-from valle2.runtime.cli import voice_list
-from valle2.runtime.inspecting import inspect
+from valle2.runtime.cli.inspect import inspect
+from valle2.runtime.cli.main import voice_list
+from valle2.runtime.generation.token_layout import Rules
 from valle2.runtime.presets import read_preset
-from valle2.runtime.rules import Rules
 
 LOADED_LATE = (encodings.cp437, valle2.engine.build.budget)
 """Modules that reading imports at their first use, which `harness` would take for code of a file."""

@@ -17,7 +17,7 @@ from tests.listen import ENOUGH, heard, share_heard
 from valle2.engine.build.ort import build_graphs
 from valle2.engine.bundle.manifest import sha256
 from valle2.runtime import Request, Settings, Valle2
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 FOX = "The quick brown fox jumps over the lazy dog."

@@ -146,9 +146,9 @@ def test_sessions_share_the_memory_of_intermediates(tmp_path: Path) -> None:
 
 
 def test_caches_stay_at_one_address_and_are_updated_in_place(bundle: Path) -> None:
-    from valle2.runtime.decode import Row, Slots
-    from valle2.runtime.sampling import uniforms
-    from valle2.runtime.settings import Settings
+    from valle2.runtime.generation.ar_runner import Row, Slots
+    from valle2.runtime.generation.sampling import uniforms
+    from valle2.runtime.types import Settings
 
     manifest = read_manifest(bundle)
     backend = open_backend(bundle, manifest.graphs["ar"])

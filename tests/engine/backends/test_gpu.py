@@ -31,7 +31,7 @@ from valle2.engine.bundle.profiles import Limits
 from valle2.export import export_checkpoint, read_checkpoint
 from valle2.export.models.ar import ARModel
 from valle2.runtime import Request, Settings, Valle2
-from valle2.runtime.decode import Slots
+from valle2.runtime.generation.ar_runner import Slots
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 DEVICE = "cuda"

@@ -20,7 +20,7 @@ from valle2.engine.bundle.profiles import PREFILL_CHUNK
 from valle2.export import export_checkpoint
 from valle2.export.attention import LOWERINGS
 from valle2.runtime import Prompt, Settings, Valle2
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from valle2.engine import BackendError, read_manifest
 from valle2.engine.build.budget import CACHE_PASSES, GB, Question, budget, need, read_graph
 from valle2.engine.build.precision import load_graph
 from valle2.engine.bundle.profiles import Limits
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 
 def asked(folder: Path, rows: int = 1, **changes: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from valle2.engine.build.ort import build_graphs
 from valle2.engine.build.quantize import block_codes, quantise
 from valle2.engine.bundle.precisions import DYNAMIC, METHODS, RECORD, Method, graph_folder
 from valle2.runtime import Request, Settings, Valle2
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 Arrays = dict[str, NDArray[Any]]
 # Root mean square of the difference over that of float32's logits: docs/precision.md lists the toy's and the

@@ -14,7 +14,7 @@ from valle2.engine.build.tensorrt import build_engine, check_gpus
 from valle2.engine.bundle.engine_files import engine_folder, find_engine, records, source_hash
 from valle2.engine.bundle.profiles import Limits
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.cli import build_parser
+from valle2.runtime.cli.main import build_parser
 
 RTX = "tensorrt-rtx"
 REASON = "needs TensorRT-RTX: pip install tensorrt-rtx-cu13"

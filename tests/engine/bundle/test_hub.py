@@ -19,7 +19,7 @@ from valle2.engine.bundle import hub as hub_module
 from valle2.engine.bundle.hub import HubId, fetch_bundle, parse_id
 from valle2.export.importers.locate import find_files
 from valle2.runtime.errors import ModelError
-from valle2.runtime.pipeline import MODELS, find_model
+from valle2.runtime.tts import MODELS, find_model
 
 BIG = os.urandom(300_000)
 NAME = HubId(REPO)
@@ -230,7 +230,7 @@ def test_the_command_line_speaks_with_a_model_of_the_hub(server: Hub, tmp_path: 
     server.commit({p.relative_to(demo).as_posix(): p.read_bytes() for p in demo.rglob("*") if p.is_file()})
     code = (
         "import sys\n"
-        "from valle2.runtime.cli import main\n"
+        "from valle2.runtime.cli.main import main\n"
         f"assert main(['say', 'hello', '--model', '{REPO}', '-o', {str(tmp_path / 'o.wav')!r}]) == 0\n"
         f"assert main(['inspect', '{REPO}', '--json']) == 0\n"
         "assert main(['inspect', 'other/one']) == 1\n"

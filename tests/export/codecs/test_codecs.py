@@ -26,7 +26,7 @@ from valle2.export.codecs.encodec_weights import read_encodec
 from valle2.export.codecs.vocos import read_vocos
 from valle2.export.errors import CheckpointError
 from valle2.runtime import Prompt, Settings, Valle2
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 AUDIO_TOLERANCE = 2e-5
 """Of the wave's greatest sample."""

@@ -30,9 +30,9 @@ from valle2.export.importers.family import Options
 from valle2.export.importers.registry import read_any
 from valle2.export.verify.judge import LOGITS_TOLERANCE, MULTIPLE
 from valle2.runtime import Settings, Valle2
-from valle2.runtime.generate import Utterance
-from valle2.runtime.rules import Text
-from valle2.runtime.scheduler import Job
+from valle2.runtime.generation.generate import Utterance
+from valle2.runtime.generation.scheduler import Job
+from valle2.runtime.generation.token_layout import Text
 from valle2.runtime.timings import Timings
 
 READ, WHOLE = (20.0, 1.6), (60.0, 1.8)

@@ -14,7 +14,7 @@ from tests.conftest import near_a_boundary
 from valle2.export.attention import PORTABLE_OPSET
 from valle2.export.graphs import quiet_export
 from valle2.export.models.sampler import EMPTY, Sampling, sample_group
-from valle2.runtime import sampling as rule
+from valle2.runtime.generation import sampling as rule
 
 CASES = 10_000
 CLASSES = 1025

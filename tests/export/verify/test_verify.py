@@ -33,7 +33,7 @@ from valle2.export.models.nar import NARModel
 from valle2.export.verify.float64 import in_float64
 from valle2.export.verify.judge import LOGITS_TOLERANCE, MULTIPLE, Judge, Sides
 from valle2.export.verify.parity import ar_calls, nar_feeds, run_module, verify_ar, verify_nar
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 CAPACITY = 128
 NO_ROUNDING = 1e-12

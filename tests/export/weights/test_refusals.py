@@ -12,7 +12,7 @@ import torch
 
 from tests.export.importers.peers import Lifeiteng
 from tests.fuzz import archives, files, pickles
-from valle2.runtime.cli import main
+from valle2.runtime.cli.main import main
 
 
 class Bomb:

@@ -1,0 +1,69 @@
+"""`valle2 inspect`: what a bundle holds, how large it is, and what memory it needs on a device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from valle2.engine.bundle.engine_files import FOLDER
+from valle2.engine.errors import Valle2Error
+
+if TYPE_CHECKING:
+    from valle2.engine import Manifest
+
+Result = dict[str, Any]
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", help="bundle folder, embedded model or owner/name on the hub")
+    parser.add_argument("--budget", action="store_true", help="device memory and bytes a step (needs onnx)")
+    parser.add_argument("--batch", type=int, default=1, help="rows decoded side by side (--budget)")
+    parser.add_argument("--frames", type=int, default=0, help="prompt and speech (--budget; 0: the model's)")
+    parser.add_argument("--precision", default="fp16", help="of AR and NAR (--budget; default: fp16)")
+    parser.add_argument("--lowering", help="of the graphs (--budget; default: the bundle's first)")
+    parser.add_argument("--device-memory", type=float, default=0.0, metavar="GB", help="how many slots fit")
+    parser.add_argument("--bandwidth", type=float, default=0.0, metavar="GB/S", help="least ms of a step")
+
+
+def inspect(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
+    """What a bundle holds and how large it is."""
+    from valle2.engine import read_manifest
+    from valle2.runtime.tts import find_model
+    from valle2.runtime.voices import voice_names
+
+    folder = find_model(args.bundle)
+    manifest = read_manifest(folder)
+    if args.budget:
+        return {"path": str(folder), **budget_of(folder, manifest, args)}
+    sizes = {name: (folder / name).stat().st_size for name in sorted(manifest.files)}
+    return {
+        **json.loads(manifest.to_json()),
+        "path": str(folder),
+        "voices": voice_names(manifest),
+        "bytes": {**sizes, "total": sum(sizes.values())},
+        "built": built(folder),
+    }
+
+
+def built(folder: Path) -> dict[str, int]:
+    """Bytes of what `valle2 build` made of a bundle, by target and precision."""
+    made = sorted(path for path in (folder / FOLDER).glob("*") if path.is_dir())
+    return {at.name: sum(f.stat().st_size for f in at.rglob("*") if f.is_file()) for at in made}
+
+
+def budget_of(folder: Path, manifest: Manifest, args: argparse.Namespace) -> Result:
+    """`inspect --budget`."""
+    if find_spec("onnx") is None:
+        raise Valle2Error("--budget reads the graphs and needs onnx; install it with: pip install onnx")
+    from valle2.engine.build.budget import GB, Question, budget
+    from valle2.engine.bundle.profiles import Limits
+
+    if args.lowering:
+        manifest = manifest.lowered([args.lowering], "--budget")
+    limits = Limits(args.batch, args.frames)
+    memory, bandwidth = args.device_memory * GB, args.bandwidth * GB
+    return budget(folder, manifest, Question(limits, args.precision, memory, bandwidth))

@@ -1,0 +1,1 @@
+"""Text to token ids: sentences, normalisation, phonemes. Knows neither models nor audio."""

@@ -1,0 +1,74 @@
+"""Marks, languages and limits of the families, on ids alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from valle2.engine import ManifestError, read_manifest
+from valle2.runtime.errors import TextError
+from valle2.runtime.generation.token_layout import Rules, Text, check_text
+
+IDS = np.array([5, 6, 7, 8])
+MARKED = np.array([1, 5, 6, 7, 8, 2])
+LIFEITENG = Rules(40, 100, text_begin=(1,), text_end=(2,), nar_text="target", code_bos=False)
+VALLEX = Rules(40, 100, languages=3)
+AMPHION = Rules(40, 100, text_begin=(40,), text_end=(41,), nar_text="bare", max_positions=60)
+
+
+def test_a_bundle_without_rules_is_valle2(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    rules = Rules.of(manifest)
+    assert rules.text_end == (manifest.sizes["vocab_size"],) and rules.codebooks == 8
+    assert not rules.whole_text and Rules.of(replace(manifest, rules={"family": "vallex"})).whole_text
+    whole, same = rules.texts(Text(IDS))
+    assert whole.tolist() == same.tolist() == [*IDS, manifest.sizes["vocab_size"]]
+    assert rules.frame_limit(4, 0) == 150 and rules.frame_limit(20, 0) == 320
+    assert rules.frame_limit(60, 0, 45) == 240 and rules.frame_limit(60, 0, 59) == 150
+    assert replace(rules, limit_counts_prompt=True).frame_limit(60, 0, 45) == 960
+
+
+@pytest.mark.parametrize(("ids", "length"), [(IDS, 1), (MARKED, 3)])
+def test_marks_are_put_once_and_the_target_is_found(ids: np.ndarray, length: int) -> None:
+    whole, target = LIFEITENG.texts(check_text(LIFEITENG, ids, None, length, 9))
+    assert whole.tolist() == MARKED.tolist() and target.tolist() == [1, 6, 7, 8, 2]
+
+
+def test_the_nar_may_read_the_bare_text() -> None:
+    whole, bare = AMPHION.texts(Text(IDS))
+    assert whole.tolist() == [40, 5, 6, 7, 8, 41] and bare.tolist() == IDS.tolist()
+    assert replace(AMPHION, frames_per_token=0).frame_limit(6, 10) == 60 - 6 - 1 - 10
+
+
+def test_a_language_is_another_copy_of_the_rows() -> None:
+    text = check_text(VALLEX, IDS, np.array([2, 2, 0, 1]), None, 0)
+    assert VALLEX.texts(text)[0].tolist() == [85, 86, 7, 48]
+
+
+@pytest.mark.parametrize(
+    ("rules", "languages", "length", "message"),
+    [
+        (VALLEX, None, None, "needs language_ids"),
+        (VALLEX, np.array([0, 1]), None, "expected integers"),
+        (VALLEX, np.array([0, 1, 2, 3]), None, r"span 0\.\.3"),
+        (AMPHION, np.array([0, 0, 0, 0]), None, "no languages"),
+        (LIFEITENG, None, None, "pass prompt_text_length"),
+        (LIFEITENG, None, 5, "prompt_text_length is 5"),
+    ],
+)
+def test_what_is_missing_or_wrong(
+    rules: Rules, languages: np.ndarray | None, length: int | None, message: str
+) -> None:
+    with pytest.raises(TextError, match=message):
+        check_text(rules, IDS, languages, length, 9)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"surplus": 1}, {"nar_text": "x"}, {"text_end": 3}, {"text_begin": ["a"]}, {"code_bos": 1}]
+)
+def test_bad_rules_are_refused(bundle: Path, bad: dict[str, object]) -> None:
+    with pytest.raises(ManifestError, match="rules"):
+        Rules.of(replace(read_manifest(bundle), rules=bad))

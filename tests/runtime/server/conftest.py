@@ -1,0 +1,71 @@
+"""A worker over the toy bundle, and a real server on a free port."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra: serve")
+
+import uvicorn
+
+from valle2.runtime import Valle2
+from valle2.runtime.server.http.app import make_app
+from valle2.runtime.server.http.slow_clients import patient
+from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.run import listen
+from valle2.runtime.server.store import VoiceStore
+from valle2.runtime.server.worker import State, Worker
+
+LONG = "the fox, a fox, the apple and a fox there. " * 2
+
+
+def wait_until(done: Callable[[], object], seconds: float = 10.0) -> None:
+    """Fail if it does not come true."""
+    end = time.perf_counter() + seconds
+    while not done():
+        assert time.perf_counter() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+@contextmanager
+def serving(worker: Worker, voices: Path, key: str = "") -> Iterator[str]:
+    """A server over real sockets, a second one of its worker if that runs already; -> its address."""
+    app = make_app(worker, VoiceStore(voices), key)
+    lifespan = "off" if worker.thread.is_alive() else "on"
+    stall = worker.limits.stall_seconds
+    config = uvicorn.Config(
+        app,
+        http=patient(stall),
+        log_level="error",
+        ws="websockets-sansio",
+        lifespan=lifespan,  # type: ignore[arg-type]
+    )
+    running = uvicorn.Server(config)
+    listener = listen("127.0.0.1", 0, stall)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    wait_until(lambda: worker.state is State.READY, 60)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    running.should_exit = True
+    thread.join(20)
+
+
+@pytest.fixture
+def load(bundle: Path) -> Callable[[int], Valle2]:
+    return lambda slots: Valle2.load(bundle, threads=1, slots=slots)
+
+
+@pytest.fixture
+def worker(load: Callable[[int], Valle2]) -> Iterator[Worker]:
+    """A worker that is ready, with two slots and a queue of two."""
+    made = Worker(load, Limits(slots=2, queue=2))
+    made.start()
+    wait_until(lambda: made.state is State.READY)
+    yield made
+    made.stop()

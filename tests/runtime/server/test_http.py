@@ -1,0 +1,195 @@
+"""A real server over real sockets: formats, the openai client, errors, limits, voices, disconnects."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+from websockets.sync.client import connect
+
+from tests.runtime.server.conftest import LONG, serving, wait_until
+from valle2.engine import BackendError
+from valle2.runtime import Valle2
+from valle2.runtime.server.http.app import make_app
+from valle2.runtime.server.http.guard import Guard
+from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.store import VoiceStore
+from valle2.runtime.server.worker import Worker
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Worker]]:
+    limits = Limits(slots=2, queue=2, text=500)
+    worker = Worker(lambda slots: Valle2.load(bundle, threads=1, slots=slots), limits)
+    with serving(worker, tmp_path_factory.mktemp("uploaded")) as address:
+        yield address, worker
+
+
+def speak(base: str, **fields: object) -> httpx.Response:
+    body = {"input": "hello there", "voice": "amber", "seed": 3, "response_format": "wav"} | fields
+    return httpx.post(f"{base}/v1/audio/speech", json=body, timeout=60)
+
+
+def test_formats_hold_the_same_speech_and_say_that_it_is_synthetic(server: tuple[str, Worker]) -> None:
+    pcm = np.frombuffer(speak(server[0], response_format="pcm").content, "<i2") / 32768
+    for kind in ("wav", "flac", "mp3", "opus"):
+        found = speak(server[0], response_format=kind)
+        assert found.status_code == 200
+        with soundfile.SoundFile(BytesIO(found.content)) as file:
+            assert "Synthetic speech" in file.comment
+        if kind in ("wav", "flac"):
+            audio, _ = soundfile.read(BytesIO(found.content))
+            assert len(audio) == len(pcm) and np.abs(audio - pcm).max() < 2 / 32768
+
+
+def test_the_openai_client(server: tuple[str, Worker]) -> None:
+    client = openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0)
+    with client.audio.speech.with_streaming_response.create(
+        model="valle2", voice="amber", input="hello there", response_format="pcm", extra_body={"seed": 3}
+    ) as response:
+        data = b"".join(response.iter_bytes())
+    assert data == speak(server[0], response_format="pcm").content
+    with pytest.raises(openai.NotFoundError, match="unknown voice"):
+        client.audio.speech.create(model="valle2", voice="nobody", input="hello")
+
+
+def test_events(server: tuple[str, Worker]) -> None:
+    lines = speak(server[0], stream_format="sse", response_format="pcm").text.split("\n\n")
+    kinds = [json.loads(line.removeprefix("data: "))["type"] for line in lines if line]
+    assert set(kinds[:-1]) == {"speech.audio.delta"} and kinds[-1] == "speech.audio.done"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"input": ""}, 400),
+        ({"input": "a" * 501}, 400),
+        ({"input": "a" * 70_000}, 413),
+        ({"input": "???"}, 400),
+        ({"input": 3}, 400),
+        ({"voice": "../../etc/passwd"}, 404),
+        ({"model": "gpt"}, 404),
+        ({"speed": 2.0}, 400),
+        ({"top_p": 7.0}, 400),
+        ({"seed": 2**70}, 400),
+        ({"other": 1}, 400),
+    ],
+)
+def test_bad_requests(server: tuple[str, Worker], fields: dict[str, object], status: int) -> None:
+    found = speak(server[0], **fields)
+    assert found.status_code == status and found.json()["error"]["message"]
+
+
+def test_another_sites_page_is_refused(server: tuple[str, Worker]) -> None:
+    for headers in ({"Origin": "http://other.example"}, {"Host": "other.example"}):
+        assert httpx.get(f"{server[0]}/v1/voices", headers=headers).status_code == 403
+
+
+def test_disconnect_frees_the_slot(server: tuple[str, Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+    base, worker = server
+    assert worker.tts and worker.tts.codec
+    decode: Callable[[np.ndarray], np.ndarray] = worker.tts.codec.decode
+    left, calls = threading.Event(), 0
+
+    def first_at_once(codes: np.ndarray) -> np.ndarray:
+        """The second piece waits until the client has left: how fast either side is decides nothing."""
+        nonlocal calls
+        calls += 1
+        assert calls == 1 or left.wait(30)
+        return decode(codes)
+
+    text = LONG * 4
+    monkeypatch.setattr(worker.tts.codec, "decode", first_at_once)
+    body = {"input": text, "voice": "amber", "response_format": "pcm"}
+    with httpx.stream("POST", f"{base}/v1/audio/speech", json=body, timeout=60) as response:
+        pieces = response.iter_raw()  # dropping it would close the connection before we look
+        next(pieces)
+        assert worker.outstanding == 1
+    left.set()
+    wait_until(lambda: not worker.outstanding)
+    assert not worker.tts.scheduler.batch.active
+    taken, calls = calls, 0
+    assert speak(base, input=text).status_code == 200
+    assert 1 <= taken < calls  # what nobody listens to is not spoken to its end
+
+
+def test_an_error_after_the_first_byte_aborts(
+    server: tuple[str, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = server[1]
+    assert worker.tts and worker.tts.codec
+    decode: Callable[[np.ndarray], np.ndarray] = worker.tts.codec.decode
+    calls: list[int] = []
+
+    def second_fails(codes: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        if len(calls) > 1:
+            raise BackendError("the device is gone")
+        return decode(codes)
+
+    monkeypatch.setattr(worker.tts.codec, "decode", second_fails)
+    with pytest.raises(httpx.RemoteProtocolError):
+        speak(server[0], input=LONG, response_format="pcm")
+
+
+def test_voices_are_uploaded_used_and_deleted(server: tuple[str, Worker]) -> None:
+    base, memory = server[0], BytesIO()
+    soundfile.write(memory, 0.3 * np.sin(np.arange(48000) / 30), 24000, format="WAV")
+    form = {"name": "mine", "transcript": "hello there", "consent": "true"}
+
+    def upload(data: bytes, **fields: str) -> int:
+        files = {"file": ("a.wav", data)}
+        return httpx.post(f"{base}/v1/voices", data=form | fields, files=files, timeout=60).status_code
+
+    assert upload(memory.getvalue(), consent="false") == 400
+    assert upload(memory.getvalue(), name="../mine") == 400
+    assert upload(b"no audio") == 400
+    assert upload(memory.getvalue()) == 201 and upload(memory.getvalue()) == 409
+    assert speak(base, voice="mine").status_code == 200
+    assert "mine" in [v["name"] for v in httpx.get(f"{base}/v1/voices").json()["voices"]]
+    assert httpx.delete(f"{base}/v1/voices/mine").status_code == 200
+    assert httpx.delete(f"{base}/v1/voices/amber").status_code == 403
+
+
+def test_text_in_and_audio_out_over_a_socket(server: tuple[str, Worker]) -> None:
+    url = server[0].replace("http", "ws") + "/v1/audio/speech/stream"
+    with connect(url) as socket:
+        for message in ({"voice": "amber", "text": "hello there. a "}, {"text": "fox."}, {"end": True}):
+            socket.send(json.dumps(message))
+        found = list(socket)
+    assert json.loads(found[0])["format"] == "pcm_s16le" and json.loads(found[-1])["type"] == "done"
+    assert len(b"".join(piece for piece in found if isinstance(piece, bytes))) > 1000
+
+
+def test_state_and_page(server: tuple[str, Worker]) -> None:
+    base = server[0]
+    assert httpx.get(f"{base}/health").json()["status"] == "ok"
+    assert httpx.get(f"{base}/ready").status_code == 200
+    assert "valle2_first_audio_seconds_count" in httpx.get(f"{base}/metrics").text
+    for path in ("/", "/page.css", "/page.js"):
+        found = httpx.get(base + path)
+        assert found.status_code == 200 and "http://" not in found.text and "https://" not in found.text
+
+
+def test_a_key_is_asked_for(load: Callable[[int], Valle2], tmp_path: Path) -> None:
+    guard = make_app(Worker(load, Limits()), VoiceStore(tmp_path), "k" * 16)
+    assert isinstance(guard, Guard)
+    transport = httpx.ASGITransport(app=guard)
+
+    async def ask(headers: dict[str, str]) -> int:
+        async with httpx.AsyncClient(transport=transport, base_url="http://public") as client:
+            return (await client.get("/v1/voices", headers=headers)).status_code
+
+    import asyncio
+
+    assert asyncio.run(ask({})) == 401
+    assert asyncio.run(ask({"Authorization": "Bearer wrong"})) == 401
+    assert asyncio.run(ask({"Authorization": f"Bearer {'k' * 16}"})) == 503  # let in, not yet loaded

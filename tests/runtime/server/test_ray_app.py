@@ -1,0 +1,136 @@
+"""Two replicas of deploy/ray-serve.yaml on this machine, a minute's work.
+
+    pytest -m slow tests/runtime/server/test_ray_app.py
+
+Needs the extra `ray`. Each test talks to the cluster over HTTP as a client would.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("ray", reason="needs the extra: ray")
+import yaml
+
+from tests.runtime.server.conftest import LONG, wait_until
+from valle2.benchmarks.replicas import running
+from valle2.runtime import Valle2
+from valle2.runtime.audio.wav import pcm16
+
+pytestmark = pytest.mark.slow
+FILE = Path(__file__).parents[3] / "deploy/ray-serve.yaml"
+BODY: dict[str, Any] = {"input": LONG, "voice": "amber", "seed": 3, "response_format": "pcm"}
+AUDIO_SECONDS = 30.0
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def content(bundle: Path, folder: Path, **deployment: Any) -> dict[str, Any]:
+    """The file that ships, with the toy model and other bounds."""
+    found: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    found["http_options"]["port"] = free_port()
+    application = found["applications"][0]
+    limits = {"slots": 2, "queue": 2, "audio_seconds": AUDIO_SECONDS}
+    application["args"] |= {"model": str(bundle), "voices_dir": str(folder / "voices"), "limits": limits}
+    application["deployments"][0] |= deployment
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with two replicas."""
+    folder = tmp_path_factory.mktemp("ray")
+    scaling = {"min_replicas": 2, "max_replicas": 2}
+    with running(content(bundle, folder, autoscaling_config=scaling), folder / "log") as address:
+        wait_until(lambda: len({ask(address).headers["x-replica"] for _ in range(8)}) == 2, 60)
+        yield address
+
+
+def ask(address: str, path: str = "/ready") -> httpx.Response:
+    return httpx.get(address + path, timeout=60)
+
+
+def speak(address: str, **fields: Any) -> httpx.Response:
+    return httpx.post(f"{address}/v1/audio/speech", json=BODY | fields, timeout=60)
+
+
+def test_two_replicas_stream_the_same_audio(two: str, bundle: Path) -> None:
+    def listen(_: int) -> tuple[str, bytes, list[float]]:
+        times, data = [], b""
+        with httpx.stream("POST", f"{two}/v1/audio/speech", json=BODY, timeout=60) as response:
+            for piece in response.iter_raw():
+                times.append(time.perf_counter())
+                data += piece
+        return response.headers["x-replica"], data, times
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(listen, range(8)))
+    assert len({name for name, _, _ in found}) == 2
+    tts = Valle2.load(bundle, threads=1, slots=2)
+    settings = replace(tts.settings(), seed=3)
+    expected = b"".join(pcm16(piece) for piece in tts.stream(LONG, tts.voice("amber"), settings))
+    assert {data for _, data, _ in found} == {expected}
+    assert all(len(times) > 2 and times[0] < times[-1] for _, _, times in found)
+
+
+def test_errors_keep_their_status(two: str) -> None:
+    assert speak(two, voice="nobody").status_code == 404
+    assert httpx.get(f"{two}/v1/voices", headers={"Host": "other.example"}).status_code == 403
+
+
+def test_an_error_after_the_first_byte_aborts(two: str) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        speak(two, input=LONG * 12)  # more than AUDIO_SECONDS
+
+
+def test_more_than_the_replicas_hold_is_refused_and_disconnects_free_their_slots(two: str) -> None:
+    fields = BODY | {"input": LONG * 6}
+    with ThreadPoolExecutor(24) as pool:
+
+        def leave(_: int) -> int:
+            with httpx.stream("POST", f"{two}/v1/audio/speech", json=fields, timeout=60) as response:
+                if response.status_code == 200:
+                    next(response.iter_raw())
+                return response.status_code
+
+        statuses = list(pool.map(leave, range(24)))
+    assert set(statuses) == {200, 429}
+    began = time.perf_counter()
+    with ThreadPoolExecutor(4) as pool:  # as many as one holds
+        for _ in range(5):
+            answers = pool.map(lambda seed: speak(two, input="a fox", seed=seed), range(4))
+            assert {answer.status_code for answer in answers} == {200}
+    assert time.perf_counter() - began < 10
+
+
+def test_replicas_are_added_as_requests_pile_up(bundle: Path, tmp_path: Path) -> None:
+    scaling = {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_ongoing_requests": 1,
+        "upscale_delay_s": 0,
+        "look_back_period_s": 2,
+    }
+    with running(content(bundle, tmp_path, autoscaling_config=scaling), tmp_path / "log") as address:
+        assert len({ask(address).headers["x-replica"] for _ in range(8)}) == 1
+        names: set[str] = set()
+        end = time.perf_counter() + 60
+        with ThreadPoolExecutor(4) as pool:
+            while len(names) < 2 and time.perf_counter() < end:
+                names |= {
+                    r.headers["x-replica"] for r in pool.map(lambda seed: speak(address, seed=seed), range(8))
+                }
+    assert len(names) == 2

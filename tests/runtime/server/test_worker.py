@@ -1,0 +1,150 @@
+"""The engine thread: the same audio as alone, bounds, cancellation, failures, restarts, draining."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.runtime.server.conftest import LONG, wait_until
+from valle2.engine.errors import QueueFullError
+from valle2.runtime import Request, Settings, Valle2
+from valle2.runtime.server.http.reply import Reply
+from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.worker import (
+    NotReadyError,
+    SlowReaderError,
+    State,
+    TimeLimitError,
+    Worker,
+    WorkerError,
+)
+
+
+def ask(worker: Worker, text: str = "hello there", seed: int = 3, **more: float) -> Reply:
+    assert worker.tts
+    return worker.submit(Request(text, worker.tts.voice("amber"), Settings(seed=seed)), **more)
+
+
+def idle(worker: Worker) -> bool:
+    assert worker.tts
+    return not worker.outstanding and not worker.live and not worker.tts.scheduler.batch.active
+
+
+def test_audio_is_the_engines_own(worker: Worker, tts: Valle2) -> None:
+    wanted = tts.synthesize("hello there", tts.voice("amber"), Settings(seed=3))
+    replies = [ask(worker, seed=seed, latency=0.0) for seed in (3, 4)]
+    heard = [np.concatenate(list(reply)) for reply in replies]
+    np.testing.assert_allclose(heard[0], wanted.audio, atol=1e-6)
+    assert not np.array_equal(heard[0], heard[1])
+    wait_until(lambda: idle(worker))
+
+
+def test_a_full_queue_refuses(worker: Worker) -> None:
+    replies = [ask(worker, LONG) for _ in range(4)]
+    with pytest.raises(QueueFullError):
+        ask(worker)
+    assert worker.metrics.rejected._value.get() == 1
+    for reply in replies:
+        reply.cancel()
+    wait_until(lambda: idle(worker))
+    assert len(list(ask(worker)))
+
+
+def test_cancel_frees_the_slot_within_a_step(worker: Worker) -> None:
+    reply = ask(worker, LONG)
+    next(iter(reply))
+    began = time.perf_counter()
+    reply.cancel()
+    wait_until(lambda: idle(worker))
+    assert time.perf_counter() - began < 0.5
+    assert worker.metrics.cancelled._value.get() == 1
+
+
+def test_a_failure_stays_with_its_request(worker: Worker) -> None:
+    assert worker.tts
+    bad, good = ask(worker, "???"), ask(worker)
+    with pytest.raises(ValueError, match="spoken"):
+        list(bad)
+    assert list(good) and worker.restarts == 0
+
+
+def test_out_of_memory_is_one_requests_error(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker.tts and worker.tts.codec
+    decode, calls = worker.tts.codec.decode, []
+
+    def once(codes: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError("no more")
+        return decode(codes)
+
+    monkeypatch.setattr(worker.tts.codec, "decode", once)
+    replies = [ask(worker), ask(worker, seed=4)]
+    ended = []
+    for reply in replies:
+        try:
+            ended.append(len(list(reply)) > 0)
+        except MemoryError:
+            ended.append(False)
+    assert sorted(ended) == [False, True]
+    wait_until(lambda: idle(worker))
+
+
+def test_a_crash_is_noticed_and_the_worker_restarted(worker: Worker) -> None:
+    assert worker.tts
+    first = worker.tts
+
+    def crash(tts: Valle2) -> None:
+        raise SystemError("boom")
+
+    reply = ask(worker, LONG)
+    worker.inbox.append(crash)
+    with pytest.raises(WorkerError, match="send the request again"):
+        list(reply)
+    assert worker.state is State.LOADING
+    wait_until(lambda: worker.state is State.READY)
+    assert worker.restarts == 1 and worker.tts is not first and "boom" in worker.last_error
+    assert list(ask(worker))
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        (Limits(slots=1, queue=1, request_seconds=0.01), TimeLimitError),
+        (Limits(slots=1, queue=1, audio_seconds=0.01), TimeLimitError),
+        (Limits(slots=1, queue=1, unread_seconds=0.01), SlowReaderError),
+    ],
+)
+def test_time_speech_and_reading_are_bounded(
+    load: Callable[[int], Valle2], limits: Limits, error: type[Exception]
+) -> None:
+    worker = Worker(load, limits)
+    worker.start()
+    wait_until(lambda: worker.state is State.READY)
+    reply = ask(worker, LONG)
+    wait_until(lambda: reply.ended)
+    with pytest.raises(error):
+        list(reply)
+    assert idle(worker)
+    worker.stop()
+
+
+def test_draining_ends_streams_and_takes_nothing(worker: Worker) -> None:
+    reply = ask(worker, LONG)
+    next(iter(reply))
+    worker.drain()
+    with pytest.raises(NotReadyError, match="draining"):
+        ask(worker)
+    assert worker.stop(30.0) and reply.ended and not reply.error
+    assert not worker.thread.is_alive()
+
+
+def test_the_deadline_of_a_drain_cuts(worker: Worker) -> None:
+    reply = ask(worker, LONG * 3)
+    next(iter(reply))
+    assert not worker.stop(0.0)
+    with pytest.raises(NotReadyError):
+        list(reply)
