@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from valle2.benchmarks.options import PANELS, options_of
-from valle2.benchmarks.plots import need_matplotlib
+from valle2.benchmarks.report.plots import need_matplotlib
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.server.cli import NEEDED
 
@@ -44,9 +44,9 @@ def draw(args: argparse.Namespace, result: Result, table: str) -> None:
     """The plot and the page that were asked for."""
     if not (args.plot or args.html):
         return
-    from valle2.benchmarks import html, plots
+    from valle2.benchmarks.report import html, plots
 
-    panels = import_module(f"valle2.benchmarks.{args.what}").panels(result)
+    panels = import_module(f"valle2.benchmarks.speed.{args.what}").panels(result)
     if args.plot:
         plots.draw(panels, args.plot)
     if args.html:
@@ -82,8 +82,8 @@ def compare(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
         )
     if find_spec("torch") is None:
         raise Valle2Error("the baseline needs torch; install with: pip install 'valle2[export]'")
-    from valle2.benchmarks import compare
     from valle2.benchmarks.fullsize import FRAMES, full_size
+    from valle2.benchmarks.speed import compare
 
     compare.check_device(args.device)  # before a model of the full size is made
     precisions = tuple(args.precision)
@@ -100,7 +100,7 @@ def compare(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
 
 def latency(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """One request at a time."""
-    from valle2.benchmarks import latency
+    from valle2.benchmarks.speed import latency
 
     model, frames = sized(args)
     measure = args.repeats, args.seed, args.threads
@@ -127,7 +127,7 @@ def sized(args: argparse.Namespace, **changes: int) -> tuple[str, int]:
 
 def steps(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """The AR step alone."""
-    from valle2.benchmarks import steps
+    from valle2.benchmarks.speed import steps
 
     found = steps.steps(sized(args)[0], args.repeats, args.seed, args.threads, args.precision[0])
     return found, steps.table
@@ -135,7 +135,7 @@ def steps(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
 
 def prefill(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """A prefill in chunks."""
-    from valle2.benchmarks import prefill
+    from valle2.benchmarks.speed import prefill
 
     found = prefill.prefill(sized(args)[0], args.repeats, args.seed, args.threads, **placed(args))
     return found, prefill.table
@@ -143,8 +143,8 @@ def prefill(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
 
 def groups(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Models of several group sizes."""
-    from valle2.benchmarks import groups
     from valle2.benchmarks.fullsize import FRAMES
+    from valle2.benchmarks.speed import groups
 
     if args.size == "full":
         models = {f"G{size}": sized(args, group_size=size)[0] for size in GROUPS}
@@ -157,7 +157,7 @@ def groups(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]
 
 def throughput(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Many requests at once."""
-    from valle2.benchmarks import throughput
+    from valle2.benchmarks.speed import throughput
 
     model, frames = sized(args)
     found = throughput.throughput(model, *many(args), frames, **placed(args))
@@ -166,7 +166,7 @@ def throughput(args: argparse.Namespace, progress: Progress) -> tuple[Result, Ta
 
 def lengths(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Requests of several lengths."""
-    from valle2.benchmarks import lengths
+    from valle2.benchmarks.speed import lengths
 
     measure = args.repeats, args.seed, args.threads, args.precision[0], args.lengths or lengths.SECONDS
     return lengths.lengths(sized(args)[0], args.text, *measure), lengths.table
@@ -174,7 +174,7 @@ def lengths(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
 
 def batch(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Several requests at once, each beside itself alone."""
-    from valle2.benchmarks import batch
+    from valle2.benchmarks.speed import batch
 
     model, frames = sized(args)
     measure = args.repeats, args.seed, args.threads, frames, args.counts or batch.COUNTS
@@ -183,7 +183,7 @@ def batch(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
 
 def precision(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """What each precision costs in logits and codes."""
-    from valle2.benchmarks import precision
+    from valle2.benchmarks.quality import precision
 
     model, frames = sized(args)
     found = precision.precision(model, args.text, args.seed, args.threads, args.precision, frames)
@@ -198,8 +198,8 @@ def many(args: argparse.Namespace) -> tuple[str, int, int, float, int, int, int]
 
 def memory(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """A fresh process's memory and cold start."""
-    from valle2.benchmarks import memory
-    from valle2.benchmarks.started import Plan
+    from valle2.benchmarks.speed import memory
+    from valle2.benchmarks.speed.started import Plan
 
     model, frames = sized(args)
     size = args.precision[0], args.slots, args.threads
@@ -211,7 +211,7 @@ def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """A server under load, over real sockets."""
     if any(find_spec(name) is None for name in NEEDED):
         raise Valle2Error("bench serve starts a server; install it with: pip install 'valle2[serve]'")
-    from valle2.benchmarks import serve
+    from valle2.benchmarks.serving import load as serve
 
     found = serve.serve(one_model(args), *many(args), args.chaos, args.soak, progress)
     return found, serve.table
@@ -219,7 +219,7 @@ def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
 
 def quality(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Is it understood, and whose voice is it."""
-    from valle2.benchmarks import quality
+    from valle2.benchmarks.quality import command as quality
 
     if args.sentences is None:
         raise Valle2Error("bench quality needs --sentences FILE, a sentence a line")
@@ -235,8 +235,9 @@ def quality(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
 
 def swept(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """Many conditions, kept in a file."""
-    from valle2.benchmarks import quality, sweep, tables
-    from valle2.benchmarks.cells import AXES
+    from valle2.benchmarks.quality import command as quality
+    from valle2.benchmarks.quality import sweep, tables
+    from valle2.benchmarks.quality.conditions import AXES
 
     wrong = set(args.sweep) - set(AXES)
     if wrong:

@@ -18,10 +18,10 @@ from data import Utterance, read_shard
 from refine import pairs, refined
 from speak import SOURCES, hibari_speaker, trim, vocabulary
 
-from valle2.benchmarks.alignment import word_error_rate
-from valle2.benchmarks.judges import Judges, words
-from valle2.benchmarks.report import markdown
-from valle2.benchmarks.speakers import speaker
+from valle2.benchmarks.quality.alignment import word_error_rate
+from valle2.benchmarks.quality.judges import Judges, words
+from valle2.benchmarks.quality.speakers import speaker
+from valle2.benchmarks.report.report import markdown
 from valle2.runtime import Prompt, Request, Valle2
 
 Array = np.ndarray[Any, Any]

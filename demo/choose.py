@@ -14,10 +14,10 @@ from pathlib import Path
 
 from sentences import sentences
 
-from valle2.benchmarks.evaluate import evaluate
-from valle2.benchmarks.judges import Judges
-from valle2.benchmarks.scores import summarise
-from valle2.benchmarks.speakers import Speaker, own_speakers
+from valle2.benchmarks.quality.evaluate import evaluate
+from valle2.benchmarks.quality.judges import Judges
+from valle2.benchmarks.quality.scores import summarise
+from valle2.benchmarks.quality.speakers import Speaker, own_speakers
 from valle2.runtime import Valle2
 
 SEED = 77

@@ -16,13 +16,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from valle2.benchmarks.evaluate import evaluate
-from valle2.benchmarks.judges import Judges
-from valle2.benchmarks.quality import read_sentences
-from valle2.benchmarks.report import markdown
-from valle2.benchmarks.scores import summarise
-from valle2.benchmarks.speakers import own_speakers, recorded_speakers
-from valle2.benchmarks.tables import TITLES, cell_text
+from valle2.benchmarks.quality.command import read_sentences
+from valle2.benchmarks.quality.evaluate import evaluate
+from valle2.benchmarks.quality.judges import Judges
+from valle2.benchmarks.quality.scores import summarise
+from valle2.benchmarks.quality.speakers import own_speakers, recorded_speakers
+from valle2.benchmarks.quality.tables import TITLES, cell_text
+from valle2.benchmarks.report.report import markdown
 from valle2.engine import Backend
 from valle2.runtime import Valle2
 

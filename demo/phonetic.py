@@ -16,7 +16,7 @@ import torch
 from data import Utterance, is_held_out, read_shard, shards
 from train_codec import CodecTrainer, load_codec
 
-from valle2.benchmarks.report import markdown
+from valle2.benchmarks.report.report import markdown
 
 
 @torch.no_grad()

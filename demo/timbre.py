@@ -18,7 +18,7 @@ from refine import Array, pairs, refine_shard
 from torch import Tensor
 from train_codec import load_codec
 
-from valle2.benchmarks.report import markdown
+from valle2.benchmarks.report.report import markdown
 from valle2.export.codecs.demo import embedded
 from valle2.runtime import Valle2
 

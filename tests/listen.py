@@ -7,7 +7,7 @@ from pathlib import Path
 
 import soundfile
 
-from valle2.benchmarks.judges import Judges, words
+from valle2.benchmarks.quality.judges import Judges, words
 
 ENOUGH = 0.75
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.conftest import toy_checkpoint, write_toy
 from tests.export import test_parity as parity
-from valle2.benchmarks.latency import latency
+from valle2.benchmarks.speed.latency import latency
 from valle2.engine import Backend, BackendError, find_graphs, open_backend, read_manifest
 from valle2.engine.backends.ort.providers import ENGINES, PROVIDERS
 from valle2.engine.backends.trt.api import TARGETS

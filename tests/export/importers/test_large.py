@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from tests.export.importers.peers import Lifeiteng
-from valle2.benchmarks.eager import decode
+from valle2.benchmarks.speed.eager import decode
 from valle2.engine import read_manifest
 from valle2.export.importers.family import Options
 from valle2.export.importers.registry import read_any

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.server.conftest import LONG, serving, wait_until
-from valle2.benchmarks.served import HALVES, listen, speech_body
+from valle2.benchmarks.serving.client import HALVES, listen, speech_body
 from valle2.runtime import Valle2
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.worker import Worker

@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 
 from tests.runtime.server.conftest import LONG, wait_until
-from valle2.benchmarks.served import Served, get, listen, speech_body
+from valle2.benchmarks.serving.client import Served, get, listen, speech_body
 
 STALL_SECONDS = 2.0
 RATE = 24000

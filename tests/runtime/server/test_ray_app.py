@@ -22,7 +22,7 @@ pytest.importorskip("ray", reason="needs the extra: ray")
 import yaml
 
 from tests.runtime.server.conftest import LONG, wait_until
-from valle2.benchmarks.replicas import running
+from valle2.benchmarks.serving.replicas import running
 from valle2.runtime import Valle2
 from valle2.runtime.audio.wav import pcm16
 

@@ -1,0 +1,1 @@
+"""Word errors, speaker similarity and predicted opinion scores of synthesised speech."""

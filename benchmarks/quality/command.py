@@ -1,0 +1,86 @@
+"""Is it understood, and whose voice is it: WER, voice and faults over sentences, voices and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from valle2.benchmarks.quality.evaluate import NEEDED, evaluate
+from valle2.benchmarks.quality.judges import Judges, need
+from valle2.benchmarks.quality.scores import summarise
+from valle2.benchmarks.quality.speakers import own_speakers
+from valle2.benchmarks.quality.tables import TITLES, cell_text, plain_text
+from valle2.benchmarks.report.report import markdown, measured_on
+from valle2.engine.errors import Valle2Error
+from valle2.runtime import Valle2
+
+
+def quality(
+    model: str,
+    sentences: Path,
+    count: int,
+    seeds: Sequence[int],
+    settings: dict[str, float],
+    threads: int,
+    precision: str = "fp32",
+) -> dict[str, Any]:
+    """Judge the first `count` sentences of a file, which take the voices in turn, with every seed.
+
+    settings: what differs from the model's own sampling.
+    """
+    need(*NEEDED)
+    texts = read_sentences(sentences, count)
+    tts = Valle2.load(model, threads=threads, precision=precision)
+    tts.default_voice()  # a bundle without voices is refused before the judges load
+    judges = Judges(threads)
+    chosen = replace(tts.settings(), **settings)  # type: ignore[arg-type]
+    scores = evaluate(tts, judges, texts, own_speakers(tts, judges), chosen, seeds)
+    rows = {
+        str(seed): {
+            name: figure["value"] for name, figure in summarise([s for s in scores if s.seed == seed]).items()
+        }
+        for seed in seeds
+    }
+    return {
+        "sentences": len(texts),
+        "voices": tts.voices(),
+        "seeds": rows,
+        "median": {name: round(median(row[name] for row in rows.values()), 4) for name in TITLES},
+        "all": summarise(scores),
+        "precision": precision,
+        "settings": {"top_p": chosen.top_p, "window": chosen.window, "threshold": chosen.threshold},
+    } | measured_on(tts, seeds[0], threads)
+
+
+def read_sentences(path: Path, count: int) -> list[str]:
+    """The first lines of a file."""
+    try:
+        found = path.read_text(encoding="utf-8").splitlines()[:count]
+    except (OSError, UnicodeDecodeError) as error:
+        raise Valle2Error(f"{path} cannot be read as lines of text: {error}") from None
+    if not found:
+        raise Valle2Error(f"{path} holds no sentences; expected one a line")
+    return found
+
+
+def read_categories(path: Path, count: int) -> list[tuple[str, str]]:
+    """(category, text) of lines `category<TAB>text`; the first `count` of every category."""
+    found = [tuple(line.split("\t")) for line in read_sentences(path, 10**9)]
+    if any(len(pair) != 2 for pair in found):
+        raise Valle2Error(f"{path} has a line without one tab; expected a category, a tab and a text")
+    kept: list[tuple[str, str]] = []
+    for category, text in found:
+        if sum(category == other for other, _ in kept) < count:
+            kept.append((category, text))
+    return kept
+
+
+def table(result: dict[str, Any]) -> str:
+    """Seeds, their median and all with the interval, as a Markdown table."""
+    lines = [*result["seeds"].items(), ("median", result["median"])]
+    rows = [[seed, *(plain_text(name, row[name]) for name in TITLES)] for seed, row in lines]
+    rows.append(["all, with 95 % interval", *(cell_text(m, result["all"][m]) for m in TITLES)])
+    return markdown(["seed", *TITLES.values()], rows)

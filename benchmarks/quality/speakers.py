@@ -1,0 +1,99 @@
+"""Prompts of a sweep: the model's voices or recordings in a folder, as they are or of a given length."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle2.benchmarks.quality.judges import Judges
+from valle2.engine.errors import Valle2Error
+from valle2.runtime import Prompt, Valle2
+
+TOLERANCE = 0.35
+FORMATS = (".wav", ".flac")
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """prompt: what the model gets. voice: (256,) of everything that is known of the speaker."""
+
+    prompt: Prompt
+    voice: NDArray[np.float32] = field(repr=False)
+
+
+def own_speakers(tts: Valle2, judges: Judges) -> list[Speaker]:
+    """The model's voices."""
+    return [speaker(tts, judges, tts.voice(name)) for name in tts.voices()]
+
+
+def speaker(tts: Valle2, judges: Judges, prompt: Prompt) -> Speaker:
+    codec = tts.need_codec()
+    return Speaker(prompt, judges.embed(codec.decode(prompt.codes), codec.sample_rate))
+
+
+def recordings(folder: Path) -> list[Path]:
+    """The sound files below a folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix in FORMATS)
+
+
+def recorded_speakers(tts: Valle2, judges: Judges, folder: Path, seconds: float = 0.0) -> list[Speaker]:
+    """Recordings `FOLDER/NAME.wav` (or .flac), or several of one speaker in `FOLDER/SPEAKER/`, each with its
+    transcript in a .txt beside it.
+
+    Each is a prompt, the first ones of all speakers before the second ones; with `seconds` there is one
+    prompt a speaker, of as many recordings as fill them.
+    """
+    found = defaultdict(list)
+    for path in recordings(folder):
+        try:
+            transcript = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        except OSError:
+            raise Valle2Error(f"{path} has no transcript; expected it in {path.stem}.txt beside it") from None
+        name = path.parent.name if path.parent != folder else path.stem
+        found[name].append(tts.prompt(path, transcript, name))
+    if not found:
+        raise Valle2Error(f"{folder} holds no recordings; expected NAME.wav with NAME.txt beside it")
+    rate = tts.need_codec().frame_rate
+    if seconds:
+        prompts = [joined(several, seconds * rate) for several in found.values()]
+    else:
+        prompts = [one for turn in zip_longest(*found.values()) for one in turn if one]
+    return [speaker(tts, judges, prompt) for prompt in prompts]
+
+
+def joined(prompts: Sequence[Prompt], frames: float) -> Prompt:
+    """The first prompt, and those after it until there are `frames`."""
+    used = [prompts[0]]
+    for prompt in prompts[1:]:
+        if sum(len(p.codes) for p in used) < frames:
+            used.append(prompt)
+    return replace(
+        used[0],
+        codes=np.concatenate([p.codes for p in used]),
+        transcript=" ".join(p.transcript for p in used),
+    )
+
+
+def shortened(tts: Valle2, judges: Judges, speakers: Sequence[Speaker], seconds: float) -> list[Speaker]:
+    """Prompts cut at the end of the word nearest to `seconds`; the words kept are those that whisper hears.
+
+    Speakers without a word's end within about a third of it are left out.
+    """
+    codec, found = tts.need_codec(), []
+    for one in speakers:
+        heard = judges.word_ends(codec.decode(one.prompt.codes), codec.sample_rate)
+        if not heard:
+            continue
+        count = min(range(len(heard)), key=lambda i: abs(heard[i][1] - seconds)) + 1
+        end = heard[count - 1][1]
+        if abs(end - seconds) <= TOLERANCE * seconds:
+            codes = one.prompt.codes[: round(end * codec.frame_rate)]
+            transcript = " ".join(word for word, _ in heard[:count])
+            found.append(replace(one, prompt=replace(one.prompt, codes=codes, transcript=transcript)))
+    return found

@@ -1,0 +1,1 @@
+"""Results as JSON, tables, plots and pages. Knows no model."""

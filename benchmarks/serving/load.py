@@ -1,0 +1,175 @@
+"""Speech over HTTP under load: an open loop over real sockets against a server that this starts itself.
+
+First audio is from the moment a request was due to its first audio byte. HTTP's part is that minus what the
+server's engine thread took for the same request; the engine without a server is timed in turns. A disconnect
+is timed from the client's close until `/metrics` shows the slot free.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from valle2.benchmarks.report.report import (
+    markdown,
+    measured_on,
+    need_positive,
+    percentiles,
+    ratio_percentiles,
+)
+from valle2.benchmarks.serving.chaos import chaos, soak
+from valle2.benchmarks.serving.client import Heard, Served, listen, on_time, speech_body
+from valle2.benchmarks.speed.throughput import UNDERRUN_SECONDS, joined, longest_wait, loop_rows
+from valle2.runtime import Settings, Valle2
+
+POINTS = (50, 95, 99)
+DISCONNECT_SECONDS = 10.0
+
+
+def serve(
+    model: str,
+    text: str,
+    requests: int,
+    slots: int,
+    rate: float,
+    seed: int,
+    threads: int,
+    repeats: int,
+    chaos_seconds: float = 0.0,
+    soak_requests: int = 0,
+    progress: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Measure a server. rate 0 takes 70 % of what `slots` clients at once get.
+
+    Raises:
+        Valle2Error: a size is not positive, or the server does not start.
+    """
+    need_positive(requests=requests, slots=slots, threads=threads, repeats=repeats)
+    tts = Valle2.load(model, threads=threads)
+    samples = tts.need_codec().sample_rate
+    progress("starting the server")
+    with Served(model, slots, threads) as served:
+        progress("first audio and disconnects")
+        first = first_audio(served, tts, text, seed, repeats)
+        gone = disconnects(served, text, seed, repeats, samples)
+        progress("capacity")
+        capacity = closed_loop(served, text, seed, 2 * slots, slots, samples)
+        progress(f"open loop of {requests} requests")
+        found = open_loop(served, text, requests, rate or 0.7 * capacity, seed, samples)
+        result = {"first_audio": first, "disconnect": gone, "capacity_per_s": round(capacity, 3)}
+        result |= {"open_loop": found, "slots": slots, "text": text}
+        if chaos_seconds:
+            progress(f"chaos for {chaos_seconds:g} s")
+            result["chaos"] = chaos(served, text, seed, 4 * capacity, chaos_seconds, samples)
+        if soak_requests:
+            progress(f"soak of {soak_requests} requests")
+            result["soak"] = soak(served, seed, soak_requests, samples)
+    return result | measured_on(tts, seed, threads)
+
+
+def first_audio(served: Served, tts: Valle2, text: str, seed: int, repeats: int) -> dict[str, float]:
+    """Medians in milliseconds: the engine alone, over HTTP in turns, and the part of it that is HTTP's."""
+    voice, rate = tts.voice(tts.default_voice()), tts.need_codec().sample_rate
+    settings = Settings(seed=seed)
+    alone, over, extra = [], [], []
+    for _ in range(repeats + 1):  # the first is a warm-up
+        began = time.perf_counter()
+        with tts.stream(text, voice, settings) as stream:
+            next(stream)
+            alone.append(time.perf_counter() - began)
+        before, began = served.metrics(), time.perf_counter()
+        over.append(listen(served.port, speech_body(text, seed), began, rate, leave=0.0).pieces[0][0])
+        served.wait_idle(DISCONNECT_SECONDS)
+        extra.append(over[-1] - average(before, served.metrics(), "first_audio_seconds"))
+    figures = {"engine_ms": alone, "http_ms": over, "http_part_ms": extra}
+    return {name: round(1000 * median(values[1:]), 2) for name, values in figures.items()}
+
+
+def disconnects(served: Served, text: str, seed: int, repeats: int, rate: int) -> dict[str, Any]:
+    """Milliseconds from a client's close until its slot is free, and of a step meanwhile."""
+    freed: list[float] = []
+    steps: list[float] = []
+    for index in range(repeats):
+        before = served.metrics()
+        body = speech_body(" ".join([text] * 8), seed + index, latency=0.0)
+        listen(served.port, body, time.perf_counter(), rate, leave=0.0)
+        closed = time.perf_counter()
+        served.wait_idle(DISCONNECT_SECONDS)
+        took, after = time.perf_counter() - closed, served.metrics()
+        if after["cancelled_total"] > before["cancelled_total"]:  # it had not ended by itself
+            freed.append(took)
+            steps.append(average(before, after, "step_seconds"))
+    if not freed:
+        return {"requests": 0}
+    step = round(1000 * mean(steps), 2)
+    return {"requests": len(freed), "step_ms": step, "freed_ms": percentiles(freed, 50, 95, 100)}
+
+
+def average(before: dict[str, float], after: dict[str, float], name: str) -> float:
+    """Mean of what a histogram of `/metrics` took in between two readings."""
+    count = after[f"{name}_count"] - before[f"{name}_count"]
+    return (after[f"{name}_sum"] - before[f"{name}_sum"]) / max(1.0, count)
+
+
+def closed_loop(served: Served, text: str, seed: int, count: int, clients: int, rate: int) -> float:
+    """Requests a second of clients that ask again as soon as they are served."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        bodies = [speech_body(text, seed + index) for index in range(count)]
+        heard = list(pool.map(lambda body: listen(served.port, body, time.perf_counter(), rate), bodies))
+    return max(1, sum(one.whole for one in heard)) / (time.perf_counter() - began)
+
+
+def open_loop(served: Served, text: str, count: int, rate: float, seed: int, samples: int) -> dict[str, Any]:
+    """Poisson arrivals at `rate` a second, whether or not earlier requests are done."""
+    due = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))
+    began = time.perf_counter()
+
+    def ask(index: int, when: float) -> Heard:
+        return listen(served.port, speech_body(text, seed + index), when, samples)
+
+    heard = on_time(ask, began + due)
+    return summary(heard, rate, time.perf_counter() - began)
+
+
+def summary(heard: list[Heard], rate: float, took: float) -> dict[str, Any]:
+    """Percentiles over the streams that came whole; the others by status."""
+    whole = [one for one in heard if one.whole]
+    result: dict[str, Any] = {
+        "requests_per_s": round(rate, 3),
+        "requests": len(heard),
+        "statuses": {str(status): count for status, count in Counter(one.status for one in heard).items()},
+        "cut": sum(one.cut for one in heard),
+        "audio_s_per_s": round(sum(one.audio for one in whole) / took, 3),
+        "underruns": sum(longest_wait(one.pieces) > UNDERRUN_SECONDS for one in whole),
+    }
+    if whole:
+        ratios = [one.pieces[-1][0] / one.audio for one in whole]
+        result["first_audio_ms"] = percentiles([one.pieces[0][0] for one in whole], *POINTS)
+        result["rtf"] = ratio_percentiles(ratios, *POINTS)
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """Everything that was measured, a line each, as a Markdown table."""
+    first, gone, loop = result["first_audio"], result["disconnect"], result["open_loop"]
+    rows: list[list[object]] = [
+        ["first audio: engine / HTTP / HTTP's part, ms", joined(first)],
+        ["disconnect to slot free p50 / p95 / max, ms", joined(gone.get("freed_ms", {}))],
+        ["a step meanwhile, ms", gone.get("step_ms", "")],
+        *loop_rows(loop),
+        ["answers by status", named(loop["statuses"])],
+    ]
+    for part in ("chaos", "soak"):
+        rows += [[f"{part}: {name}", value] for name, value in result.get(part, {}).items()]
+    return markdown(["", "value"], rows)
+
+
+def named(values: dict[str, int]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in sorted(values.items()))
