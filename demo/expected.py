@@ -25,6 +25,7 @@ from valle2.benchmarks.quality.tables import TITLES, cell_text
 from valle2.benchmarks.report.report import markdown
 from valle2.engine import Backend
 from valle2.runtime import Valle2
+from valle2.runtime.generation.nar_runner import NARRunner
 
 Array = np.ndarray[Any, Any]
 
@@ -33,7 +34,7 @@ class Likeliest:
     """A NAR graph whose codes are the likeliest ones."""
 
     def __init__(self, nar: Backend) -> None:
-        self.nar = nar
+        self.nar, self.spec = nar, nar.spec
 
     def run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
         return {"codes_out": self.nar.run(feeds, ("logits",))["logits"].argmax(axis=2)}
@@ -52,9 +53,9 @@ def main() -> None:
     others = own if args.recordings else []
     speakers = recorded_speakers(tts, judges, args.recordings) if args.recordings else own
     lines = read_sentences(args.sentences, args.count)
-    graphs, rows = tts.graphs, []
-    for name, nar in (("likeliest", cast(Backend, Likeliest(graphs.nar))), ("the bundle's", graphs.nar)):
-        tts.graphs = replace(graphs, nar=nar)
+    nar, rows = tts.model.nar.backend, []
+    for name, backend in (("likeliest", cast(Backend, Likeliest(nar))), ("the bundle's", nar)):
+        tts.engine.model = replace(tts.model, nar=NARRunner(backend))
         scores = evaluate(tts, judges, lines, speakers, tts.settings(), [0], others=others)
         found = summarise(scores)
         rows.append([name, *(cell_text(m, found[m]) for m in TITLES)])

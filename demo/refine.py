@@ -14,10 +14,6 @@ import numpy as np
 from data import Utterance, is_held_out, read_codes, read_shard, shards, write_codes
 
 from valle2.runtime import Prompt, Request, Valle2
-from valle2.runtime.generation.nar_runner import refine
-from valle2.runtime.generation.scheduler import Job
-from valle2.runtime.generation.token_layout import check_prompt
-from valle2.runtime.timings import Timings
 
 Array = np.ndarray[Any, Any]
 PROMPT_FRAMES = (150, 375)
@@ -37,15 +33,9 @@ def pairs(items: list[Utterance]) -> list[tuple[int, int]]:
 
 def refined(tts: Valle2, request: Request, first: Array) -> Array:
     """The NAR's codes (T, 8) for a true codebook 0 (T,)."""
-    rules, found = tts.graphs.rules, []
-    _, text = rules.texts(next(iter(tts.sentences(request))))
-    prompt = check_prompt(rules, request.prompt.codes)
-
-    def job() -> Job:
-        found.append((yield from refine(tts.graphs.nar, text, prompt, first, Timings())))
-
-    tts.scheduler.finish([tts.scheduler.add(job())])
-    return found[0]
+    encoded = tts.encode(request)
+    _, text = tts.model.layout.texts(encoded.texts[0])
+    return tts.model.nar.refine(text, encoded.prompt, first)
 
 
 def refine_shard(tts: Valle2, items: list[Utterance], codes: list[Array]) -> list[Array]:

@@ -1,22 +1,24 @@
-"""Text and a voice to speech: the paper's figure, one call per stage.
+"""Text and a voice to speech (VALL-E 2, figure 1).
 
     text -> ids -> AR (codebook 0, grouped, repetition-aware) -> NAR (codebooks 1..7) -> codec -> audio
 
-It knows the stages and their order; tokens are `generate`'s, arrays `decode`'s.
+`Valle2` prepares a request: it loads the voice, splits the text into sentences and encodes them. The engine
+(`generation.engine`) runs the three models.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from valle2.engine import (
     Backend,
+    Closing,
     HubError,
     Manifest,
     check_precision,
@@ -32,66 +34,44 @@ from valle2.engine.bundle.manifest import FILE_NAME
 from valle2.engine.bundle.precisions import AUTO, STORED, usual_precision
 from valle2.engine.bundle.schema import MAX_WINDOW
 from valle2.engine.bundle.untrusted import exists, is_folder
-from valle2.runtime.audio.chunks import LATENCY_SECONDS, chunk_sizes, seams_of
+from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.audio.codec import Codec
-from valle2.runtime.audio.io import pause, read_audio
+from valle2.runtime.audio.io import read_audio
 from valle2.runtime.errors import ModelError, PromptError, SettingsError
-from valle2.runtime.generation.ar_runner import Slots
-from valle2.runtime.generation.generate import Generated, Graphs, Utterance
-from valle2.runtime.generation.scheduler import Batch, Job, Need, Scheduler
-from valle2.runtime.generation.token_layout import Rules, Text, check_prompt, check_text
-from valle2.runtime.speech import Speech, Spoken, Stream
+from valle2.runtime.generation.ar_runner import ARRunner
+from valle2.runtime.generation.engine import EncodedRequest, RequestId, SynthesisEngine
+from valle2.runtime.generation.model import LoadedModel
+from valle2.runtime.generation.nar_runner import NARRunner
+from valle2.runtime.generation.token_layout import Text, TokenLayout, check_prompt, check_text
+from valle2.runtime.stream import Collector, Stream
 from valle2.runtime.text.front_end import TextFrontEnd, load_front_end
-from valle2.runtime.timings import Timings
-from valle2.runtime.types import Prompt, Request, Settings
+from valle2.runtime.types import Codes, Generated, Prompt, Request, Settings, Speech
 from valle2.runtime.voices import read_voice, voice_names
 
-Codes = NDArray[np.int64]
 MODELS = Path(__file__).resolve().with_name("models")
-"""Of the file itself: an editable install links single files, and a bundle may not leave its folder."""
+"""Resolved, because an editable install links single files and a bundle may not leave its folder."""
 SLOTS = 8
+"""Rows decoded side by side, unless the caller says otherwise."""
 MIN_PROMPT_SECONDS = 0.5
 MAX_PROMPT_SECONDS = 20.0
 
 
-class Valle2:
-    """A loaded model. Not for use from two threads at once."""
+class Valle2(Closing):
+    """A loaded model. One thread may use it; closing it, or leaving its `with`, frees its memory.
+
+    Args:
+        path: the bundle's folder. manifest: with the graphs for the device. slots: rows of the AR batch.
+        where: device, engine, precision, threads and fallback of every graph.
+    """
 
     def __init__(self, path: Path, manifest: Manifest, slots: int, **where: Any) -> None:
-        self.path = path
-        self.manifest = manifest
+        self.path, self.manifest = path, manifest
         self.precision = where["precision"]
-        precision = where["precision"] if where["engine"] == "ort" else STORED
-        graphs = find_graphs(path, manifest, precision)
-        encoder = graphs.pop("codec_encoder", None)
-        backends = {
-            name: open_backend(found.folder, found.spec, **where, stepped=name == "ar")
-            for name, found in graphs.items()
-        }
-        rules, length = Rules.of(manifest), manifest.cache_length
-        rows = Slots(
-            backends["ar"],
-            manifest.sizes,
-            length,
-            slots,
-            MAX_WINDOW,
-            chunk=prefill_chunk(where["engine"], where["device"]),
-            whole_text=rules.whole_text,
-        )
-        self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, rules)
-        self.scheduler = Scheduler(self.graphs.batch)
-        self.codec = None
-        if manifest.codec and encoder:
-
-            def open_encoder() -> Backend:
-                found = read_manifest(path, check_hashes=False)
-                if found.lowered([manifest.lowering], str(path)) != manifest:
-                    raise ModelError(f"{path} has changed since it was loaded; load it anew")
-                return open_backend(encoder.folder, encoder.spec, **where)
-
-            decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
-            self.codec = Codec(open_encoder, decoder, manifest.codec, stream)
-        self.front = None
+        self.model = load_model(path, manifest, slots, **where)
+        self.engine = SynthesisEngine(self.model)
+        self.collectors: dict[RequestId, Collector] = {}
+        self.closed = False
+        self.front: TextFrontEnd | None = None
         if any(name.startswith("text/") for name in manifest.files):
             self.front = load_front_end(path, manifest.text, manifest.files)
             self.check_vocabulary(self.front)
@@ -193,10 +173,18 @@ class Valle2:
         )
         return Prompt(codec.encode(audio), transcript, name, source=source)
 
+    @property
+    def codec(self) -> Codec | None:
+        """The model's codec, None in a bundle without one."""
+        return self.model.codec
+
     def need_codec(self) -> Codec:
-        if self.codec is None:
-            raise ModelError(f"{self.path} has no codec; use generate_codes, or export it with one")
-        return self.codec
+        """The model's codec.
+
+        Raises:
+            ModelError: the bundle has none.
+        """
+        return self.model.need_codec()
 
     # -- speech ---------------------------------------------------------------------------------
 
@@ -214,9 +202,9 @@ class Valle2:
         Raises:
             TextError, PromptError: of the first request that cannot be spoken.
         """
-        spoken = [Spoken(request) for request in requests]
-        self.scheduler.finish([self.scheduler.add(self.speak(item, latency=0.0)) for item in spoken])
-        return [item.speech(self.need_codec().sample_rate) for item in spoken]
+        encoded = [self.encode(request) for request in requests]
+        rate = self.sample_rate
+        return [collector.speech(rate) for collector in self.run(encoded)]
 
     def stream(
         self,
@@ -224,47 +212,65 @@ class Valle2:
         voice: Prompt,
         settings: Settings | None = None,
         *,
-        latency: float = LATENCY_SECONDS,
+        first_chunk_seconds: float | None = None,
+        latency: float | None = None,
     ) -> Stream:
         """Audio (N,) float32 piece by piece, as it is made.
 
         Args:
-            latency: seconds of speech in the first chunk; later chunks grow. Small is early; long chunks are
-                closer to `synthesize`. 0 yields whole sentences, which joined are `synthesize`'s audio.
+            first_chunk_seconds: seconds of speech in the first chunk, 0.4 by default; later chunks grow.
+                Short chunks come early, long ones are closer to `synthesize`. 0 yields whole sentences,
+                which joined are the audio of `synthesize`.
+            latency: the old name of `first_chunk_seconds`.
+
+        Raises:
+            SettingsError: the seconds are negative or not finite. TextError: nothing can be spoken.
         """
-        if not 0 <= latency < float("inf"):
-            raise SettingsError(f"latency is {latency!r}; expected seconds, 0 or more")
-        rate = self.need_codec().sample_rate
-        spoken = Spoken(Request(text, voice, settings or self.settings()))
-        task = self.scheduler.add(self.speak(spoken, latency))
-        return Stream(self.scheduler, task, spoken, rate)
+        given = [value for value in (first_chunk_seconds, latency) if value is not None]
+        request = Request(text, voice, settings or self.settings())
+        encoded = self.encode(request, given[0] if given else FIRST_CHUNK_SECONDS)
+        identifier, collector = self.start(encoded)
+        return Stream(identifier, collector, self.step, self.cancel, self.sample_rate)
 
     def settings(self) -> Settings:
         """The model's own defaults."""
         return replace(Settings(), **self.manifest.sampling)  # type: ignore[arg-type]
 
-    def speak(self, spoken: Spoken, latency: float) -> Job:
-        """The stages in their order, sentence by sentence and chunk by chunk."""
-        codec, request, timings = self.need_codec(), spoken.request, spoken.timings
-        prompt = check_prompt(self.graphs.rules, request.prompt.codes)
-        for index, text in enumerate(self.sentences(request)):
-            if index:
-                spoken.add(pause(codec.sample_rate))
-            seams, sizes = seams_of(codec, latency), chunk_sizes(latency, codec.frame_rate)
-            with Utterance(self.graphs, text, prompt, request.settings, index, timings) as utterance:
-                while not utterance.done:
-                    codes = yield from utterance.chunk(next(sizes))
-                    yield Need.WORK
-                    with timings.stage("codec"):
-                        audio = seams.add(codes, last=utterance.done)
-                    spoken.add(audio, codes)
-                spoken.reasons.add(utterance.finish_reason)
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio, in Hz.
+
+        Raises:
+            ModelError: the bundle has no codec.
+        """
+        return self.need_codec().sample_rate
+
+    # -- text -----------------------------------------------------------------------------------
+
+    def encode(self, request: Request, first_chunk_seconds: float = 0.0) -> EncodedRequest:
+        """Prepare a request for the engine: normalise, split and encode its text, check its voice.
+
+        This is all of a request's work on text. It may run in another thread than the engine.
+
+        Raises:
+            ModelError: the bundle has no codec or no text front end. TextError: nothing can be spoken.
+            PromptError: the prompt does not fit the model. SettingsError: seconds out of range.
+        """
+        if not 0 <= first_chunk_seconds < float("inf"):
+            raise SettingsError(
+                f"first_chunk_seconds is {first_chunk_seconds!r}; expected seconds, 0 or more"
+            )
+        arrived = time.perf_counter()
+        self.need_codec()
+        prompt = check_prompt(self.model.layout, request.prompt.codes)
+        texts = tuple(self.sentences(request))
+        return EncodedRequest(texts, prompt, request.settings, first_chunk_seconds, arrived=arrived)
 
     def sentences(self, request: Request) -> Iterator[Text]:
         """Ids of each sentence, the prompt's transcript before it (section 3.4).
 
-        The transcript is given a mark at its end, as a text is: without one, the model cannot tell where the
-        prompt's words end and those that it is to say begin.
+        The transcript gets a mark at its end, as a text does. Without one, the model cannot tell where the
+        prompt's words end and its own begin.
         """
         if self.front is None:
             raise ModelError(f"{self.path} has no text front end; use generate_codes")
@@ -303,18 +309,97 @@ class Valle2:
         Raises:
             TextError, PromptError: wrong shapes, ids out of range, or no room left.
         """
-        rules = self.graphs.rules
-        prompt = check_prompt(rules, prompt_codes)
-        text = check_text(rules, text_ids, language_ids, prompt_text_length, len(prompt))
-        found: list[Generated] = []
+        layout = self.model.layout
+        prompt = check_prompt(layout, prompt_codes)
+        text = check_text(layout, text_ids, language_ids, prompt_text_length, len(prompt))
+        request = EncodedRequest((text,), prompt, settings or self.settings(), codes_only=True)
+        collector = self.run([request])[0]
+        return Generated(np.concatenate(collector.codes), collector.finish_reason)
 
-        def job() -> Job:
-            with Utterance(self.graphs, text, prompt, settings or self.settings(), 0, Timings()) as utterance:
-                codes = yield from utterance.chunk()
-                found.append(Generated(codes, utterance.finish_reason))
+    # -- the engine's loop ----------------------------------------------------------------------
 
-        self.scheduler.finish([self.scheduler.add(job())])
-        return found[0]
+    def start(self, request: EncodedRequest) -> tuple[RequestId, Collector]:
+        """Give a request to the engine; its events go to the collector.
+
+        Raises:
+            ModelError: the model has been closed.
+        """
+        if self.closed:
+            raise ModelError(f"{self.path} has been closed; load it again")
+        identifier = self.engine.add(request)
+        self.collectors[identifier] = collector = Collector(self.model.layout.codebooks)
+        return identifier, collector
+
+    def step(self) -> None:
+        """One step of the engine; every event goes to the collector of its request."""
+        for event in self.engine.step():
+            collector = self.collectors.get(event.request)
+            if collector:
+                collector.take(event)
+                if collector.done:
+                    del self.collectors[event.request]
+
+    def run(self, requests: Iterable[EncodedRequest]) -> list[Collector]:
+        """Run requests to their ends; the first error among them is raised, and all are cancelled then."""
+        started = [self.start(request) for request in requests]
+        try:
+            while not all(collector.done for _, collector in started):
+                self.step()
+                for _, collector in started:
+                    if collector.error:
+                        raise collector.error
+        finally:
+            for identifier, _ in started:
+                self.cancel(identifier)
+        return [collector for _, collector in started]
+
+    def cancel(self, identifier: RequestId) -> None:
+        """End a request; nothing happens if it has ended."""
+        if self.collectors.pop(identifier, None):
+            self.engine.cancel(identifier)
+
+    def close(self) -> None:
+        """Free the model's memory; the model cannot be used after it."""
+        if not self.closed:
+            self.closed = True
+            self.collectors.clear()
+            self.engine.close()
+
+
+def load_model(path: Path, manifest: Manifest, slots: int, **where: Any) -> LoadedModel:
+    """Open a bundle's graphs.
+
+    Raises:
+        BackendError: a graph does not load.
+    """
+    graphs = find_graphs(path, manifest, where["precision"] if where["engine"] == "ort" else STORED)
+    encoder = graphs.pop("codec_encoder", None)
+    backends = {
+        name: open_backend(found.folder, found.spec, **where, stepped=name == "ar")
+        for name, found in graphs.items()
+    }
+    layout = TokenLayout.of(manifest)
+    ar = ARRunner(
+        backends["ar"],
+        manifest.sizes,
+        manifest.cache_length,
+        slots,
+        MAX_WINDOW,
+        chunk=prefill_chunk(where["engine"], where["device"]),
+        whole_text=layout.whole_text,
+    )
+    codec = None
+    if manifest.codec and encoder:
+
+        def open_encoder() -> Backend:
+            found = read_manifest(path, check_hashes=False)
+            if found.lowered([manifest.lowering], str(path)) != manifest:
+                raise ModelError(f"{path} has changed since it was loaded; load it anew")
+            return open_backend(encoder.folder, encoder.spec, **where)
+
+        decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
+        codec = Codec(open_encoder, decoder, manifest.codec, stream)
+    return LoadedModel(ar, NARRunner(backends["nar"]), codec, layout, manifest.sizes, str(path))
 
 
 def find_model(model: str | Path) -> Path:

@@ -1,8 +1,14 @@
-"""Per-request settings and the requests themselves: frozen values, checked when they are made."""
+"""Values that users pass in and get back: settings, prompts, requests, speech, timings.
+
+Inputs are frozen and checked when they are made.
+"""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
@@ -13,6 +19,10 @@ from numpy.typing import NDArray
 from valle2.engine.bundle.schema import SAMPLING, WHOLE
 from valle2.runtime.errors import PromptError, SettingsError
 
+Audio = NDArray[np.float32]
+Codes = NDArray[np.int64]
+EOS, MAX_FRAMES = "eos", "max_frames"
+"""Reasons why speech ended: the model said so, or a limit of length was reached."""
 MEANINGS = {
     "top_p": "0 is argmax, 1 the full distribution",
     "window": "codes that the repetition rule looks back on",
@@ -101,3 +111,64 @@ class Request:
     text: str
     prompt: Prompt
     settings: Settings = field(default_factory=Settings)
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds per stage of one request, its AR steps, and the seconds of audio made.
+
+    Args:
+        prefill, ar, nar, codec: seconds in each stage; AR steps shared with other requests count in full.
+        total: from the request to its latest piece of audio, preparation of the text included.
+        first_audio: from the request to the first playable sample.
+        steps: AR steps. audio: seconds of audio.
+    """
+
+    prefill: float = 0.0
+    ar: float = 0.0
+    nar: float = 0.0
+    codec: float = 0.0
+    total: float = 0.0
+    first_audio: float = 0.0
+    steps: int = 0
+    audio: float = 0.0
+
+    @property
+    def rtf(self) -> float:
+        """Real-time factor: computing time over audio time."""
+        return self.total / self.audio if self.audio else 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the seconds of a block to a stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - began)
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """Synthesised speech.
+
+    Args:
+        audio: (N,) float32 in -1..1. sample_rate: Hz. codes: (T, 8) int64.
+        finish_reason: "max_frames" if a sentence reached its limit, "cancelled" if the request was not
+            finished, else "eos".
+        timings: seconds per stage.
+    """
+
+    audio: Audio = field(repr=False)
+    sample_rate: int
+    codes: Codes = field(repr=False)
+    finish_reason: str
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Codes made from tokens. codes: (T, 8) int64. finish_reason: "eos" or "max_frames"."""
+
+    codes: Codes = field(repr=False)
+    finish_reason: str

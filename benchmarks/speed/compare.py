@@ -58,7 +58,7 @@ class Ours:
 
     def clock_steps(self) -> None:
         """Put a clock around every bound call, once the first synthesis has bound them."""
-        bound = self.tts.graphs.batch.slots.bound
+        bound = self.tts.model.ar.bound
         for key, step in bound.items():
             if not getattr(step, "clocked", False):
                 bound[key] = self.clocked(step)

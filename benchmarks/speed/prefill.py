@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from valle2.benchmarks.report.report import markdown, measured_on, need_positive
 from valle2.benchmarks.speed.steps import place, row
 from valle2.runtime import Valle2
-from valle2.runtime.generation.ar_runner import Row, Slots
+from valle2.runtime.generation.ar_runner import ARRunner
+from valle2.runtime.generation.sequence import Sequence
 
 POSITIONS = (180, 600)
 CHUNKS = (32, 64, 128, 256)
@@ -32,7 +33,7 @@ def prefill(model: str, repeats: int, seed: int, threads: int, **where: Any) -> 
     """
     need_positive(repeats=repeats, threads=threads)
     tts = Valle2.load(model, threads=threads, slots=2, **where)
-    slots, sizes = tts.graphs.batch.slots, tts.manifest.sizes
+    slots, sizes = tts.model.ar, tts.manifest.sizes
     usual = slots.chunk
     fitting = [count for count in POSITIONS if count <= min(slots.capacity, slots.max_groups)]
     entering = {count: row(sizes, count, seed) for count in fitting}
@@ -49,7 +50,7 @@ def prefill(model: str, repeats: int, seed: int, threads: int, **where: Any) -> 
     return about | measured_on(tts, seed, threads)
 
 
-def timed(slots: Slots, entering: Row) -> tuple[float, ...]:
+def timed(slots: ARRunner, entering: Sequence) -> tuple[float, ...]:
     """A prefill alone, then the most from one step of a running row to its next during the same prefill.
 
     -> seconds and processor seconds of the one, then of the other.
@@ -60,7 +61,10 @@ def timed(slots: Slots, entering: Row) -> tuple[float, ...]:
     place(slots, 1, RUNNING)
     slots.step(1)
     ends = [clocks()]
-    for _ in slots.prefill(1, entering):
+    slots.start_prefill(1, entering)
+    last = False
+    while not last:
+        last = slots.prefill_chunk(1)
         slots.step(1)
         ends.append(clocks())
     return (*alone.tolist(), *np.diff(ends, axis=0).max(axis=0).tolist())

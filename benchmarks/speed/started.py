@@ -101,7 +101,7 @@ def chosen(tts: Valle2, seed: int, frames: int) -> Settings:
 
 def cache_filled(tts: Valle2) -> tuple[int, int]:
     """Positions whose keys are in the cache, of all rows, and the bytes of all that is kept of them."""
-    caches = [buffer.read() for buffer in tts.graphs.batch.slots.caches.values()]
+    caches = [buffer.read() for buffer in tts.model.ar.caches.values()]
     filled = int(caches[0][:, 0].any(axis=2).sum())
     each = sum(cache.shape[1] * cache.shape[3] * cache.itemsize for cache in caches)
     return filled, filled * each

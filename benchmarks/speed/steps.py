@@ -16,7 +16,8 @@ from valle2.benchmarks.report.plots import Line, Panel
 from valle2.benchmarks.report.report import markdown, measured_on, need_positive, slope, step_bytes
 from valle2.benchmarks.speed.bandwidth import read_bandwidth
 from valle2.runtime import Settings, Valle2
-from valle2.runtime.generation.ar_runner import Row, Slots
+from valle2.runtime.generation.ar_runner import ARRunner
+from valle2.runtime.generation.sequence import Sequence
 
 POSITIONS = (100, 500, 1000, 2000, 3000)
 BATCHES = (1, 2, 4, 8, 16)
@@ -30,7 +31,7 @@ def steps(model: str, repeats: int, seed: int, threads: int, precision: str = "f
     """Time every number of positions at one row, and every number of rows at 500 positions, in turns."""
     need_positive(repeats=repeats, threads=threads)
     tts = Valle2.load(model, threads=threads, slots=max(BATCHES), precision=precision)
-    slots, sizes = tts.graphs.batch.slots, tts.manifest.sizes
+    slots, sizes = tts.model.ar, tts.manifest.sizes
     room = min(slots.max_groups + TEXT, slots.capacity) - STEPS
     filled = [count for count in POSITIONS if count <= room]
     shared = min(SHARED_POSITIONS, room)
@@ -52,16 +53,16 @@ def steps(model: str, repeats: int, seed: int, threads: int, precision: str = "f
     )
 
 
-def row(sizes: dict[str, int], positions: int, seed: int) -> Row:
+def row(sizes: dict[str, int], positions: int, seed: int) -> Sequence:
     """A row whose prefix has so many positions, of random text and codes."""
     group = sizes["group_size"]
     draws = np.random.default_rng(seed)
     text = draws.integers(0, sizes["vocab_size"], min(TEXT, positions - 1))
     prompt = draws.integers(0, 1024, (positions - 1 - len(text)) * group)
-    return Row(text, prompt, np.zeros((STEPS, group, 2), np.float32), GREEDY)
+    return Sequence(text, prompt, np.zeros((STEPS, group, 2), np.float32), GREEDY)
 
 
-def timed(slots: Slots, rows: int, positions: int) -> float:
+def timed(slots: ARRunner, rows: int, positions: int) -> float:
     """Seconds of a step of `rows` rows whose caches hold `positions`, the mean of a few."""
     place(slots, rows, positions)
     slots.step(rows)  # binds, and brings what is read into the caches
@@ -71,7 +72,7 @@ def timed(slots: Slots, rows: int, positions: int) -> float:
     return (time.perf_counter() - began) / (STEPS - 2)
 
 
-def place(slots: Slots, rows: int, positions: int) -> None:
+def place(slots: ARRunner, rows: int, positions: int) -> None:
     """Set how many positions of the first rows' caches are filled."""
     state = slots.states[slots.turn]
     for name, value in (("past_lengths", positions), ("steps", 0)):

@@ -135,14 +135,14 @@ def listen(tts: Valle2, batch: list[Request], due: list[float]) -> tuple[list[Li
     """Start a stream at each time that is due and listen to all as they are made; -> them, seconds."""
     listeners: list[Listener] = []
     began = time.perf_counter()
-    while due or any(not listener.stream.task.done for listener in listeners):
+    while due or any(not listener.stream.done for listener in listeners):
         now = time.perf_counter() - began
         while due and due[0] <= now:
             request = batch[len(listeners) % len(batch)]
             stream = tts.stream(request.text, request.prompt, request.settings)
             listeners.append(Listener(stream, due.pop(0)))
-        if tts.scheduler.tasks:
-            tts.scheduler.tick()
+        if tts.engine.busy:
+            tts.step()
         else:
             time.sleep(max(0.0, due[0] - now))
         for listener in listeners:
@@ -152,7 +152,7 @@ def listen(tts: Valle2, batch: list[Request], due: list[float]) -> tuple[list[Li
 
 def summary(listeners: list[Listener], rate: float, took: float) -> dict[str, Any]:
     """Percentiles over the streams."""
-    heard = [listener for listener in listeners if listener.heard and not listener.stream.task.error]
+    heard = [listener for listener in listeners if listener.heard and not listener.stream.error]
     points = (50, 95, 99)
     return {
         "requests_per_s": round(rate, 3),

@@ -1,45 +1,47 @@
-"""Audio before the end: how large the chunks are, and how their seams are made inaudible."""
+"""Streaming: how many frames each chunk has, and how chunks of codes become audio without audible joints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from valle2.engine import Backend
 from valle2.engine.backends.stateful import Stateful
 from valle2.engine.bundle.schema import CODEBOOKS
 from valle2.runtime.audio.codec import Codec
-from valle2.runtime.audio.io import Audio, faded
+from valle2.runtime.audio.io import faded
+from valle2.runtime.types import Audio, Codes
 
-Codes = NDArray[np.int64]
-LATENCY_SECONDS = 0.4
+FIRST_CHUNK_SECONDS = 0.4
+"""Speech in a stream's first chunk, unless the caller says otherwise."""
 GROWTH = 2.0
 LONGEST_SECONDS = 4.0
 CONTEXT_FRAMES = 24
+"""Frames decoded before a chunk, so that the decoder's convolutions see what came before."""
 HELD_FRAMES = 6
+"""Frames at a chunk's end that lack what follows, and are decoded again with the next chunk."""
 FADE_FRAMES = 2
 MIRRORED_FRAMES = 7
-"""The reach of EnCodec's first convolution."""
+"""The reach of EnCodec's first convolution, which mirrors the signal at its start."""
 
 
-def chunk_sizes(latency: float, frame_rate: float) -> Iterator[int]:
-    """Frames of each chunk: `latency` seconds at first, then twice as long each time up to four seconds.
+def chunk_sizes(first_chunk_seconds: float, frame_rate: float) -> Generator[int, None, None]:
+    """Frames of each chunk: the first as asked, each further one twice as long, up to four seconds.
 
-    A latency of 0 is one chunk, the whole sentence.
+    0 seconds give 0 frames, which stand for the whole sentence.
     """
-    seconds = latency
+    seconds = first_chunk_seconds
     while True:
         yield int(np.ceil(seconds * frame_rate))
         seconds = min(seconds * GROWTH, LONGEST_SECONDS)
 
 
-class Seams:
-    """Decodes one sentence's codes chunk by chunk.
+class OverlapDecoder:
+    """Decodes one sentence's codes chunk by chunk with any codec.
 
-    A chunk is decoded with the frames before it as context. Its last frames, which lack what follows, are
-    held back and decoded again with the next chunk; the two versions are cross-faded.
+    A chunk is decoded with the frames before it as context. Its last frames are held back and decoded again
+    with the next chunk; the two versions are cross-faded.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -49,7 +51,7 @@ class Seams:
         self.tail = np.zeros(0, np.float32)
 
     def add(self, codes: Codes, *, last: bool) -> Audio:
-        """codes: (T, 8), the next ones. -> audio (N,) float32 that is final now, all of it if `last`."""
+        """Decode the next codes (T, Q) int64; returns the audio (N,) float32 that is final now."""
         hop, first = self.codec.hop, not self.sent
         self.codes = np.concatenate([self.codes, codes])
         start = max(0, self.sent - CONTEXT_FRAMES)
@@ -64,8 +66,11 @@ class Seams:
         return faded(audio, self.codec.sample_rate, first=first, last=last)
 
 
-class Causal:
-    """Decodes one sentence's codes chunk by chunk, the decoder's state handed on: what it makes is final."""
+class StatefulDecoder:
+    """Decodes one sentence's codes chunk by chunk with a causal codec, whose state is handed on.
+
+    Its audio is final at once and equals that of the whole sentence.
+    """
 
     def __init__(self, codec: Codec, stream: Backend) -> None:
         self.codec = codec
@@ -73,7 +78,7 @@ class Causal:
         self.waiting = np.zeros((0, CODEBOOKS), np.int64)
 
     def add(self, codes: Codes, *, last: bool) -> Audio:
-        """As `Seams.add`. The first chunk waits until it covers the mirror image before the sentence."""
+        """As `OverlapDecoder.add`. The first chunk waits until it covers what the decoder mirrors."""
         self.waiting = np.concatenate([self.waiting, codes])
         first = not self.decoder.started
         if not len(self.waiting) or (first and not last and len(self.waiting) < MIRRORED_FRAMES):
@@ -83,6 +88,11 @@ class Causal:
         return faded(audio, self.codec.sample_rate, first=first, last=last)
 
 
-def seams_of(codec: Codec, latency: float) -> Seams | Causal:
-    """How the codec's chunks are joined; with a latency of 0 there is one chunk."""
-    return Causal(codec, codec.stream) if codec.stream and latency else Seams(codec)
+ChunkDecoder = OverlapDecoder | StatefulDecoder
+
+
+def chunk_decoder(codec: Codec, first_chunk_seconds: float) -> ChunkDecoder:
+    """The decoder for one sentence; a sentence in one chunk needs no state."""
+    if codec.stream and first_chunk_seconds:
+        return StatefulDecoder(codec, codec.stream)
+    return OverlapDecoder(codec)

@@ -58,3 +58,10 @@ class Codec:
             return np.zeros(0, np.float32)
         audio = self.decoder.run({"codes": codes[None]})["audio"]
         return np.asarray(sized(self.decoder.spec, "audio", audio, (1, len(codes) * self.hop))[0])
+
+    def close(self) -> None:
+        """Free the graphs' memory."""
+        opened = [self.decoder, self.stream, self.__dict__.get("encoder")]
+        for backend in opened:
+            if backend:
+                backend.close()

@@ -20,7 +20,8 @@ from valle2.engine.errors import Valle2Error, one_line
 from valle2.runtime.cli.inspect import add_inspect, inspect
 
 if TYPE_CHECKING:
-    from valle2.runtime.speech import Speech, Stream
+    from valle2.runtime.stream import Stream
+    from valle2.runtime.types import Speech
 
 GROUP = "valle2.commands"
 Result = dict[str, Any]
@@ -68,7 +69,7 @@ def add_say(parser: argparse.ArgumentParser) -> None:
 
 def say(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     """Synthesise one text into one file."""
-    from valle2.runtime.audio.chunks import LATENCY_SECONDS
+    from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
     from valle2.runtime.audio.io import STDOUT, check_writable, write_audio
     from valle2.runtime.tts import Valle2
 
@@ -90,7 +91,7 @@ def say(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     if not args.stream:
         speech = tts.synthesize(text, voice, settings)
     else:
-        latency = LATENCY_SECONDS if args.latency is None else args.latency
+        latency = FIRST_CHUNK_SECONDS if args.latency is None else args.latency
         with tts.stream(text, voice, settings, latency=latency) as stream:
             speech = played(stream, args.out == STDOUT)
     if not args.stream or args.out != STDOUT:

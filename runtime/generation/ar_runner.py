@@ -1,16 +1,15 @@
-"""Grouped autoregressive decoding of codebook 0: one AR graph, a fixed number of rows, buffers that stay.
+"""Runs the AR graph: grouped decoding of codebook 0 over a fixed number of rows (VALL-E 2, section 3.3).
 
-`Slots` owns arrays and no policy: which rows run and when they stop is the scheduler's. Rows enter and leave
-at any step, each at its own position, and other rows may step between two chunks of a row's prefill. What a
-step puts out is what the next takes in, so two sets of small buffers swap roles; caches are updated in place
-and never copied. Axes: B rows, G codes per group, S new positions.
+`ARRunner` holds the arrays and no policy: the scheduler says which rows run and when they stop. Each row is
+at a position of its own, and the others may step between two chunks of a row's prefill. The small outputs of
+a step are the inputs of the next one, so two sets of buffers swap roles. The KV caches are updated in place
+and never copied. Axes: B rows, G codes of a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,50 +18,51 @@ from numpy.typing import NDArray
 from valle2.engine import Backend, BackendError, Buffer, Step
 from valle2.engine.bundle.manifest import head_width
 from valle2.engine.bundle.profiles import PREFILL_CHUNK
-from valle2.runtime.types import Settings
+from valle2.runtime.generation.sequence import Sequence
+from valle2.runtime.types import Codes
 
-Codes = NDArray[np.int64]
 STATE = ("codes", "past_lengths", "steps", "history")
 EMPTY = -1
+"""What the history holds where no code has been drawn."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence to decode.
+class StepOutput:
+    """What each row's latest step or prefill drew: views that the next step overwrites.
 
-    text: (L,) int64 with `<eos>`. prompt: (P,) int64 codes of codebook 0, P a multiple of G.
-    uniforms: (N, G, 2) float32, the random numbers of its N steps. start: positions between text and codes.
-    """
-
-    text: Codes
-    prompt: Codes
-    uniforms: NDArray[np.float32]
-    settings: Settings
-    start: int = 1
-
-    def positions(self, group_size: int) -> int:
-        """Positions before the first decoded group: text, `<bos>`, prompt groups."""
-        return len(self.text) + self.start + len(self.prompt) // group_size
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """What each row's latest step drew: views that the next step overwrites.
-
-    codes: (B, G) int64. log_probs: (B, G) float32.
+    Args:
+        codes: (B, G) int64. log_probs: (B, G) float32, of each code.
     """
 
     codes: Codes
     log_probs: NDArray[np.float32]
 
 
-class Slots:
-    """Rows of one AR graph.
+@dataclass(slots=True)
+class PrefillState:
+    """A row whose prefill is under way.
+
+    Args:
+        prefix: the row's inputs: text, codes, history, steps. ends: positions at which its chunks end.
+        inputs: views of the row in the fixed buffers and the caches. outputs: of the row in the outputs.
+        chunks: how many chunks have been computed.
+    """
+
+    prefix: Mapping[str, Codes]
+    ends: list[int]
+    inputs: dict[str, Buffer]
+    outputs: dict[str, Buffer]
+    chunks: int = 0
+
+
+class ARRunner:
+    """The AR graph, its KV caches and the rows that share it.
 
     Args:
         backend: the AR graph. sizes: the manifest's. cache_length: positions of the cache where the graph
-            fixes them, 0 where any number fits. count: rows. window: the longest repetition window.
-        chunk: positions that one call prefills. whole_text: the first call takes all of the text.
+            fixes them, 0 where any number fits. rows: how many sequences fit side by side.
+        window: the longest repetition window. chunk: positions that one call prefills.
+        whole_text: the first chunk takes all of the text, for models whose text attends in both directions.
 
     Memory is reserved for every row's longest sequence; on a CPU it is only used where it is touched.
     """
@@ -72,151 +72,193 @@ class Slots:
         backend: Backend,
         sizes: Mapping[str, int],
         cache_length: int,
-        count: int,
+        rows: int,
         window: int,
         *,
         chunk: int = PREFILL_CHUNK,
         whole_text: bool = False,
     ) -> None:
-        self.backend, self.count, self.chunk, self.whole_text = backend, count, chunk, whole_text
+        self.backend, self.rows, self.chunk, self.whole_text = backend, rows, chunk, whole_text
         self.group_size = sizes["group_size"]
         self.max_groups = sizes["max_frames"] // self.group_size
         self.capacity = cache_length or sizes["max_text"] + 1 + self.max_groups
-        self.tensors = {spec.name: spec.dtype for spec in (*backend.spec.inputs, *backend.spec.outputs)}
+        self.dtypes = {spec.name: spec.dtype for spec in (*backend.spec.inputs, *backend.spec.outputs)}
         names = [spec.name for spec in backend.spec.inputs if spec.name.startswith("cache_")]
-        shape = (count, sizes["heads"], self.capacity, head_width(sizes))
-        self.caches = {name: self.empty(name, shape) for name in names}
-        rows, group = (count,), self.group_size
+        shape = (rows, sizes["heads"], self.capacity, head_width(sizes))
+        self.caches = {name: self.zeros(name, shape) for name in names}
+        group = self.group_size
         self.fixed = {
-            "text_lengths": self.empty("text_lengths", rows),
-            "uniforms": self.empty("uniforms", (count, self.max_groups, group, 2)),
-            "top_p": self.empty("top_p", rows),
+            "text_lengths": self.zeros("text_lengths", (rows,)),
+            "uniforms": self.zeros("uniforms", (rows, self.max_groups, group, 2)),
+            "top_p": self.zeros("top_p", (rows,)),
             "repeat_window": self.filled("repeat_window", np.ones(rows)),
-            "threshold": self.empty("threshold", rows),
+            "threshold": self.zeros("threshold", (rows,)),
         }
         self.step_inputs = {
-            "text": self.empty("text", (count, 1)),
+            "text": self.zeros("text", (rows, 1)),
             "new_lengths": self.filled("new_lengths", np.ones(rows)),
         }
-        self.outs = {
-            "finished": self.empty("finished", rows),
-            "log_probs": self.empty("log_probs", (count, group)),
+        self.outputs = {
+            "finished": self.zeros("finished", (rows,)),
+            "log_probs": self.zeros("log_probs", (rows, group)),
         }
-        state = {"codes": (count, 1, group), "past_lengths": rows, "steps": rows, "history": (count, window)}
-        self.states = [{name: self.empty(name, state[name]) for name in STATE} for _ in range(2)]
-        self.filled_to = np.zeros(count, np.int64)
+        shapes = {
+            "codes": (rows, 1, group),
+            "past_lengths": (rows,),
+            "steps": (rows,),
+            "history": (rows, window),
+        }
+        self.states = [{name: self.zeros(name, shapes[name]) for name in STATE} for _ in range(2)]
         self.turn = 0
+        self.prefills: dict[int, PrefillState] = {}
+        self.prefilled = np.zeros(rows, np.int64)
         self.bound: dict[tuple[int, int], Step] = {}
 
-    def room(self, row: Row) -> int:
-        """Steps that fit after the row's prefix."""
-        left = self.max_groups - len(row.prompt) // self.group_size
-        return min(left, self.capacity - row.positions(self.group_size) + 1)
+    def close(self) -> None:
+        """Free the graph's memory and the caches."""
+        for buffers in (self.bound, self.prefills, self.caches, self.fixed, self.step_inputs, self.outputs):
+            buffers.clear()
+        self.states.clear()
+        self.backend.close()
 
-    def enter(self, index: int, row: Row) -> None:
-        """Prefill one row without a pause; see `prefill`."""
-        for _ in self.prefill(index, row):
+    def room(self, sequence: Sequence) -> int:
+        """Steps that fit behind the sequence's prefix."""
+        left = self.max_groups - len(sequence.prompt) // self.group_size
+        return min(left, self.capacity - sequence.positions(self.group_size) + 1)
+
+    # -- prefill --------------------------------------------------------------------------------
+
+    def enter(self, row: int, sequence: Sequence) -> None:
+        """Prefill a row without a pause."""
+        self.start_prefill(row, sequence)
+        while not self.prefill_chunk(row):
             pass
 
-    def prefill(self, index: int, row: Row) -> Generator[bool, None, None]:
-        """Prefill one row, whatever was there, a chunk whenever it is advanced; other rows stay as they are.
+    def start_prefill(self, row: int, sequence: Sequence) -> None:
+        """Prepare a row's prefill, whatever was there; other rows stay as they are.
 
-        How a row is cut depends on nothing but the row, so that its codes are the same in any company. Until
-        the end it is idle (see `step`). What a chunk before the last draws is overwritten.
+        Where its chunks end depends on nothing but the sequence, so its codes are the same in any company.
 
-        Yields:
-            Whether that was the last chunk, which drew the row's first group.
+        Raises:
+            BackendError: the sequence does not fit the KV cache.
         """
-        if self.room(row) < 1:
-            raise BackendError(f"a row of {row.positions(self.group_size)} positions exceeds {self.capacity}")
-        self.write_settings(index, row)
-        ours = slice(index, index + 1)
-        kept = {name: buffer.rows(ours) for name, buffer in {**self.fixed, **self.caches}.items()}
-        outputs = {name: buffer.rows(ours) for name, buffer in self.outs.items()}
-        outputs |= {f"{name}_out": kept[name] for name in self.caches}
-        prefix, ends = self.prefix(row), self.cuts(row)
-        try:
-            for start, end in pairwise([0, *ends]):
-                state = {f"{name}_out": b.rows(ours) for name, b in self.states[self.turn].items()}
-                self.backend.bind(kept | self.part(prefix, start, end), outputs | state)()
-                self.filled_to[index] = end
-                yield end == ends[-1]
-        finally:
-            self.filled_to[index] = 0
+        positions = sequence.positions(self.group_size)
+        if self.room(sequence) < 1:
+            raise BackendError(
+                f"a sequence of {positions} positions with {len(sequence.prompt) // self.group_size} groups of "
+                f"prompt leaves no room for speech; the model has room for {self.capacity} positions and "
+                f"{self.max_groups} groups: use a shorter text or prompt"
+            )
+        self.write_settings(row, sequence)
+        only = slice(row, row + 1)
+        inputs = {name: buffer.rows(only) for name, buffer in {**self.fixed, **self.caches}.items()}
+        outputs = {name: buffer.rows(only) for name, buffer in self.outputs.items()}
+        outputs |= {f"{name}_out": inputs[name] for name in self.caches}
+        self.prefills[row] = PrefillState(self.prefix(sequence), self.chunk_ends(sequence), inputs, outputs)
+        self.prefilled[row] = 0
 
-    def cuts(self, row: Row) -> list[int]:
-        """Where the chunks of a row's prefix end."""
-        positions = row.positions(self.group_size)
-        first = max(self.chunk, len(row.text) if self.whole_text else 0)
+    def prefill_chunk(self, row: int) -> bool:
+        """Compute the next chunk of a row's prefill; until the last one the row is idle (see `step`).
+
+        Returns:
+            Whether that was the last chunk. It drew the row's first group; what the others draw is
+            overwritten.
+        """
+        state = self.prefills[row]
+        start = state.ends[state.chunks - 1] if state.chunks else 0
+        end = state.ends[state.chunks]
+        only = slice(row, row + 1)
+        drawn = {f"{name}_out": buffer.rows(only) for name, buffer in self.states[self.turn].items()}
+        chunk = self.chunk_inputs(state.prefix, start, end)
+        self.backend.bind(state.inputs | chunk, state.outputs | drawn)()
+        state.chunks += 1
+        self.prefilled[row] = end
+        if end < state.ends[-1]:
+            return False
+        self.release(row)
+        return True
+
+    def release(self, row: int) -> None:
+        """Forget a row's prefill: it has ended or nobody wants it."""
+        self.prefills.pop(row, None)
+        self.prefilled[row] = 0
+
+    def chunk_ends(self, sequence: Sequence) -> list[int]:
+        """Positions at which the chunks of a sequence's prefix end."""
+        positions = sequence.positions(self.group_size)
+        first = max(self.chunk, len(sequence.text) if self.whole_text else 0)
         return [*range(first, positions, self.chunk), positions]
 
-    def step(self, count: int, idle: tuple[int, ...] = ()) -> None:
-        """One position of rows 0..count-1.
+    def chunk_inputs(self, prefix: Mapping[str, Codes], start: int, end: int) -> dict[str, Buffer]:
+        """Inputs of positions start..end-1 of a prefix."""
+        parts = {name: prefix[name][:, start:end] for name in ("text", "codes")}
+        lengths = {"past_lengths": np.array([start]), "new_lengths": np.array([end - start])}
+        return {name: self.filled(name, array) for name, array in {**prefix, **parts, **lengths}.items()}
 
-        Idle rows among them compute a position that nobody reads, behind what they have prefilled.
-        """
-        for index in idle:
-            ours = slice(index, index + 1)
-            self.states[self.turn]["past_lengths"].rows(ours).write(self.filled_to[ours])
-        key = (count, self.turn)
-        if key not in self.bound:
-            self.bound[key] = self.bind(count, self.states[self.turn], self.states[1 - self.turn])
-        self.bound[key]()
-        self.turn = 1 - self.turn
+    def prefix(self, sequence: Sequence) -> dict[str, Codes]:
+        """Inputs of a whole prefill: text, start mark, prompt groups; the prompt's last codes as history."""
+        positions, length = sequence.positions(self.group_size), len(sequence.text)
+        text = np.zeros((1, positions), np.int64)
+        codes = np.zeros((1, positions, self.group_size), np.int64)
+        text[0, :length] = sequence.text
+        codes[0, length + sequence.start :] = sequence.prompt.reshape(-1, self.group_size)
+        history = np.full((1, self.states[0]["history"].shape[1]), EMPTY, np.int64)
+        tail = sequence.prompt[-history.shape[1] :]
+        history[0, history.shape[1] - len(tail) :] = tail
+        return {"text": text, "codes": codes, "history": history, "steps": np.zeros(1, np.int64)}
 
-    def drawn(self) -> Drawn:
-        """The groups of the latest step, or of a row's prefill."""
-        return Drawn(self.states[self.turn]["codes"].read()[:, 0], self.outs["log_probs"].read())
-
-    def bind(self, count: int, before: Mapping[str, Buffer], after: Mapping[str, Buffer]) -> Step:
-        """Bind one direction of the swap; the caches are input and output at the same address."""
-        part = slice(0, count)
-        inputs = {**self.fixed, **self.step_inputs, **self.caches, **before}
-        outputs = {f"{name}_out": buffer for name, buffer in {**after, **self.caches}.items()} | self.outs
-        return self.backend.bind(
-            {name: buffer.rows(part) for name, buffer in inputs.items()},
-            {name: buffer.rows(part) for name, buffer in outputs.items()},
-        )
-
-    def write_settings(self, index: int, row: Row) -> None:
-        """A row's own inputs that stay the same at every step."""
+    def write_settings(self, row: int, sequence: Sequence) -> None:
+        """Write a row's inputs that stay the same at every step."""
         draws = np.zeros(self.fixed["uniforms"].shape[1:], np.float32)
-        draws[: len(row.uniforms)] = row.uniforms
-        settings = row.settings
+        draws[: len(sequence.uniforms)] = sequence.uniforms
+        settings = sequence.settings
         values: dict[str, Any] = {
-            "text_lengths": len(row.text),
+            "text_lengths": len(sequence.text),
             "uniforms": draws,
             "top_p": settings.top_p,
             "repeat_window": settings.window,
             "threshold": settings.threshold,
         }
         for name, value in values.items():
-            target = self.fixed[name].rows(slice(index, index + 1))
-            target.write(np.asarray(value, self.tensors[name])[None])
+            target = self.fixed[name].rows(slice(row, row + 1))
+            target.write(np.asarray(value, self.dtypes[name])[None])
 
-    def prefix(self, row: Row) -> dict[str, Codes]:
-        """Inputs of a prefill: text, `<bos>`, prompt groups; the prompt as history; no step yet."""
-        positions, length = row.positions(self.group_size), len(row.text)
-        text = np.zeros((1, positions), np.int64)
-        codes = np.zeros((1, positions, self.group_size), np.int64)
-        text[0, :length] = row.text
-        codes[0, length + row.start :] = row.prompt.reshape(-1, self.group_size)
-        history = np.full((1, self.states[0]["history"].shape[1]), EMPTY, np.int64)
-        tail = row.prompt[-history.shape[1] :]
-        history[0, history.shape[1] - len(tail) :] = tail
-        return {"text": text, "codes": codes, "history": history, "steps": np.zeros(1, np.int64)}
+    # -- decode ---------------------------------------------------------------------------------
 
-    def part(self, prefix: Mapping[str, Codes], start: int, end: int) -> dict[str, Buffer]:
-        """Inputs of one chunk of a prefill."""
-        cut = {name: prefix[name][:, start:end] for name in ("text", "codes")}
-        lengths = {"past_lengths": np.array([start]), "new_lengths": np.array([end - start])}
-        return {name: self.filled(name, array) for name, array in {**prefix, **cut, **lengths}.items()}
+    def step(self, count: int, idle: tuple[int, ...] = ()) -> None:
+        """Decode one group of rows 0..count-1.
 
-    def empty(self, name: str, shape: tuple[int, ...]) -> Buffer:
-        """A zeroed buffer of one of the graph's tensors."""
-        return self.backend.buffer(shape, self.tensors[name])
+        Idle rows among them compute a position that nobody reads, behind what they have prefilled.
+        """
+        for row in idle:
+            only = slice(row, row + 1)
+            self.states[self.turn]["past_lengths"].rows(only).write(self.prefilled[only])
+        key = (count, self.turn)
+        if key not in self.bound:
+            self.bound[key] = self.bind(count, self.states[self.turn], self.states[1 - self.turn])
+        self.bound[key]()
+        self.turn = 1 - self.turn
+
+    def output(self) -> StepOutput:
+        """What the latest step drew, or a row's prefill."""
+        return StepOutput(self.states[self.turn]["codes"].read()[:, 0], self.outputs["log_probs"].read())
+
+    def bind(self, count: int, state_in: Mapping[str, Buffer], state_out: Mapping[str, Buffer]) -> Step:
+        """Bind one direction of the swap; a cache is input and output at the same address."""
+        rows = slice(0, count)
+        inputs = {**self.fixed, **self.step_inputs, **self.caches, **state_in}
+        outputs = {f"{name}_out": b for name, b in {**state_out, **self.caches}.items()} | self.outputs
+        return self.backend.bind(
+            {name: buffer.rows(rows) for name, buffer in inputs.items()},
+            {name: buffer.rows(rows) for name, buffer in outputs.items()},
+        )
+
+    def zeros(self, name: str, shape: tuple[int, ...]) -> Buffer:
+        """A zeroed buffer with the dtype of one of the graph's tensors."""
+        return self.backend.buffer(shape, self.dtypes[name])
 
     def filled(self, name: str, array: NDArray[Any]) -> Buffer:
-        buffer = self.empty(name, array.shape)
-        buffer.write(array.astype(self.tensors[name]))
+        """A buffer that holds these values."""
+        buffer = self.zeros(name, array.shape)
+        buffer.write(array.astype(self.dtypes[name]))
         return buffer

@@ -1,48 +1,77 @@
-"""The NAR passes: codebooks 1..Q-1 of the target, one full-attention pass each (section 3.4)."""
+"""Runs the NAR graph: codebooks 1..Q-1 of the target, one full-attention pass each (section 3.4)."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from valle2.engine import Backend, sized
-from valle2.runtime.generation.scheduler import Need
-from valle2.runtime.timings import Timings
-
-Codes = NDArray[np.int64]
+from valle2.runtime.types import Codes
 
 
-def refine(
-    backend: Backend, text: Codes, prompt: Codes, first: Codes, timings: Timings
-) -> Generator[Need, None, Codes]:
-    """Fill codebooks 1..Q-1, one pass at a turn.
+@dataclass(frozen=True, slots=True)
+class NARState:
+    """Codes on their way through the NAR.
 
     Args:
-        backend: the NAR graph. text: (L,) int64 as the NAR reads it. prompt: (P, Q) int64.
-        first: (T,) int64, codebook 0 of the target. timings: gets the seconds.
-
-    Returns:
-        (T, Q) int64.
+        text: (L,) int64 as the NAR reads it. codes: (P + T, Q) int64: the prompt, then the target, of which
+            the codebooks that have been computed are filled in.
+        prompt_length: P.
     """
-    books = prompt.shape[1]
-    if not len(first):
-        return np.zeros((0, books), np.int64)
-    codes = np.zeros((1, len(prompt) + len(first), books), np.int64)
-    codes[0, : len(prompt)] = prompt
-    codes[0, len(prompt) :, 0] = first
-    feeds = {
-        "text": text[None],
-        "text_lengths": np.array([len(text)]),
-        "codes": codes,
-        "prompt_lengths": np.array([len(prompt)]),
-        "frame_lengths": np.array([codes.shape[1]]),
-    }
-    for stage in range(1, books):
-        yield Need.WORK
-        with timings.stage("nar"):
-            found = backend.run({**feeds, "stage": np.array(stage)}, ("codes_out",))
-        made = sized(backend.spec, "codes_out", found["codes_out"], (1, len(first)))
-        codes[0, len(prompt) :, stage] = made[0]
-    return codes[0, len(prompt) :]
+
+    text: Codes
+    codes: Codes
+    prompt_length: int
+
+    @property
+    def target(self) -> Codes:
+        """(T, Q) int64, without the prompt."""
+        return self.codes[self.prompt_length :]
+
+    @property
+    def passes(self) -> range:
+        """The codebooks that the NAR computes; none where there is no frame."""
+        return range(1, self.codes.shape[1]) if len(self.target) else range(0)
+
+
+class NARRunner:
+    """The NAR graph.
+
+    Args:
+        backend: the loaded graph.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    def close(self) -> None:
+        """Free the graph's memory."""
+        self.backend.close()
+
+    def start(self, text: Codes, prompt: Codes, first: Codes) -> NARState:
+        """text: (L,) int64. prompt: (P, Q) int64. first: (T,) int64, codebook 0 of the target."""
+        codes = np.zeros((len(prompt) + len(first), prompt.shape[1]), np.int64)
+        codes[: len(prompt)] = prompt
+        codes[len(prompt) :, 0] = first
+        return NARState(text, codes, len(prompt))
+
+    def run(self, state: NARState, codebook: int) -> None:
+        """Compute one codebook from those before it, and fill it in."""
+        feeds = {
+            "text": state.text[None],
+            "text_lengths": np.array([len(state.text)]),
+            "codes": state.codes[None],
+            "prompt_lengths": np.array([state.prompt_length]),
+            "frame_lengths": np.array([len(state.codes)]),
+            "stage": np.array(codebook),
+        }
+        found = self.backend.run(feeds, ("codes_out",))["codes_out"]
+        state.target[:, codebook] = sized(self.backend.spec, "codes_out", found, (1, len(state.target)))[0]
+
+    def refine(self, text: Codes, prompt: Codes, first: Codes) -> Codes:
+        """All passes without a pause: (T, Q) int64. See `start` for the arguments."""
+        state = self.start(text, prompt, first)
+        for codebook in state.passes:
+            self.run(state, codebook)
+        return state.target

@@ -21,7 +21,7 @@ Codes = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class TokenLayout:
     """Rules of one model.
 
     Args:
@@ -56,7 +56,7 @@ class Rules:
     family: str = "valle2"
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Rules:
+    def of(cls, manifest: Manifest) -> TokenLayout:
         """The rules of a bundle.
 
         Raises:
@@ -124,7 +124,11 @@ class Text:
 
 
 def check_text(
-    rules: Rules, text_ids: Codes, language_ids: Codes | None, prompt_length: int | None, prompt_frames: int
+    layout: TokenLayout,
+    text_ids: Codes,
+    language_ids: Codes | None,
+    prompt_length: int | None,
+    prompt_frames: int,
 ) -> Text:
     """Ids, languages and the transcript's length as the model takes them.
 
@@ -132,52 +136,52 @@ def check_text(
         TextError: wrong shapes, values out of range, or something missing that this model needs.
     """
     ids = np.asarray(text_ids)
-    longest = rules.max_text - len(rules.text_begin) - len(rules.text_end)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 1 <= len(rules.bare(ids)) <= longest:
+    longest = layout.max_text - len(layout.text_begin) - len(layout.text_end)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 1 <= len(layout.bare(ids)) <= longest:
         raise TextError(f"text ids are {ids.dtype} {ids.shape}; expected whole numbers (1..{longest},)")
-    if rules.bare(ids).min() < 0 or rules.bare(ids).max() >= rules.vocab_size:
-        raise TextError(f"text ids span {ids.min()}..{ids.max()}; expected 0..{rules.vocab_size - 1}")
+    if layout.bare(ids).min() < 0 or layout.bare(ids).max() >= layout.vocab_size:
+        raise TextError(f"text ids span {ids.min()}..{ids.max()}; expected 0..{layout.vocab_size - 1}")
     if prompt_length is not None and not 0 <= prompt_length <= len(ids):
         raise TextError(f"prompt_text_length is {prompt_length}; expected 0 to the {len(ids)} text ids")
-    if rules.nar_text == "target" and prompt_length is None and prompt_frames:
+    if layout.nar_text == "target" and prompt_length is None and prompt_frames:
         raise TextError(
             "this model's NAR reads the target text alone; pass prompt_text_length, the ids of the transcript"
         )
-    return Text(ids.astype(np.int64), check_languages(rules, language_ids, len(ids)), prompt_length)
+    return Text(ids.astype(np.int64), check_languages(layout, language_ids, len(ids)), prompt_length)
 
 
-def check_languages(rules: Rules, language_ids: Codes | None, count: int) -> Codes | None:
+def check_languages(layout: TokenLayout, language_ids: Codes | None, count: int) -> Codes | None:
     """One language per id, or None for a model without languages."""
-    if not rules.languages:
+    if not layout.languages:
         if language_ids is not None:
-            raise TextError(f"a {rules.family} model has no languages; leave language_ids out")
+            raise TextError(f"a {layout.family} model has no languages; leave language_ids out")
         return None
     if language_ids is None:
         raise TextError(
-            f"this model needs language_ids, one of 0..{rules.languages - 1} per text id (en 0, zh 1, ja 2)"
+            f"this model needs language_ids, one of 0..{layout.languages - 1} per text id (en 0, zh 1, ja 2)"
         )
     languages = np.asarray(language_ids)
     if languages.shape != (count,) or languages.dtype.kind not in "iu":
         raise TextError(f"language_ids are {languages.dtype} {languages.shape}; expected integers ({count},)")
-    if languages.min() < 0 or languages.max() >= rules.languages:
+    if languages.min() < 0 or languages.max() >= layout.languages:
         raise TextError(
-            f"language_ids span {languages.min()}..{languages.max()}; expected 0..{rules.languages - 1}"
+            f"language_ids span {languages.min()}..{languages.max()}; expected 0..{layout.languages - 1}"
         )
     return languages.astype(np.int64)
 
 
-def check_prompt(rules: Rules, prompt_codes: Codes) -> Codes:
+def check_prompt(layout: TokenLayout, prompt_codes: Codes) -> Codes:
     """Prompt codes (P, Q) as int64.
 
     Raises:
         PromptError: another shape, codes out of range, or none where the model needs some.
     """
     prompt = np.asarray(prompt_codes)
-    if prompt.ndim != 2 or prompt.shape[1] != rules.codebooks or prompt.dtype.kind not in "iu":
+    if prompt.ndim != 2 or prompt.shape[1] != layout.codebooks or prompt.dtype.kind not in "iu":
         raise PromptError(
-            f"prompt codes are {prompt.dtype} {prompt.shape}; expected integers (P, {rules.codebooks})"
+            f"prompt codes are {prompt.dtype} {prompt.shape}; expected integers (P, {layout.codebooks})"
         )
-    if not len(prompt) and not rules.code_bos:
+    if not len(prompt) and not layout.code_bos:
         raise PromptError("this model has no start mark, so its speech needs a prompt of at least one frame")
     check_span(prompt)
     return prompt.astype(np.int64)

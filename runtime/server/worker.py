@@ -1,7 +1,8 @@
 """The thread that owns the model. Requests enter by a bounded queue; audio leaves through each `Reply`.
 
-It knows nothing of HTTP. A failure stays with its request; if the loop itself breaks, everything under way
-fails, the model is loaded again, and `restarts` counts it.
+It knows nothing of HTTP. Texts are normalised and encoded in a thread of their own, so that a long one holds
+up neither the engine nor the caller. A failure stays with its request. If the loop itself breaks, everything
+under way fails, the model is loaded again, and `restarts` counts it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from typing import Any
 
 from valle2.engine.errors import QueueFullError, Valle2Error
-from valle2.runtime.audio.chunks import LATENCY_SECONDS
+from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
+from valle2.runtime.generation.engine import AudioChunk, EncodedRequest, Event, Failed, RequestId
 from valle2.runtime.server.http.reply import Reply
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.metrics import Metrics
@@ -62,8 +64,9 @@ class Worker:
 
     def __init__(self, load: Callable[[int], Valle2], limits: Limits, metrics: Metrics | None = None) -> None:
         self.load, self.limits, self.metrics = load, limits, metrics or Metrics()
-        self.inbox: deque[Reply | Callable[[Valle2], None]] = deque()
-        self.live: list[Reply] = []
+        self.inbox: deque[tuple[Reply, EncodedRequest] | Callable[[Valle2], None]] = deque()
+        self.live: dict[RequestId, Reply] = {}
+        self.texts = ThreadPoolExecutor(1, "valle2-text")
         self.outstanding = 0
         self.wake = threading.Condition()
         self.state = State.LOADING
@@ -78,22 +81,38 @@ class Worker:
     def start(self) -> None:
         self.thread.start()
 
-    def submit(self, request: Request, latency: float = LATENCY_SECONDS) -> Reply:
-        """Queue a request.
+    def submit(self, request: Request, first_chunk_seconds: float = FIRST_CHUNK_SECONDS) -> Reply:
+        """Queue a request. Its text is prepared in another thread; an error of it comes with the reply.
 
         Raises:
             NotReadyError: still loading, or draining. QueueFullError: too many wait.
         """
-        reply = Reply(request, latency, self.nudge)
+        reply = Reply(request, first_chunk_seconds, self.nudge)
         with self.wake:
-            self.need_ready()
+            tts = self.need_ready()
             if self.outstanding >= self.limits.slots + self.limits.queue:
                 self.metrics.rejected.inc()
                 raise QueueFullError(f"{self.outstanding} requests are under way or waiting; try again later")
             self.outstanding += 1
-            self.inbox.append(reply)
-            self.wake.notify()
+        self.texts.submit(self.encode, tts, reply)
         return reply
+
+    def encode(self, tts: Valle2, reply: Reply) -> None:
+        """Prepare a request's text, in the thread for texts; then it waits for the engine."""
+        error: Exception | None = None
+        try:
+            if not reply.cancelled:
+                encoded = tts.encode(reply.request, reply.first_chunk_seconds)
+        except Exception as found:
+            error = found
+        with self.wake:
+            if self.state is State.STOPPED:
+                error = error or NotReadyError("the server is stopping")
+            if not reply.cancelled and not error:
+                self.inbox.append((reply, encoded))
+                self.wake.notify()
+                return
+        self.close_reply(reply, error)
 
     def call(self, work: Callable[[Valle2], Any]) -> Future[Any]:
         """Run something with the model between two steps.
@@ -157,6 +176,7 @@ class Worker:
             self.wake.notify()
         if self.thread.is_alive():
             self.thread.join(self.limits.step_seconds)
+        self.texts.shutdown(wait=False)
         return clean
 
     # -- the thread ------------------------------------------------------------------------------
@@ -195,15 +215,17 @@ class Worker:
     def serve(self) -> None:
         """Steps for as long as there is work."""
         assert self.tts is not None
+        tts, engine = self.tts, self.tts.engine
         while self.state is not State.STOPPED:
-            self.take_in(self.tts)
-            self.drop_unwanted(self.tts)
-            if self.tts.scheduler.tasks:
+            self.take_in(tts)
+            self.drop_unwanted(tts)
+            if engine.busy:
                 began = time.perf_counter()
-                self.tts.scheduler.tick()
+                events = engine.step()
                 self.metrics.step_seconds.observe(time.perf_counter() - began)
+                self.hand_out(events)
             self.beat = time.perf_counter()
-            self.hand_out(self.tts)
+            self.publish(tts)
 
     def take_in(self, tts: Valle2) -> None:
         """Start what has arrived; sleep while there is nothing to do."""
@@ -212,27 +234,25 @@ class Worker:
                 self.wake.wait(1.0)
             arrived = list(self.inbox)
             self.inbox.clear()
-            self.live += [item for item in arrived if isinstance(item, Reply)]
         for item in arrived:
-            if isinstance(item, Reply):
-                item.task = tts.scheduler.add(tts.speak(item.spoken, item.latency))
+            if isinstance(item, tuple):
+                reply, encoded = item
+                reply.id = tts.engine.add(encoded)
+                self.live[reply.id] = reply
             else:
                 item(tts)
 
     def drop_unwanted(self, tts: Valle2) -> None:
-        """Cancelled requests, and those beyond a limit, leave their slots now."""
+        """Cancelled requests, and those beyond a limit, leave their rows now."""
         now = time.perf_counter()
-        for reply in self.live:
-            error = self.beyond_limits(reply, now, tts.need_codec().sample_rate)
-            if reply.task and (reply.cancelled or error):
-                reply.task.cancel()
-                reply.task.error = reply.task.error or error
-        tts.scheduler.batch.retire()
-        for reply in self.live:
-            if reply.cancelled_at and reply.task and reply.task.done:
-                self.metrics.cancel_seconds.observe(time.perf_counter() - reply.cancelled_at)
-        self.finish_done()
-        self.publish(tts)
+        for identifier, reply in list(self.live.items()):
+            error = self.beyond_limits(reply, now, tts.sample_rate)
+            if reply.cancelled or error:
+                tts.engine.cancel(identifier)
+                if reply.cancelled_at:
+                    self.metrics.cancel_seconds.observe(time.perf_counter() - reply.cancelled_at)
+                del self.live[identifier]
+                self.close_reply(reply, error)
 
     def beyond_limits(self, reply: Reply, now: float, rate: int) -> Exception | None:
         """Why a request may not go on."""
@@ -245,22 +265,19 @@ class Worker:
             return SlowReaderError("the audio was not read fast enough")
         return None
 
-    def hand_out(self, tts: Valle2) -> None:
+    def hand_out(self, events: list[Event]) -> None:
         """Give each reply the audio that was made, and its end."""
-        for reply in self.live:
-            for audio in reply.spoken.audio[reply.handed_out :]:
-                reply.put(audio)
+        for event in events:
+            reply = self.live.get(event.request)
+            if reply is None:
+                continue
+            if isinstance(event, AudioChunk):
+                reply.timings = event.timings
+                reply.put(event.audio)
                 self.metrics.chunk(reply)
-            reply.handed_out = len(reply.spoken.audio)
-        self.finish_done()
-        self.publish(tts)
-
-    def finish_done(self) -> None:
-        """Let go of requests that are over."""
-        done = [reply for reply in self.live if reply.task and reply.task.done]
-        self.live = [reply for reply in self.live if reply not in done]
-        for reply in done:
-            self.close_reply(reply, reply.task.error if reply.task else None)
+            else:
+                del self.live[event.request]
+                self.close_reply(reply, event.error if isinstance(event, Failed) else None)
 
     def close_reply(self, reply: Reply, error: Exception | None) -> None:
         with self.wake:
@@ -269,26 +286,23 @@ class Worker:
             reply.pieces.clear()
         self.metrics.ended(reply, error)
         if self.tts:
-            self.metrics.spoke(reply, error, self.tts.need_codec().sample_rate)
+            self.metrics.spoke(reply, error, self.tts.sample_rate)
         reply.end(error)
 
     def fail_all(self, error: Exception) -> None:
         """End every request that is under way or waiting."""
         with self.wake:
             waiting, self.inbox = list(self.inbox), deque()
-            replies = self.live + [item for item in waiting if isinstance(item, Reply)]
-            self.live = []
-        for reply in replies:
-            if reply.task:
-                reply.task.cancel()
-            self.close_reply(reply, error)
+            live, self.live = self.live, {}
         if self.tts:
-            self.tts.scheduler.batch.waiting.clear()
-            self.tts.scheduler.batch.retire()
+            for identifier in live:
+                self.tts.engine.cancel(identifier)
             self.publish(self.tts)
+        for reply in [*live.values(), *(item[0] for item in waiting if isinstance(item, tuple))]:
+            self.close_reply(reply, error)
 
     def publish(self, tts: Valle2) -> None:
         """Gauges."""
-        batch = tts.scheduler.batch
-        self.metrics.active_slots.set(batch.active)
-        self.metrics.queue_depth.set(len(self.inbox) + sum(not sample.done for sample in batch.waiting))
+        stats = tts.engine.stats()
+        self.metrics.active_slots.set(stats.prefilling + stats.decoding)
+        self.metrics.queue_depth.set(len(self.inbox) + stats.waiting)

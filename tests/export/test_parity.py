@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +19,12 @@ from valle2.export.models.config import EOS_CODE
 from valle2.export.models.reference import generate
 from valle2.export.verify.parity import verify_ar
 from valle2.runtime import Settings
-from valle2.runtime.generation.ar_runner import Row, Slots
+from valle2.runtime.generation.ar_runner import ARRunner
+from valle2.runtime.generation.engine import advance_rows
 from valle2.runtime.generation.sampling import sample_group, uniforms
-from valle2.runtime.generation.scheduler import Batch
+from valle2.runtime.generation.scheduler import Scheduler
+from valle2.runtime.generation.sequence import Sequence
+from valle2.runtime.types import EOS
 
 GROUPS = (1, 2, 4, 8)
 CAPACITY = 320
@@ -85,7 +89,7 @@ def test_rows_may_prefill_while_others_decode(ar_backend: Make, lowering: str) -
 
 
 def reference_codes(
-    model: ARModel, row: Row, steps: int, *, cached: bool
+    model: ARModel, row: Sequence, steps: int, *, cached: bool
 ) -> tuple[list[int], bool, list[NDArray[np.float32]]]:
     """Codes of the eager model under the numpy rule, and the logits of every step."""
     history, trace, settings = row.prompt, list[NDArray[np.float32]](), row.settings
@@ -107,7 +111,7 @@ def reference_codes(
     return codes.tolist(), ended, trace
 
 
-def agrees(model: ARModel, row: Row, found: tuple[list[int], bool], steps: int, *, cached: bool) -> bool:
+def agrees(model: ARModel, row: Sequence, found: tuple[list[int], bool], steps: int, *, cached: bool) -> bool:
     """Are these the reference's codes? Where they part, the draw must lie on a boundary within rounding."""
     codes, ended, trace = reference_codes(model, row, steps, cached=cached)
     if found == (codes, ended):
@@ -121,7 +125,7 @@ def agrees(model: ARModel, row: Row, found: tuple[list[int], bool], steps: int, 
     return False
 
 
-def as_likely(model: ARModel, row: Row, found: tuple[list[int], bool], steps: int, slack: float) -> bool:
+def as_likely(model: ARModel, row: Sequence, found: tuple[list[int], bool], steps: int, slack: float) -> bool:
     """Are these the reference's greedy codes, or do they part at one that is as likely within `slack`?"""
     codes, ended, trace = reference_codes(model, row, steps, cached=True)
     ours, theirs = ([*said, EOS_CODE] if over else said for said, over in (found, (codes, ended)))
@@ -132,21 +136,21 @@ def as_likely(model: ARModel, row: Row, found: tuple[list[int], bool], steps: in
     return bool(logits[ours[same]] > logits.max() - slack)
 
 
-def decoded(slots: Slots, rows: list[Row], steps: int) -> list[tuple[list[int], bool]]:
+def decoded(runner: ARRunner, rows: list[Sequence], steps: int) -> list[tuple[list[int], bool]]:
     """Codes of every row up to its `<eos>`; the rows enter one after another, each a step later."""
-    batch = Batch(slots)
-    samples = [batch.submit(row, steps) for row in rows]
-    while not all(sample.done for sample in samples):
-        batch.step()
-    return [(sample.codes, sample.ended) for sample in samples]
+    scheduler = Scheduler(runner.rows)
+    sequences = [scheduler.add(replace(row, step_limit=steps, codes=[])) for row in rows]
+    while not all(sequence.finished for sequence in sequences):
+        advance_rows(scheduler, runner)
+    return [(sequence.codes, sequence.finish_reason == EOS) for sequence in sequences]
 
 
-def ragged_rows(model: ARModel, settings: Settings, steps: int) -> list[Row]:
+def ragged_rows(model: ARModel, settings: Settings, steps: int) -> list[Sequence]:
     """Four rows with texts and prompts of different lengths."""
     group_size = model.config.group_size
     rng = np.random.default_rng(group_size)
     return [
-        Row(
+        Sequence(
             np.append(rng.integers(0, model.config.vocab_size, length), model.config.vocab_size),
             rng.integers(0, 1024, groups * group_size),
             uniforms(seed, 0, steps, group_size),
@@ -165,7 +169,7 @@ def test_codes_equal_the_reference_in_a_ragged_batch(
     ar_backend: Make, group_size: int, lowering: str, settings: Settings
 ) -> None:
     model, backend = ar_backend(group_size, lowering, CAPACITY)
-    slots, steps = Slots(backend, model.config.to_dict(), CAPACITY, 4, 10), 40
+    slots, steps = ARRunner(backend, model.config.to_dict(), CAPACITY, 4, 10), 40
     rows = ragged_rows(model, settings, steps)
     batch = decoded(slots, rows, steps)
     agreed = [agrees(model, row, found, steps, cached=True) for row, found in zip(rows, batch, strict=True)]

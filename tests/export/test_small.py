@@ -19,7 +19,7 @@ from valle2.export.graphs import ar_graph, ar_inputs
 from valle2.export.models.ar import ARModel
 from valle2.export.models.config import Style
 from valle2.runtime import Settings
-from valle2.runtime.generation.ar_runner import Slots
+from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.sampling import sample_group
 
 STEPS = 40
@@ -59,7 +59,7 @@ def test_greedy_codes_alone_and_in_a_ragged_batch(
     built_backend: parity.MakeBuilt, group_size: int, precision: str
 ) -> None:
     model, backend = built_backend(group_size, "ort", parity.CAPACITY, precision)
-    slots = Slots(backend, model.config.to_dict(), parity.CAPACITY, 4, 10)
+    slots = ARRunner(backend, model.config.to_dict(), parity.CAPACITY, 4, 10)
     assert {str(cache.read().dtype) for cache in slots.caches.values()} == {BOUNDS[precision].cache}
     rows = parity.ragged_rows(model, Settings(top_p=0.0, threshold=1.0), STEPS)
     batch = parity.decoded(slots, rows, STEPS)

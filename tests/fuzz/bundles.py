@@ -32,7 +32,7 @@ from valle2.engine.bundle.precisions import PRECISIONS
 from valle2.runtime import Settings, Valle2
 from valle2.runtime.cli.inspect import inspect
 from valle2.runtime.cli.main import voice_list
-from valle2.runtime.generation.token_layout import Rules
+from valle2.runtime.generation.token_layout import TokenLayout
 from valle2.runtime.presets import read_preset
 
 LOADED_LATE = (encodings.cp437, valle2.engine.build.budget)
@@ -326,7 +326,7 @@ class BundleFuzzer:
             read_preset(path / PRESET)
             return
         manifest = read_manifest(path)
-        Rules.of(manifest)
+        TokenLayout.of(manifest)
         Settings(**manifest.sampling)  # type: ignore[arg-type]
         voice_list(path)
         for precision in PRECISIONS:

@@ -64,7 +64,7 @@ def test_what_is_said_in_int8_fits_the_caches(demo: Valle2, tmp_path: Path) -> N
     tts = Valle2.load(folder, precision="int8", slots=6)
     voices = [tts.voice(name) for name in tts.voices()]
     tts.synthesize_batch([Request(FOX, voice, tts.settings()) for voice in voices])
-    kept = [cache.read().astype(np.int64) for cache in tts.graphs.batch.slots.caches.values()]
+    kept = [cache.read().astype(np.int64) for cache in tts.model.ar.caches.values()]
     numbers = np.concatenate([cache[cache.any(axis=3)].ravel() for cache in kept])
     assert len(numbers) > 1e6
     assert np.mean(np.abs(numbers) >= 127) < 1e-3  # cut off, or just there

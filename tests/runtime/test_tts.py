@@ -14,7 +14,7 @@ from valle2.export.models.reference import generate, refine
 from valle2.runtime import Prompt, Request, Settings, Valle2, Valle2Error
 from valle2.runtime.audio.io import write_audio
 from valle2.runtime.errors import ModelError, PromptError, SettingsError
-from valle2.runtime.generation.select import best_sample
+from valle2.runtime.generation.sampling import best_candidate
 
 SHORT = Settings(top_p=0.5, max_frames=20)
 
@@ -97,7 +97,7 @@ def test_candidates_keep_one_of_the_samples(tts: Valle2, voice: Prompt) -> None:
     ],
 )
 def test_selection_rule(lengths: list[int], ended: list[bool], scores: list[float], expected: int) -> None:
-    assert best_sample(lengths, ended, scores) == expected
+    assert best_candidate(lengths, ended, scores) == expected
 
 
 def test_an_odd_prompt_is_clipped_at_its_start(tts: Valle2, voice: Prompt) -> None:

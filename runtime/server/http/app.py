@@ -114,8 +114,8 @@ def add_speech(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         body.check(worker.limits.text, tts.manifest.name)
         voice = store.find(tts, body.voice or tts.default_voice())
         wanted = Utterance(body.input, voice, body.settings(tts.settings()))
-        reply = worker.submit(wanted, body.latency)
-        rate, stall = tts.need_codec().sample_rate, worker.limits.stall_seconds
+        reply = worker.submit(wanted, body.first_chunk_seconds)
+        rate, stall = tts.sample_rate, worker.limits.stall_seconds
         return await respond(request, reply, body.response_format, body.stream_format == "sse", rate, stall)
 
     @app.websocket("/v1/audio/speech/stream")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from valle2.runtime.audio.chunks import LATENCY_SECONDS
+from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.server.http.errors import HttpError
 from valle2.runtime.types import RANGES, Settings
 
@@ -26,7 +26,13 @@ class SpeechBody(BaseModel):
     response_format: Format = "mp3"
     stream_format: Literal["audio", "sse"] = "audio"
     speed: float = 1.0
-    latency: float = Field(LATENCY_SECONDS, ge=0, le=10, description="seconds of speech in the first chunk")
+    first_chunk_seconds: float = Field(
+        FIRST_CHUNK_SECONDS,
+        ge=0,
+        le=10,
+        description="seconds of speech in the first chunk; `latency` is its old name",
+        validation_alias=AliasChoices("first_chunk_seconds", "latency"),
+    )
     top_p: float | None = None
     window: int | None = None
     threshold: float | None = None

@@ -1,4 +1,4 @@
-"""One request on its way between two threads: the engine puts audio in, one reader takes it out."""
+"""One request between two threads: the engine thread puts audio in, one reader takes it out."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from valle2.runtime.audio.io import Audio
-from valle2.runtime.generation.scheduler import Task
-from valle2.runtime.speech import Spoken
-from valle2.runtime.types import Request
+from valle2.runtime.generation.engine import RequestId
+from valle2.runtime.types import Audio, Request, Timings
 
 
 class Reply:
     """Audio pieces of one request, and how it ended.
 
-    The engine thread calls `put` and `end`; one reader iterates, in a thread or in an event loop. `cancel`
-    may come from anywhere; it is obeyed before the engine's next step.
+    The engine thread calls `put` and `end`. One reader iterates, in a thread or in an event loop. Any thread
+    may call `cancel`; the engine obeys before its next step.
+
+    Args:
+        request: what is to be spoken. first_chunk_seconds: seconds of speech in the first chunk.
+        wake_engine: called when there is something for the engine thread to do.
     """
 
-    def __init__(self, request: Request, latency: float, wake_engine: Callable[[], None]) -> None:
-        self.spoken, self.latency = Spoken(request), latency
-        self.task: Task | None = None
+    def __init__(self, request: Request, first_chunk_seconds: float, wake_engine: Callable[[], None]) -> None:
+        self.request, self.first_chunk_seconds = request, first_chunk_seconds
+        self.id: RequestId | None = None
+        self.timings = Timings()
         self.arrived = time.perf_counter()
         self.cancelled_at = 0.0
         self.first_at = 0.0
         self.last_at = 0.0
-        self.handed_out = 0
         self.samples = 0
         self.unread = 0
         self.ended = False
@@ -43,13 +45,13 @@ class Reply:
         return bool(self.cancelled_at)
 
     def cancel(self) -> None:
-        """Nobody wants the rest."""
+        """Say that nobody wants the rest."""
         if not self.ended and not self.cancelled:
             self.cancelled_at = time.perf_counter()
             self.wake_engine()
 
     def put(self, audio: Audio) -> None:
-        """audio: (N,) float32, the next piece."""
+        """Add the next piece (N,) float32."""
         with self.changed:
             self.pieces.append(audio)
             self.samples += len(audio)
@@ -57,7 +59,7 @@ class Reply:
         self.notify()
 
     def end(self, error: Exception | None = None) -> None:
-        """No more will come."""
+        """Say that no more will come, and why if it was an error."""
         with self.changed:
             self.error, self.ended = self.error or error, True
         self.notify()

@@ -15,9 +15,9 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from valle2.runtime.audio.io import Audio
 from valle2.runtime.server.http.formats import MEDIA, Encoder
 from valle2.runtime.server.http.reply import Reply
+from valle2.runtime.types import Audio
 
 
 class SpeechResponse(StreamingResponse):
@@ -92,7 +92,7 @@ async def events(chunks: AsyncIterator[bytes], reply: Reply) -> AsyncIterator[by
     try:
         async for data in chunks:
             yield event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
-        words, steps = len(reply.spoken.request.text), reply.spoken.timings.steps
+        words, steps = len(reply.request.text), reply.timings.steps
         usage = {"input_tokens": words, "output_tokens": steps, "total_tokens": words + steps}
         yield event({"type": "speech.audio.done", "usage": usage})
     finally:

@@ -109,7 +109,7 @@ async def speak_all(
 ) -> None:
     """Speak one sentence after the other until the last."""
     assert worker.tts is not None
-    rate = worker.tts.need_codec().sample_rate
+    rate = worker.tts.sample_rate
     await socket.send_json({"type": "format", "format": "pcm_s16le", "sample_rate": rate})
     while True:
         sentence = await beside(reader, sentences.get())

@@ -29,7 +29,7 @@ from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Request, Settings, Speech, Valle2
 from valle2.runtime.cli.main import main
 from valle2.runtime.generation.sampling import repeats_too_often
-from valle2.runtime.timings import Timings
+from valle2.runtime.types import Timings
 
 ROOT = Path(__file__).parents[3]
 SLICE = 10
@@ -163,15 +163,15 @@ def test_redraws_are_those_of_the_rule(tts: Valle2, voice: Prompt) -> None:
 
 def test_first_draws_are_the_codes_where_the_rule_is_off(tts: Valle2, voice: Prompt) -> None:
     from valle2.benchmarks.quality.redraws import first_draws
-    from valle2.runtime.generation.ar_runner import Row
     from valle2.runtime.generation.sampling import uniforms
+    from valle2.runtime.generation.sequence import Sequence
 
     request = Request("hello there", voice, Settings(top_p=0.5, threshold=OFF, seed=9, max_frames=40))
     codes = tts.synthesize_batch([request])[0].codes[:, 0]
     (text,) = tts.sentences(request)
-    words, _ = tts.graphs.rules.texts(text)
+    words, _ = tts.model.layout.texts(text)
     draws = uniforms(9, 0, len(codes) // 2 + 1, 2)
-    row = Row(words, voice.codes[:, 0], draws, request.settings, int(tts.graphs.rules.code_bos))
+    row = Sequence(words, voice.codes[:, 0], draws, request.settings, int(tts.model.layout.code_bos))
     assert np.array_equal(first_draws(tts, row, codes)[: len(codes)], codes)
 
 

@@ -116,7 +116,7 @@ def test_streams_are_measured_where_they_were_cut(tts: Valle2, voice: Prompt) ->
     (speech,), (joints,) = streams(tts, requests)
     (whole,) = side_by_side(tts, requests, 0.0)
     assert len(speech.audio) == len(whole.speech().audio)
-    assert len(whole.spoken.audio) == 3  # two sentences and a pause
+    assert len(whole.pieces) == 3  # two sentences and a pause
     assert joints["joints"] >= 2
     assert 0 <= joints["seam"] <= joints["joints"] and 0 <= joints["click"] <= joints["joints"]
 

@@ -76,7 +76,7 @@ def test_a_leaked_cache_is_seen(bundle: Path, monkeypatch: pytest.MonkeyPatch, l
     kept: list[object] = []
 
     def leaking(*args: Any) -> Speech:
-        caches = tts.graphs.batch.slots.caches.values()
+        caches = tts.model.ar.caches.values()
         kept.extend(buffer.read() + i for i in range(4) for buffer in caches)  # freed memory may hold some
         return Valle2.synthesize(tts, *args)
 
@@ -86,7 +86,7 @@ def test_a_leaked_cache_is_seen(bundle: Path, monkeypatch: pytest.MonkeyPatch, l
     list(soak(tts, asked))  # ONNX Runtime's arenas grow to what the longest of these takes
     sizes = [size / MIB for size in soak(tts, asked) if size]
     assert len(sizes) == 40
-    caches = sum(buffer.read().nbytes for buffer in tts.graphs.batch.slots.caches.values())
+    caches = sum(buffer.read().nbytes for buffer in tts.model.ar.caches.values())
     assert (growth(sizes)["mib_per_100_requests"] < 100 * caches / MIB / 2) is not leak
 
 

@@ -25,7 +25,7 @@ SMALL = {"d_model": 32, "heads": 4, "layers": 2, "ffn": 64, "max_frames": 1024}
 def test_a_condition_is_what_it_says(bundle: Path) -> None:
     """Timed steps write the positions after those that were asked for, in the rows that were asked for."""
     tts = Valle2.load(bundle, threads=1, slots=3)
-    slots, sizes = tts.graphs.batch.slots, tts.manifest.sizes
+    slots, sizes = tts.model.ar, tts.manifest.sizes
     for index in range(3):
         slots.enter(index, row(sizes, 90, index))
     assert slots.states[slots.turn]["past_lengths"].read().tolist() == [90, 90, 90]
@@ -53,7 +53,7 @@ def test_a_prefill_in_chunks(bundle: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_running_row_is_timed_beside_a_prefill(bundle: Path) -> None:
     """It steps once before the prefill and once after each chunk, the row that enters stays where it is."""
     tts = Valle2.load(bundle, threads=1, slots=2)
-    slots, sizes = tts.graphs.batch.slots, tts.manifest.sizes
+    slots, sizes = tts.model.ar, tts.manifest.sizes
     slots.chunk = 32
     slots.enter(0, row(sizes, 50, 0))
     found = prefill.timed(slots, row(sizes, 90, 1))

@@ -146,15 +146,16 @@ def test_sessions_share_the_memory_of_intermediates(tmp_path: Path) -> None:
 
 
 def test_caches_stay_at_one_address_and_are_updated_in_place(bundle: Path) -> None:
-    from valle2.runtime.generation.ar_runner import Row, Slots
+    from valle2.runtime.generation.ar_runner import ARRunner
     from valle2.runtime.generation.sampling import uniforms
+    from valle2.runtime.generation.sequence import Sequence
     from valle2.runtime.types import Settings
 
     manifest = read_manifest(bundle)
     backend = open_backend(bundle, manifest.graphs["ar"])
-    slots = Slots(backend, manifest.sizes, manifest.cache_length, 3, 10)
+    slots = ARRunner(backend, manifest.sizes, manifest.cache_length, 3, 10)
     text = np.array([3, 4, manifest.sizes["vocab_size"]])
-    row = Row(text, np.arange(4), uniforms(0, 0, 12, 2), Settings(top_p=1.0))
+    row = Sequence(text, np.arange(4), uniforms(0, 0, 12, 2), Settings(top_p=1.0))
     filled = []
     for step in range(12):
         if step:

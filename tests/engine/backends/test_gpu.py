@@ -31,7 +31,7 @@ from valle2.engine.bundle.profiles import Limits
 from valle2.export import export_checkpoint, read_checkpoint
 from valle2.export.models.ar import ARModel
 from valle2.runtime import Request, Settings, Valle2
-from valle2.runtime.generation.ar_runner import Slots
+from valle2.runtime.generation.ar_runner import ARRunner
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 DEVICE = "cuda"
@@ -158,7 +158,7 @@ def test_logits_of_the_half_graph_on_cuda(made: Bundle, lowering: str, group_siz
 def test_greedy_codes_of_the_half_graph_on_cuda(made: Bundle, lowering: str, group_size: int) -> None:
     need("ort")
     model, backend = ar_of(made, "ort", "fp16")(group_size, lowering, parity.CAPACITY)
-    slots, steps = Slots(backend, model.config.to_dict(), parity.CAPACITY, SLOTS, 10), 40
+    slots, steps = ARRunner(backend, model.config.to_dict(), parity.CAPACITY, SLOTS, 10), 40
     rows = parity.ragged_rows(model, Settings(top_p=0.0, threshold=1.0), steps)
     for row, found in zip(rows, parity.decoded(slots, rows, steps), strict=True):
         assert parity.as_likely(model, row, found, steps, 2 * HALF_LOGITS)
@@ -173,7 +173,7 @@ def test_steps_are_replayed_as_cuda_graphs(made: Bundle, lowering: str) -> None:
     seconds = []
     for stepped in (True, False):
         backend = open_backend(found.folder, found.spec, DEVICE, stepped=stepped)
-        slots = Slots(backend, read_manifest(folder).sizes, parity.CAPACITY, 1, 10)
+        slots = ARRunner(backend, read_manifest(folder).sizes, parity.CAPACITY, 1, 10)
         for _ in range(20):
             slots.step(1)
         began = time.perf_counter()

@@ -227,7 +227,7 @@ def test_half_is_spoken_listed_and_timed(built: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("precision, kind", [("fp16", "float16"), ("int8", "int8"), ("int4", "int8")])
 def test_caches_are_small(built: Path, precision: str, kind: str) -> None:
-    caches = Valle2.load(built, precision=precision).graphs.batch.slots.caches
+    caches = Valle2.load(built, precision=precision).model.ar.caches
     assert {str(cache.read().dtype) for cache in caches.values()} == {kind}
 
 

@@ -30,10 +30,8 @@ from valle2.export.importers.family import Options
 from valle2.export.importers.registry import read_any
 from valle2.export.verify.judge import LOGITS_TOLERANCE, MULTIPLE
 from valle2.runtime import Settings, Valle2
-from valle2.runtime.generation.generate import Utterance
-from valle2.runtime.generation.scheduler import Job
+from valle2.runtime.generation.engine import EncodedRequest
 from valle2.runtime.generation.token_layout import Text
-from valle2.runtime.timings import Timings
 
 READ, WHOLE = (20.0, 1.6), (60.0, 1.8)
 """Most seconds and most memory, as a multiple of the file's size."""
@@ -81,13 +79,8 @@ def made(folder: Path) -> Path:
 
 def engine_steps(tts: Valle2, ids: np.ndarray, prompt: np.ndarray) -> float:
     """Seconds of one AR step of the engine."""
-    timings = Timings()
-
-    def job() -> Job:
-        with Utterance(tts.graphs, Text(ids, ids * 0), prompt, GREEDY, 0, timings) as utterance:
-            yield from utterance.chunk()
-
-    tts.scheduler.finish([tts.scheduler.add(job())])
+    request = EncodedRequest((Text(ids, ids * 0),), prompt, GREEDY, codes_only=True)
+    timings = tts.run([request])[0].timings
     return timings.ar / (timings.steps - 1)
 
 

@@ -130,8 +130,8 @@ def test_bundles_make_the_code_bases_own_codes(family: str, lowering: str, tmp_p
         cache_length=0 if lowering == "ort" else 96,
     )
     tts = Valle2.load(bundle, threads=1, slots=2)
-    tts.graphs.batch.slots.chunk = 7
-    assert tts.graphs.rules.whole_text == (family in ("lifeiteng", "vallex"))
+    tts.model.ar.chunk = 7
+    assert tts.model.layout.whole_text == (family in ("lifeiteng", "vallex"))
     assert max(tts.manifest.parity.values()) < 1e-4 and not tts.manifest.codec
     found = tts.generate_codes(peer.ids, peer.prompt, GREEDY, **peer.extra)
     assert np.array_equal(found.codes, peer.greedy) and found.finish_reason == "eos"

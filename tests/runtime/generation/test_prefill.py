@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +23,12 @@ from valle2.export.models.ar import ARModel
 from valle2.export.models.config import ModelConfig
 from valle2.export.models.reference import generate
 from valle2.runtime import Settings
-from valle2.runtime.generation import scheduler
-from valle2.runtime.generation.ar_runner import Row, Slots
+from valle2.runtime.generation import engine
+from valle2.runtime.generation.ar_runner import ARRunner
+from valle2.runtime.generation.engine import advance_rows
 from valle2.runtime.generation.sampling import uniforms
-from valle2.runtime.generation.scheduler import Batch, Sample
+from valle2.runtime.generation.scheduler import Scheduler
+from valle2.runtime.generation.sequence import Sequence, Status
 
 WHOLE, STEPS, WINDOW = 10**6, 12, 10
 GREEDY = Settings(top_p=0.0, threshold=1.0)
@@ -73,25 +75,22 @@ class Machine:
 
     def __post_init__(self) -> None:
         backend, sizes = FakeBackend(SPEC, self.graph), SIZES | {"group_size": self.group}
-        self.slots = Slots(
+        self.runner = ARRunner(
             backend, sizes, 0, self.count, WINDOW, chunk=self.chunk, whole_text=self.whole_text
         )
-        self.batch = Batch(self.slots)
-        self.step, self.prefill = self.slots.step, self.slots.prefill
-        vars(self.slots).update(step=self.logged_step, prefill=self.logged_prefill)
+        self.scheduler = Scheduler(self.count)
+        self.step, self.prefill_chunk = self.runner.step, self.runner.prefill_chunk
+        vars(self.runner).update(step=self.logged_step, prefill_chunk=self.logged_chunk)
 
     def logged_step(self, count: int, idle: tuple[int, ...] = ()) -> None:
         self.log.append("step")
         self.step(count, idle)
 
-    def logged_prefill(self, index: int, row: Row) -> Generator[bool, None, None]:
-        chunks = self.prefill(index, row)
-        while True:
-            self.log.append("chunk")
-            if error := self.fails.get(self.log.count("chunk")):
-                raise error
-            last = next(chunks)
-            yield last
+    def logged_chunk(self, row: int) -> bool:
+        self.log.append("chunk")
+        if error := self.fails.get(self.log.count("chunk")):
+            raise error
+        return self.prefill_chunk(row)
 
     def graph(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
         """Write the new tokens into the cache, draw from all tokens up to the last."""
@@ -119,7 +118,7 @@ class Machine:
             "cache_key_0_out": cache,
         }
 
-    def expected(self, row: Row, steps: int = STEPS) -> list[int]:
+    def expected(self, row: Sequence, steps: int = STEPS) -> list[int]:
         """The codes of one row, token by token."""
 
         def token(group: list[int]) -> int:
@@ -133,22 +132,28 @@ class Machine:
             out, seen, history = out + codes, [*seen, token(codes)], (history + codes)[-WINDOW:]
         return out
 
-    def submit(self, row: Row, steps: int = STEPS) -> Sample:
-        return self.batch.submit(row, steps)
+    def submit(self, row: Sequence, steps: int = STEPS) -> Sequence:
+        return self.scheduler.add(replace(row, step_limit=steps, codes=[]))
 
-    def finish(self, *samples: Sample) -> None:
-        while not all(sample.done for sample in samples):
+    def turn(self) -> None:
+        advance_rows(self.scheduler, self.runner)
+
+    def finish(self, *sequences: Sequence) -> None:
+        while not all(sequence.finished for sequence in sequences):
             before = self.log.count("chunk")
-            self.batch.step()
+            self.turn()
             assert self.log.count("chunk") <= before + 1
+        self.scheduler.retire()
 
 
-def some_row(text: int, groups: int, group: int = 2, seed: int = 0, settings: Settings | None = None) -> Row:
+def some_row(
+    text: int, groups: int, group: int = 2, seed: int = 0, settings: Settings | None = None
+) -> Sequence:
     """A row whose prefix has text + 1 + groups positions."""
     random = np.random.default_rng(seed)
     words = np.append(random.integers(0, 30, text - 1), len(SYMBOLS))
     draws = uniforms(seed, 0, STEPS, group)
-    return Row(words, random.integers(0, 1024, groups * group), draws, settings or Settings())
+    return Sequence(words, random.integers(0, 1024, groups * group), draws, settings or Settings())
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, WHOLE])
@@ -163,13 +168,13 @@ def test_codes_are_the_same_however_a_row_is_cut(group: int, chunk: int) -> None
         alone = machine.submit(row)
         machine.finish(alone)
         assert alone.codes == machine.expected(row)
-    assert machine.batch.active == 0 and not machine.batch.waiting
+    assert machine.scheduler.active == 0 and not machine.scheduler.waiting
 
 
 def test_a_running_row_steps_between_two_chunks() -> None:
     machine = Machine()
     running = machine.submit(some_row(3, 0), 60)
-    machine.batch.step()
+    machine.turn()
     rows = [some_row(20, 9, seed=seed) for seed in (1, 2)]
     entering = [machine.submit(row) for row in rows]
     assert machine.log == ["chunk"]
@@ -178,7 +183,7 @@ def test_a_running_row_steps_between_two_chunks() -> None:
     assert beside[:20] == ["step", "chunk"] * 10  # 30 positions each: five chunks, one row after the other
     assert machine.widths == [4, *[7, 7, 7, 7, 2] * 2]
     machine.finish(running)
-    assert running.codes == machine.expected(running.row, 60)
+    assert running.codes == machine.expected(running, 60)
 
 
 def test_a_lone_row_waits_for_nothing() -> None:
@@ -192,19 +197,19 @@ def test_a_lone_row_waits_for_nothing() -> None:
 def test_cancelling_within_a_prefill_frees_the_slot_at_once(cut: int) -> None:
     machine = Machine(count=2)
     running = machine.submit(some_row(3, 0), 60)
-    machine.batch.step()
+    machine.turn()
     gone = machine.submit(some_row(20, 9, seed=1))
     waits = machine.submit(some_row(11, 3, seed=2))
     for _ in range(cut):
-        machine.batch.step()
-    assert machine.batch.active == 2 and not gone.steps
-    gone.cancelled = True
-    machine.batch.step()
-    assert machine.batch.entering and machine.batch.entering.sample is waits
-    assert machine.batch.entering.index == 1 and len(machine.widths) == 1 + cut + 1
+        machine.turn()
+    assert machine.scheduler.active == 2 and not gone.steps
+    gone.cancel()
+    machine.turn()
+    assert waits.status is Status.PREFILL and machine.scheduler.rows[1] is waits
+    assert waits.row == 1 and len(machine.widths) == 1 + cut + 1
     machine.finish(running, waits)
     assert not gone.codes and gone.prefill_seconds > 0
-    assert waits.codes == machine.expected(waits.row) and running.codes == machine.expected(running.row, 60)
+    assert waits.codes == machine.expected(waits) and running.codes == machine.expected(running, 60)
 
 
 def test_an_error_in_a_chunk_is_that_rows_alone() -> None:
@@ -213,26 +218,26 @@ def test_an_error_in_a_chunk_is_that_rows_alone() -> None:
     bad, good = (machine.submit(some_row(20, 9, seed=seed)) for seed in (1, 2))
     machine.finish(running, bad, good)
     assert str(bad.error) == "no room" and not bad.codes and not running.error
-    assert good.codes == machine.expected(good.row) and running.codes == machine.expected(running.row, 40)
-    assert machine.batch.active == 0
+    assert good.codes == machine.expected(good) and running.codes == machine.expected(running, 40)
+    assert machine.scheduler.active == 0
 
 
 def test_a_row_that_does_not_fit_is_refused_alone() -> None:
     machine = Machine()
     bad, good = machine.submit(some_row(90, 200)), machine.submit(some_row(20, 9))
     machine.finish(bad, good)
-    assert "exceeds" in str(bad.error) and good.codes == machine.expected(good.row)
+    assert "leaves no room" in str(bad.error) and good.codes == machine.expected(good)
 
 
 def test_prefill_seconds_are_the_sum_of_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine()
-    monkeypatch.setattr(scheduler, "time", SimpleNamespace(perf_counter=lambda: machine.clock))
+    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: machine.clock))
     running = machine.submit(some_row(3, 0), 40)
-    machine.batch.step()
+    machine.turn()
     sample = machine.submit(some_row(20, 9))
     machine.finish(running, sample)
     assert (running.prefill_seconds, sample.prefill_seconds) == (1, 5)
-    assert (running.step_seconds, sample.step_seconds) == (39, STEPS - 1)
+    assert (running.decode_seconds, sample.decode_seconds) == (39, STEPS - 1)
 
 
 def test_the_text_of_a_relative_comes_in_one_chunk() -> None:
@@ -247,9 +252,9 @@ def test_the_text_of_a_relative_comes_in_one_chunk() -> None:
 # -- real graphs ----------------------------------------------------------------------------------
 
 
-def found(backend: Backend, config: ModelConfig, rows: list[Row], chunk: int) -> list[list[int]]:
+def found(backend: Backend, config: ModelConfig, rows: list[Sequence], chunk: int) -> list[list[int]]:
     """Codes of rows that enter one after another, cut like this."""
-    slots = Slots(backend, config.to_dict(), parity.CAPACITY, 3, WINDOW, chunk=chunk)
+    slots = ARRunner(backend, config.to_dict(), parity.CAPACITY, 3, WINDOW, chunk=chunk)
     return [codes for codes, _ in parity.decoded(slots, rows, STEPS)]
 
 
@@ -285,7 +290,7 @@ def test_a_text_that_sees_itself_both_ways(tmp_path: Path) -> None:
     wanted = [generate(model, row.text, row.prompt, STEPS)[0].tolist() for row in rows]
 
     def codes(whole_text: bool) -> list[list[int]]:
-        slots = Slots(
+        slots = ARRunner(
             backend, model.config.to_dict(), parity.CAPACITY, 3, WINDOW, chunk=7, whole_text=whole_text
         )
         return [one for one, _ in parity.decoded(slots, rows, STEPS)]

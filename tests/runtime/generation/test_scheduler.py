@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import pytest
 
 from valle2.runtime import Prompt, Request, Settings, Speech, Valle2
 from valle2.runtime.audio import chunks as streaming
-from valle2.runtime.audio.chunks import Seams, chunk_sizes
+from valle2.runtime.audio.chunks import OverlapDecoder, chunk_sizes
 from valle2.runtime.audio.io import faded
 from valle2.runtime.errors import PromptError, SettingsError
-from valle2.runtime.generation.ar_runner import Row
-from valle2.runtime.generation.scheduler import Need
+from valle2.runtime.generation.engine import SynthesisState, WaitFor
+from valle2.runtime.generation.sequence import Sequence
 
 SHORT = Settings(top_p=0.5, max_frames=40)
 
@@ -24,7 +23,7 @@ SHORT = Settings(top_p=0.5, max_frames=40)
 def three(bundle: Path) -> Valle2:
     """The toy model with three slots, prefilled in several chunks."""
     tts = Valle2.load(bundle, slots=3)
-    tts.graphs.batch.slots.chunk = 16
+    tts.model.ar.chunk = 16
     return tts
 
 
@@ -53,12 +52,12 @@ def test_many_at_once_are_each_as_if_alone(three: Valle2, voice: Prompt) -> None
         alone = three.synthesize(request.text, request.prompt, request.settings)
         assert np.array_equal(speech.codes, alone.codes) and speech.finish_reason == alone.finish_reason
         assert np.allclose(speech.audio, alone.audio, atol=1e-5)
-    assert three.graphs.batch.active == 0 and not three.graphs.batch.waiting
+    assert three.engine.scheduler.active == 0 and not three.engine.scheduler.waiting
 
 
 def test_steps_are_shared(three: Valle2, voice: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    slots = three.graphs.batch.slots
+    slots = three.model.ar
     step = slots.step
 
     def counting(count: int, idle: tuple[int, ...] = ()) -> None:
@@ -73,8 +72,13 @@ def test_steps_are_shared(three: Valle2, voice: Prompt, monkeypatch: pytest.Monk
 
 
 def test_streams_beside_each_other_are_each_as_if_alone(three: Valle2, voice: Prompt) -> None:
-    alone = [list(three.stream("hello there", voice, replace(SHORT, seed=i), latency=0.1)) for i in (1, 2)]
-    streams = [three.stream("hello there", voice, replace(SHORT, seed=i), latency=0.1) for i in (1, 2)]
+    alone = [
+        list(three.stream("hello there", voice, replace(SHORT, seed=i), first_chunk_seconds=0.1))
+        for i in (1, 2)
+    ]
+    streams = [
+        three.stream("hello there", voice, replace(SHORT, seed=i), first_chunk_seconds=0.1) for i in (1, 2)
+    ]
     beside: list[list[np.ndarray]] = [[], []]
     for _ in range(20):
         for pieces, stream in zip(beside, streams, strict=True):
@@ -87,35 +91,35 @@ def test_a_stream_begins_before_the_decode_ends(three: Valle2, voice: Prompt) ->
     settings = Settings(top_p=1.0, threshold=1.0, max_frames=200, seed=4)
     whole = three.synthesize("hello there", voice, settings)
     assert len(whole.codes) > 60, "the toy model ended too early for this test"
-    stream = three.stream("hello there", voice, settings, latency=0.2)
+    stream = three.stream("hello there", voice, settings, first_chunk_seconds=0.2)
     first = next(stream)
-    assert three.graphs.batch.active == 1, "the first chunk came only after the end"
+    assert three.engine.scheduler.active == 1, "the first chunk came only after the end"
     rest = np.concatenate([first, *stream])
     assert len(rest) == len(whole.audio)
 
 
 def test_a_closed_stream_frees_its_row(three: Valle2, voice: Prompt) -> None:
-    stream = three.stream("hello there", voice, replace(SHORT, max_frames=200), latency=0.1)
+    stream = three.stream("hello there", voice, replace(SHORT, max_frames=200), first_chunk_seconds=0.1)
     next(stream)
     stream.close()
-    three.graphs.batch.retire()
-    assert three.graphs.batch.active == 0 and not any(not s.done for s in three.graphs.batch.waiting)
+    assert three.engine.scheduler.active == 0 and not three.engine.scheduler.waiting
 
 
 def test_an_error_of_one_request_is_not_anothers(three: Valle2, voice: Prompt) -> None:
-    stream = three.stream("hello there", voice, SHORT, latency=0.1)
+    stream = three.stream("hello there", voice, SHORT, first_chunk_seconds=0.1)
     pieces = [next(stream)]
     long = replace(voice, codes=np.zeros((1023, 8), np.int64))
     with pytest.raises(PromptError):
         three.synthesize("hello", long, SHORT)
     pieces += list(stream)
     assert np.allclose(
-        np.concatenate(pieces), np.concatenate(list(three.stream("hello there", voice, SHORT, latency=0.1)))
+        np.concatenate(pieces),
+        np.concatenate(list(three.stream("hello there", voice, SHORT, first_chunk_seconds=0.1))),
     )
 
 
 def test_a_failing_graph_ends_all_and_the_model_stays_usable(three: Valle2, voice: Prompt) -> None:
-    slots = three.graphs.batch.slots
+    slots = three.model.ar
     before = three.synthesize("hello", voice, SHORT)
 
     def broken(count: int, idle: tuple[int, ...] = ()) -> None:
@@ -129,40 +133,54 @@ def test_a_failing_graph_ends_all_and_the_model_stays_usable(three: Valle2, voic
 
 
 def test_a_prefill_that_fails_is_one_requests_error(three: Valle2, voice: Prompt) -> None:
-    slots = three.graphs.batch.slots
-    wanted = np.concatenate(list(three.stream("hello there", voice, SHORT, latency=0.1)))
-    prefill = slots.prefill
-    calls: list[int] = []
+    runner = three.model.ar
+    wanted = np.concatenate(list(three.stream("hello there", voice, SHORT, first_chunk_seconds=0.1)))
+    start, chunk = runner.start_prefill, runner.prefill_chunk
+    started: list[int] = []
+    chunks = 0
 
-    def second_fails(index: int, row: Row) -> Generator[bool, None, None]:
-        calls.append(index)
-        chunks = prefill(index, row)
-        yield next(chunks)
-        if len(calls) == 2:
-            raise MemoryError("no room")
-        yield from chunks
+    def counted(row: int, sequence: Sequence) -> None:
+        started.append(row)
+        start(row, sequence)
+
+    def second_fails(row: int) -> bool:
+        nonlocal chunks
+        if len(started) == 2:
+            chunks += 1
+            if chunks == 2:
+                raise MemoryError("no room")
+        return chunk(row)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slots, "prefill", second_fails)
-        good = three.stream("hello there", voice, SHORT, latency=0.1)
-        bad = three.stream("hello", voice, SHORT, latency=0.1)
+        patch.setattr(runner, "start_prefill", counted)
+        patch.setattr(runner, "prefill_chunk", second_fails)
+        good = three.stream("hello there", voice, SHORT, first_chunk_seconds=0.1)
+        bad = three.stream("hello", voice, SHORT, first_chunk_seconds=0.1)
         with pytest.raises(MemoryError, match="no room"):
             list(bad)
         np.testing.assert_allclose(np.concatenate(list(good)), wanted, atol=1e-6)
-    assert not three.graphs.batch.active and len(calls) == 2
+    assert not three.engine.scheduler.active and len(started) == 2
 
 
-def test_work_is_done_in_turns(three: Valle2) -> None:
-    order: list[str] = []
+def test_requests_take_turns_with_the_nar_and_the_codec(three: Valle2, voice: Prompt) -> None:
+    """Two requests that wait for their turn at the same time get it alternately."""
+    order: list[int] = []
+    engine = three.engine
+    advance = engine.advance
 
-    def job(name: str):  # type: ignore[no-untyped-def]
-        for _ in range(3):
-            yield Need.WORK
-            order.append(name)
+    def noted(state: SynthesisState) -> None:
+        if state.wait_for is WaitFor.TURN:
+            order.append(state.id)
+        advance(state)
 
-    tasks = [three.scheduler.add(job(name)) for name in "ab"]
-    three.scheduler.finish(tasks)
-    assert order == ["a", "b"] * 3
+    fixed = replace(SHORT, top_p=1.0, threshold=1.0, max_frames=8, seed=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "advance", noted)
+        three.synthesize_batch([Request("hello there", voice, fixed) for _ in range(2)])
+    first, second = sorted(set(order))
+    assert len(order) == 16  # seven passes and the codec, for each
+    both = order[order.index(second) - 1 : len(order) - order[::-1].index(first)]
+    assert both == [first, second] * (len(both) // 2) + [first] and len(both) >= 13
 
 
 def test_chunks_grow_to_a_limit() -> None:
@@ -171,10 +189,11 @@ def test_chunks_grow_to_a_limit() -> None:
     assert next(chunk_sizes(0.0, 75.0)) == 0
 
 
-@pytest.mark.parametrize("latency", [-1.0, float("nan"), float("inf")])
-def test_latency_out_of_range(three: Valle2, voice: Prompt, latency: float) -> None:
-    with pytest.raises(SettingsError, match="latency is"):
-        next(three.stream("hello", voice, SHORT, latency=latency))
+@pytest.mark.parametrize("name", ["first_chunk_seconds", "latency"])
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_seconds_out_of_range(three: Valle2, voice: Prompt, name: str, seconds: float) -> None:
+    with pytest.raises(SettingsError, match="first_chunk_seconds is"):
+        next(three.stream("hello", voice, SHORT, **{name: seconds}))
 
 
 def test_seams_with_enough_context_are_exactly_the_whole(
@@ -183,7 +202,7 @@ def test_seams_with_enough_context_are_exactly_the_whole(
     codec = three.need_codec()
     codes = np.random.default_rng(0).integers(0, 1024, (160, 8))
     monkeypatch.setattr(streaming, "HELD_FRAMES", 14)
-    seams, parts = Seams(codec), np.split(codes, [20, 50, 90])
+    seams, parts = OverlapDecoder(codec), np.split(codes, [20, 50, 90])
     pieces = [seams.add(part, last=index == 3) for index, part in enumerate(parts)]
     whole = faded(codec.decode(codes), codec.sample_rate)
     assert np.allclose(np.concatenate(pieces), whole, atol=1e-4)
@@ -192,7 +211,7 @@ def test_seams_with_enough_context_are_exactly_the_whole(
 def test_seams_as_shipped_are_near_the_whole(three: Valle2) -> None:
     codec = three.need_codec()
     codes = np.random.default_rng(1).integers(0, 1024, (160, 8))
-    seams, parts = Seams(codec), np.split(codes, [20, 50, 90])
+    seams, parts = OverlapDecoder(codec), np.split(codes, [20, 50, 90])
     pieces = [seams.add(part, last=index == 3) for index, part in enumerate(parts)]
     whole = faded(codec.decode(codes), codec.sample_rate)
     joined = np.concatenate(pieces)

@@ -10,20 +10,20 @@ import pytest
 
 from valle2.engine import ManifestError, read_manifest
 from valle2.runtime.errors import TextError
-from valle2.runtime.generation.token_layout import Rules, Text, check_text
+from valle2.runtime.generation.token_layout import Text, TokenLayout, check_text
 
 IDS = np.array([5, 6, 7, 8])
 MARKED = np.array([1, 5, 6, 7, 8, 2])
-LIFEITENG = Rules(40, 100, text_begin=(1,), text_end=(2,), nar_text="target", code_bos=False)
-VALLEX = Rules(40, 100, languages=3)
-AMPHION = Rules(40, 100, text_begin=(40,), text_end=(41,), nar_text="bare", max_positions=60)
+LIFEITENG = TokenLayout(40, 100, text_begin=(1,), text_end=(2,), nar_text="target", code_bos=False)
+VALLEX = TokenLayout(40, 100, languages=3)
+AMPHION = TokenLayout(40, 100, text_begin=(40,), text_end=(41,), nar_text="bare", max_positions=60)
 
 
 def test_a_bundle_without_rules_is_valle2(bundle: Path) -> None:
     manifest = read_manifest(bundle)
-    rules = Rules.of(manifest)
+    rules = TokenLayout.of(manifest)
     assert rules.text_end == (manifest.sizes["vocab_size"],) and rules.codebooks == 8
-    assert not rules.whole_text and Rules.of(replace(manifest, rules={"family": "vallex"})).whole_text
+    assert not rules.whole_text and TokenLayout.of(replace(manifest, rules={"family": "vallex"})).whole_text
     whole, same = rules.texts(Text(IDS))
     assert whole.tolist() == same.tolist() == [*IDS, manifest.sizes["vocab_size"]]
     assert rules.frame_limit(4, 0) == 150 and rules.frame_limit(20, 0) == 320
@@ -60,7 +60,7 @@ def test_a_language_is_another_copy_of_the_rows() -> None:
     ],
 )
 def test_what_is_missing_or_wrong(
-    rules: Rules, languages: np.ndarray | None, length: int | None, message: str
+    rules: TokenLayout, languages: np.ndarray | None, length: int | None, message: str
 ) -> None:
     with pytest.raises(TextError, match=message):
         check_text(rules, IDS, languages, length, 9)
@@ -71,4 +71,4 @@ def test_what_is_missing_or_wrong(
 )
 def test_bad_rules_are_refused(bundle: Path, bad: dict[str, object]) -> None:
     with pytest.raises(ManifestError, match="rules"):
-        Rules.of(replace(read_manifest(bundle), rules=bad))
+        TokenLayout.of(replace(read_manifest(bundle), rules=bad))

@@ -64,7 +64,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(server: tuple[int, Worker]) -> N
         assert client.recv(64).startswith(b"HTTP/1.1 200")
         assert worker.outstanding == 1
         wait_until(lambda: not worker.outstanding, 20 * STALL)
-        assert worker.tts and not worker.tts.scheduler.batch.active
+        assert worker.tts and not worker.tts.engine.scheduler.active
         assert not rest(client).endswith(LAST_CHUNK)
     assert said(port) == before
 

@@ -115,7 +115,7 @@ def test_disconnect_frees_the_slot(server: tuple[str, Worker], monkeypatch: pyte
         assert worker.outstanding == 1
     left.set()
     wait_until(lambda: not worker.outstanding)
-    assert not worker.tts.scheduler.batch.active
+    assert not worker.tts.engine.scheduler.active
     taken, calls = calls, 0
     assert speak(base, input=text).status_code == 200
     assert 1 <= taken < calls  # what nobody listens to is not spoken to its end

@@ -30,12 +30,12 @@ def ask(worker: Worker, text: str = "hello there", seed: int = 3, **more: float)
 
 def idle(worker: Worker) -> bool:
     assert worker.tts
-    return not worker.outstanding and not worker.live and not worker.tts.scheduler.batch.active
+    return not worker.outstanding and not worker.live and not worker.tts.engine.scheduler.active
 
 
 def test_audio_is_the_engines_own(worker: Worker, tts: Valle2) -> None:
     wanted = tts.synthesize("hello there", tts.voice("amber"), Settings(seed=3))
-    replies = [ask(worker, seed=seed, latency=0.0) for seed in (3, 4)]
+    replies = [ask(worker, seed=seed, first_chunk_seconds=0.0) for seed in (3, 4)]
     heard = [np.concatenate(list(reply)) for reply in replies]
     np.testing.assert_allclose(heard[0], wanted.audio, atol=1e-6)
     assert not np.array_equal(heard[0], heard[1])

@@ -1,0 +1,339 @@
+"""The engine: requests in, audio out, one step at a time. Knows ids and codes, never text or files.
+
+    engine = SynthesisEngine(model)
+    request = engine.add(encoded)
+    for event in engine.step(): ...
+
+A step decodes one group of every row, prefills one chunk of the next sequence, and then does one piece of
+one request's own work: a NAR pass or a call of the codec. Requests take turns with that work, so that a long
+one does not hold up the streams beside it. One thread may use an engine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NewType
+
+import numpy as np
+
+from valle2.runtime.audio.chunks import ChunkDecoder, chunk_decoder, chunk_sizes
+from valle2.runtime.audio.io import pause
+from valle2.runtime.generation.ar_runner import ARRunner
+from valle2.runtime.generation.model import LoadedModel
+from valle2.runtime.generation.scheduler import Scheduler
+from valle2.runtime.generation.sequence import Status
+from valle2.runtime.generation.token_layout import Text
+from valle2.runtime.generation.utterance import Utterance
+from valle2.runtime.types import EOS, MAX_FRAMES, Audio, Codes, Settings, Timings
+
+RequestId = NewType("RequestId", int)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRequest:
+    """A request whose text is already normalised, split and encoded.
+
+    Args:
+        texts: one per sentence: ids of the prompt's transcript and of the sentence.
+        prompt: (P, Q) int64 codes of the voice.
+        settings: how codes are drawn.
+        first_chunk_seconds: seconds of speech in the first chunk; 0 makes one chunk of each sentence.
+        codes_only: leave the codec out; the audio of every chunk is empty.
+        arrived: `time.perf_counter()` at which the request came, for its timings.
+    """
+
+    texts: tuple[Text, ...]
+    prompt: Codes = field(repr=False)
+    settings: Settings
+    first_chunk_seconds: float = 0.0
+    codes_only: bool = False
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True, slots=True)
+class AudioChunk:
+    """The next piece of a request. audio: (N,) float32. codes: (T, Q) int64, T = 0 for a pause.
+
+    timings: of the request, still growing.
+    """
+
+    request: RequestId
+    audio: Audio = field(repr=False)
+    codes: Codes = field(repr=False)
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A request is complete. finish_reason: "max_frames" if a sentence reached its limit, else "eos"."""
+
+    request: RequestId
+    finish_reason: str
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request has ended with an error; the others go on."""
+
+    request: RequestId
+    error: Exception
+
+
+Event = AudioChunk | Done | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the engine holds: sequences by status, rows in all, and AR steps since it was made."""
+
+    waiting: int
+    prefilling: int
+    decoding: int
+    rows: int
+    steps: int
+
+
+class WaitFor(Enum):
+    """What a request needs next."""
+
+    STEP = "an AR step, which all rows share"
+    TURN = "its turn to run the NAR or the codec"
+
+
+@dataclass(slots=True, eq=False)
+class SynthesisState:
+    """One request under way.
+
+    Args:
+        events: the engine's list, which gets this request's events.
+        work: `SynthesisEngine.speak`, suspended until it gets what it waits for.
+    """
+
+    id: RequestId
+    request: EncodedRequest
+    events: list[Event]
+    timings: Timings = field(default_factory=Timings)
+    wait_for: WaitFor = WaitFor.STEP
+    work: Generator[WaitFor, None, str] | None = None
+
+    def emit(self, audio: Audio, codes: Codes) -> None:
+        """Give out a chunk."""
+        timings = self.timings
+        timings.total = time.perf_counter() - self.request.arrived
+        if len(audio) and not timings.first_audio:
+            timings.first_audio = timings.total
+        self.events.append(AudioChunk(self.id, audio, codes, timings))
+
+
+class SynthesisEngine:
+    """Synthesises many requests side by side.
+
+    Args:
+        model: the loaded graphs, which the engine uses alone from now on.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.scheduler = Scheduler(model.ar.rows)
+        self.requests: deque[SynthesisState] = deque()
+        self.events: list[Event] = []
+        self.ids = itertools.count()
+        self.steps = 0
+
+    def add(self, request: EncodedRequest) -> RequestId:
+        """Take a request; its work begins with the next step. Its errors come as `Failed`."""
+        state = SynthesisState(RequestId(next(self.ids)), request, self.events)
+        state.work = self.speak(state)
+        self.requests.append(state)
+        return state.id
+
+    def step(self) -> list[Event]:
+        """One turn of the loop; returns what came of it.
+
+        An error of the AR step ends every request, since all of them need it.
+        """
+        try:
+            self.steps += advance_rows(self.scheduler, self.model.ar)
+        except Exception as error:
+            self.fail(error)
+        self.advance_requests()
+        return self.collect()
+
+    def cancel(self, request: RequestId) -> None:
+        """End a request without another event; its rows are free before the next step."""
+        for state in [state for state in self.requests if state.id == request]:
+            self.end(state)
+        self.events[:] = [event for event in self.events if event.request != request]
+
+    def stats(self) -> Stats:
+        """Counts for gauges and logs."""
+        held = [sequence.status for sequence in self.scheduler.rows if sequence]
+        return Stats(
+            waiting=len(self.scheduler.waiting),
+            prefilling=held.count(Status.PREFILL),
+            decoding=held.count(Status.DECODE),
+            rows=len(self.scheduler.rows),
+            steps=self.steps,
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Is there a request under way?"""
+        return bool(self.requests)
+
+    def close(self) -> None:
+        """Cancel every request and free the model's memory."""
+        for state in list(self.requests):
+            self.end(state)
+        self.model.close()
+
+    # -- one request ----------------------------------------------------------------------------
+
+    def speak(self, state: SynthesisState) -> Generator[WaitFor, None, str]:
+        """A request's stages in their order (figure 1): AR, NAR, codec; by sentences and chunks.
+
+        Returns:
+            The finish reason.
+        """
+        request, model, timings = state.request, self.model, state.timings
+        reasons = set[str]()
+        for index, text in enumerate(request.texts):
+            if index and not request.codes_only:
+                self.emit_pause(state)
+            decoder, sizes = self.open_chunks(request)
+            with Utterance(model, self.scheduler, text, request.prompt, request.settings, index) as sentence:
+                while not sentence.done:
+                    frames = next(sizes)
+                    while not sentence.has(frames):
+                        yield WaitFor.STEP
+                    chunk = sentence.take(frames)
+                    for codebook in chunk.passes:
+                        yield WaitFor.TURN
+                        with timings.stage("nar"):
+                            model.nar.run(chunk, codebook)
+                    codes, audio = sentence.give_back(chunk), np.zeros(0, np.float32)
+                    if decoder:
+                        yield WaitFor.TURN
+                        with timings.stage("codec"):
+                            audio = decoder.add(codes, last=sentence.done)
+                    if sentence.done:
+                        sentence.add_times(timings)
+                    state.emit(audio, codes)
+                reasons.add(sentence.finish_reason)
+        return MAX_FRAMES if MAX_FRAMES in reasons else EOS
+
+    def open_chunks(self, request: EncodedRequest) -> tuple[ChunkDecoder | None, Generator[int, None, None]]:
+        """How a sentence's codes become audio, and the frames of its chunks."""
+        seconds = 0.0 if request.codes_only else request.first_chunk_seconds
+        if request.codes_only:
+            return None, chunk_sizes(0.0, 1.0)
+        codec = self.model.need_codec()
+        return chunk_decoder(codec, seconds), chunk_sizes(seconds, codec.frame_rate)
+
+    def emit_pause(self, state: SynthesisState) -> None:
+        """Silence between two sentences."""
+        rate = self.model.need_codec().sample_rate
+        state.emit(pause(rate), np.zeros((0, state.request.prompt.shape[1]), np.int64))
+
+    # -- all requests ---------------------------------------------------------------------------
+
+    def advance_requests(self) -> None:
+        """Let requests use the new codes; then one of them runs the NAR or the codec once."""
+        for state in [state for state in self.requests if state.wait_for is WaitFor.STEP]:
+            self.advance(state)
+        worker = next((state for state in self.requests if state.wait_for is WaitFor.TURN), None)
+        if worker:
+            self.advance(worker)
+            if worker in self.requests:
+                self.requests.remove(worker)
+                self.requests.append(worker)
+
+    def advance(self, state: SynthesisState) -> None:
+        """Run one request to its next wait. Its error is its own."""
+        assert state.work
+        try:
+            state.wait_for = next(state.work)
+        except StopIteration as end:
+            self.events.append(Done(state.id, end.value, state.timings))
+            self.end(state)
+        except Exception as error:
+            self.events.append(Failed(state.id, error))
+            self.end(state)
+
+    def end(self, state: SynthesisState) -> None:
+        """Forget a request and free its rows."""
+        if state.work:
+            state.work.close()
+        self.requests.remove(state)
+        retire(self.scheduler, self.model.ar)
+
+    def fail(self, error: Exception) -> None:
+        """End every request with this error."""
+        for state in list(self.requests):
+            self.end(state)
+            self.events.append(Failed(state.id, error))
+
+    def collect(self) -> list[Event]:
+        """The events since the last call."""
+        found = self.events[:]
+        self.events.clear()
+        return found
+
+
+def advance_rows(scheduler: Scheduler, ar: ARRunner) -> int:
+    """Decode one group of every row that decodes; then one prefill chunk of the next sequence.
+
+    After its last chunk a sequence joins the rows that decode. An error of a chunk fails only that sequence.
+
+    Returns:
+        How many AR steps were run: 0 or 1.
+    """
+    retire(scheduler, ar)
+    decoding = scheduler.decoding()
+    if decoding:
+        count = decoding[-1].row + 1
+        busy = {sequence.row for sequence in decoding}
+        began = time.perf_counter()
+        ar.step(count, tuple(row for row in range(count) if row not in busy))
+        output = ar.output()
+        codes, log_probs = output.codes[:count].tolist(), output.log_probs[:count].tolist()
+        seconds = time.perf_counter() - began
+        for sequence in decoding:
+            sequence.decode_seconds += seconds
+            sequence.append(codes[sequence.row], log_probs[sequence.row])
+        retire(scheduler, ar)
+    prefill_next(scheduler, ar)
+    return int(bool(decoding))
+
+
+def prefill_next(scheduler: Scheduler, ar: ARRunner) -> None:
+    """Run one chunk of the sequence in PREFILL, or of the first that gets a free row."""
+    sequence = scheduler.next_prefill()
+    if sequence is None:
+        return
+    row, began = sequence.row, time.perf_counter()
+    try:
+        if row not in ar.prefills:
+            ar.start_prefill(row, sequence)
+        entered = ar.prefill_chunk(row)
+        output = ar.output() if entered else None
+    except Exception as error:
+        sequence.fail(error)
+        retire(scheduler, ar)
+        return
+    sequence.prefill_seconds += time.perf_counter() - began
+    if output:
+        sequence.status = Status.DECODE
+        sequence.append(output.codes[row].tolist(), output.log_probs[row].tolist())
+
+
+def retire(scheduler: Scheduler, ar: ARRunner) -> None:
+    """Free the rows of finished sequences."""
+    for sequence in scheduler.retire():
+        ar.release(sequence.row)

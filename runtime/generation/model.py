@@ -1,0 +1,47 @@
+"""The graphs of a loaded model, each with its runner. Every stage can be called by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from valle2.runtime.audio.codec import Codec
+from valle2.runtime.errors import ModelError
+from valle2.runtime.generation.ar_runner import ARRunner
+from valle2.runtime.generation.nar_runner import NARRunner
+from valle2.runtime.generation.token_layout import TokenLayout
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What synthesis runs on.
+
+    Args:
+        ar, nar: the two language models. codec: None in a bundle without one.
+        layout: where text, marks and codes stand in the model's input. sizes: the manifest's.
+        path: the bundle's folder, for messages.
+    """
+
+    ar: ARRunner
+    nar: NARRunner
+    codec: Codec | None
+    layout: TokenLayout
+    sizes: Mapping[str, int]
+    path: str
+
+    def need_codec(self) -> Codec:
+        """The codec.
+
+        Raises:
+            ModelError: the bundle has none.
+        """
+        if self.codec is None:
+            raise ModelError(f"{self.path} has no codec; use generate_codes, or export it with one")
+        return self.codec
+
+    def close(self) -> None:
+        """Free the graphs' memory. The model cannot be used after it."""
+        self.ar.close()
+        self.nar.close()
+        if self.codec:
+            self.codec.close()

@@ -1,0 +1,127 @@
+"""One sentence on its way: its rows in the AR batch, and the codes that the NAR has completed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from valle2.engine import Closing
+from valle2.runtime.errors import PromptError
+from valle2.runtime.generation.model import LoadedModel
+from valle2.runtime.generation.nar_runner import NARState
+from valle2.runtime.generation.sampling import best_candidate, uniforms
+from valle2.runtime.generation.scheduler import Scheduler
+from valle2.runtime.generation.sequence import Sequence
+from valle2.runtime.generation.token_layout import Text
+from valle2.runtime.types import EOS, Codes, Settings, Timings
+
+SENTENCE_STREAMS = 2**16
+"""Streams of random numbers that one sentence may use, one for each candidate."""
+
+
+class Utterance(Closing):
+    """One sentence. As a context manager it cancels its rows when the block ends.
+
+    Args:
+        model: what it runs on. scheduler: gets a sequence for each candidate.
+        text: ids of the transcript and the sentence, without marks. prompt: (P, Q) int64.
+        index: which sentence of its request, so that each draws its own random numbers.
+
+    Raises:
+        PromptError: the prompt leaves no room for speech.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        scheduler: Scheduler,
+        text: Text,
+        prompt: Codes,
+        settings: Settings,
+        index: int = 0,
+    ) -> None:
+        self.model, self.settings = model, settings
+        group = model.ar.group_size
+        ar_text, self.nar_text = model.layout.texts(text)
+        self.context = prompt[len(prompt) % group :]
+        start = int(model.layout.code_bos)
+        empty = np.zeros((0, group, 2), np.float32)
+        row = Sequence(ar_text, self.context[:, 0], empty, settings, start)
+        steps = self.step_limit(row, text.prompt_length)
+        streams = range(index * SENTENCE_STREAMS, index * SENTENCE_STREAMS + settings.candidates)
+        draws = [uniforms(settings.seed, stream, steps, group) for stream in streams]
+        self.candidates = [
+            scheduler.add(replace(row, uniforms=numbers, step_limit=steps, codes=[])) for numbers in draws
+        ]
+        self.taken = 0
+        self.done = False
+
+    def step_limit(self, row: Sequence, prompt_length: int | None) -> int:
+        """AR steps allowed: what was asked for, else a share of the text, within the model's room."""
+        ar = self.model.ar
+        usual = self.model.layout.frame_limit(len(row.text), len(row.prompt), prompt_length)
+        frames, room = self.settings.max_frames or usual, ar.room(row)
+        if room < 1:
+            raise PromptError(
+                f"a prompt of {len(row.prompt)} frames fills the model's "
+                f"{self.model.sizes['max_frames']}; use a shorter prompt"
+            )
+        return min(-(-frames // ar.group_size), room)
+
+    def close(self) -> None:
+        """Cancel its rows."""
+        for sequence in self.candidates:
+            sequence.cancel()
+
+    def has(self, frames: int) -> bool:
+        """Can a chunk of `frames` frames be taken? 0: only once speech has ended.
+
+        Several candidates are decoded to their ends, since only then the best one is known.
+
+        Raises:
+            Exception: what a row's prefill failed with.
+        """
+        for sequence in self.candidates:
+            if sequence.error:
+                raise sequence.error
+        if all(sequence.finished for sequence in self.candidates):
+            return True
+        streamed = frames and len(self.candidates) == 1
+        return bool(streamed) and self.taken + frames <= len(self.candidates[0].codes)
+
+    def take(self, frames: int) -> NARState:
+        """The next chunk, ready for the NAR: `frames` frames, or all that are left once speech has ended.
+
+        The NAR sees what came before a chunk as part of its prompt.
+        """
+        self.done = all(sequence.finished for sequence in self.candidates)
+        kept = self.best.codes[: self.settings.max_frames or None]
+        end = len(kept) if self.done else self.taken + frames
+        first = np.array(kept[self.taken : end], np.int64)
+        return self.model.nar.start(self.nar_text, self.context, first)
+
+    def give_back(self, state: NARState) -> Codes:
+        """The codes (T, Q) of a chunk that the NAR has completed; the next chunk continues them."""
+        self.context = state.codes
+        self.taken += len(state.target)
+        return state.target
+
+    @property
+    def best(self) -> Sequence:
+        """The candidate that is kept."""
+        lengths = [len(one.codes) for one in self.candidates]
+        means = [one.log_prob / max(1, len(one.codes)) for one in self.candidates]
+        ended = [one.finish_reason == EOS for one in self.candidates]
+        return self.candidates[best_candidate(lengths, ended, means)]
+
+    @property
+    def finish_reason(self) -> str:
+        """Either "eos" or "max_frames", once it is done."""
+        return self.best.finish_reason
+
+    def add_times(self, timings: Timings) -> None:
+        """Add the seconds of its prefills and of its longest decode."""
+        timings.prefill += sum(one.prefill_seconds for one in self.candidates)
+        timings.ar += max(one.decode_seconds for one in self.candidates)
+        timings.steps += max(one.steps for one in self.candidates)
