@@ -145,9 +145,9 @@ class ARRunner:
         positions = sequence.positions(self.group_size)
         if self.room(sequence) < 1:
             raise BackendError(
-                f"a sequence of {positions} positions with {len(sequence.prompt) // self.group_size} groups of "
-                f"prompt leaves no room for speech; the model has room for {self.capacity} positions and "
-                f"{self.max_groups} groups: use a shorter text or prompt"
+                f"a sequence of {positions} positions, {len(sequence.prompt)} frames of prompt among them, "
+                f"leaves no room for speech; the model has {self.capacity} positions and "
+                f"{self.max_groups * self.group_size} frames: use a shorter text or prompt"
             )
         self.write_settings(row, sequence)
         only = slice(row, row + 1)
