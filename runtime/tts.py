@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +18,14 @@ from valle2.engine import (
     Backend,
     HubError,
     Manifest,
-    check_precision,
-    find_graphs,
-    fitted,
+    Placement,
     open_backend,
-    prefill_chunk,
     read_manifest,
 )
-from valle2.engine.backends.ort.memory import give_back
+from valle2.engine.backends.ort.memory import trim_heap
 from valle2.engine.bundle.hub import fetch_bundle, parse_id
 from valle2.engine.bundle.manifest import FILE_NAME
-from valle2.engine.bundle.precisions import AUTO, STORED, usual_precision
+from valle2.engine.bundle.precisions import AUTO
 from valle2.engine.bundle.schema import MAX_WINDOW
 from valle2.engine.bundle.untrusted import exists, is_folder
 from valle2.runtime.audio.chunks import LATENCY_SECONDS, chunk_sizes, seams_of
@@ -57,15 +53,14 @@ MAX_PROMPT_SECONDS = 20.0
 class Valle2:
     """A loaded model. Not for use from two threads at once."""
 
-    def __init__(self, path: Path, manifest: Manifest, slots: int, **where: Any) -> None:
+    def __init__(self, path: Path, manifest: Manifest, slots: int, placement: Placement) -> None:
         self.path = path
         self.manifest = manifest
-        self.precision = where["precision"]
-        precision = where["precision"] if where["engine"] == "ort" else STORED
-        graphs = find_graphs(path, manifest, precision)
+        self.precision = placement.precision
+        graphs = placement.locate_graphs(path, manifest)
         encoder = graphs.pop("codec_encoder", None)
         backends = {
-            name: open_backend(found.folder, found.spec, **where, stepped=name == "ar")
+            name: open_backend(found.folder, found.spec, placement, stepped=name == "ar")
             for name, found in graphs.items()
         }
         rules, length = Rules.of(manifest), manifest.cache_length
@@ -75,7 +70,7 @@ class Valle2:
             length,
             slots,
             MAX_WINDOW,
-            chunk=prefill_chunk(where["engine"], where["device"]),
+            chunk=placement.prefill_chunk,
             whole_text=rules.whole_text,
         )
         self.graphs = Graphs(Batch(rows), backends["nar"], manifest.sizes, rules)
@@ -85,9 +80,9 @@ class Valle2:
 
             def open_encoder() -> Backend:
                 found = read_manifest(path, check_hashes=False)
-                if found.lowered([manifest.lowering], str(path)) != manifest:
+                if found.in_lowering([manifest.lowering], str(path)) != manifest:
                     raise ModelError(f"{path} has changed since it was loaded; load it anew")
-                return open_backend(encoder.folder, encoder.spec, **where)
+                return open_backend(encoder.folder, encoder.spec, placement)
 
             decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
             self.codec = Codec(open_encoder, decoder, manifest.codec, stream)
@@ -95,7 +90,7 @@ class Valle2:
         if any(name.startswith("text/") for name in manifest.files):
             self.front = load_front_end(path, manifest.text, manifest.files)
             self.check_vocabulary(self.front)
-        give_back()
+        trim_heap()
 
     @classmethod
     def load(
@@ -128,16 +123,10 @@ class Valle2:
         """
         if slots < 1 or threads < 0:
             raise SettingsError(f"slots is {slots}, threads {threads}; expected slots >= 1, threads >= 0")
+        asked = Placement(device, engine, precision, threads, fallback)
         path = find_model(model)
-        if engine == "ort" and precision != AUTO:
-            check_precision(precision)
-        manifest = read_manifest(path)
-        if precision == AUTO:
-            fused = engine == "ort" and device == "cpu"
-            precision = usual_precision(path, manifest) if fused else STORED
-        manifest = fitted(manifest, engine, device, precision)
-        where = {"device": device, "threads": threads, "engine": engine, "precision": precision}
-        return cls(path, manifest, slots, **where, fallback=fallback)
+        placement, manifest = asked.resolve(path, read_manifest(path))
+        return cls(path, manifest, slots, placement)
 
     def check_vocabulary(self, front: TextFrontEnd) -> None:
         """Refuse a front end whose ids the graphs have no rows for."""

@@ -62,7 +62,7 @@ def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lam
             f"bundle {manifest.name} has the lowering {manifest.lowering}; --target ort makes {precision} of "
             f"{FUSED} alone: export it with valle2 export --lowering {FUSED}, or take fp16"
         )
-    lowered = [manifest.lowered([name], precision) for name in fitting]
+    lowered = [manifest.in_lowering([name], precision) for name in fitting]
     return [row for one in lowered for row in build_lowering(path, one, precision, progress)]
 
 

@@ -28,8 +28,8 @@ from valle2.engine.build.audit import Case, audit
 from valle2.engine.build.precision import converted_spec, load_graph
 from valle2.engine.build.progress import make_monitor
 from valle2.engine.build.weight_formats import check_storage
+from valle2.engine.bundle.contract import LOGITS
 from valle2.engine.bundle.engine_files import (
-    BOUNDARY,
     Key,
     Record,
     engine_folder,
@@ -91,7 +91,7 @@ def build_engine(
         ManifestError: not a bundle, or a damaged one.
     """
     trt = load(target)
-    manifest = read_manifest(Path(bundle)).lowered(lowerings_here(target), f"{target} {trt.__version__}")
+    manifest = read_manifest(Path(bundle)).in_lowering(lowerings_here(target), f"{target} {trt.__version__}")
     chosen = check_gpus(target, tuple(dict.fromkeys(gpu.lower() for gpu in gpus)))
     check_storage(precision, manifest.lowering, chosen)
     plan = Plan(Path(bundle), manifest, target, precision, chosen, limits or Limits(), workspace)
@@ -206,7 +206,7 @@ def configure(network: Parsed, plan: Plan, key: Key, spec: GraphSpec) -> Any:
     if target_named(plan.target).gpus:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, key.gpu.upper()), 0)
-    if key.precision == "fp32" and any(tensor.name == BOUNDARY for tensor in spec.outputs):
+    if key.precision == "fp32" and any(tensor.name == LOGITS for tensor in spec.outputs):
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is asked for to compare with the reference
     if plan.workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace * MIB)

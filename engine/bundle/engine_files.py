@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from valle2.engine.bundle.contract import LOGITS
 from valle2.engine.bundle.manifest import Manifest, sha256
 from valle2.engine.bundle.profiles import Profile
 from valle2.engine.bundle.schema import (
@@ -41,7 +42,6 @@ MAX_RECORD = 2**20
 """Bytes of a record; those of the paper's size have 20 kB."""
 MAX_WORKSPACE, MAX_BYTES, MAX_SECONDS = 2**24, 2**42, 1e7
 RANGE = ("low", "usual", "high")
-BOUNDARY = "logits"  # what a graph in half precision computes in it; behind it, float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def source_hash(manifest: Manifest, graph: str) -> str:
 
 def graph_precision(spec: GraphSpec, precision: str) -> str:
     """The precision a graph is computed in: what was asked for if it has logits, else float32."""
-    return precision if any(tensor.name == BOUNDARY for tensor in spec.outputs) else "fp32"
+    return precision if any(tensor.name == LOGITS for tensor in spec.outputs) else "fp32"
 
 
 def store(folder: Path, key: Key, spec: GraphSpec, engine: bytes | memoryview, seconds: float) -> Record:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from valle2.engine.bundle.contract import AR, check_graphs
+from valle2.engine.bundle.contract import AR
 from valle2.engine.bundle.graph_file import check_graph_file
 from valle2.engine.bundle.schema import (
     CACHE_LENGTH,
@@ -37,6 +37,7 @@ from valle2.engine.bundle.schema import (
     with_keys,
     words,
 )
+from valle2.engine.bundle.signatures import check_graphs
 from valle2.engine.bundle.specs import GraphSpec, parse_graphs
 from valle2.engine.bundle.untrusted import parse_json, read_bounded, shown
 from valle2.engine.errors import BackendError, ManifestError
@@ -45,8 +46,8 @@ __all__ = [
     "FILE_NAME",
     "FORMAT",
     "MAX_BYTES",
-    "Lowered",
     "Manifest",
+    "Variant",
     "hash_files",
     "head_width",
     "parse_manifest",
@@ -62,7 +63,7 @@ MAX_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Lowered:
+class Variant:
     """Graphs of a bundle in another lowering than its first; the graphs that are not here serve both."""
 
     cache_length: int
@@ -95,28 +96,28 @@ class Manifest:
     parity: dict[str, float]
     files: dict[str, str] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
-    others: dict[str, Lowered] = field(default_factory=dict)
+    others: dict[str, Variant] = field(default_factory=dict)
 
-    def lowered(self, fitting: Sequence[str], taker: str) -> Manifest:
-        """The manifest with the graphs of the first lowering that fits, its own if that does.
+    def in_lowering(self, lowerings: Sequence[str], runner: str) -> Manifest:
+        """The manifest with the graphs of the first of these lowerings, its own if that is among them.
 
         Args:
-            fitting: the lowerings that the taker of the graphs runs.
+            lowerings: those that the runner takes, best first. runner: what runs the graphs, for the message.
 
         Raises:
             BackendError: the bundle has none of them.
         """
-        if self.lowering in fitting:
+        if self.lowering in lowerings:
             return self
-        for name in fitting:
+        for name in lowerings:
             if name in self.others:
                 other = self.others[name]
                 graphs = self.graphs | other.graphs
                 return replace(self, lowering=name, cache_length=other.cache_length, graphs=graphs)
-        held, wanted = " and ".join((self.lowering, *self.others)), " or ".join(fitting)
+        held, wanted = " and ".join((self.lowering, *self.others)), " or ".join(lowerings)
         raise BackendError(
-            f"bundle {self.name} has the lowering {held}; {taker} takes {wanted}: "
-            f"export it with valle2 export --lowering {fitting[0]}"
+            f"bundle {self.name} has the lowering {held}; {runner} takes {wanted}: "
+            f"export it with valle2 export --lowering {lowerings[0]}"
         )
 
     def to_json(self) -> str:
@@ -224,7 +225,7 @@ def checked(values: dict[str, Any]) -> Manifest:
     cache_length = whole("cache_length", values["cache_length"], CACHE_LENGTH)
     graphs = parse_graphs(values["graphs"])
     check_graphs(graphs, sizes, cache_length)
-    others = {name: parse_lowered(name, other) for name, other in entries("others", values["others"]).items()}
+    others = {name: parse_variant(name, other) for name, other in entries("others", values["others"]).items()}
     for name, other in others.items():
         if name == lowering or AR not in other.graphs:
             raise ValueError(f"others.{name} is the first lowering again, or has no graph {AR}")
@@ -246,13 +247,13 @@ def checked(values: dict[str, Any]) -> Manifest:
     )
 
 
-def parse_lowered(name: str, value: object) -> Lowered:
+def parse_variant(name: str, value: object) -> Variant:
     """The graphs of a further lowering."""
     one_of("a lowering in others", name, LOWERINGS)
     parts = ("cache_length", "graphs")
     found = with_keys(f"others.{name}", value, parts, parts)
     length = whole(f"others.{name}.cache_length", found["cache_length"], CACHE_LENGTH)
-    return Lowered(length, parse_graphs(found["graphs"]))
+    return Variant(length, parse_graphs(found["graphs"]))
 
 
 def check_file(folder: Path, name: str, digest: str | None, check_hash: bool) -> None:

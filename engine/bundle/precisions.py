@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from valle2.engine.bundle.contract import check_graph
 from valle2.engine.bundle.engine_files import engine_folder, source_hash
 from valle2.engine.bundle.graph_file import check_graph_file
 from valle2.engine.bundle.manifest import Manifest, check_file
 from valle2.engine.bundle.schema import check_digests, fault_of
+from valle2.engine.bundle.signatures import check_graph
 from valle2.engine.bundle.specs import GraphSpec, parse_graphs
 from valle2.engine.bundle.untrusted import parse_json, read_bounded
 from valle2.engine.errors import BackendError, ManifestError
@@ -28,9 +28,10 @@ RECIPE = 3
 """Raised when a method writes other weights than before, so that older builds are refused."""
 STORED, FUSED = "fp32", "ort"
 """The precision that a bundle comes in, and the lowering with ONNX Runtime's own attention."""
-AUTO, USUAL = "auto", "int8"
-"""What stands for `usual_precision`, and what that is where it is built: it costs the demo less than a point
-of its words (docs/precision.md)."""
+AUTO = "auto"
+"""Stands for `default_precision`."""
+DEFAULT_CPU_PRECISION = "int8"
+"""Used on a CPU if it is built. It costs the demo under one point of word error rate (docs/precision.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ PRECISIONS = (STORED, *METHODS)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class LocatedGraph:
     """A graph to be loaded: the folder of its file, and its tensors as they are there."""
 
     folder: Path
@@ -117,13 +118,13 @@ def is_built(record: Record | None, manifest: Manifest, precision: str) -> bool:
     )
 
 
-def usual_precision(bundle: Path, manifest: Manifest) -> str:
-    """The precision for a CPU if none is asked for: `USUAL` where it is built, else as the bundle comes."""
-    record = read_record(graph_folder(bundle, USUAL, manifest.lowering))
-    return USUAL if is_built(record, manifest, USUAL) else STORED
+def default_precision(bundle: Path, manifest: Manifest) -> str:
+    """The precision for a CPU if none is asked for: `DEFAULT_CPU_PRECISION` if built, else as stored."""
+    record = read_record(graph_folder(bundle, DEFAULT_CPU_PRECISION, manifest.lowering))
+    return DEFAULT_CPU_PRECISION if is_built(record, manifest, DEFAULT_CPU_PRECISION) else STORED
 
 
-def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, Found]:
+def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, LocatedGraph]:
     """Where each graph of a bundle is to be loaded from, and its tensors there.
 
     Raises:
@@ -131,7 +132,7 @@ def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, F
             the command that makes it.
     """
     check_precision(precision)
-    found = {name: Found(bundle, spec) for name, spec in manifest.graphs.items()}
+    found = {name: LocatedGraph(bundle, spec) for name, spec in manifest.graphs.items()}
     if precision == STORED:
         return found
     folder = graph_folder(bundle, precision, manifest.lowering)
@@ -158,7 +159,7 @@ def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, F
             raise BackendError(
                 f"{folder / spec.file} was not built by valle2: {error}; build it anew with: {remedy}"
             ) from None
-    return found | {name: Found(folder, spec) for name, spec in record.specs.items()}
+    return found | {name: LocatedGraph(folder, spec) for name, spec in record.specs.items()}
 
 
 def write_record(folder: Path, record: Record) -> None:

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from valle2.engine.bundle.contract import CODEBOOKS
 from valle2.engine.bundle.untrusted import shown
 
 Range = tuple[int, int]
 
 LOWERINGS = ("ort", "portable", "primitive")
-CODEBOOKS = 8
-"""Of a model whose manifest does not say."""
 WIDTH, HEADS, LAYERS, INNER, ROWS = (1, 8192), (1, 128), (1, 128), (1, 32768), (1, 2**21)
 SIZES: dict[str, Range] = {
     "vocab_size": (1, 2**18),
@@ -46,7 +45,11 @@ CACHE_LENGTH = (0, 2**17)
 MAX_CACHE = 2**30
 """Numbers that one row may keep in all its caches; a row of the largest published model keeps 2**28."""
 
-CODEC: dict[str, Range] = {"sample_rate": (4000, 192_000), "hop": (16, 8192), "codebooks": (8, 8)}
+CODEC: dict[str, Range] = {
+    "sample_rate": (4000, 192_000),
+    "hop": (16, 8192),
+    "codebooks": (CODEBOOKS, CODEBOOKS),
+}
 REQUIRED_CODEC = ("sample_rate", "hop")
 TEXT_KINDS = ("bpe", "phonemes", "ids")
 TEXT_TOKENS = (1, 2**15)

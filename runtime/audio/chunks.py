@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from valle2.engine import Backend
 from valle2.engine.backends.stateful import Stateful
-from valle2.engine.bundle.schema import CODEBOOKS
+from valle2.engine.bundle.contract import CODEBOOKS
 from valle2.runtime.audio.codec import Codec
 from valle2.runtime.audio.io import Audio, faded
 

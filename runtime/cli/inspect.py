@@ -63,7 +63,7 @@ def budget_of(folder: Path, manifest: Manifest, args: argparse.Namespace) -> Res
     from valle2.engine.bundle.profiles import Limits
 
     if args.lowering:
-        manifest = manifest.lowered([args.lowering], "--budget")
+        manifest = manifest.in_lowering([args.lowering], "--budget")
     limits = Limits(args.batch, args.frames)
     memory, bandwidth = args.device_memory * GB, args.bandwidth * GB
     return budget(folder, manifest, Question(limits, args.precision, memory, bandwidth))

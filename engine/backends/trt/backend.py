@@ -122,7 +122,7 @@ def open_engine(bundle: Path, graph: str, target: str, precision: str = "fp16") 
     gpu = this_gpu()
     if gpu is None:
         raise BackendError(f"no CUDA GPU was found here; {target} needs one, engine 'ort' runs on the CPU")
-    manifest = read_manifest(bundle, check_hashes=False).lowered(lowerings_here(target), target)
+    manifest = read_manifest(bundle, check_hashes=False).in_lowering(lowerings_here(target), target)
     wanted = {
         "target": target,
         "graph": graph,

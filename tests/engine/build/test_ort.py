@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from valle2.engine import BackendError, find_graphs, open_backend, read_manifest
+from valle2.engine import BackendError, Placement, find_graphs, open_backend, read_manifest
 from valle2.engine.build import ort as module
 from valle2.engine.build.kv_int8 import cache_ranges
 from valle2.engine.build.ort import build_graphs
@@ -85,7 +85,7 @@ def logits(bundle: Path, graph: str, precision: str, feeds: Mapping[str, NDArray
     found = find_graphs(bundle, manifest, precision)[graph]
     kinds = {tensor.name: tensor.dtype for tensor in found.spec.inputs}
     typed = {name: value.astype(kinds[name]) for name, value in feeds.items()}
-    return open_backend(found.folder, found.spec, threads=1).run(typed, ("logits",))["logits"]
+    return open_backend(found.folder, found.spec, Placement(threads=1)).run(typed, ("logits",))["logits"]
 
 
 @pytest.mark.parametrize("precision, graph", NOISE)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.engine.build.test_ort import feeds_of
 from tests.engine.build.test_tensorrt import REASON, RTX
-from valle2.engine import BackendError, open_backend, read_manifest
+from valle2.engine import BackendError, Placement, open_backend, read_manifest
 from valle2.engine.backends.trt.api import load
 from valle2.engine.build.audit import Case, Walk, check_types
 from valle2.engine.build.precision import unpack
@@ -45,7 +45,8 @@ def test_logits_stay_near_float32(
     assert products == kinds.count("DequantizeLinear") >= 4 * manifest.sizes["layers"]
     onnx.save_model(model, str(tmp_path / spec.file))
     whole, small = (
-        open_backend(place, spec, threads=1).run(feeds, ("logits",))["logits"] for place in (folder, tmp_path)
+        open_backend(place, spec, Placement(threads=1)).run(feeds, ("logits",))["logits"]
+        for place in (folder, tmp_path)
     )
     noise = float(np.sqrt(np.mean((small - whole) ** 2) / np.mean(whole**2)))
     assert 0 < noise < NOISE[precision], noise
