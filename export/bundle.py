@@ -17,8 +17,8 @@ import onnx
 import torch
 
 from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_backend, write_manifest
-from valle2.engine.bundle.files import replacing
-from valle2.engine.bundle.manifest import FILE_NAME, Variant, sha256
+from valle2.engine.bundle.files import replacing_folder, sha256
+from valle2.engine.bundle.manifest import FILE_NAME, Variant
 from valle2.engine.errors import Valle2Error
 from valle2.export.attention import LOWERINGS, OPSETS
 from valle2.export.checkpoint import Checkpoint, Codec, weights_file
@@ -101,7 +101,7 @@ def export_checkpoint(
     files = [weights_file(source)] if own else files
     codec_files = [codec_file(wanted)] if isinstance(wanted, Path) else []
     codec_files += [vocos_file(voice)] if voice else []
-    with replacing(target) as folder:
+    with replacing_folder(target) as folder:
         for name in CARRIED if own else ():
             beside = files[0].parent
             copy_folder(beside / name, folder / name, beside.parents[1] if found.hub else beside)

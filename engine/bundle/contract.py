@@ -23,3 +23,6 @@ LOGITS = "logits"
 """The output up to which a graph may compute in half precision. What follows it stays in float32."""
 MASK_VALUE = -6e4
 """Score of a hidden position: finite in float16, and far below every real score."""
+
+BUILDS_FOLDER = "engines"
+"""The folder of a bundle that `valle2 build` writes. What lies there is compiled for one machine."""

@@ -7,15 +7,14 @@ bundle may come from a stranger. `parse_manifest` checks every entry once, again
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from valle2.engine.bundle.contract import AR
+from valle2.engine.bundle.files import sha256, write_file
 from valle2.engine.bundle.graph_file import check_graph_file
 from valle2.engine.bundle.schema import (
     CACHE_LENGTH,
@@ -30,7 +29,6 @@ from valle2.engine.bundle.schema import (
     check_text,
     entries,
     fault_of,
-    head_width,
     leaves,
     one_of,
     whole,
@@ -41,20 +39,6 @@ from valle2.engine.bundle.signatures import check_graphs
 from valle2.engine.bundle.specs import GraphSpec, parse_graphs
 from valle2.engine.bundle.untrusted import parse_json, read_bounded, shown
 from valle2.engine.errors import BackendError, ManifestError
-
-__all__ = [
-    "FILE_NAME",
-    "FORMAT",
-    "MAX_BYTES",
-    "Manifest",
-    "Variant",
-    "hash_files",
-    "head_width",
-    "parse_manifest",
-    "read_manifest",
-    "sha256",
-    "write_manifest",
-]
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
@@ -289,12 +273,6 @@ def hash_of(path: Path) -> str:
         raise ManifestError(f"{path} cannot be read ({error.strerror}); check its rights") from None
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def hash_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
     """sha256 of every file below the folder but the manifest, or of the named ones."""
     if names is None:
@@ -311,6 +289,4 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     text = manifest.to_json()
     parse_manifest(text, folder / FILE_NAME)
-    aside = folder / f".{FILE_NAME}.{os.getpid()}"
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, folder / FILE_NAME)
+    write_file(folder / FILE_NAME, text.encode())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from valle2.engine.backends.trt.api import release
-from valle2.engine.bundle.engine_files import engine_folder
+from valle2.engine.bundle.artifacts import build_folder
 from valle2.engine.bundle.profiles import PREFILL_CHUNK
 from valle2.engine.errors import BackendError
 
@@ -147,7 +147,7 @@ def provider_options(provider: Provider, bundle: Path, engine: str) -> dict[str,
     """The options with the folder that compiled engines are kept in, which is made."""
     if CACHE not in provider.options.values():
         return dict(provider.options)
-    cache = engine_folder(bundle, engine)
+    cache = build_folder(bundle, engine)
     cache.mkdir(parents=True, exist_ok=True)
     return {key: str(cache) if value == CACHE else value for key, value in provider.options.items()}
 

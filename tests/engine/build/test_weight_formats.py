@@ -19,7 +19,8 @@ from valle2.engine.build.precision import unpack
 from valle2.engine.build.quantize import store_weights
 from valle2.engine.build.tensorrt import build_engine
 from valle2.engine.build.weight_formats import STORAGES, check_storage
-from valle2.engine.bundle.engine_files import find_engine, source_hash
+from valle2.engine.bundle.artifacts import source_hash
+from valle2.engine.bundle.engine_files import find_engine
 from valle2.engine.bundle.profiles import Limits
 
 # Root mean square of the difference over that of float32's logits. Measured: 0.018, 0.243, 0.063.
