@@ -1,14 +1,13 @@
-"""Graphs to sessions: bundles, backends and buffers. Knows named arrays, never speech."""
+"""Bundles, and the backends that run their graphs. Knows named arrays, never text, tokens' meaning or audio.
 
-from valle2.engine.backends.base import Backend, Buffer, Closing, FakeBackend, Step, open_backend, sized
-from valle2.engine.backends.ort.providers import fitted, prefill_chunk
-from valle2.engine.bundle.manifest import (
-    Manifest,
-    hash_files,
-    read_manifest,
-    write_manifest,
-)
-from valle2.engine.bundle.precisions import check_precision, find_graphs
+Importing it loads no runtime: `open_backend` imports ONNX Runtime or TensorRT when it opens a graph.
+"""
+
+from valle2.engine.backends.base import Backend, Buffer, Closing, Step, sized
+from valle2.engine.backends.placement import Placement, select_variant
+from valle2.engine.backends.registry import open_backend
+from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest, write_manifest
+from valle2.engine.bundle.precisions import LocatedGraph, check_precision, find_graphs
 from valle2.engine.bundle.profiles import whole_text
 from valle2.engine.bundle.specs import GraphSpec, TensorSpec
 from valle2.engine.errors import BackendError, HubError, ManifestError, QueueFullError, Valle2Error
@@ -18,22 +17,22 @@ __all__ = [
     "BackendError",
     "Buffer",
     "Closing",
-    "FakeBackend",
     "GraphSpec",
     "HubError",
+    "LocatedGraph",
     "Manifest",
     "ManifestError",
+    "Placement",
     "QueueFullError",
     "Step",
     "TensorSpec",
     "Valle2Error",
     "check_precision",
     "find_graphs",
-    "fitted",
     "hash_files",
     "open_backend",
-    "prefill_chunk",
     "read_manifest",
+    "select_variant",
     "sized",
     "whole_text",
     "write_manifest",

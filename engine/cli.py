@@ -43,7 +43,8 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     if args.target == "ort":
         return build_smaller(args.bundle, precision, progress)
     from valle2.engine.build.tensorrt import build_engine
-    from valle2.engine.bundle.engine_files import engine_folder, summary
+    from valle2.engine.bundle.artifacts import build_folder
+    from valle2.engine.bundle.engine_files import summary
 
     if args.workspace < 0:
         raise Valle2Error(f"--workspace is {args.workspace}; expected 0 or more MiB")
@@ -56,13 +57,13 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         workspace=args.workspace,
         progress=progress,
     )
-    return {"folder": str(engine_folder(args.bundle, args.target)), "engines": list(summary(found))}
+    return {"folder": str(build_folder(args.bundle, args.target)), "engines": summary(found)}
 
 
 def build_smaller(bundle: Path, precision: str, progress: Any) -> dict[str, Any]:
     """The target "ort"."""
     from valle2.engine.build.ort import build_graphs
-    from valle2.engine.bundle.engine_files import FOLDER
+    from valle2.engine.bundle.contract import BUILDS_FOLDER
 
     made = build_graphs(bundle, precision, progress=progress)
-    return {"folder": str(bundle / FOLDER), "graphs": made}
+    return {"folder": str(bundle / BUILDS_FOLDER), "graphs": made}

@@ -17,8 +17,8 @@ import onnx
 import torch
 
 from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_backend, write_manifest
-from valle2.engine.bundle.files import replacing
-from valle2.engine.bundle.manifest import FILE_NAME, Lowered, sha256
+from valle2.engine.bundle.files import replacing_folder, sha256
+from valle2.engine.bundle.manifest import FILE_NAME, Variant
 from valle2.engine.errors import Valle2Error
 from valle2.export.attention import LOWERINGS, OPSETS
 from valle2.export.checkpoint import Checkpoint, Codec, weights_file
@@ -101,7 +101,7 @@ def export_checkpoint(
     files = [weights_file(source)] if own else files
     codec_files = [codec_file(wanted)] if isinstance(wanted, Path) else []
     codec_files += [vocos_file(voice)] if voice else []
-    with replacing(target) as folder:
+    with replacing_folder(target) as folder:
         for name in CARRIED if own else ():
             beside = files[0].parent
             copy_folder(beside / name, folder / name, beside.parents[1] if found.hub else beside)
@@ -180,7 +180,7 @@ def export_lowering(
     judge: Judge,
     progress: Progress,
     beside: str = "",
-) -> Lowered:
+) -> Variant:
     """Export the rows of the table in a lowering and compare each with its module.
 
     Args:
@@ -205,7 +205,7 @@ def export_lowering(
     compare(checkpoint, folder, specs, slots, replace(judge, suffix=f"-{lowering}" if beside else ""))
     for line in judge.accepted[known:]:
         progress(f"{WARNING}{line}; written all the same")
-    return Lowered(capacity if fixed else 0, specs)
+    return Variant(capacity if fixed else 0, specs)
 
 
 def compare(
@@ -230,7 +230,7 @@ def compare(
             verify_stream(checkpoint.codec[1], codec["codec_stream"], judge)
 
 
-def describe(checkpoint: Checkpoint, main: Lowered, judge: Judge, lowering: str) -> Manifest:
+def describe(checkpoint: Checkpoint, main: Variant, judge: Judge, lowering: str) -> Manifest:
     """The manifest without its hashes."""
     codec = {}
     if checkpoint.codec:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,17 +20,14 @@ from valle2.engine import (
     Closing,
     HubError,
     Manifest,
-    check_precision,
-    find_graphs,
-    fitted,
+    Placement,
     open_backend,
-    prefill_chunk,
     read_manifest,
 )
-from valle2.engine.backends.ort.memory import give_back
+from valle2.engine.backends.ort.memory import trim_heap
 from valle2.engine.bundle.hub import fetch_bundle, parse_id
 from valle2.engine.bundle.manifest import FILE_NAME
-from valle2.engine.bundle.precisions import AUTO, STORED, usual_precision
+from valle2.engine.bundle.precisions import AUTO
 from valle2.engine.bundle.schema import MAX_WINDOW
 from valle2.engine.bundle.untrusted import exists, is_folder
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
@@ -61,13 +57,13 @@ class Valle2(Closing):
 
     Args:
         path: the bundle's folder. manifest: with the graphs for the device. slots: rows of the AR batch.
-        where: device, engine, precision, threads and fallback of every graph.
+        placement: what runs every graph, resolved for this bundle.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, slots: int, **where: Any) -> None:
+    def __init__(self, path: Path, manifest: Manifest, slots: int, placement: Placement) -> None:
         self.path, self.manifest = path, manifest
-        self.precision = where["precision"]
-        self.model = load_model(path, manifest, slots, **where)
+        self.precision = placement.precision
+        self.model = load_model(path, manifest, slots, placement)
         self.engine = SynthesisEngine(self.model)
         self.collectors: dict[RequestId, Collector] = {}
         self.closed = False
@@ -75,7 +71,7 @@ class Valle2(Closing):
         if any(name.startswith("text/") for name in manifest.files):
             self.front = load_front_end(path, manifest.text, manifest.files)
             self.check_vocabulary(self.front)
-        give_back()
+        trim_heap()
 
     @classmethod
     def load(
@@ -108,16 +104,10 @@ class Valle2(Closing):
         """
         if slots < 1 or threads < 0:
             raise SettingsError(f"slots is {slots}, threads {threads}; expected slots >= 1, threads >= 0")
+        asked = Placement(device, engine, precision, threads, fallback)
         path = find_model(model)
-        if engine == "ort" and precision != AUTO:
-            check_precision(precision)
-        manifest = read_manifest(path)
-        if precision == AUTO:
-            fused = engine == "ort" and device == "cpu"
-            precision = usual_precision(path, manifest) if fused else STORED
-        manifest = fitted(manifest, engine, device, precision)
-        where = {"device": device, "threads": threads, "engine": engine, "precision": precision}
-        return cls(path, manifest, slots, **where, fallback=fallback)
+        placement, manifest = asked.resolve(path, read_manifest(path))
+        return cls(path, manifest, slots, placement)
 
     def check_vocabulary(self, front: TextFrontEnd) -> None:
         """Refuse a front end whose ids the graphs have no rows for."""
@@ -366,16 +356,16 @@ class Valle2(Closing):
             self.engine.close()
 
 
-def load_model(path: Path, manifest: Manifest, slots: int, **where: Any) -> LoadedModel:
+def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement) -> LoadedModel:
     """Open a bundle's graphs.
 
     Raises:
         BackendError: a graph does not load.
     """
-    graphs = find_graphs(path, manifest, where["precision"] if where["engine"] == "ort" else STORED)
+    graphs = placement.locate_graphs(path, manifest)
     encoder = graphs.pop("codec_encoder", None)
     backends = {
-        name: open_backend(found.folder, found.spec, **where, stepped=name == "ar")
+        name: open_backend(found.folder, found.spec, placement, stepped=name == "ar")
         for name, found in graphs.items()
     }
     layout = TokenLayout.of(manifest)
@@ -385,7 +375,7 @@ def load_model(path: Path, manifest: Manifest, slots: int, **where: Any) -> Load
         manifest.cache_length,
         slots,
         MAX_WINDOW,
-        chunk=prefill_chunk(where["engine"], where["device"]),
+        chunk=placement.prefill_chunk,
         whole_text=layout.whole_text,
     )
     codec = None
@@ -393,9 +383,9 @@ def load_model(path: Path, manifest: Manifest, slots: int, **where: Any) -> Load
 
         def open_encoder() -> Backend:
             found = read_manifest(path, check_hashes=False)
-            if found.lowered([manifest.lowering], str(path)) != manifest:
+            if found.in_lowering([manifest.lowering], str(path)) != manifest:
                 raise ModelError(f"{path} has changed since it was loaded; load it anew")
-            return open_backend(encoder.folder, encoder.spec, **where)
+            return open_backend(encoder.folder, encoder.spec, placement)
 
         decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
         codec = Codec(open_encoder, decoder, manifest.codec, stream)

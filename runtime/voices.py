@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from math import prod
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from valle2.engine import Manifest, hash_files, read_manifest, write_manifest
+from valle2.engine.bundle.files import replacing_file
 from valle2.engine.bundle.manifest import FILE_NAME, parse_manifest, read_text
 from valle2.engine.bundle.schema import listed, one_of, whole, words
 from valle2.engine.bundle.untrusted import parse_json, read_bounded
@@ -131,14 +131,12 @@ def voice_path(folder: Path, name: str) -> Path:
 def write_voice(folder: Path, prompt: Prompt) -> Path:
     """Add a prompt to a bundle under its name."""
     path = voice_path(folder, prompt.name)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)
-        store_prompt(aside, prompt)
-        os.replace(aside, path)
+        with replacing_file(path) as part:
+            store_prompt(part, prompt)
         update_hash(folder, path)
     except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
         raise PromptError(f"{path} cannot be written ({error}); is the model's folder writable?") from None
     return path
 

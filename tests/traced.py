@@ -16,7 +16,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from valle2.engine.build.external_data import write_graph
-from valle2.engine.bundle.files import replacing
+from valle2.engine.bundle.files import replacing_folder
 from valle2.export.graphs import Graph, export_graph
 
 
@@ -45,6 +45,6 @@ def trace_once(kept: Path, row: Graph, path: Path, shared: Path | None = None) -
     traced = place / f"{row.name}.onnx"
     with FileLock(f"{place}.lock"):
         if not place.exists():
-            with replacing(place) as aside:
+            with replacing_folder(place) as aside:
                 export_graph(row, aside / traced.name)
     return write_graph(onnx.load(str(traced)), path, shared)

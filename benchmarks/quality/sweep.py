@@ -4,7 +4,6 @@ interrupted sweep goes on where it stopped."""
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ from valle2.benchmarks.quality.judges import Judges, need
 from valle2.benchmarks.quality.scores import COLUMNS, read_scores, summarise
 from valle2.benchmarks.quality.speakers import Speaker, own_speakers, recorded_speakers, recordings, shortened
 from valle2.benchmarks.report.report import measured_on
-from valle2.engine.bundle.manifest import sha256
+from valle2.engine.bundle.files import sha256, write_file
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Settings, Valle2
 
@@ -183,12 +182,9 @@ def agree(kept: Result, fresh: Result) -> bool:
 
 def save(out: Path, result: Result) -> None:
     """Replace the file at once, so that an interruption leaves the earlier one."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        aside.write_text(json.dumps(result, indent=None, separators=(",", ":")), encoding="utf-8")
-        os.replace(aside, out)
+        write_file(out, json.dumps(result, indent=None, separators=(",", ":")).encode())
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise Valle2Error(f"{out} cannot be written: {error}; pass another --out") from None
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import onnxruntime
 
 from valle2.engine import Manifest
-from valle2.engine.bundle.manifest import head_width
 from valle2.engine.bundle.precisions import HALF, METHODS, STORED
+from valle2.engine.bundle.schema import head_width
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Valle2
 

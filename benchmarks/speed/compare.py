@@ -28,7 +28,7 @@ from valle2.benchmarks.speed.bandwidth import read_bandwidth
 from valle2.benchmarks.speed.eager import EagerTimes, decode, synthesize
 from valle2.benchmarks.speed.latency import NAR_PASSES, STAGES, positions
 from valle2.benchmarks.speed.peak import matmul_peak, nar_operations
-from valle2.engine.bundle.manifest import sha256
+from valle2.engine.bundle.files import sha256
 from valle2.engine.bundle.precisions import DYNAMIC, METHODS
 from valle2.engine.errors import Valle2Error
 from valle2.export import Checkpoint, read_checkpoint

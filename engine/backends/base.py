@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from valle2.engine.backends.ort.providers import ENGINES
 from valle2.engine.bundle.specs import GraphSpec, TensorSpec
 from valle2.engine.errors import BackendError
 
@@ -173,67 +171,3 @@ class ArrayBuffer(Buffer):
 
     def rows(self, part: slice) -> ArrayBuffer:
         return ArrayBuffer(self.array[part])
-
-
-class FakeBackend(Backend):
-    """A Python function in place of a graph: the test double that ships with the real ones."""
-
-    def __init__(self, spec: GraphSpec, function: Callable[[Mapping[str, Array]], dict[str, Array]]) -> None:
-        self.spec = spec
-        self.function = function
-
-    def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
-        found = self.function(feeds)
-        return {name: found[name] for name in outputs}
-
-    def buffer(self, shape: tuple[int, ...], dtype: DTypeLike) -> ArrayBuffer:
-        return ArrayBuffer(np.zeros(shape, dtype))
-
-    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
-        def step() -> None:
-            found = self.function({name: buffer.read() for name, buffer in inputs.items()})
-            for name, buffer in outputs.items():
-                buffer.write(found[name])
-
-        return step
-
-    def close(self) -> None:
-        pass
-
-
-def open_backend(
-    folder: Path,
-    spec: GraphSpec,
-    device: str = "cpu",
-    threads: int = 0,
-    engine: str = "ort",
-    precision: str = "fp16",
-    fallback: bool = False,
-    stepped: bool = False,
-) -> Backend:
-    """Load one graph of a bundle.
-
-    Args:
-        folder: the bundle. spec: the graph's entry in the manifest.
-        device: "cpu" or "cuda"; never replaced by another one. threads: CPU threads, 0 for all cores.
-        engine: "ort" runs the graph; "ort-tensorrt" and "ort-tensorrt-rtx" do so through these providers of
-            ONNX Runtime; "tensorrt" and "tensorrt-rtx" run what `valle2 build` made; all four on "cuda".
-        precision: that of the engine; the others run the graph as it is stored.
-        fallback: whether ONNX Runtime may run nodes elsewhere that the device's provider does not take.
-        stepped: for a graph that is called step after step over the same buffers and reads all its weights
-            each time. ONNX Runtime then keeps them in huge pages on a "cpu" that has them, at the price of
-            about a millisecond a megabyte of loading, and replays bound calls as CUDA graphs on "cuda".
-
-    Raises:
-        BackendError: the device is unknown or absent, or the graph or its engine does not load.
-    """
-    if engine not in ENGINES:
-        from valle2.engine.backends.trt.backend import open_engine
-
-        if device != "cuda":
-            raise BackendError(f"device is {device!r}; engine {engine!r} runs on 'cuda' alone")
-        return open_engine(folder, spec.graph, engine, precision)
-    from valle2.engine.backends.ort.session import OrtBackend
-
-    options = {"fallback": fallback, "stepped": stepped}
-    return OrtBackend(folder / spec.file, spec, device, threads, engine, bundle=folder, **options)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine.backends.base import Backend
+from valle2.engine.bundle.contract import OUT_SUFFIX, STATE_PREFIX
 
 Array = NDArray[Any]
-PREFIX, SUFFIX = "state_", "_out"
 
 
 class Stateful:
@@ -25,12 +25,12 @@ class Stateful:
                 [axis if isinstance(axis, int) else 1 for axis in tensor.axes], tensor.dtype
             )
             for tensor in backend.spec.inputs
-            if tensor.name.startswith(PREFIX)
+            if tensor.name.startswith(STATE_PREFIX)
         }
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The graph's other outputs for the next piece; its errors are those of `Backend.run`."""
         found = self.backend.run({**feeds, "started": np.array(self.started), **self.states})
-        self.states = {name: found.pop(name + SUFFIX) for name in self.states}
+        self.states = {name: found.pop(name + OUT_SUFFIX) for name in self.states}
         self.started = True
         return found

@@ -16,9 +16,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from valle2.engine.backends.trt.api import Parsed, attention_of, layers, made_tensors, read_tensors
-from valle2.engine.build.precision import CACHE
 from valle2.engine.build.weight_formats import compute_precision
-from valle2.engine.bundle.engine_files import BOUNDARY
+from valle2.engine.bundle.contract import CACHE_PREFIX, LOGITS, OUT_SUFFIX
 from valle2.engine.errors import AuditError
 
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
@@ -147,7 +146,7 @@ def check_aliases(case: Case, walk: Walk) -> Iterator[str]:
     """Each cache is updated from its own input, in place where the lowering can."""
     expected = CACHE_WRITERS[case.lowering]
     for name in sorted(cache_inputs(case)):
-        out = f"{name}_out"
+        out = f"{name}{OUT_SUFFIX}"
         kind = walk.kind(out)
         if kind != expected or walk.makers[out].get_input(0).name != name:
             yield f"{out} is made by {kind or 'nothing'}; expected {expected} of {name}"
@@ -167,7 +166,7 @@ def check_inputs(case: Case, walk: Walk) -> Iterator[str]:
 
 def check_types(case: Case, walk: Walk) -> Iterator[str]:
     """Large weights are stored, and heavy layers run, in the graph's type; behind the logits in float32."""
-    typed = [value.name for value in case.model.graph.output if value.name.startswith((BOUNDARY, CACHE))]
+    typed = [value.name for value in case.model.graph.output if value.name.startswith((LOGITS, CACHE_PREFIX))]
     proper = walk.ancestors(*typed)
     for layer in walk.layers:
         kind, made = layer.type.name, made_tensors(layer)
@@ -232,19 +231,21 @@ def network_outputs(case: Case) -> list[Any]:
 
 
 def cache_inputs(case: Case) -> set[str]:
-    return {tensor.name for tensor in network_inputs(case) if tensor.name.startswith(CACHE)}
+    return {tensor.name for tensor in network_inputs(case) if tensor.name.startswith(CACHE_PREFIX)}
 
 
 def cache_length(case: Case) -> int:
     """Slots of the (batch, heads, slots, width) caches, 0 without any."""
-    lengths = (t.shape[2] for t in network_inputs(case) if t.name.startswith(CACHE))
+    lengths = (t.shape[2] for t in network_inputs(case) if t.name.startswith(CACHE_PREFIX))
     return int(next(lengths, 0))
 
 
 def mask_is_right(model: onnx.ModelProto, name: str) -> bool:
     """Compute the mask of rows at different positions and compare: query s sees slots <= past + s."""
     part = part_before(model, name)
-    length = next(v for v in model.graph.input if v.name.startswith(CACHE)).type.tensor_type.shape.dim[2]
+    length = next(v for v in model.graph.input if v.name.startswith(CACHE_PREFIX)).type.tensor_type.shape.dim[
+        2
+    ]
     past, steps = np.array([0, 7, length.dim_value - 3]), 3
     feeds = {value.name: example(value, past, steps) for value in part.graph.input}
     mask = ort.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)

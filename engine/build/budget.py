@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from valle2.engine.build.precision import straighten
 from valle2.engine.build.weight_formats import WIDTHS
+from valle2.engine.bundle.contract import CACHE_PREFIX
 from valle2.engine.bundle.engine_files import graph_precision
 from valle2.engine.bundle.graph_file import readable
 from valle2.engine.bundle.manifest import Manifest
@@ -25,7 +26,6 @@ from valle2.engine.bundle.profiles import Limits, largest_sizes
 from valle2.engine.errors import BackendError
 
 MB, GB = 1e6, 1e9
-CACHE = "cache_"
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten")
 CACHE_PASSES = {"ort": 1, "portable": 1, "primitive": 5}
@@ -144,8 +144,8 @@ def need(manifest: Manifest, name: str, model: onnx.ModelProto, question: Questi
     weights, read = weight_bytes(model, precision)
     tensors = tensor_bytes(model, sizes, int(WIDTHS[precision].other))
     names = [value.name for value in (*model.graph.input, *model.graph.output)]
-    caches = sum(tensors[n.name] for n in model.graph.input if n.name.startswith(CACHE))
-    buffers = sum(tensors[n] for n in names if not n.startswith(CACHE))
+    caches = sum(tensors[n.name] for n in model.graph.input if n.name.startswith(CACHE_PREFIX))
+    buffers = sum(tensors[n] for n in names if not n.startswith(CACHE_PREFIX))
     return Need(weights, read, caches * copies(manifest), buffers, peak(model, tensors))
 
 

@@ -16,11 +16,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from valle2.engine.backends.base import open_backend
-from valle2.engine.build.precision import CACHE
+from valle2.engine.backends.registry import open_backend
+from valle2.engine.bundle.contract import CACHE_PREFIX, CODEBOOK_SIZE, OUT_SUFFIX
 from valle2.engine.bundle.specs import GraphSpec
 
-CODES = 1024
 TOP, LEAST_SCALE = 127, 1e-12
 TOKENS, FRAMES, ROWS = 100, 400, 4
 """Of text, of codes, and how often: what is drawn to see how far the channels go."""
@@ -36,7 +35,7 @@ Ranges = dict[str, NDArray[np.float32]]
 
 def cache_ranges(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> Ranges:
     """Run the AR graph of a folder over random rows. sizes: the manifest's."""
-    group, caches = sizes["group_size"], [t for t in spec.inputs if t.name.startswith(CACHE)]
+    group, caches = sizes["group_size"], [t for t in spec.inputs if t.name.startswith(CACHE_PREFIX)]
     words, groups = min(TOKENS, sizes["max_text"]), min(FRAMES, sizes["max_frames"]) // group
     length = words + 1 + groups
     found: Ranges = {}
@@ -45,7 +44,7 @@ def cache_ranges(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> Ran
             draws = np.random.default_rng(seed)
             text, codes = np.zeros((1, length), np.int64), np.zeros((1, length, group), np.int64)
             text[0, :words] = draws.integers(0, sizes["vocab_size"], words)
-            codes[0, words + 1 :] = draws.integers(0, CODES, (groups, group))
+            codes[0, words + 1 :] = draws.integers(0, CODEBOOK_SIZE, (groups, group))
             feeds: dict[str, NDArray[Any]] = {
                 "text": text,
                 "codes": codes,
@@ -62,9 +61,9 @@ def cache_ranges(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> Ran
             for cache in caches:
                 heads, width = int(cache.axes[1]), int(cache.axes[3])
                 feeds[cache.name] = np.zeros((1, heads, length, width), np.float32)
-            kept = backend.run(feeds, tuple(f"{cache.name}_out" for cache in caches))
+            kept = backend.run(feeds, tuple(f"{cache.name}{OUT_SUFFIX}" for cache in caches))
             for cache in caches:
-                reached = np.abs(kept[f"{cache.name}_out"][0]).max(axis=1)
+                reached = np.abs(kept[f"{cache.name}{OUT_SUFFIX}"][0]).max(axis=1)
                 found[cache.name] = np.maximum(found.get(cache.name, 0), reached)
     return found
 
@@ -85,7 +84,7 @@ def store_caches(model: onnx.ModelProto, ranges: Ranges) -> None:
             node.input.extend(inputs)
             node.attribute.extend(helper.make_attribute(name, value) for name, value in KINDS.items())
     for value in (*model.graph.input, *model.graph.output):
-        if value.name.startswith(CACHE):
+        if value.name.startswith(CACHE_PREFIX):
             value.type.tensor_type.elem_type = TensorProto.INT8
     model.graph.ClearField("value_info")
 

@@ -13,7 +13,7 @@ from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.kv_int8 import cache_ranges, store_caches
 from valle2.engine.build.precision import converted_spec, load_graph
 from valle2.engine.build.quantize import quantise
-from valle2.engine.bundle.files import replacing
+from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.graph_file import readable
 from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest
 from valle2.engine.bundle.precisions import (
@@ -22,12 +22,12 @@ from valle2.engine.bundle.precisions import (
     METHODS,
     STORED,
     Method,
-    Record,
+    OrtBuildRecord,
     check_precision,
     description,
     graph_folder,
     takes,
-    write_record,
+    write_build_record,
 )
 from valle2.engine.bundle.specs import GraphSpec
 from valle2.engine.errors import BackendError
@@ -62,7 +62,7 @@ def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lam
             f"bundle {manifest.name} has the lowering {manifest.lowering}; --target ort makes {precision} of "
             f"{FUSED} alone: export it with valle2 export --lowering {FUSED}, or take fp16"
         )
-    lowered = [manifest.lowered([name], precision) for name in fitting]
+    lowered = [manifest.in_lowering([name], precision) for name in fitting]
     return [row for one in lowered for row in build_lowering(path, one, precision, progress)]
 
 
@@ -72,13 +72,15 @@ def build_lowering(path: Path, manifest: Manifest, precision: str, progress: Pro
     rows, specs = [], {}
     try:
         folder.parent.mkdir(exist_ok=True)
-        with replacing(folder) as aside:
+        with replacing_folder(folder) as aside:
             for graph in METHODS[precision]:
                 progress(f"building {graph} ({precision}, {manifest.lowering})")
                 spec, method = manifest.graphs[graph], METHODS[precision][graph]
                 row, specs[graph] = build_graph(path, aside, spec, method, manifest.sizes)
                 rows.append({"graph": graph, "lowering": manifest.lowering} | row)
-            write_record(aside, Record(description(manifest, precision), specs, hash_files(aside)))
+            write_build_record(
+                aside, OrtBuildRecord(description(manifest, precision), specs, hash_files(aside))
+            )
     except OSError as error:
         raise BackendError(f"{folder} cannot be written ({error.strerror}); free space or rights") from None
     return rows

@@ -17,14 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from valle2.engine.build.quantize import store_weights
 from valle2.engine.build.weight_formats import STORAGES, compute_precision
-from valle2.engine.bundle.engine_files import BOUNDARY
+from valle2.engine.bundle.contract import CACHE_PREFIX, LOGITS, MASK_VALUE
 from valle2.engine.bundle.specs import GraphSpec, TensorSpec
 from valle2.engine.errors import BackendError
 
 PRECISIONS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-CACHE = "cache_"
 LEAST = float(np.finfo(np.float32).min)
-MASKED = -6e4  # in place of float32's least number, which hides a position and has no float16
+"""How the exporter\'s tracer hides a position. It has no float16, so `MASK_VALUE` takes its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def load_graph(path: Path, precision: str) -> onnx.ModelProto:
     except Exception as error:  # protobuf's and onnx's errors share no base class
         raise BackendError(f"{path} is not a readable ONNX graph ({type(error).__name__})") from None
     unpack(model)
-    if precision != "fp32" and any(value.name == BOUNDARY for value in model.graph.output):
+    if precision != "fp32" and any(value.name == LOGITS for value in model.graph.output):
         if precision in STORAGES:
             store_weights(model, STORAGES[precision])
         convert(model, PRECISIONS[compute_precision(precision)])
@@ -113,7 +112,7 @@ def convert(model: onnx.ModelProto, kind: int) -> None:
         retype_node(model.graph.node[index], kind)
     split_weights(model, region, kind)
     for value in [*model.graph.input, *model.graph.output]:
-        if value.name.startswith(CACHE):
+        if value.name.startswith(CACHE_PREFIX):
             value.type.tensor_type.elem_type = kind
     cast_borders(model, region, floats, kind)
     del model.graph.value_info[:]
@@ -122,7 +121,7 @@ def convert(model: onnx.ModelProto, kind: int) -> None:
 def find_region(model: onnx.ModelProto) -> Region:
     """Everything that the logits and the caches are computed from."""
     makers = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
-    todo = [value.name for value in model.graph.output if value.name.startswith((BOUNDARY, CACHE))]
+    todo = [value.name for value in model.graph.output if value.name.startswith((LOGITS, CACHE_PREFIX))]
     nodes: set[int] = set()
     while todo:
         index = makers.get(todo.pop())
@@ -169,9 +168,9 @@ def cast_borders(model: onnx.ModelProto, region: Region, floats: set[str], kind:
     outputs = {value.name for value in model.graph.output}
     nodes = list(enumerate(model.graph.node))
     read_outside = {name for index, node in nodes if index not in region.nodes for name in node.input}
-    leaving = {n for n in region.made & floats & (read_outside | outputs) if not n.startswith(CACHE)}
+    leaving = {n for n in region.made & floats & (read_outside | outputs) if not n.startswith(CACHE_PREFIX)}
     read_inside = {name for index in region.nodes for name in model.graph.node[index].input}
-    entering = {n for n in (read_inside & floats) - region.made if not n.startswith(CACHE)}
+    entering = {n for n in (read_inside & floats) - region.made if not n.startswith(CACHE_PREFIX)}
     ordered: list[onnx.NodeProto] = [cast(name, f"{name}_typed", kind) for name in sorted(entering)]
     for index, node in nodes:
         if index in region.nodes:
@@ -210,7 +209,7 @@ def retyped(tensor: TensorProto, kind: int, name: str) -> TensorProto:
     """
     values = numpy_helper.to_array(tensor)
     if tensor.data_type == TensorProto.FLOAT:
-        values = np.where(values == LEAST, np.float32(MASKED), values)
+        values = np.where(values == LEAST, np.float32(MASK_VALUE), values)
     with np.errstate(over="ignore"):
         small = values.astype(helper.tensor_dtype_to_np_dtype(kind))
     if not np.array_equal(np.isinf(small), np.isinf(values)):

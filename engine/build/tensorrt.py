@@ -28,17 +28,16 @@ from valle2.engine.build.audit import Case, audit
 from valle2.engine.build.precision import converted_spec, load_graph
 from valle2.engine.build.progress import make_monitor
 from valle2.engine.build.weight_formats import check_storage
+from valle2.engine.bundle.artifacts import build_folder, source_hash
+from valle2.engine.bundle.contract import LOGITS
 from valle2.engine.bundle.engine_files import (
-    BOUNDARY,
-    Key,
-    Record,
-    engine_folder,
+    EngineKey,
+    EngineRecord,
     graph_precision,
-    source_hash,
-    store,
-    stored,
-    write_aside,
+    store_engine,
+    stored_engine,
 )
+from valle2.engine.bundle.files import write_file
 from valle2.engine.bundle.manifest import Manifest, read_manifest
 from valle2.engine.bundle.profiles import Limits, Profile, profiles
 from valle2.engine.bundle.specs import GraphSpec
@@ -72,7 +71,7 @@ def build_engine(
     limits: Limits | None = None,
     workspace: int = 0,
     progress: Progress = lambda message: None,
-) -> list[Record]:
+) -> list[EngineRecord]:
     """Build every graph of a bundle for every GPU; engines that are there and fit are kept.
 
     Args:
@@ -91,7 +90,7 @@ def build_engine(
         ManifestError: not a bundle, or a damaged one.
     """
     trt = load(target)
-    manifest = read_manifest(Path(bundle)).lowered(lowerings_here(target), f"{target} {trt.__version__}")
+    manifest = read_manifest(Path(bundle)).in_lowering(lowerings_here(target), f"{target} {trt.__version__}")
     chosen = check_gpus(target, tuple(dict.fromkeys(gpu.lower() for gpu in gpus)))
     check_storage(precision, manifest.lowering, chosen)
     plan = Plan(Path(bundle), manifest, target, precision, chosen, limits or Limits(), workspace)
@@ -128,16 +127,17 @@ def check_gpus(target: str, gpus: tuple[str, ...]) -> tuple[str, ...]:
     return (present,)
 
 
-def build_graph(trt: Any, plan: Plan, graph: str, progress: Progress) -> list[Record]:
+def build_graph(trt: Any, plan: Plan, graph: str, progress: Progress) -> list[EngineRecord]:
     """Build one graph for all GPUs: parse and audit once, build per GPU."""
     ranges = tuple(profiles(plan.manifest, graph, plan.limits))
     precision = graph_precision(plan.manifest.graphs[graph], plan.precision)
     source, version = source_hash(plan.manifest, graph), str(trt.__version__)
     keys = [
-        Key(plan.target, graph, source, precision, version, gpu, plan.workspace, ranges) for gpu in plan.gpus
+        EngineKey(plan.target, graph, source, precision, version, gpu, plan.workspace, ranges)
+        for gpu in plan.gpus
     ]
-    folder = engine_folder(plan.bundle, plan.target)
-    kept = [stored(folder, key) for key in keys]
+    folder = build_folder(plan.bundle, plan.target)
+    kept = [stored_engine(folder, key) for key in keys]
     if None not in kept:
         progress(f"{graph}: engines are up to date")
         return [record for record in kept if record]
@@ -168,11 +168,13 @@ def decompose(network: Parsed, precision: str) -> None:
                 attention_of(network.trt, layer).decomposable = True
 
 
-def build_one(network: Parsed, plan: Plan, key: Key, model: onnx.ModelProto, progress: Progress) -> Record:
+def build_one(
+    network: Parsed, plan: Plan, key: EngineKey, model: onnx.ModelProto, progress: Progress
+) -> EngineRecord:
     """Build and store one engine."""
     line = f"building {key.graph} ({key.precision}, {len(key.profiles)} profiles) for {key.gpu}"
     progress(line)
-    folder = engine_folder(plan.bundle, plan.target)
+    folder = build_folder(plan.bundle, plan.target)
     spec = plan.manifest.graphs[key.graph]
     config = configure(network, plan, key, spec)
     cache = folder / TIMING_CACHE.format(version=key.version)
@@ -191,13 +193,23 @@ def build_one(network: Parsed, plan: Plan, key: Key, model: onnx.ModelProto, pro
             f"graph {key.graph} does not build for {key.gpu}: {network.messages.reason()}; "
             "lower --max-batch or --max-frames if memory ran out"
         )
-    record = store(folder, key, converted_spec(spec, model), memoryview(engine), seconds)
+    record = store_engine(folder, key, converted_spec(spec, model), memoryview(engine), seconds)
     if target_named(plan.target).timings:
-        write_aside(cache, memoryview(config.get_timing_cache().serialize()))
+        store_timings(cache, config)
     return record
 
 
-def configure(network: Parsed, plan: Plan, key: Key, spec: GraphSpec) -> Any:
+def store_timings(path: Path, config: Any) -> None:
+    """Keep TensorRT's measurements of kernels, which make the next build faster."""
+    try:
+        write_file(path, memoryview(config.get_timing_cache().serialize()))
+    except OSError as error:
+        raise BackendError(
+            f"{path} cannot be written ({error.strerror}); free space on the disk, or make it writable"
+        ) from None
+
+
+def configure(network: Parsed, plan: Plan, key: EngineKey, spec: GraphSpec) -> Any:
     """TensorRT's builder settings: profiles, GPU, memory."""
     trt = network.trt
     config = network.builder.create_builder_config()
@@ -206,7 +218,7 @@ def configure(network: Parsed, plan: Plan, key: Key, spec: GraphSpec) -> Any:
     if target_named(plan.target).gpus:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, key.gpu.upper()), 0)
-    if key.precision == "fp32" and any(tensor.name == BOUNDARY for tensor in spec.outputs):
+    if key.precision == "fp32" and any(tensor.name == LOGITS for tensor in spec.outputs):
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is asked for to compare with the reference
     if plan.workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace * MIB)

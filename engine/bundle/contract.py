@@ -1,181 +1,28 @@
-"""The tensors of the graphs that code relies on: names, types and axes, from the manifest's sizes.
+"""Names and numbers that the exporter, the engine and the runtime agree on. Imports nothing.
 
-A manifest that lists other tensors is refused when it is read, so that what uses a graph may index them.
+`docs/bundle.md` describes the graphs that use them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
-
-from valle2.engine.bundle.schema import CODEBOOKS, MAX_CACHE, head_width
-from valle2.engine.bundle.specs import GraphSpec, TensorSpec
-from valle2.engine.bundle.untrusted import shown
-
-CLASSES = 1024
 AR, NAR, ENCODER, DECODER, STREAM = "ar", "nar", "codec_encoder", "codec_decoder", "codec_stream"
+"""Names of the graphs. STREAM is a decoder that carries its state from chunk to chunk."""
 GRAPHS = (AR, NAR, ENCODER, DECODER, STREAM)
 REQUIRED_GRAPHS = (AR, NAR)
-CACHE, STATE, OUT = "cache_", "state_", "_out"
-MAX_STATES, MAX_STATE = 64, 2**24
-INT, FLOAT, BOOL = ("int64",), ("float32",), ("bool",)
-KEPT = ("float32", "float16", "int8")
-"""How a number in a cache is stored."""
 
-Axes = tuple[int | str | None, ...]
-Tensor = tuple[tuple[str, ...], Axes]
-"""Types, and axes: a number is fixed, a name stands for any dynamic axis, None is not looked at."""
+CODEBOOKS = 8
+"""Codebooks of the codec, and of a model whose manifest gives no number."""
+CODEBOOK_SIZE = 1024
+"""Codes of one codebook."""
+EOS_CODE = CODEBOOK_SIZE
+"""The class after the last code: the AR draws it to end the speech."""
 
+CACHE_PREFIX, STATE_PREFIX, OUT_SUFFIX = "cache_", "state_", "_out"
+"""`cache_key_0` is an input that holds a KV cache; the graph returns it as `cache_key_0_out`."""
+LOGITS = "logits"
+"""The output up to which a graph may compute in half precision. What follows it stays in float32."""
+MASK_VALUE = -6e4
+"""Score of a hidden position: finite in float16, and far below every real score."""
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Tensors of one graph. Inputs are exactly these; there may be more outputs."""
-
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-
-
-def check_graphs(graphs: Mapping[str, GraphSpec], sizes: Mapping[str, int], cache_length: int) -> None:
-    """Compare the graphs of one lowering with what the code relies on.
-
-    Raises:
-        ValueError: a graph is missing or unknown, or a tensor of one is.
-    """
-    missing = [name for name in REQUIRED_GRAPHS if name not in graphs]
-    if missing:
-        raise ValueError(f"no graph {', '.join(missing)}")
-    if (ENCODER in graphs) != (DECODER in graphs) or (STREAM in graphs and DECODER not in graphs):
-        raise ValueError("a codec needs both its encoder and its decoder")
-    for name, spec in graphs.items():
-        check_graph(name, spec, sizes, cache_length)
-
-
-def check_graph(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_length: int) -> None:
-    """Compare one graph with what the code relies on.
-
-    Raises:
-        ValueError: it is unknown, or one of its tensors is missing, unknown, or of another type or shape.
-    """
-    if name not in GRAPHS or spec.graph != name:
-        raise ValueError(f"graph {shown(name)} of {shown(spec.file)}; expected one of {', '.join(GRAPHS)}")
-    wanted = wanted_of(name, spec, sizes, cache_length)
-    known = {tensor.name for tensor in spec.inputs}
-    if known != set(wanted.inputs):
-        raise ValueError(f"{name} has other inputs: {shown(sorted(known ^ set(wanted.inputs)))}")
-    absent = sorted(set(wanted.outputs) - {tensor.name for tensor in spec.outputs})
-    if absent:
-        raise ValueError(f"{name} lacks the outputs {shown(absent)}")
-    for tensor in spec.inputs:
-        check_tensor(f"input {tensor.name} of {name}", tensor, *wanted.inputs[tensor.name])
-        if 0 in tensor.axes:
-            raise ValueError(f"input {tensor.name} of {name} has an axis of size 0")
-    for tensor in spec.outputs:
-        if tensor.name in wanted.outputs:
-            check_tensor(f"output {tensor.name} of {name}", tensor, *wanted.outputs[tensor.name])
-    kinds = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
-    for tensor in spec.inputs:
-        if kinds.get(tensor.name + OUT, tensor.dtype) != tensor.dtype:
-            raise ValueError(f"{name} returns {tensor.name} in another type than it takes it")
-
-
-def check_tensor(what: str, tensor: TensorSpec, dtypes: tuple[str, ...], axes: Axes) -> None:
-    """Compare one tensor."""
-    fits = len(tensor.axes) == len(axes) and all(map(fitting, tensor.axes, axes))
-    if tensor.dtype not in dtypes or not fits:
-        raise ValueError(
-            f"{what} is {tensor.dtype} {shown(tensor.axes)}; expected {' or '.join(dtypes)} {axes}"
-        )
-
-
-def fitting(found: int | str, wanted: int | str | None) -> bool:
-    """Is an axis as wanted?"""
-    return wanted is None or (found == wanted if isinstance(wanted, int) else isinstance(found, str))
-
-
-def wanted_of(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_length: int) -> Wanted:
-    """The tensors of a graph."""
-    if name == AR:
-        return ar_tensors(sizes, cache_length)
-    if name == NAR:
-        return nar_tensors(sizes.get("codebooks", CODEBOOKS))
-    audio, codes = (FLOAT, ("batch", "samples")), (INT, ("batch", "frames", CODEBOOKS))
-    if name == ENCODER:
-        return Wanted({"audio": audio}, {"codes": (INT, (None, None, None))})
-    made: dict[str, Tensor] = {"audio": (FLOAT, (None, None))}
-    if name == DECODER:
-        return Wanted({"codes": codes}, made)
-    states = stream_states(spec)
-    inputs: dict[str, Tensor] = {"codes": codes, "started": (BOOL, ())}
-    return Wanted(inputs | states, made | {f"{state}{OUT}": tensor for state, tensor in states.items()})
-
-
-def ar_tensors(sizes: Mapping[str, int], cache_length: int) -> Wanted:
-    """The AR: see docs/bundle.md.
-
-    Raises:
-        ValueError: its caches are larger than any machine's memory.
-    """
-    group, width, layers, heads = sizes["group_size"], head_width(sizes), sizes["layers"], sizes["heads"]
-    length = cache_length or sizes["max_text"] + 1 + sizes["max_frames"] // group
-    if 2 * layers * heads * length * width > MAX_CACHE:
-        raise ValueError(
-            f"a row's caches have {2 * layers} times {heads} x {length} x {width} numbers; "
-            f"expected at most {MAX_CACHE}"
-        )
-    row: Axes = ("batch",)
-    parts = [f"{CACHE}{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
-    inputs: dict[str, Tensor] = {
-        "text": (INT, ("batch", "new")),
-        "codes": (INT, ("batch", "new", group)),
-        "text_lengths": (INT, row),
-        "past_lengths": (INT, row),
-        "new_lengths": (INT, row),
-        "steps": (INT, row),
-        "history": (INT, ("batch", "slots")),
-        "uniforms": (FLOAT, ("batch", "draws", group, 2)),
-        "top_p": (FLOAT, row),
-        "repeat_window": (INT, row),
-        "threshold": (FLOAT, row),
-    }
-    outputs: dict[str, Tensor] = {
-        "codes_out": (INT, (None, None, None)),
-        "past_lengths_out": (INT, (None,)),
-        "steps_out": (INT, (None,)),
-        "history_out": (INT, (None, None)),
-        "finished": (BOOL, (None,)),
-        "log_probs": (FLOAT, (None, None)),
-        "logits": (("float32", "float16"), (None, None, None)),
-    }
-    slots = cache_length or "cache"
-    for name in parts:
-        inputs[name] = (KEPT, ("batch", heads, slots, width))
-        outputs[f"{name}{OUT}"] = (KEPT, (None, None, None, None))
-    return Wanted(inputs, outputs)
-
-
-def nar_tensors(codebooks: int) -> Wanted:
-    """The NAR: see docs/bundle.md."""
-    row: Axes = ("batch",)
-    inputs: dict[str, Tensor] = {
-        "text": (INT, ("batch", "tokens")),
-        "text_lengths": (INT, row),
-        "codes": (INT, ("batch", "frames", codebooks)),
-        "prompt_lengths": (INT, row),
-        "frame_lengths": (INT, row),
-        "stage": (INT, ()),
-    }
-    logits: Tensor = (("float32", "float16"), (None, None, None))
-    return Wanted(inputs, {"codes_out": (INT, (None, None)), "logits": logits})
-
-
-def stream_states(spec: GraphSpec) -> dict[str, Tensor]:
-    """What a decoder hands on from chunk to chunk: any number of tensors, which must not be huge."""
-    states = [tensor for tensor in spec.inputs if tensor.name.startswith(STATE)]
-    if len(states) > MAX_STATES:
-        raise ValueError(f"{spec.file} has {len(states)} states; expected at most {MAX_STATES}")
-    for tensor in states:
-        size = prod(axis for axis in tensor.axes if isinstance(axis, int))
-        if size > MAX_STATE:
-            raise ValueError(f"{tensor.name} of {spec.file} has {size} numbers; expected at most {MAX_STATE}")
-    return {tensor.name: (FLOAT, tuple(None for _ in tensor.axes)) for tensor in states}
+BUILDS_FOLDER = "engines"
+"""The folder of a bundle that `valle2 build` writes. What lies there is compiled for one machine."""

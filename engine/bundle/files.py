@@ -1,29 +1,98 @@
-"""A folder that is written aside and takes its place whole, or not at all."""
+"""Hashes of files, and files and folders that appear whole or not at all.
+
+New content is written under another name in the same folder and takes its place with a rename. If anything
+fails before that, the old content stays as it was.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PART_SUFFIX = ".part"
+"""Of the names that content has while it is written: hidden, random, and short enough for any file system."""
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A folder beside the target that takes its place when the block ends well."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+def replacing_file(target: Path) -> Iterator[Path]:
+    """Yield an unused path beside the target. The file made there becomes the target when the block ends.
+
+    If the block raises, what it made is removed.
+
+    Raises:
+        OSError: the file cannot be renamed.
+    """
+    part = part_beside(target)
     try:
-        yield aside
-        for path in (aside, *aside.rglob("*")):  # onnx writes weights that one user can read
+        yield part
+        os.replace(part, target)
+    finally:
+        with suppress(OSError):  # the rename took it away, or the folder has become read-only
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside the target. It becomes the target when the block ends.
+
+    Everybody may read what it holds. If the block raises, the folder is removed.
+
+    Raises:
+        OSError: the folder cannot be made or renamed.
+    """
+    part = part_beside(target)
+    part.mkdir()
+    try:
+        yield part
+        for path in (part, *part.rglob("*")):  # onnx writes weights that only their owner may read
             path.chmod(0o755 if path.is_dir() else 0o644)
-        if target.exists():
-            old = aside.with_name(f"{aside.name}.old")
-            target.rename(old)
-            aside.rename(target)
-            shutil.rmtree(old)
-        else:
-            aside.rename(target)
+        swap_folder(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_file(target: Path, data: bytes | memoryview) -> None:
+    """Replace a file's content.
+
+    Raises:
+        OSError: it cannot be written; the earlier content is untouched.
+    """
+    with replacing_file(target) as part:
+        part.write_bytes(data)
+
+
+def swap_folder(part: Path, target: Path) -> None:
+    """Rename a folder to the target, then remove the folder that was there.
+
+    A full folder cannot be replaced in one rename. If the second of the two fails, the first is undone.
+    """
+    if not target.exists():
+        part.rename(target)
+        return
+    old = part_beside(target)
+    target.rename(old)
+    try:
+        part.rename(target)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        old.rename(target)
         raise
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def part_beside(target: Path) -> Path:
+    """An unused name in the target's folder."""
+    return target.with_name(f".{secrets.token_hex(8)}{PART_SUFFIX}")

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from valle2.engine.bundle.manifest import FILE_NAME, MAX_BYTES, parse_manifest, sha256
+from valle2.engine.bundle.files import replacing_file, sha256
+from valle2.engine.bundle.manifest import FILE_NAME, MAX_BYTES, parse_manifest
 from valle2.engine.bundle.untrusted import exists, read_bounded
 from valle2.engine.errors import HubError, ManifestError
 
@@ -110,14 +111,13 @@ def place(cached: Path, target: Path, digest: str, name: HubId) -> None:
             f"{target.name} of {name} is not the file that its manifest lists (sha256 differs); it was "
             "deleted here: try again, and if that does not help, tell the owner"
         )
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
     with explained(name, target.name):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(real, aside)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(real, aside)
-        os.replace(aside, target)
+        with replacing_file(target) as part:
+            try:
+                os.link(real, part)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(real, part)
 
 
 def fetch_file(name: HubId, file: str) -> Fetched:

@@ -7,15 +7,14 @@ bundle may come from a stranger. `parse_manifest` checks every entry once, again
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from valle2.engine.bundle.contract import AR, check_graphs
+from valle2.engine.bundle.contract import AR
+from valle2.engine.bundle.files import sha256, write_file
 from valle2.engine.bundle.graph_file import check_graph_file
 from valle2.engine.bundle.schema import (
     CACHE_LENGTH,
@@ -30,30 +29,16 @@ from valle2.engine.bundle.schema import (
     check_text,
     entries,
     fault_of,
-    head_width,
     leaves,
     one_of,
     whole,
     with_keys,
     words,
 )
+from valle2.engine.bundle.signatures import check_graphs
 from valle2.engine.bundle.specs import GraphSpec, parse_graphs
 from valle2.engine.bundle.untrusted import parse_json, read_bounded, shown
 from valle2.engine.errors import BackendError, ManifestError
-
-__all__ = [
-    "FILE_NAME",
-    "FORMAT",
-    "MAX_BYTES",
-    "Lowered",
-    "Manifest",
-    "hash_files",
-    "head_width",
-    "parse_manifest",
-    "read_manifest",
-    "sha256",
-    "write_manifest",
-]
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
@@ -62,7 +47,7 @@ MAX_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Lowered:
+class Variant:
     """Graphs of a bundle in another lowering than its first; the graphs that are not here serve both."""
 
     cache_length: int
@@ -95,28 +80,28 @@ class Manifest:
     parity: dict[str, float]
     files: dict[str, str] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
-    others: dict[str, Lowered] = field(default_factory=dict)
+    others: dict[str, Variant] = field(default_factory=dict)
 
-    def lowered(self, fitting: Sequence[str], taker: str) -> Manifest:
-        """The manifest with the graphs of the first lowering that fits, its own if that does.
+    def in_lowering(self, lowerings: Sequence[str], runner: str) -> Manifest:
+        """The manifest with the graphs of the first of these lowerings, its own if that is among them.
 
         Args:
-            fitting: the lowerings that the taker of the graphs runs.
+            lowerings: those that the runner takes, best first. runner: what runs the graphs, for the message.
 
         Raises:
             BackendError: the bundle has none of them.
         """
-        if self.lowering in fitting:
+        if self.lowering in lowerings:
             return self
-        for name in fitting:
+        for name in lowerings:
             if name in self.others:
                 other = self.others[name]
                 graphs = self.graphs | other.graphs
                 return replace(self, lowering=name, cache_length=other.cache_length, graphs=graphs)
-        held, wanted = " and ".join((self.lowering, *self.others)), " or ".join(fitting)
+        held, wanted = " and ".join((self.lowering, *self.others)), " or ".join(lowerings)
         raise BackendError(
-            f"bundle {self.name} has the lowering {held}; {taker} takes {wanted}: "
-            f"export it with valle2 export --lowering {fitting[0]}"
+            f"bundle {self.name} has the lowering {held}; {runner} takes {wanted}: "
+            f"export it with valle2 export --lowering {lowerings[0]}"
         )
 
     def to_json(self) -> str:
@@ -224,7 +209,7 @@ def checked(values: dict[str, Any]) -> Manifest:
     cache_length = whole("cache_length", values["cache_length"], CACHE_LENGTH)
     graphs = parse_graphs(values["graphs"])
     check_graphs(graphs, sizes, cache_length)
-    others = {name: parse_lowered(name, other) for name, other in entries("others", values["others"]).items()}
+    others = {name: parse_variant(name, other) for name, other in entries("others", values["others"]).items()}
     for name, other in others.items():
         if name == lowering or AR not in other.graphs:
             raise ValueError(f"others.{name} is the first lowering again, or has no graph {AR}")
@@ -246,13 +231,13 @@ def checked(values: dict[str, Any]) -> Manifest:
     )
 
 
-def parse_lowered(name: str, value: object) -> Lowered:
+def parse_variant(name: str, value: object) -> Variant:
     """The graphs of a further lowering."""
     one_of("a lowering in others", name, LOWERINGS)
     parts = ("cache_length", "graphs")
     found = with_keys(f"others.{name}", value, parts, parts)
     length = whole(f"others.{name}.cache_length", found["cache_length"], CACHE_LENGTH)
-    return Lowered(length, parse_graphs(found["graphs"]))
+    return Variant(length, parse_graphs(found["graphs"]))
 
 
 def check_file(folder: Path, name: str, digest: str | None, check_hash: bool) -> None:
@@ -288,12 +273,6 @@ def hash_of(path: Path) -> str:
         raise ManifestError(f"{path} cannot be read ({error.strerror}); check its rights") from None
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def hash_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
     """sha256 of every file below the folder but the manifest, or of the named ones."""
     if names is None:
@@ -310,6 +289,4 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     text = manifest.to_json()
     parse_manifest(text, folder / FILE_NAME)
-    aside = folder / f".{FILE_NAME}.{os.getpid()}"
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, folder / FILE_NAME)
+    write_file(folder / FILE_NAME, text.encode())

@@ -1,45 +1,51 @@
-"""Graphs in another precision below `BUNDLE/engines/ort-PRECISION`: what they are, finding and refusing them.
+"""Graphs for ONNX Runtime in another precision, below `BUNDLE/engines/ort-PRECISION`: finding, refusing them.
 
-`build.json` beside them says what they were made of and how, and their tensors. It knows neither onnx nor
-onnxruntime, so that a bundle is opened without either's build tools; making them is `smaller`.
+`build.json` beside them says from what and how they were made, and lists their tensors. This module knows
+neither onnx nor onnxruntime, so that a bundle opens without them; `build.ort` makes the graphs.
 """
 
 from __future__ import annotations
 
-import json
-import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from valle2.engine.bundle.contract import check_graph
-from valle2.engine.bundle.engine_files import engine_folder, source_hash
+from valle2.engine.bundle.artifacts import (
+    build_command,
+    build_folder,
+    read_record,
+    source_hash,
+    write_record,
+)
+from valle2.engine.bundle.contract import AR, NAR
 from valle2.engine.bundle.graph_file import check_graph_file
 from valle2.engine.bundle.manifest import Manifest, check_file
 from valle2.engine.bundle.schema import check_digests, fault_of
+from valle2.engine.bundle.signatures import check_graph
 from valle2.engine.bundle.specs import GraphSpec, parse_graphs
-from valle2.engine.bundle.untrusted import parse_json, read_bounded
 from valle2.engine.errors import BackendError, ManifestError
 
-RECORD = "build.json"
-MAX_RECORD = 2**20
-"""Bytes of a record."""
+RECORD_FILE = "build.json"
 RECIPE = 3
 """Raised when a method writes other weights than before, so that older builds are refused."""
 STORED, FUSED = "fp32", "ort"
-"""The precision that a bundle comes in, and the lowering with ONNX Runtime's own attention."""
-AUTO, USUAL = "auto", "int8"
-"""What stands for `usual_precision`, and what that is where it is built: it costs the demo less than a point
-of its words (docs/precision.md)."""
+"""The precision that a bundle is stored in, and the lowering that uses ONNX Runtime's own attention."""
+AUTO = "auto"
+"""Stands for the result of `default_precision`."""
+DEFAULT_CPU_PRECISION = "int8"
+"""Used on a CPU if it is built. It costs the demo under one point of word error rate (docs/precision.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How a graph's weights are stored.
+    """How the weights of a graph are stored.
 
-    kind: "blocks" or "dynamic", see `quantize`; or "half": computed in float16, its caches too, see
-    `precision`. bits: 16, 8 or 4. block: inputs that share a scale, a power of two from 16 on, for "blocks".
-    cache_bits: of a number in the caches, 32 or 8 (see `caches`); "half" has its own.
+    Args:
+        kind: "blocks" or "dynamic", see `build.quantize`; or "half": weights, caches and computation in
+            float16, see `build.precision`.
+        bits: of a weight: 16, 8 or 4.
+        block: for "blocks", how many inputs share a scale; a power of two, at least 16.
+        cache_bits: of a number in the KV caches: 32, or 8 as in `build.kv_int8`. "half" ignores it.
     """
 
     kind: str
@@ -51,30 +57,34 @@ class Method:
 DYNAMIC = Method("dynamic")
 HALF = Method("half", 16)
 METHODS: dict[str, dict[str, Method]] = {
-    "fp16": {"ar": HALF, "nar": HALF},
-    "int8": {"ar": Method("blocks", 8, 64, 8), "nar": DYNAMIC},
-    "int4": {"ar": Method("blocks", 4, 32, 8), "nar": DYNAMIC},
+    "fp16": {AR: HALF, NAR: HALF},
+    "int8": {AR: Method("blocks", 8, 64, 8), NAR: DYNAMIC},
+    "int4": {AR: Method("blocks", 4, 32, 8), NAR: DYNAMIC},
 }
-"""Per precision the graphs that change, by measurement (docs/precision.md); others run as they are stored.
+"""The graphs that change in each precision, chosen by measurement (docs/precision.md). Others run as stored.
 
-A row's product must not depend on the rows beside it. Of 8 bits it does with blocks of 128 and more on
-processors with AVX-512 VNNI, whose kernels then add up in another order; of 4 bits with blocks above 16 on
-those without.
+The product of a row must not depend on the other rows of a batch, which limits the block sizes. With 8 bits,
+kernels for AVX-512 VNNI add in another order when a block holds 128 inputs or more. With 4 bits, kernels for
+processors without AVX-512 do when a block holds more than 16, which changes a product by a millionth.
 """
 PRECISIONS = (STORED, *METHODS)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A graph to be loaded: the folder of its file, and its tensors as they are there."""
+class LocatedGraph:
+    """A graph to load: the folder of its file, and the tensors of that file."""
 
     folder: Path
     spec: GraphSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What stands in `build.json`. about: `description`. specs: of the built graphs. files: their sha256."""
+class OrtBuildRecord:
+    """What `build.json` says.
+
+    Args:
+        about: see `description`. specs: the tensors of every built graph. files: sha256 by file name.
+    """
 
     about: dict[str, Any]
     specs: dict[str, GraphSpec]
@@ -82,23 +92,27 @@ class Record:
 
 
 def graph_folder(bundle: Path, precision: str, lowering: str) -> Path:
-    """`ort-PRECISION`, and `ort-PRECISION-LOWERING` for another lowering than "ort"."""
-    return engine_folder(bundle, f"ort-{precision}" + (f"-{lowering}" if lowering != FUSED else ""))
+    """`ort-PRECISION` for the lowering "ort", `ort-PRECISION-LOWERING` for another one."""
+    return build_folder(bundle, f"ort-{precision}" + (f"-{lowering}" if lowering != FUSED else ""))
 
 
 def takes(precision: str, lowering: str) -> bool:
-    """Is a lowering built in a precision? Small weights are read by ONNX Runtime's own operators."""
+    """Can a lowering be built in a precision? Only operators of ONNX Runtime read quantised weights."""
     return lowering == FUSED or set(METHODS[precision].values()) == {HALF}
 
 
 def check_precision(precision: str) -> None:
-    """Refuse a precision that ONNX Runtime is not offered here."""
+    """Refuse a precision that is not one of `PRECISIONS`.
+
+    Raises:
+        BackendError: it is another one.
+    """
     if precision not in PRECISIONS:
         raise BackendError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
 
 
 def description(manifest: Manifest, precision: str) -> dict[str, Any]:
-    """What a build depends on: the method and the source of every graph."""
+    """What a build depends on: the methods, and the source of every graph."""
     methods = METHODS[precision]
     return {
         "precision": precision,
@@ -108,8 +122,8 @@ def description(manifest: Manifest, precision: str) -> dict[str, Any]:
     }
 
 
-def is_built(record: Record | None, manifest: Manifest, precision: str) -> bool:
-    """Was a build made from this bundle, by this version?"""
+def is_current(record: OrtBuildRecord | None, manifest: Manifest, precision: str) -> bool:
+    """Was a build made from this bundle, with the methods of this version?"""
     return (
         record is not None
         and record.about == description(manifest, precision)
@@ -117,38 +131,49 @@ def is_built(record: Record | None, manifest: Manifest, precision: str) -> bool:
     )
 
 
-def usual_precision(bundle: Path, manifest: Manifest) -> str:
-    """The precision for a CPU if none is asked for: `USUAL` where it is built, else as the bundle comes."""
-    record = read_record(graph_folder(bundle, USUAL, manifest.lowering))
-    return USUAL if is_built(record, manifest, USUAL) else STORED
+def default_precision(bundle: Path, manifest: Manifest) -> str:
+    """The precision for a CPU if none is asked for: `DEFAULT_CPU_PRECISION` if built, else as stored."""
+    folder = graph_folder(bundle, DEFAULT_CPU_PRECISION, manifest.lowering)
+    built = is_current(read_build_record(folder), manifest, DEFAULT_CPU_PRECISION)
+    return DEFAULT_CPU_PRECISION if built else STORED
 
 
-def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, Found]:
-    """Where each graph of a bundle is to be loaded from, and its tensors there.
+def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, LocatedGraph]:
+    """The file and tensors of every graph of a bundle in a precision.
 
     Raises:
-        BackendError: unknown precision; or no build, one of another bundle or version, or a damaged one, with
-            the command that makes it.
+        BackendError: an unknown precision; or no build, a build of another bundle or version, or a damaged
+            one, each with the command that makes it.
     """
     check_precision(precision)
-    found = {name: Found(bundle, spec) for name, spec in manifest.graphs.items()}
+    stored = {name: LocatedGraph(bundle, spec) for name, spec in manifest.graphs.items()}
     if precision == STORED:
-        return found
+        return stored
     folder = graph_folder(bundle, precision, manifest.lowering)
-    remedy = shlex.join(["valle2", "build", str(bundle), "--target", "ort", "--precision", precision])
-    record = read_record(folder)
+    command = build_command(bundle, "ort", precision)
+    record = read_build_record(folder)
     if record is None:
-        raise BackendError(f"{bundle} has no {precision} graphs; build them with: {remedy}")
-    if not is_built(record, manifest, precision):
+        raise BackendError(f"{bundle} has no {precision} graphs; build them with: {command}")
+    if not is_current(record, manifest, precision):
         raise BackendError(
-            f"{folder} was built from another bundle or by another valle2; build it anew with: {remedy}"
+            f"{folder} was built from another bundle or by another valle2; build it again with: {command}"
         )
+    check_build(folder, record, manifest, command)
+    return stored | {name: LocatedGraph(folder, spec) for name, spec in record.specs.items()}
+
+
+def check_build(folder: Path, record: OrtBuildRecord, manifest: Manifest, command: str) -> None:
+    """Compare the files of a build with its record, and its graphs with what the code relies on.
+
+    Raises:
+        BackendError: a file is damaged or absent, or a graph has other tensors than valle2 builds.
+    """
     for name, digest in record.files.items():
         try:
             check_file(folder, name, digest, check_hash=True)
         except ManifestError:
             raise BackendError(
-                f"{folder / name} is damaged or absent (sha256 differs); build it anew with: {remedy}"
+                f"{folder / name} is damaged or absent (sha256 differs); build it again with: {command}"
             ) from None
     for name, spec in record.specs.items():
         try:
@@ -156,27 +181,21 @@ def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, F
             check_graph_file(folder / spec.file, record.files)
         except (OSError, ValueError) as error:
             raise BackendError(
-                f"{folder / spec.file} was not built by valle2: {error}; build it anew with: {remedy}"
+                f"{folder / spec.file} was not built by valle2: {error}; build it again with: {command}"
             ) from None
-    return found | {name: Found(folder, spec) for name, spec in record.specs.items()}
 
 
-def write_record(folder: Path, record: Record) -> None:
+def write_build_record(folder: Path, record: OrtBuildRecord) -> None:
     """Write `build.json`."""
-    values = {**record.about, "specs": record.specs, "files": record.files}
-    text = json.dumps(values, indent=1, sort_keys=True, default=asdict)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+    write_record(folder / RECORD_FILE, {**record.about, "specs": record.specs, "files": record.files})
 
 
-def read_record(folder: Path) -> Record | None:
-    """A build's record, or None where there is none that can be read."""
-    try:
-        return parse_record(parse_json(read_bounded(folder / RECORD, MAX_RECORD)))
-    except (OSError, ValueError):
-        return None
+def read_build_record(folder: Path) -> OrtBuildRecord | None:
+    """The record in a folder, None where there is none that can be read."""
+    return read_record(folder / RECORD_FILE, parse_build_record)
 
 
-def parse_record(value: object) -> Record:
+def parse_build_record(value: object) -> OrtBuildRecord:
     """A record of parsed JSON; a ValueError says what is wrong with it."""
     if not isinstance(value, dict) or "files" not in value:
         raise ValueError("a record lists its files")
@@ -185,4 +204,4 @@ def parse_record(value: object) -> Record:
     absent = [spec.file for spec in specs.values() if spec.file not in files]
     if outside or absent:
         raise ValueError(f"a record lists its own files alone: {outside}, {absent}")
-    return Record(value, specs, files)
+    return OrtBuildRecord(value, specs, files)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from valle2.engine.bundle.contract import AR, DECODER, ENCODER, NAR, STREAM
 from valle2.engine.bundle.manifest import Manifest
 from valle2.engine.bundle.schema import MAX_WINDOW
 from valle2.engine.bundle.specs import GraphSpec
@@ -134,11 +135,11 @@ def decoder_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Pr
 
 
 PROFILES: dict[str, Callable[[Manifest, Limits, int], list[Profile]]] = {
-    "ar": ar_profiles,
-    "nar": nar_profiles,
-    "codec_encoder": encoder_profiles,
-    "codec_decoder": decoder_profiles,
-    "codec_stream": decoder_profiles,
+    AR: ar_profiles,
+    NAR: nar_profiles,
+    ENCODER: encoder_profiles,
+    DECODER: decoder_profiles,
+    STREAM: decoder_profiles,
 }
 
 

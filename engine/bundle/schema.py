@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from valle2.engine.bundle.contract import BUILDS_FOLDER, CODEBOOKS
 from valle2.engine.bundle.untrusted import shown
 
 Range = tuple[int, int]
 
 LOWERINGS = ("ort", "portable", "primitive")
-CODEBOOKS = 8
-"""Of a model whose manifest does not say."""
 WIDTH, HEADS, LAYERS, INNER, ROWS = (1, 8192), (1, 128), (1, 128), (1, 32768), (1, 2**21)
 SIZES: dict[str, Range] = {
     "vocab_size": (1, 2**18),
@@ -46,7 +45,11 @@ CACHE_LENGTH = (0, 2**17)
 MAX_CACHE = 2**30
 """Numbers that one row may keep in all its caches; a row of the largest published model keeps 2**28."""
 
-CODEC: dict[str, Range] = {"sample_rate": (4000, 192_000), "hop": (16, 8192), "codebooks": (8, 8)}
+CODEC: dict[str, Range] = {
+    "sample_rate": (4000, 192_000),
+    "hop": (16, 8192),
+    "codebooks": (CODEBOOKS, CODEBOOKS),
+}
 REQUIRED_CODEC = ("sample_rate", "hop")
 TEXT_KINDS = ("bpe", "phonemes", "ids")
 TEXT_TOKENS = (1, 2**15)
@@ -64,8 +67,6 @@ WHOLE = ("window", "seed", "candidates", "max_frames")
 """Those of `SAMPLING` that are whole numbers."""
 
 MAX_FILES, MAX_NAME, MAX_PART, MAX_DEPTH = 4096, 255, 200, 8
-ENGINES = "engines"
-"""The folder of a bundle that `valle2 build` writes. What lies there is compiled for this machine."""
 GRAPH_SUFFIX = ".onnx"
 
 DTYPES = ("bool", "int8", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64")
@@ -267,7 +268,7 @@ def fault_of(name: str) -> str:
     sized = len(name.encode("utf-8", "replace")) <= MAX_NAME and len(parts) <= MAX_DEPTH
     if not plain or not sized or not all(map(plain_part, parts)):
         return "is no plain file name"
-    return "is where valle2 build writes" if parts[0].casefold() == ENGINES else ""
+    return "is where valle2 build writes" if parts[0].casefold() == BUILDS_FOLDER else ""
 
 
 def plain_part(part: str) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from valle2.engine import Backend
 from valle2.engine.backends.stateful import Stateful
-from valle2.engine.bundle.schema import CODEBOOKS
+from valle2.engine.bundle.contract import CODEBOOKS
 from valle2.runtime.audio.codec import Codec
 from valle2.runtime.audio.io import faded
 from valle2.runtime.types import Audio, Codes

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Backend, sized
-from valle2.engine.bundle.schema import CODEBOOKS
+from valle2.engine.bundle.contract import CODEBOOKS
 
 Audio = NDArray[np.float32]
 Codes = NDArray[np.int64]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from valle2.engine.bundle.files import replacing_file
 from valle2.runtime.errors import AudioError, PromptError
 
 Audio = NDArray[np.float32]
@@ -132,17 +132,13 @@ def write_audio(path: str, audio: Audio, rate: int) -> None:
         return
     data = encode(audio, rate, FORMATS[Path(path).suffix.lower()])
     target = Path(os.path.realpath(path))  # a link stays one
-    aside = target.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with open(aside, "xb") as file:
-            file.write(data)
-        if target.exists():
-            shutil.copymode(target, aside)
-        os.replace(aside, target)
+        with replacing_file(target) as part:
+            part.write_bytes(data)
+            if target.exists():
+                shutil.copymode(target, part)
     except OSError as error:
         raise AudioError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def encode(audio: Audio, rate: int, kind: str) -> bytes:

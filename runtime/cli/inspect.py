@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from valle2.engine.bundle.engine_files import FOLDER
+from valle2.engine.bundle.contract import BUILDS_FOLDER
 from valle2.engine.errors import Valle2Error
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def inspect(args: argparse.Namespace, progress: Callable[[str], None]) -> Result
 
 def built(folder: Path) -> dict[str, int]:
     """Bytes of what `valle2 build` made of a bundle, by target and precision."""
-    made = sorted(path for path in (folder / FOLDER).glob("*") if path.is_dir())
+    made = sorted(path for path in (folder / BUILDS_FOLDER).glob("*") if path.is_dir())
     return {at.name: sum(f.stat().st_size for f in at.rglob("*") if f.is_file()) for at in made}
 
 
@@ -63,7 +63,7 @@ def budget_of(folder: Path, manifest: Manifest, args: argparse.Namespace) -> Res
     from valle2.engine.bundle.profiles import Limits
 
     if args.lowering:
-        manifest = manifest.lowered([args.lowering], "--budget")
+        manifest = manifest.in_lowering([args.lowering], "--budget")
     limits = Limits(args.batch, args.frames)
     memory, bandwidth = args.device_memory * GB, args.bandwidth * GB
     return budget(folder, manifest, Question(limits, args.precision, memory, bandwidth))

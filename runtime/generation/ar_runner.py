@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Backend, BackendError, Buffer, Step
-from valle2.engine.bundle.manifest import head_width
 from valle2.engine.bundle.profiles import PREFILL_CHUNK
+from valle2.engine.bundle.schema import head_width
 from valle2.runtime.generation.sequence import Sequence
 from valle2.runtime.types import Codes
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Manifest, ManifestError, whole_text
-from valle2.engine.bundle.schema import CODEBOOKS, check_rules
+from valle2.engine.bundle.contract import CODEBOOKS
+from valle2.engine.bundle.schema import check_rules
 from valle2.runtime.errors import PromptError, TextError
 from valle2.runtime.types import check_span
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from valle2.engine.bundle.files import replacing_file
 from valle2.runtime.errors import PromptError
 from valle2.runtime.server.http.errors import HttpError
 from valle2.runtime.tts import Valle2
@@ -62,15 +61,12 @@ class VoiceStore:
 
     def add(self, prompt: Prompt) -> None:
         """Store a voice, aside first."""
-        aside = self.folder / f".{secrets.token_hex(8)}.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            store_prompt(aside, prompt)
-            os.replace(aside, self.path(prompt.name))
+            with replacing_file(self.path(prompt.name)) as part:
+                store_prompt(part, prompt)
         except OSError as error:
             raise PromptError(f"the voice cannot be stored: {error.strerror}; see --voices-dir") from None
-        finally:
-            aside.unlink(missing_ok=True)
 
     def remove(self, tts: Valle2, name: str) -> None:
         """Delete an uploaded voice.

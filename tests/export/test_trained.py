@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from valle2.engine import read_manifest
+from valle2.engine import Placement, read_manifest
 from valle2.export import export_checkpoint
 from valle2.export.attention import LOWERINGS
 from valle2.runtime import Valle2
@@ -18,8 +18,8 @@ CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 
 def lowered(bundle: Path, lowering: str) -> Valle2:
     """A bundle's graphs in one of its lowerings, on the CPU."""
-    manifest = read_manifest(bundle).lowered([lowering], "the test")
-    return Valle2(bundle, manifest, 1, device="cpu", threads=0, engine="ort", precision="fp32")
+    manifest = read_manifest(bundle).in_lowering([lowering], "the test")
+    return Valle2(bundle, manifest, 1, Placement(precision="fp32"))
 
 
 @pytest.fixture(scope="module")

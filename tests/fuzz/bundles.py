@@ -26,7 +26,7 @@ import valle2.engine.build.budget
 from tests.fuzz.toy import write_preset, write_toy
 from valle2.engine import HubError, find_graphs, read_manifest
 from valle2.engine.build.ort import build_graphs
-from valle2.engine.bundle.engine_files import records
+from valle2.engine.bundle.engine_files import engine_records
 from valle2.engine.bundle.manifest import FILE_NAME, Manifest
 from valle2.engine.bundle.precisions import PRECISIONS
 from valle2.runtime import Settings, Valle2
@@ -339,7 +339,7 @@ class BundleFuzzer:
         """The builds that lie in the bundle, where there are any."""
         if (path / "engines" / f"ort-{precision}").is_dir():
             find_graphs(path, manifest, precision)
-        for record in records(path / "engines" / "tensorrt").values():
+        for record in engine_records(path / "engines" / "tensorrt").values():
             assert record.profile_names is not None and record.key["graph"]
 
     def speak(self, path: Path) -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, write_manifest
-from valle2.engine.bundle.manifest import Lowered
+from valle2.engine.bundle.manifest import Variant
 from valle2.runtime import Prompt
 from valle2.runtime.presets import ENTRIES
 from valle2.runtime.voices import store_prompt
@@ -65,7 +65,7 @@ def write_toy(folder: Path) -> Manifest:
         provenance={"licence": "Apache-2.0", "default_voice": "amber"},
         parity={"ar": 0.0, "nar": 1e-5},
         files=hash_files(folder),
-        others={"portable": Lowered(SLOTS, other)},
+        others={"portable": Variant(SLOTS, other)},
     )
     write_manifest(folder, manifest)
     return manifest

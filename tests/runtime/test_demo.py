@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from tests.listen import ENOUGH, heard, share_heard
 from valle2.engine.build.ort import build_graphs
-from valle2.engine.bundle.manifest import sha256
+from valle2.engine.bundle.files import sha256
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.cli.main import main
 

@@ -38,7 +38,7 @@ def sparse_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return np.frombuffer(memory, dtype).reshape(shape)
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return freed memory to the system: glibc keeps what a session needed while it was being opened."""
     try:
         trim = ctypes.CDLL(None).malloc_trim

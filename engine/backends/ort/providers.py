@@ -1,4 +1,4 @@
-"""The execution providers of ONNX Runtime: which one serves an engine, its options and its strays.
+"""The execution providers of ONNX Runtime: which one serves an engine, its options, its fallback nodes.
 
 A provider takes the nodes it can and leaves the others to the CPU. What was left is asked of the session
 itself; a graph that falls apart is refused, since every border costs a copy and a wait.
@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
-from valle2.engine.backends.trt.api import TARGETS, lowerings_here, release
-from valle2.engine.bundle.engine_files import engine_folder
-from valle2.engine.bundle.manifest import Manifest
+from valle2.engine.backends.trt.api import release
+from valle2.engine.bundle.artifacts import build_folder
 from valle2.engine.bundle.profiles import PREFILL_CHUNK
 from valle2.engine.errors import BackendError
 
 CPU = "CPUExecutionProvider"
-RECORDING = "session.record_ep_graph_assignment_info"
+RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 HOST_TYPES = frozenset(
     [
         "Shape",
@@ -57,14 +54,14 @@ HOST_TYPES = frozenset(
 class Provider:
     """One provider. name: ONNX Runtime's. extra: what installs it. options: CACHE stands for a folder.
 
-    records: whether it replays bound calls as CUDA graphs. chunk: positions prefilled between two steps.
+    captures: whether it captures bound calls as CUDA graphs. chunk: positions prefilled between two steps.
     """
 
     name: str
     extra: str
     lowerings: tuple[str, ...] = ("ort", "portable", "primitive")
     options: Mapping[str, str] = field(default_factory=dict)
-    records: bool = False
+    captures: bool = False
     chunk: int = PREFILL_CHUNK
 
 
@@ -86,7 +83,7 @@ PROVIDERS: dict[tuple[str, str], Provider] = {
             "use_tf32": "0",  # what is stored as float32 is computed in float32
             "cudnn_conv_algo_search": "HEURISTIC",  # asked anew for every length
         },
-        records=True,
+        captures=True,
         chunk=GPU_CHUNK,
     ),
     ("ort-tensorrt", "cuda"): Provider(
@@ -108,19 +105,14 @@ PROVIDERS: dict[tuple[str, str], Provider] = {
         {"device_id": "0", "nv_runtime_cache_path": CACHE},
     ),
 }
-ENGINES = tuple(dict.fromkeys(engine for engine, _ in PROVIDERS))
 
 
 def find_provider(engine: str, device: str, available: list[str]) -> Provider:
     """The provider of an engine on a device.
 
     Raises:
-        BackendError: the engine does not run on the device, or this ONNX Runtime lacks its provider.
+        BackendError: this ONNX Runtime lacks the provider.
     """
-    devices = [d for e, d in PROVIDERS if e == engine]
-    if device not in devices:
-        known = " or ".join(repr(d) for d in devices)
-        raise BackendError(f"unknown device {device!r} for engine {engine!r}; expected {known}")
     found = PROVIDERS[engine, device]
     if found.name not in available:
         raise BackendError(
@@ -130,54 +122,50 @@ def find_provider(engine: str, device: str, available: list[str]) -> Provider:
     return found
 
 
-def fitted(manifest: Manifest, engine: str, device: str, precision: str) -> Manifest:
-    """The manifest with the graphs that an engine takes on a device.
+def lowerings_for(engine: str, device: str) -> tuple[tuple[str, ...], str]:
+    """The lowerings that an engine takes on a device, best first, and a name of that engine for messages.
 
-    Raises:
-        BackendError: the bundle has no lowering that runs there, or the provider compiles a bundle as it is
-            stored alone. On CUDA `GroupQueryAttention` has no float32 and refuses the NAR's, without a cache.
+    On CUDA `GroupQueryAttention` has no float32 and refuses the NAR, which has no cache. So "ort" is not
+    among its lowerings.
     """
-    if engine in TARGETS and device == "cuda":
-        return manifest.lowered(lowerings_here(engine), engine)
+    provider = PROVIDERS[engine, device]
+    if device == "cpu":
+        import onnxruntime
+
+        if release(onnxruntime.__version__) < ROW_LENGTHS:
+            return FIXED, f"onnxruntime {onnxruntime.__version__} on {device}"
+    return provider.lowerings, f"{engine} on {device}"
+
+
+def compiles(engine: str, device: str) -> bool:
+    """Does the engine's provider compile the graphs and keep what it compiled?"""
     provider = PROVIDERS.get((engine, device))
-    if provider is None:
-        return manifest
-    if CACHE in provider.options.values() and precision != "fp32":
-        raise BackendError(f"{engine} runs a bundle as it is stored; leave precision {precision!r} out")
-    lowerings, taker = provider.lowerings, f"{engine} on {device}"
-    if device == "cpu" and release(onnxruntime.__version__) < ROW_LENGTHS:
-        lowerings, taker = FIXED, f"onnxruntime {onnxruntime.__version__} on {device}"
-    return manifest.lowered(lowerings, taker)
-
-
-def prefill_chunk(engine: str, device: str) -> int:
-    """Positions that the runtime prefills between two steps; an engine of TensorRT is built for no more."""
-    return PROVIDERS[engine, device].chunk if (engine, device) in PROVIDERS else PREFILL_CHUNK
+    return provider is not None and CACHE in provider.options.values()
 
 
 def provider_options(provider: Provider, bundle: Path, engine: str) -> dict[str, str]:
     """The options with the folder that compiled engines are kept in, which is made."""
     if CACHE not in provider.options.values():
         return dict(provider.options)
-    cache = engine_folder(bundle, engine)
+    cache = build_folder(bundle, engine)
     cache.mkdir(parents=True, exist_ok=True)
     return {key: str(cache) if value == CACHE else value for key, value in provider.options.items()}
 
 
-def check_strays(file: str, session: Any, name: str) -> None:
+def check_fallback_nodes(file: str, session: Any, name: str) -> None:
     """Refuse a session some of whose nodes were left to another provider.
 
     Raises:
         BackendError: the operators, how often each, and where they went.
     """
-    strays = Counter[str](
+    fallback_nodes = Counter[str](
         f"{node.op_type} ({part.ep_name})"
         for part in session.get_provider_graph_assignment_info()
         for node in part.get_nodes()
         if part.ep_name != name and node.op_type not in HOST_TYPES
     )
-    if strays:
-        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(strays.items()))
+    if fallback_nodes:
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(fallback_nodes.items()))
         raise BackendError(
-            f"{file}: {name} leaves {strays.total()} nodes to other providers: {listed}; {REMEDY}"
+            f"{file}: {name} leaves {fallback_nodes.total()} nodes to other providers: {listed}; {REMEDY}"
         )

@@ -15,35 +15,58 @@ from numpy.typing import DTypeLike
 
 from valle2.engine.backends.base import Array, ArrayBuffer, Backend, Buffer, Step
 from valle2.engine.backends.ort.denormals import DENORMALS, DenormalsAsZeros
-from valle2.engine.backends.ort.memory import give_back, in_huge_pages, sparse_zeros
-from valle2.engine.backends.ort.providers import RECORDING, check_strays, find_provider, provider_options
+from valle2.engine.backends.ort.memory import in_huge_pages, sparse_zeros, trim_heap
+from valle2.engine.backends.ort.providers import (
+    RECORD_ASSIGNMENT,
+    check_fallback_nodes,
+    find_provider,
+    provider_options,
+)
+from valle2.engine.backends.placement import Placement
 from valle2.engine.bundle.specs import GraphSpec
 from valle2.engine.errors import BackendError
 
 FATAL_ONLY = 4
-"""What ONNX Runtime prints itself. Its errors arrive as exceptions, which become one line."""
-TURNS = {
+"""The log severity: ONNX Runtime also raises its errors, and the exceptions become one line."""
+SESSION_CONFIG = {
     "session.use_env_allocators": "1",
     "session.use_device_allocator_for_initializers": "1",
     "session.force_spinning_stop": "1",
 }
-"""For a model's graphs, which run in turns on the CPU.
+"""For sessions on the CPU, where a model's graphs run one after another.
 
-Intermediates lie in `shared_arena`, weights in memory of the session's own, freed with it. Threads of the
-last graph would go on spinning for a while, on the cores that the next one needs.
+Intermediate tensors lie in `shared_arena`. Weights lie in memory of the session, which frees it. A session's
+threads stop spinning when its call returns: the next graph has its own threads and needs the cores.
 """
-
-
-CUDA_GRAPH, GRAPH_NUMBER, UNRECORDED = "enable_cuda_graph", "gpu_graph_id", -1
-"""A session's option, and the number that a call names its recording with."""
-NOT_RECORDED = "cannot use the graph capture feature"
+CAPTURE_OPTION = "enable_cuda_graph"
+"""The option of a session that captures bound calls as CUDA graphs."""
+CAPTURE_ID, NO_CAPTURE = "gpu_graph_id", -1
+"""The option of a call that names its CUDA graph, and the value that runs the call without one."""
+CAPTURE_REFUSED = "cannot use the graph capture feature"
 
 
 @cache
 def shared_arena() -> None:
-    """Make the process's arena on the CPU: a model's graphs run in turns, each in the memory of the last."""
-    where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(where, None)
+    """Make the one CPU arena of this process: each graph runs in the memory that the last one used."""
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(place, None)
+
+
+def session_options(placement: Placement, *, stepped: bool) -> Any:
+    """The options of a session, as ONNX Runtime's `SessionOptions`."""
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL_ONLY
+    options.intra_op_num_threads = placement.threads
+    # add each term of a sum as soon as it is ready, which lowers peak memory
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    on_cpu = placement.device == "cpu"
+    options.add_session_config_entry(RECORD_ASSIGNMENT, "0" if on_cpu else "1")
+    if on_cpu:
+        shared_arena()
+        options.enable_mem_pattern = stepped  # otherwise it caches one buffer plan per input length
+        for name, value in (SESSION_CONFIG | DENORMALS).items():
+            options.add_session_config_entry(name, value)
+    return options
 
 
 class OrtBuffer(ArrayBuffer):
@@ -83,72 +106,57 @@ class DeviceBuffer(Buffer):
 
 
 class OrtBackend(Backend):
-    """A graph in an ONNX Runtime session on exactly the device asked for.
+    """A graph in an ONNX Runtime session, on exactly the device of its placement.
 
     Args:
-        path: the graph. engine: one of `providers.ENGINES`. bundle: where a provider keeps what it compiles.
-        fallback: whether nodes may run on another provider than the engine's.
-        stepped: see `open_backend`.
+        folder: where the graph lies, and where a provider keeps what it compiles. spec: the graph.
+        placement: its engine is one of ONNX Runtime's. stepped: see `open_backend`.
 
     Raises:
         BackendError: the provider is absent, does not start, or leaves nodes to another one.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        spec: GraphSpec,
-        device: str,
-        threads: int,
-        engine: str = "ort",
-        *,
-        bundle: Path | None = None,
-        fallback: bool = False,
-        stepped: bool = False,
-    ) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = FATAL_ONLY
-        options.intra_op_num_threads = threads
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # sums as their parts come: less is kept
-        options.add_session_config_entry(RECORDING, "1" if device != "cpu" else "0")
-        if device == "cpu":
-            shared_arena()
-            options.enable_mem_pattern = stepped  # else a block for each new length, beside those it has
-            for name, value in (TURNS | DENORMALS).items():
-                options.add_session_config_entry(name, value)
+    def __init__(self, folder: Path, spec: GraphSpec, placement: Placement, *, stepped: bool = False) -> None:
         self.spec = spec
-        self.device = device
-        self.recordings = count(1)
+        self.device = placement.device
+        self.captures = count(1)
         self.zeros = DenormalsAsZeros()
-        chosen = find_provider(engine, device, ort.get_available_providers())
-        given = provider_options(chosen, bundle or path.parent, engine)
-        self.records = stepped and chosen.records
-        with self.zeros, in_huge_pages() if stepped and device == "cpu" else nullcontext():
-            self.session = self.opened(path, options, chosen.name, given)
-        if self.session.get_providers()[0] != chosen.name:
-            raise BackendError(f"{path}: {chosen.name} failed to start; check the driver with: valle2 doctor")
-        if device != "cpu" and not fallback:
-            check_strays(spec.file, self.session, chosen.name)
-        give_back()
+        path, on_cpu = folder / spec.file, placement.device == "cpu"
+        provider = find_provider(placement.engine, placement.device, ort.get_available_providers())
+        self.captures_calls = stepped and provider.captures
+        options = session_options(placement, stepped=stepped)
+        given = provider_options(provider, folder, placement.engine)
+        with self.zeros, in_huge_pages() if stepped and on_cpu else nullcontext():
+            self.session = self.open_session(path, options, provider.name, given)
+        if self.session.get_providers()[0] != provider.name:
+            raise BackendError(
+                f"{path}: {provider.name} failed to start; check the driver with: valle2 doctor"
+            )
+        if not on_cpu and not placement.fallback:
+            check_fallback_nodes(spec.file, self.session, provider.name)
+        trim_heap()
 
-    def opened(self, path: Path, options: Any, provider: str, given: dict[str, str]) -> Any:
-        """A session; one that cannot record, because a size is data in its graph, launches every kernel."""
-        recording = {CUDA_GRAPH: "1"} if self.records else {}
-        once = (
-            {"enable_fallback": 0} if self.device == "cpu" else {}
-        )  # a second attempt there is the first again
+    def open_session(self, path: Path, options: Any, provider: str, given: dict[str, str]) -> Any:
+        """Open a session that captures calls if it may.
+
+        A graph in which a size is data cannot be captured. It is opened again without capture, and every call
+        launches its kernels.
+        """
+        capture = {CAPTURE_OPTION: "1"} if self.captures_calls else {}
+        # ONNX Runtime's own second attempt would use the CPU's provider again
+        extra = {"enable_fallback": 0} if self.device == "cpu" else {}
         try:
-            return ort.InferenceSession(str(path), options, providers=[(provider, given | recording)], **once)
+            return ort.InferenceSession(str(path), options, providers=[(provider, given | capture)], **extra)
         except Exception as error:  # onnxruntime's own exceptions share no base class
-            if not self.records or NOT_RECORDED not in str(error):
+            if not self.captures_calls or CAPTURE_REFUSED not in str(error):
                 raise BackendError(f"{path} does not load: {first_line(error)}") from None
-        self.records = False
-        return self.opened(path, options, provider, given)
+        self.captures_calls = False
+        return self.open_session(path, options, provider, given)
 
     def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
         try:
             with self.zeros:
-                found = self.session.run(list(outputs), dict(feeds), self.numbered(UNRECORDED))
+                found = self.session.run(list(outputs), dict(feeds), self.run_options(NO_CAPTURE))
         except Exception as error:
             raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None
         return dict(zip(outputs, found, strict=True))
@@ -166,9 +174,9 @@ class OrtBackend(Backend):
         return DeviceBuffer(value, dtype, slice(0, shape[0]))
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
-        """The first call runs as it is; where calls are recorded, the second records what later ones replay.
+        """See `Backend.bind`. With CUDA graphs, the second call is captured and later calls replay it.
 
-        A recording runs the graph twice, so a call must not read what it writes, cached positions excepted.
+        A captured call runs the graph twice. So it must not read what it writes, except cached positions.
         """
         binding = self.session.io_binding()
         try:
@@ -179,7 +187,7 @@ class OrtBackend(Backend):
         except Exception as error:  # a tensor that the manifest lists and the graph lacks
             raise BackendError(f"{self.spec.file} does not take its tensors: {first_line(error)}") from None
         run, zeros = self.session.run_with_iobinding, self.zeros
-        now, later = self.numbered(UNRECORDED), self.numbered(next(self.recordings))
+        now, later = self.run_options(NO_CAPTURE), self.run_options(next(self.captures))
 
         def step() -> None:
             nonlocal now
@@ -200,12 +208,12 @@ class OrtBackend(Backend):
             assert isinstance(buffer, OrtBuffer), "buffer of another backend"
             by_value(name, buffer.value)
 
-    def numbered(self, recording: int) -> ort.RunOptions | None:
-        """A call's options: its CUDA graph, recorded when it is first named; None where none are."""
-        if not self.records:
+    def run_options(self, capture: int) -> ort.RunOptions | None:
+        """The options of a call. capture: number of its CUDA graph, which the first such call captures."""
+        if not self.captures_calls:
             return None
         options = ort.RunOptions()
-        options.add_run_config_entry(GRAPH_NUMBER, str(recording))
+        options.add_run_config_entry(CAPTURE_ID, str(capture))
         return options
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
-"""The two TensorRT editions behind one door: what differs between them stands in `TARGETS`.
+"""Both editions of TensorRT through one interface; `TARGETS` holds what differs between them.
 
-This file imports them lazily and turns their log into exceptions; it knows neither bundles nor devices.
+It imports them only when they are used, and turns their log into exceptions. It knows neither bundles nor
+devices.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Cuda:
     def launch(self, graph: Any) -> None:
         self.call("cudaGraphLaunch", graph, self.stream)
 
-    def drop(self, graph: Any) -> None:
+    def free_graph(self, graph: Any) -> None:
         self.call("cudaGraphExecDestroy", graph)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from valle2.benchmarks.options import OPTIONS, PANELS, options_of
 from valle2.benchmarks.report.html import html_table
 from valle2.benchmarks.speed import prefill
 from valle2.benchmarks.speed.steps import row, steps, timed
-from valle2.engine.bundle.precisions import RECORD, graph_folder
+from valle2.engine.bundle.precisions import RECORD_FILE, graph_folder
 from valle2.runtime import Valle2
 from valle2.runtime.cli.main import main
 
@@ -85,7 +85,7 @@ def test_groups(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_full_size_model_gets_its_smaller_graphs(tmp_path: Path) -> None:
     made = fullsize.full_size(tmp_path, ["fp32", "int8"], **SMALL)
-    assert (graph_folder(made.bundle, "int8", "ort") / RECORD).is_file()
+    assert (graph_folder(made.bundle, "int8", "ort") / RECORD_FILE).is_file()
     found = steps(str(made.bundle), 1, 0, 1, "int8")
     assert found["precision"] == "int8" and found["batch_positions"] > 100
 

@@ -12,8 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from tests.engine.backends.fake import FakeBackend
 from valle2.benchmarks.process import resident_bytes
-from valle2.engine import BackendError, FakeBackend, GraphSpec, TensorSpec, open_backend, read_manifest
+from valle2.engine import BackendError, GraphSpec, Placement, TensorSpec, open_backend, read_manifest
 from valle2.engine.backends.ort.denormals import LIBRARY
 
 SPEC = GraphSpec(
@@ -52,9 +53,9 @@ def test_numbers_below_the_normal_ones_are_zeros_while_a_graph_runs(folder: Path
     script = f"""
 import numpy as np
 from pathlib import Path
-from tests.engine.backends.test_backend import SPEC, open_backend
+from tests.engine.backends.test_backend import SPEC, Placement, open_backend
 tiny, none, kept = np.full(4, 1e-39, np.float32), np.zeros(4, np.float32), []
-with open_backend(Path({str(folder)!r}), SPEC, threads=1) as backend:
+with open_backend(Path({str(folder)!r}), SPEC, Placement(threads=1)) as backend:
     kept.append(float((tiny + none).max()))
     kept.append(float(backend.run({{"a": tiny, "b": none}})["sum"].max()))
     a, b, total = (backend.buffer((4,), np.float32) for _ in "123")
@@ -88,10 +89,10 @@ def test_devices_are_never_replaced(folder: Path) -> None:
     import onnxruntime
 
     with pytest.raises(BackendError, match="unknown device 'tpu'"):
-        open_backend(folder, SPEC, "tpu")
+        open_backend(folder, SPEC, Placement("tpu"))
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(BackendError, match=r"pip install 'valle2\[cuda\]'"):
-            open_backend(folder, SPEC, "cuda")
+            open_backend(folder, SPEC, Placement("cuda"))
 
 
 def test_a_file_that_is_no_graph(folder: Path) -> None:
@@ -112,7 +113,7 @@ def test_fake_backend_follows_the_interface() -> None:
 def test_threads_rest_when_a_graph_returns(folder: Path) -> None:
     """The next graph has threads of its own, and needs the cores."""
     rested = []
-    with open_backend(folder, SPEC, threads=2) as backend:
+    with open_backend(folder, SPEC, Placement(threads=2)) as backend:
         for _ in range(3):
             backend.run({"a": ones(2**22), "b": ones(2**22)})
             before = time.process_time()

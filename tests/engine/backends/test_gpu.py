@@ -20,8 +20,9 @@ import pytest
 from tests.conftest import toy_checkpoint, write_toy
 from tests.export import test_parity as parity
 from valle2.benchmarks.speed.latency import latency
-from valle2.engine import Backend, BackendError, find_graphs, open_backend, read_manifest
-from valle2.engine.backends.ort.providers import ENGINES, PROVIDERS
+from valle2.engine import Backend, BackendError, Placement, find_graphs, open_backend, read_manifest
+from valle2.engine.backends.ort.providers import PROVIDERS
+from valle2.engine.backends.placement import ENGINE_DEVICES
 from valle2.engine.backends.trt.api import TARGETS
 from valle2.engine.backends.trt.cuda import this_gpu
 from valle2.engine.build.ort import build_graphs
@@ -39,7 +40,7 @@ SLOTS = 4
 NOISE = {"fp16": 0.02, "bf16": 0.1, "int8": 0.06, "int4": 0.5, "fp8": 0.15}
 LOWERINGS = PROVIDERS["ort", DEVICE].lowerings
 HALF_LOGITS, HALF_SAME = 0.02, 0.98
-CASES = [(engine, lowering) for engine in (*TARGETS, *ENGINES) for lowering in LOWERINGS]
+CASES = [(engine, lowering) for engine in ENGINE_DEVICES for lowering in LOWERINGS]
 Make = Callable[[int, str, int], tuple[ARModel, Backend]]
 Bundle = Callable[[str, str, str, int], Path]
 
@@ -50,7 +51,7 @@ def need(engine: str) -> None:
         pytest.skip("needs a CUDA GPU and cuda-python (pip install cuda-bindings)")
     if engine in TARGETS and find_spec(TARGETS[engine].module) is None:
         pytest.skip(f"needs {engine}: pip install 'valle2[{TARGETS[engine].extra}]'")
-    if engine in ENGINES and PROVIDERS[engine, "cuda"].name not in onnxruntime.get_available_providers():
+    if engine not in TARGETS and PROVIDERS[engine, "cuda"].name not in onnxruntime.get_available_providers():
         pytest.skip(f"needs an ONNX Runtime with {PROVIDERS[engine, 'cuda'].name}")
 
 
@@ -81,7 +82,7 @@ def graph_of(folder: Path, graph: str, engine: str, precision: str) -> Backend:
     stored = precision if engine == "ort" else "fp32"
     found = find_graphs(folder, read_manifest(folder), stored)[graph]
     stepped = graph == "ar"
-    return open_backend(found.folder, found.spec, DEVICE, engine=engine, precision=precision, stepped=stepped)
+    return open_backend(found.folder, found.spec, Placement(DEVICE, engine, precision), stepped=stepped)
 
 
 def ar_of(made: Bundle, engine: str, precision: str = "fp32") -> Make:
@@ -172,7 +173,7 @@ def test_steps_are_replayed_as_cuda_graphs(made: Bundle, lowering: str) -> None:
     found = find_graphs(folder, read_manifest(folder), "fp32")["ar"]
     seconds = []
     for stepped in (True, False):
-        backend = open_backend(found.folder, found.spec, DEVICE, stepped=stepped)
+        backend = open_backend(found.folder, found.spec, Placement(DEVICE), stepped=stepped)
         slots = ARRunner(backend, read_manifest(folder).sizes, parity.CAPACITY, 1, 10)
         for _ in range(20):
             slots.step(1)

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from valle2.engine import BackendError, ManifestError, find_graphs, fitted, prefill_chunk, read_manifest
+from valle2.engine import BackendError, ManifestError, Placement, find_graphs, read_manifest, select_variant
 from valle2.engine.backends.ort.providers import GPU_CHUNK
 from valle2.engine.backends.trt.api import TARGETS
 from valle2.engine.build.ort import build_graphs
@@ -62,11 +62,11 @@ def test_every_lowering_runs(
     folder = shutil.copytree(every, tmp_path / "toy")
     rows = build_graphs(folder, precision)
     assert {row["lowering"] for row in rows} == (set(LOWERINGS) if precision == "fp16" else set())
-    manifest = read_manifest(folder).lowered([lowering], "the test")
+    manifest = read_manifest(folder).in_lowering([lowering], "the test")
     found = find_graphs(folder, manifest, precision)
     assert found["ar"].spec.file == f"ar-{lowering}.onnx"
     assert found["ar"].folder == (folder if precision == "fp32" else graph_folder(folder, "fp16", lowering))
-    ours = Valle2(folder, manifest, 1, device="cpu", threads=1, engine="ort", precision=precision)
+    ours = Valle2(folder, manifest, 1, Placement(threads=1, precision=precision))
     settings = Settings(top_p=0.6, max_frames=24, seed=3)
     said, expected = (t.synthesize("hello", voice, settings).codes for t in (ours, tts))
     assert precision == "fp16" or np.array_equal(said, expected)
@@ -76,15 +76,15 @@ def test_every_lowering_runs(
 def test_each_taker_gets_its_own(every: Path, bundle: Path) -> None:
     manifest, alone = read_manifest(every), read_manifest(bundle)
     assert Valle2.load(every).manifest.lowering == "ort"
-    on_gpu = fitted(manifest, "ort", "cuda", "fp16")
+    on_gpu = select_variant(manifest, Placement("cuda", precision="fp16"))
     assert on_gpu.lowering == "portable" and on_gpu.cache_length > 0
     assert on_gpu.graphs["ar"].file == "ar-portable.onnx" and on_gpu.graphs["ar"].graph == "ar"
     assert on_gpu.graphs["codec_encoder"] == manifest.graphs["codec_encoder"]
     with pytest.raises(BackendError, match="has the lowering ort; ort on cuda takes portable or primitive"):
-        fitted(alone, "ort", "cuda", "fp32")
+        select_variant(alone, Placement("cuda"))
     older, newer = (TARGETS["tensorrt"].lowerings(version) for version in ("10.3.0", "10.15.1.29"))
-    assert manifest.lowered(older, "it").graphs["codec_decoder"].file == "codec_decoder-primitive.onnx"
-    assert manifest.lowered(newer, "it").lowering == "portable"
+    assert manifest.in_lowering(older, "it").graphs["codec_decoder"].file == "codec_decoder-primitive.onnx"
+    assert manifest.in_lowering(newer, "it").lowering == "portable"
 
 
 def test_an_older_onnx_runtime_gets_what_it_runs(
@@ -98,9 +98,9 @@ def test_an_older_onnx_runtime_gets_what_it_runs(
 
 
 def test_a_gpu_prefills_more_at_once() -> None:
-    assert prefill_chunk("ort", "cuda") == GPU_CHUNK > PREFILL_CHUNK == prefill_chunk("ort", "cpu")
+    assert Placement("cuda").prefill_chunk == GPU_CHUNK > PREFILL_CHUNK == Placement().prefill_chunk
     for engine in ("tensorrt", "ort-tensorrt"):  # what their engines are built for
-        assert prefill_chunk(engine, "cuda") == PREFILL_CHUNK
+        assert Placement("cuda", engine).prefill_chunk == PREFILL_CHUNK
 
 
 def test_engines_are_built_of_the_lowering_that_tensorrt_takes(every: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_command(checkpoint_folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["lowering"] == "portable ort"
     manifest = read_manifest(out)
     assert manifest.lowering == "portable" and list(manifest.others) == ["ort"]
-    assert manifest.lowered(["ort"], "it").cache_length == 0
+    assert manifest.in_lowering(["ort"], "it").cache_length == 0
 
 
 def test_the_budget_of_a_lowering(every: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,12 +15,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from valle2.engine import BackendError, find_graphs, open_backend, read_manifest
+from valle2.engine import BackendError, Placement, find_graphs, open_backend, read_manifest
 from valle2.engine.build import ort as module
 from valle2.engine.build.kv_int8 import cache_ranges
 from valle2.engine.build.ort import build_graphs
 from valle2.engine.build.quantize import block_codes, quantise
-from valle2.engine.bundle.precisions import DYNAMIC, METHODS, RECORD, Method, graph_folder
+from valle2.engine.bundle.precisions import DYNAMIC, METHODS, RECORD_FILE, Method, graph_folder
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.cli.main import main
 
@@ -85,7 +85,7 @@ def logits(bundle: Path, graph: str, precision: str, feeds: Mapping[str, NDArray
     found = find_graphs(bundle, manifest, precision)[graph]
     kinds = {tensor.name: tensor.dtype for tensor in found.spec.inputs}
     typed = {name: value.astype(kinds[name]) for name, value in feeds.items()}
-    return open_backend(found.folder, found.spec, threads=1).run(typed, ("logits",))["logits"]
+    return open_backend(found.folder, found.spec, Placement(threads=1)).run(typed, ("logits",))["logits"]
 
 
 @pytest.mark.parametrize("precision, graph", NOISE)
@@ -249,17 +249,17 @@ def test_what_is_usual_is_taken_unasked(ours: Path, bundle: Path, capsys: pytest
     out = str(ours.with_suffix(".wav"))
     assert main(["say", "hello there", "-o", out, "--model", str(ours), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["precision"] == "int8"
-    path = graph_folder(ours, "int8", "ort") / RECORD
+    path = graph_folder(ours, "int8", "ort") / RECORD_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": 0}))
     assert Valle2.load(ours).precision == "fp32"  # another version's
 
 
 def test_a_build_without_tensors_is_stale(ours: Path) -> None:
-    path = graph_folder(ours, "fp16", "ort") / RECORD
+    path = graph_folder(ours, "fp16", "ort") / RECORD_FILE
     values = json.loads(path.read_text())
     del values["specs"]["ar"]
     path.write_text(json.dumps(values))
-    assert "by another valle2; build it anew with: valle2 build" in refusal(ours, "fp16")
+    assert "by another valle2; build it again with: valle2 build" in refusal(ours, "fp16")
     values["specs"]["ar"] = {"file": "ar.onnx"}
     path.write_text(json.dumps(values))
     assert "has no fp16 graphs" in refusal(ours, "fp16")
@@ -278,14 +278,14 @@ def test_no_build_names_the_command(bundle: Path) -> None:
 
 
 def test_a_build_of_another_graph_or_method_is_stale(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = graph_folder(ours, "int8", "ort") / RECORD
+    path = graph_folder(ours, "int8", "ort") / RECORD_FILE
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"sources": {**values["sources"], "nar": "0"}}))
     assert "was built from another bundle" in refusal(ours)
     path.write_text(json.dumps(values))
     Valle2.load(ours, precision="int8")
     monkeypatch.setitem(METHODS, "int8", {**METHODS["int8"], "ar": Method("blocks", 8, 32)})
-    assert "by another valle2; build it anew with: valle2 build" in refusal(ours)
+    assert "by another valle2; build it again with: valle2 build" in refusal(ours)
 
 
 @pytest.mark.parametrize("name", ["ar.weights", "nar.onnx"])
@@ -299,7 +299,7 @@ def test_a_damaged_or_absent_file_is_refused(ours: Path, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": {"../x": "0"}}'])
 def test_a_damaged_record_counts_as_no_build(ours: Path, text: str) -> None:
-    (graph_folder(ours, "int8", "ort") / RECORD).write_text(text)
+    (graph_folder(ours, "int8", "ort") / RECORD_FILE).write_text(text)
     assert "has no int8 graphs" in refusal(ours)
 
 

@@ -11,7 +11,8 @@ import pytest
 from valle2.engine import BackendError, read_manifest
 from valle2.engine.backends.trt.api import load
 from valle2.engine.build.tensorrt import build_engine, check_gpus
-from valle2.engine.bundle.engine_files import engine_folder, find_engine, records, source_hash
+from valle2.engine.bundle.artifacts import build_folder, source_hash
+from valle2.engine.bundle.engine_files import engine_records, find_engine
 from valle2.engine.bundle.profiles import Limits
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.cli.main import build_parser
@@ -47,7 +48,7 @@ def wanted(folder: Path, graph: str = "nar", **changes: str) -> dict[str, str]:
 
 
 def test_every_graph_gets_an_engine(built: Path) -> None:
-    found = records(engine_folder(built, RTX))
+    found = engine_records(build_folder(built, RTX))
     kinds = {record.key["graph"]: record.key["precision"] for record in found.values()}
     assert kinds == {"ar": "fp16", "nar": "fp16", "codec_encoder": "fp32", "codec_decoder": "fp32"}
     ar = next(record for record in found.values() if record.key["graph"] == "ar")
@@ -58,7 +59,7 @@ def test_every_graph_gets_an_engine(built: Path) -> None:
 
 
 def test_a_second_build_keeps_what_fits(copied: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in engine_folder(copied, RTX).glob("*.engine")}
+    before = {path: path.stat().st_mtime_ns for path in build_folder(copied, RTX).glob("*.engine")}
     said: list[str] = []
     build_engine(copied, RTX, gpus=["SM89"], limits=Limits(2), progress=said.append)
     assert all("up to date" in line for line in said)
@@ -112,19 +113,19 @@ def test_a_truncated_engine_is_refused_and_built_again(copied: Path) -> None:
 
 
 def test_no_engine_and_a_broken_record(copied: Path) -> None:
-    for record in engine_folder(copied, RTX).glob("nar-*.json"):
+    for record in build_folder(copied, RTX).glob("nar-*.json"):
         record.write_text(json.dumps({"key": 1}))
     with pytest.raises(BackendError, match=r"has no engine of graph nar; build it with: valle2 build"):
         find_engine(copied, wanted(copied))
 
 
 def test_a_key_changes_with_all_it_depends_on(built: Path) -> None:
-    keys = [record.key for record in records(engine_folder(built, RTX)).values()]
-    names = {path.name for path in engine_folder(built, RTX).glob("*.engine")}
+    keys = [record.key for record in engine_records(build_folder(built, RTX)).values()]
+    names = {path.name for path in build_folder(built, RTX).glob("*.engine")}
     assert len(names) == len(keys) == 4
     again = build_engine(built, RTX, gpus=["sm89"], limits=Limits(2))
     assert sorted(r.sha256 for r in again) == sorted(
-        r.sha256 for r in records(engine_folder(built, RTX)).values()
+        r.sha256 for r in engine_records(build_folder(built, RTX)).values()
     )
 
 

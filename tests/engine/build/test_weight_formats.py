@@ -12,14 +12,15 @@ import pytest
 
 from tests.engine.build.test_ort import feeds_of
 from tests.engine.build.test_tensorrt import REASON, RTX
-from valle2.engine import BackendError, open_backend, read_manifest
+from valle2.engine import BackendError, Placement, open_backend, read_manifest
 from valle2.engine.backends.trt.api import load
 from valle2.engine.build.audit import Case, Walk, check_types
 from valle2.engine.build.precision import unpack
 from valle2.engine.build.quantize import store_weights
 from valle2.engine.build.tensorrt import build_engine
 from valle2.engine.build.weight_formats import STORAGES, check_storage
-from valle2.engine.bundle.engine_files import find_engine, source_hash
+from valle2.engine.bundle.artifacts import source_hash
+from valle2.engine.bundle.engine_files import find_engine
 from valle2.engine.bundle.profiles import Limits
 
 # Root mean square of the difference over that of float32's logits. Measured: 0.018, 0.243, 0.063.
@@ -45,7 +46,8 @@ def test_logits_stay_near_float32(
     assert products == kinds.count("DequantizeLinear") >= 4 * manifest.sizes["layers"]
     onnx.save_model(model, str(tmp_path / spec.file))
     whole, small = (
-        open_backend(place, spec, threads=1).run(feeds, ("logits",))["logits"] for place in (folder, tmp_path)
+        open_backend(place, spec, Placement(threads=1)).run(feeds, ("logits",))["logits"]
+        for place in (folder, tmp_path)
     )
     noise = float(np.sqrt(np.mean((small - whole) ** 2) / np.mean(whole**2)))
     assert 0 < noise < NOISE[precision], noise

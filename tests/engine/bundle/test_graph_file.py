@@ -19,9 +19,9 @@ from tests.fuzz.toy import write_toy
 from valle2.engine import BackendError, ManifestError, Valle2Error, find_graphs, read_manifest
 from valle2.engine.build.ort import build_graphs
 from valle2.engine.bundle import graph_file as module
-from valle2.engine.bundle.engine_files import find_engine, records, summary
+from valle2.engine.bundle.engine_files import engine_records, find_engine, summary
 from valle2.engine.bundle.graph_file import REFUSED, check_graph_file, locations
-from valle2.engine.bundle.precisions import RECORD, graph_folder
+from valle2.engine.bundle.precisions import RECORD_FILE, graph_folder
 from valle2.runtime import Valle2
 
 Place = Callable[[onnx.ModelProto, onnx.TensorProto], bytes]
@@ -286,7 +286,7 @@ RECORDS: list[tuple[tuple[Any, ...], Any]] = [
 
 @pytest.mark.parametrize(("place", "value"), RECORDS)
 def test_a_hostile_record_of_a_build(built: Path, place: tuple[Any, ...], value: Any) -> None:
-    change(graph_folder(built, "int8", "ort") / RECORD, place, value)
+    change(graph_folder(built, "int8", "ort") / RECORD_FILE, place, value)
     with pytest.raises(BackendError) as error:
         find_graphs(built, read_manifest(built), "int8")
     assert len(str(error.value).splitlines()) == 1
@@ -296,7 +296,7 @@ def test_a_hostile_record_of_a_build(built: Path, place: tuple[Any, ...], value:
     "text", ["[" * 10_000, '{"files": {}, "files": {}}', "NaN", '"x"', "\ud800", "3" * 9999]
 )
 def test_a_record_that_is_no_record(built: Path, text: str) -> None:
-    (graph_folder(built, "int8", "ort") / RECORD).write_bytes(text.encode("utf-8", "surrogatepass"))
+    (graph_folder(built, "int8", "ort") / RECORD_FILE).write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(BackendError, match="has no int8 graphs"):
         find_graphs(built, read_manifest(built), "int8")
 
@@ -306,8 +306,8 @@ def test_a_build_reads_only_files_with_a_hash(built: Path) -> None:
     model = onnx.ModelProto.FromString((folder / "ar.onnx").read_bytes())
     data = PLACES[0](model, external("../../ar.weights"))
     (folder / "ar.onnx").write_bytes(data)
-    change(folder / RECORD, ("files", "ar.onnx"), hashlib.sha256(data).hexdigest())
-    with pytest.raises(BackendError, match="without a hash; build it anew with"):
+    change(folder / RECORD_FILE, ("files", "ar.onnx"), hashlib.sha256(data).hexdigest())
+    with pytest.raises(BackendError, match="without a hash; build it again with"):
         Valle2.load(built, precision="int8", threads=1)
 
 
@@ -354,10 +354,10 @@ def test_a_hostile_record_of_an_engine(toy: Path, tmp_path: Path, place: tuple[A
     folder.mkdir(parents=True)
     path = folder / "ar-fp16-sm89-0.json"
     path.write_text(json.dumps(ENGINE))
-    (known,) = records(folder).values()
+    (known,) = engine_records(folder).values()
     assert known.profile_names == ["step"] and summary([known])
     change(path, place, value)
-    assert records(folder) == {}
+    assert engine_records(folder) == {}
     with pytest.raises(Valle2Error, match="has no engine of graph ar"):
         find_engine(
             tmp_path,

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import edit_manifest
 from tests.fuzz.toy import write_toy
 from valle2.engine import Manifest, ManifestError, Valle2Error, read_manifest
-from valle2.engine.bundle.files import replacing
+from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.manifest import MAX_BYTES, parse_manifest
 
 
@@ -28,7 +28,7 @@ def test_round_trip(bundle: Path) -> None:
 def test_whoever_serves_a_bundle_may_read_it(bundle: Path, tmp_path: Path) -> None:
     """Also a user who did not export it: the weights as `onnx` writes them, and what is made aside."""
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in bundle.rglob("*"))
-    with replacing(tmp_path / "made") as aside:
+    with replacing_folder(tmp_path / "made") as aside:
         (aside / "inner").mkdir(0o700)
         (aside / "inner" / "ar.weights").touch(0o600)
     modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "made", *(tmp_path / "made").rglob("*"))]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.conftest import Trace, toy_config
-from valle2.engine import open_backend
+from valle2.engine import Placement, open_backend
 from valle2.engine.build.ort import build_graph
 from valle2.engine.bundle.precisions import METHODS
 from valle2.export.attention import LOWERINGS
@@ -78,7 +78,10 @@ def test_the_graph_has_the_numbers(trace: Trace, tmp_path: Path) -> None:
     model = toy_nar({})
     row = nar_graph(model, "ort")
     path = trace(row, tmp_path / "nar.onnx")
-    assert verify_nar(model, open_backend(tmp_path, graph_spec(path, row), threads=1)) < LOGITS_TOLERANCE
+    assert (
+        verify_nar(model, open_backend(tmp_path, graph_spec(path, row), Placement(threads=1)))
+        < LOGITS_TOLERANCE
+    )
 
 
 @torch.no_grad()
@@ -140,13 +143,13 @@ def test_every_lowering_chooses_as_the_module(
     model = toy_nar(STYLES[style] | {"prompt_mean": moved}, 5)
     row = nar_graph(model, lowering)
     spec = graph_spec(trace(row, tmp_path / "nar.onnx"), row)
-    assert verify_nar(model, open_backend(tmp_path, spec, threads=1)) < LOGITS_TOLERANCE
+    assert verify_nar(model, open_backend(tmp_path, spec, Placement(threads=1))) < LOGITS_TOLERANCE
 
 
 def test_a_graph_that_chooses_otherwise_is_refused(trace: Trace, tmp_path: Path) -> None:
     model = toy_nar({"prompt_mean": True}, 5)
     row = nar_graph(model, "ort")
-    backend = open_backend(tmp_path, graph_spec(trace(row, tmp_path / "nar.onnx"), row), threads=1)
+    backend = open_backend(tmp_path, graph_spec(trace(row, tmp_path / "nar.onnx"), row), Placement(threads=1))
     whole = model.config
     model.config = replace(whole, style=Style())
     with pytest.raises(ParityError, match="nar codes"):
@@ -172,7 +175,7 @@ def test_smaller_graphs_choose_by_their_logits_in_float32(
     inputs = [torch.randint(0, 30, (2, 7)), torch.tensor([7, 5]), torch.randint(0, 1024, (2, 30, 8))]
     inputs += [torch.tensor([12, 9]), torch.tensor([30, 26]), stage]
     feeds = {name: value.numpy() for name, value in zip(row.inputs, inputs, strict=True)}
-    with open_backend(built, spec, threads=1) as backend:
+    with open_backend(built, spec, Placement(threads=1)) as backend:
         found = backend.run(feeds)
     logits = torch.from_numpy(found["logits"]).float()
     assert (logits - model(*inputs)).abs().max() > LOGITS_TOLERANCE

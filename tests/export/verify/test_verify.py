@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from tests.conftest import Trace, toy_config
 from tests.export.models.test_nar import STYLES, toy_nar
-from valle2.engine import Backend, open_backend, read_manifest
+from valle2.engine import Backend, Placement, open_backend, read_manifest
 from valle2.export import ParityError, export_checkpoint
 from valle2.export import bundle as bundle_module
 from valle2.export.bundle import ACCEPTED, graph_spec
@@ -73,7 +73,7 @@ class Pair:
 def paired(model: Model, trace: Trace, folder: Path) -> Pair:
     row = ar_graph(model, "ort", CAPACITY) if isinstance(model, ARModel) else nar_graph(model, "ort")
     spec = graph_spec(trace(row, folder / f"{row.name}.onnx"), row)
-    return Pair(model, open_backend(folder, spec, threads=1))
+    return Pair(model, open_backend(folder, spec, Placement(threads=1)))
 
 
 @pytest.fixture(scope="module", params=[ARModel, NARModel], ids=["ar", "nar"])

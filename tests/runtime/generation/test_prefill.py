@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from tests.conftest import SYMBOLS, toy_config
+from tests.engine.backends.fake import FakeBackend
 from tests.export import test_parity as parity
-from valle2.engine import Backend, FakeBackend, GraphSpec, TensorSpec, open_backend
+from valle2.engine import Backend, GraphSpec, TensorSpec, open_backend
 from valle2.export.attention import LOWERINGS
 from valle2.export.bundle import graph_spec
 from valle2.export.graphs import ar_graph, export_graph

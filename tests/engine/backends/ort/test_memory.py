@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from valle2.benchmarks.process import resident_bytes
-from valle2.engine.backends.ort.memory import HUGE_PAGE, allocated, give_back, in_huge_pages, sparse_zeros
+from valle2.engine.backends.ort.memory import HUGE_PAGE, allocated, in_huge_pages, sparse_zeros, trim_heap
 
 MIB = 2**20
 
@@ -44,7 +44,7 @@ def test_what_was_freed_is_given_back() -> None:
     kept = [bytearray(2**16) for _ in range(1600)]
     del kept[:-1]  # the last keeps the heap from shrinking by itself
     before = resident()
-    give_back()
+    trim_heap()
     assert before - resident() > 50 * MIB
     assert len(kept) == 1
 

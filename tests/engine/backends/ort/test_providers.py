@@ -11,15 +11,15 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, save_model
 
-from valle2.engine import BackendError, GraphSpec, TensorSpec, open_backend, read_manifest
+from valle2.engine import BackendError, GraphSpec, Placement, TensorSpec, open_backend, read_manifest
 from valle2.engine.backends.ort.providers import (
     CACHE,
     CPU,
     HOST_TYPES,
     PROVIDERS,
-    RECORDING,
+    RECORD_ASSIGNMENT,
     Provider,
-    check_strays,
+    check_fallback_nodes,
     find_provider,
     provider_options,
 )
@@ -30,6 +30,7 @@ SPEC = GraphSpec("mul.onnx", (TensorSpec("x", "float32", (2, 2)),), (TensorSpec(
 CUDA = PROVIDERS["ort", "cuda"].name
 FILLING = frozenset(["ConstantOfShape", "Expand", "Range"])  # on the device, of a size on the host
 COMPUTES = frozenset(["Add", "Sub", "Mul", "Clip", "Where", "Min", "Max", "Less", "Greater", "Equal"])
+FALLBACK = Placement("cuda", fallback=True)
 OTHER = "AzureExecutionProvider"  # in every build for CPUs; it takes no operator of ONNX
 
 
@@ -55,7 +56,7 @@ def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_nodes_that_another_provider_runs_are_listed(folder: Path, other: None) -> None:
     with pytest.raises(BackendError) as error:
-        open_backend(folder, SPEC, "cuda")
+        open_backend(folder, SPEC, Placement("cuda"))
     assert str(error.value) == (
         f"mul.onnx: {OTHER} leaves 1 nodes to other providers: 1 MatMul ({CPU}); "
         "take another lowering or engine, or allow it with fallback=True"
@@ -64,14 +65,14 @@ def test_nodes_that_another_provider_runs_are_listed(folder: Path, other: None) 
 
 def test_they_run_where_that_is_allowed(folder: Path, other: None) -> None:
     feeds = {"x": np.array([[1, 2], [3, 4]], np.float32)}
-    with open_backend(folder, SPEC, "cuda", fallback=True) as backend:
+    with open_backend(folder, SPEC, FALLBACK) as backend:
         assert backend.run(feeds)["y"].tolist() == [[7, 10], [15, 22]]
 
 
 def test_every_heavy_operator_of_a_bundle_is_seen(fixed_bundles: dict[str, Path], other: None) -> None:
     folder = fixed_bundles["portable"]
     with pytest.raises(BackendError, match=r"\d+ Attention .*\d+ MatMul .*\d+ TensorScatter"):
-        open_backend(folder, read_manifest(folder).graphs["ar"], "cuda")
+        open_backend(folder, read_manifest(folder).graphs["ar"], Placement("cuda"))
     with pytest.raises(BackendError, match=r"leaves .* nodes to other providers"):
         Valle2.load(folder, device="cuda")
 
@@ -85,9 +86,9 @@ def test_a_bundle_of_the_cpu_names_the_lowering_for_cuda(bundle: Path) -> None:
 
 def test_nothing_strays_where_one_provider_runs_all(folder: Path) -> None:
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(RECORDING, "1")
+    options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     session = onnxruntime.InferenceSession(str(folder / SPEC.file), options, providers=[CPU])
-    check_strays(SPEC.file, session, CPU)
+    check_fallback_nodes(SPEC.file, session, CPU)
     assert sum(len(part.get_nodes()) for part in session.get_provider_graph_assignment_info()) >= 1
 
 
@@ -95,9 +96,9 @@ def test_absent_providers_and_unknown_devices() -> None:
     with pytest.raises(BackendError, match=r"no CUDAExecutionProvider\); install it with: pip install"):
         find_provider("ort", "cuda", [CPU])
     with pytest.raises(BackendError, match="unknown device 'cpu' for engine 'ort-tensorrt'; expected 'cuda'"):
-        find_provider("ort-tensorrt", "cpu", [CPU])
+        Placement("cpu", "ort-tensorrt")
     with pytest.raises(BackendError, match="unknown device 'tpu' for engine 'ort'; expected 'cpu' or 'cuda'"):
-        find_provider("ort", "tpu", [CPU])
+        Placement("tpu")
 
 
 def test_every_name_is_one_that_onnx_runtime_knows() -> None:
@@ -160,10 +161,10 @@ def test_a_graph_that_cannot_be_recorded_runs_unrecorded(
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
-    made = open_backend(folder, SPEC, "cuda", stepped=True, fallback=True)
+    made = open_backend(folder, SPEC, FALLBACK, stepped=True)
     assert isinstance(made, OrtBackend)
-    assert tried == ["1", None] and made.numbered(1) is None
-    open_backend(folder, SPEC, "cuda", fallback=True)
+    assert tried == ["1", None] and made.run_options(1) is None
+    open_backend(folder, SPEC, FALLBACK)
     assert tried[2:] == [None]
 
 
@@ -172,7 +173,7 @@ def test_a_recorded_call_names_its_number_from_the_second_time_on(
 ) -> None:
     backend = open_backend(folder, SPEC)
     assert isinstance(backend, OrtBackend)
-    backend.records = True  # the CPU's provider ignores the number
+    backend.captures_calls = True  # the CPU's provider ignores the number
     numbers, made = [], backend.session.io_binding
 
     def note(binding: object, options: onnxruntime.RunOptions) -> None:

@@ -15,7 +15,6 @@ from tests.engine.backends.trt import trt_double as double
 from valle2.engine import BackendError, GraphSpec, TensorSpec, open_backend, read_manifest
 from valle2.engine.backends.trt.backend import TrtBackend, open_engine
 from valle2.engine.backends.trt.cuda import Cuda, this_gpu
-from valle2.engine.bundle.engine_files import Record
 
 SPEC = GraphSpec(
     "add.onnx",
@@ -34,8 +33,7 @@ def make(
 ) -> TrtBackend:
     cudart = double.FakeCudart(memory)
     engine = double.ICudaEngine(cudart, [(1, 1), (2, 8)], alias)
-    record = Record({"profiles": []}, SPEC, "", 0, 0.0)
-    return TrtBackend(double.FakeTensorRT(engine), Cuda(cudart), record, data, capture=capture)
+    return TrtBackend(double.FakeTensorRT(engine), Cuda(cudart), SPEC, data, capture=capture)
 
 
 def bound(backend: TrtBackend, count: int = 1) -> tuple[Any, dict[str, Any]]:
@@ -72,7 +70,7 @@ def test_run_allocates_and_reads_an_output_whose_size_is_only_known_afterwards()
 
 def test_the_profile_is_chosen_by_shape_and_a_shape_outside_is_refused() -> None:
     backend = make()
-    assert [backend.profile_for({"x": (n,), "cache": (4,)}) for n in (1, 2, 8)] == [0, 1, 1]
+    assert [backend.loaded.profile_for({"x": (n,), "cache": (4,)}) for n in (1, 2, 8)] == [0, 1, 1]
     with pytest.raises(
         BackendError, match=r"input x is \(9,\); the engine takes \(1,\) to \(1,\), \(2,\) to \(8,\)"
     ):
@@ -114,13 +112,13 @@ def test_calls_that_end_leave_their_context_to_the_next() -> None:
         step()
         del step
         assert backend.run(feeds)["sized"].tolist() == [3, 3, 3]
-    assert backend.engine.contexts == 1
+    assert backend.loaded.engine.contexts == 1
     first, second = bound(backend)[0], bound(backend)[0]
     first()
     second()
-    assert backend.engine.contexts == 2 and first.context is not second.context
+    assert backend.loaded.engine.contexts == 2 and first.context is not second.context
     backend.close()
-    assert not backend.contexts
+    assert not backend.loaded.contexts
 
 
 def test_a_context_keeps_no_allocator_of_an_earlier_call() -> None:
@@ -129,7 +127,7 @@ def test_a_context_keeps_no_allocator_of_an_earlier_call() -> None:
     step, buffers = bound(backend)
     for _ in range(3):
         step()
-    assert backend.engine.contexts == 1 and backend.cuda.cudart.log.count("launch") == 2
+    assert backend.loaded.engine.contexts == 1 and backend.cuda.cudart.log.count("launch") == 2
     assert buffers["sized"].read()[:2].tolist() == [2, 2]
 
 
@@ -137,10 +135,10 @@ def test_a_failed_call_is_an_error_and_the_next_one_works() -> None:
     backend = make()
     step, buffers = bound(backend)
     step()
-    backend.engine.fails = True
+    backend.loaded.engine.fails = True
     with pytest.raises(BackendError, match=r"add\.onnx failed"):
         step()
-    backend.engine.fails = False
+    backend.loaded.engine.fails = False
     step()
     step()
     assert buffers["cache"].read()[0] == 6

@@ -1,0 +1,113 @@
+"""Where and how a model's graphs run: one value, checked when it is made and resolved once per bundle.
+
+It knows which engines, devices and precisions exist. It opens no session and imports no runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from valle2.engine.backends.ort.providers import PROVIDERS, compiles, lowerings_for
+from valle2.engine.backends.trt.api import TARGETS, lowerings_here
+from valle2.engine.bundle.manifest import Manifest
+from valle2.engine.bundle.precisions import (
+    AUTO,
+    STORED,
+    LocatedGraph,
+    check_precision,
+    default_precision,
+    find_graphs,
+)
+from valle2.engine.bundle.profiles import PREFILL_CHUNK
+from valle2.engine.errors import BackendError
+
+ORT = "ort"
+ENGINE_DEVICES: dict[str, tuple[str, ...]] = {
+    **{engine: tuple(d for e, d in PROVIDERS if e == engine) for engine, _ in PROVIDERS},
+    **{target: ("cuda",) for target in TARGETS},
+}
+"""The devices that each engine runs on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What executes the graphs of a model.
+
+    Args:
+        device: "cpu" or "cuda". It is never replaced by another one.
+        engine: "ort" runs the ONNX graphs. "ort-tensorrt" and "ort-tensorrt-rtx" run them through these
+            providers of ONNX Runtime. "tensorrt" and "tensorrt-rtx" run the engine files that `valle2 build`
+            made. All but "ort" run on "cuda" alone.
+        precision: "fp32" for the graphs as they are stored, or the precision that `valle2 build` made. "auto"
+            is "int8" for "ort" on a CPU if that is built, and "fp32" otherwise.
+        threads: CPU threads, 0 for all cores.
+        fallback: whether ONNX Runtime may run nodes on another provider than the engine's.
+
+    Raises:
+        BackendError: an unknown engine, a device or precision that it does not take, or negative threads.
+    """
+
+    device: str = "cpu"
+    engine: str = ORT
+    precision: str = AUTO
+    threads: int = 0
+    fallback: bool = False
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINE_DEVICES:
+            known = ", ".join(ENGINE_DEVICES)
+            raise BackendError(f"unknown engine {self.engine!r}; expected one of {known}")
+        devices = ENGINE_DEVICES[self.engine]
+        if self.device not in devices:
+            known = " or ".join(map(repr, devices))
+            raise BackendError(f"unknown device {self.device!r} for engine {self.engine!r}; expected {known}")
+        if self.threads < 0:
+            raise BackendError(f"threads is {self.threads}; expected 0 for all cores, or more")
+        if self.engine == ORT and self.precision != AUTO:
+            check_precision(self.precision)
+        if compiles(self.engine, self.device) and self.precision not in (AUTO, STORED):
+            raise BackendError(
+                f"{self.engine} runs a bundle as it is stored; leave precision {self.precision!r} out"
+            )
+
+    @property
+    def prefill_chunk(self) -> int:
+        """Positions that the runtime prefills in one call. A TensorRT engine is built for no more."""
+        provider = PROVIDERS.get((self.engine, self.device))
+        return provider.chunk if provider else PREFILL_CHUNK
+
+    def resolve(self, bundle: Path, manifest: Manifest) -> tuple[Placement, Manifest]:
+        """The placement with a precision in place of "auto", and the manifest with the graphs that it runs.
+
+        Args:
+            bundle: the folder. manifest: the bundle's, with all of its lowerings.
+
+        Raises:
+            BackendError: the bundle has no lowering that the engine takes.
+        """
+        precision = self.precision
+        if precision == AUTO:
+            on_cpu = self.engine == ORT and self.device == "cpu"
+            precision = default_precision(bundle, manifest) if on_cpu else STORED
+        return replace(self, precision=precision), select_variant(manifest, self)
+
+    def locate_graphs(self, bundle: Path, manifest: Manifest) -> dict[str, LocatedGraph]:
+        """The file and tensors of every graph, for a placement that is resolved.
+
+        Raises:
+            BackendError: see `find_graphs`.
+        """
+        return find_graphs(bundle, manifest, self.precision if self.engine == ORT else STORED)
+
+
+def select_variant(manifest: Manifest, placement: Placement) -> Manifest:
+    """The manifest with the graphs of the first lowering that the placement's engine takes.
+
+    Raises:
+        BackendError: the bundle has none of them, or TensorRT is not installed.
+    """
+    engine, device = placement.engine, placement.device
+    if engine in TARGETS:
+        return manifest.in_lowering(lowerings_here(engine), engine)
+    return manifest.in_lowering(*lowerings_for(engine, device))
