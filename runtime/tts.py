@@ -35,7 +35,7 @@ from valle2.runtime.audio.codec import Codec
 from valle2.runtime.audio.io import read_audio
 from valle2.runtime.errors import ModelError, PromptError, SettingsError
 from valle2.runtime.generation.ar_runner import ARRunner
-from valle2.runtime.generation.engine import EncodedRequest, RequestId, SynthesisEngine
+from valle2.runtime.generation.engine import EncodedRequest, Failed, RequestId, SynthesisEngine
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.nar_runner import NARRunner
 from valle2.runtime.generation.token_layout import Text, TokenLayout, check_prompt, check_text
@@ -315,7 +315,7 @@ class Valle2(Closing):
             ModelError: the model has been closed.
         """
         if self.closed:
-            raise ModelError(f"{self.path} has been closed; load it again")
+            raise self.closed_error()
         identifier = self.engine.add(request)
         self.collectors[identifier] = collector = Collector(self.model.layout.codebooks)
         return identifier, collector
@@ -352,8 +352,13 @@ class Valle2(Closing):
         """Free the model's memory; the model cannot be used after it."""
         if not self.closed:
             self.closed = True
+            for collector in self.collectors.values():
+                collector.take(Failed(RequestId(0), self.closed_error()))
             self.collectors.clear()
             self.engine.close()
+
+    def closed_error(self) -> ModelError:
+        return ModelError(f"{self.path} has been closed; load it again")
 
 
 def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement) -> LoadedModel:

@@ -212,12 +212,12 @@ class SynthesisEngine:
                     frames = next(sizes)
                     while not sentence.has(frames):
                         yield WaitFor.STEP
-                    chunk = sentence.take(frames)
+                    chunk = sentence.next_chunk(frames)
                     for codebook in chunk.passes:
                         yield WaitFor.TURN
                         with timings.stage("nar"):
                             model.nar.run(chunk, codebook)
-                    codes, audio = sentence.give_back(chunk), np.zeros(0, np.float32)
+                    codes, audio = sentence.finish_chunk(chunk), np.zeros(0, np.float32)
                     if decoder:
                         yield WaitFor.TURN
                         with timings.stage("codec"):
@@ -230,10 +230,9 @@ class SynthesisEngine:
 
     def open_chunks(self, request: EncodedRequest) -> tuple[ChunkDecoder | None, Generator[int, None, None]]:
         """How a sentence's codes become audio, and the frames of its chunks."""
-        seconds = 0.0 if request.codes_only else request.first_chunk_seconds
         if request.codes_only:
             return None, chunk_sizes(0.0, 1.0)
-        codec = self.model.need_codec()
+        codec, seconds = self.model.need_codec(), request.first_chunk_seconds
         return chunk_decoder(codec, seconds), chunk_sizes(seconds, codec.frame_rate)
 
     def emit_pause(self, state: SynthesisState) -> None:

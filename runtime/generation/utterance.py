@@ -75,7 +75,7 @@ class Utterance(Closing):
             sequence.cancel()
 
     def has(self, frames: int) -> bool:
-        """Can a chunk of `frames` frames be taken? 0: only once speech has ended.
+        """Are the codes of a chunk of `frames` frames there? 0: only once speech has ended.
 
         Several candidates are decoded to their ends, since only then the best one is known.
 
@@ -90,7 +90,7 @@ class Utterance(Closing):
         streamed = frames and len(self.candidates) == 1
         return bool(streamed) and self.taken + frames <= len(self.candidates[0].codes)
 
-    def take(self, frames: int) -> NARState:
+    def next_chunk(self, frames: int) -> NARState:
         """The next chunk, ready for the NAR: `frames` frames, or all that are left once speech has ended.
 
         The NAR sees what came before a chunk as part of its prompt.
@@ -101,7 +101,7 @@ class Utterance(Closing):
         first = np.array(kept[self.taken : end], np.int64)
         return self.model.nar.start(self.nar_text, self.context, first)
 
-    def give_back(self, state: NARState) -> Codes:
+    def finish_chunk(self, state: NARState) -> Codes:
         """The codes (T, Q) of a chunk that the NAR has completed; the next chunk continues them."""
         self.context = state.codes
         self.taken += len(state.target)
