@@ -15,7 +15,7 @@ from valle2.runtime.text.letter_rules import LetterRules, letter_groups, one_str
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.numerals import cardinal, ordinal, year
 from valle2.runtime.text.phonemes import Pronouncer
-from valle2.runtime.text.sentences import sentences, split_sentences
+from valle2.runtime.text.sentences import SentenceSplitter, sentences, split_sentences
 
 LEXICON = {
     "cat": "kˈæt",
@@ -213,6 +213,34 @@ def test_learnt_rules_are_used_when_they_are_there(folder: Path, tmp_path: Path)
 )
 def test_sentences(text: str, expected: list[str]) -> None:
     assert sentences(text) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Mr. Fox ran. Did he? Yes!\n\nNew line",
+        "J. R. Fox said e.g. this etc. The end.",
+        'The U.S. Army came. It left... and went. He said "Yes." etc. \n 好。Good.',
+        "Dr. Smith lives here. On Main St. \nNo. 5",
+    ],
+)
+def test_sentences_of_a_stream_are_those_of_the_whole_text(text: str, size: int) -> None:
+    splitter, found = SentenceSplitter(), []
+    for start in range(0, len(text), size):
+        found += splitter.feed(text[start : start + size])
+    assert [*found, *splitter.flush()] == sentences(text)
+    assert splitter.flush() == []
+
+
+def test_a_sentence_of_a_stream_comes_as_soon_as_its_end_is_certain() -> None:
+    splitter = SentenceSplitter()
+    assert splitter.feed("Hello there. ") == ["Hello there."]
+    assert splitter.feed("Dr. ") == []
+    assert splitter.feed("Smith lives here, etc. ") == []
+    assert splitter.feed("He") == ["Dr. Smith lives here, etc."]
+    assert splitter.feed(" left.") == []
+    assert splitter.flush() == ["He left."]
 
 
 def test_long_sentences_are_cut_at_clauses_before_words() -> None:
