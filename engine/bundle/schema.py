@@ -48,7 +48,7 @@ MAX_CACHE = 2**30
 
 CODEC: dict[str, Range] = {"sample_rate": (4000, 192_000), "hop": (16, 8192), "codebooks": (8, 8)}
 REQUIRED_CODEC = ("sample_rate", "hop")
-TEXT_KINDS = ("bpe", "phonemes", "ids")
+TEXT_KINDS = ("bpe", "phonemes", "ids", "vallex", "lifeiteng", "amphion", "supervoice")
 TEXT_TOKENS = (1, 2**15)
 
 MAX_WINDOW, MAX_CANDIDATES, MAX_SPOKEN = 1000, 32, 1_000_000

@@ -10,12 +10,14 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from valle2.engine.errors import ManifestError, Valle2Error
 from valle2.runtime.errors import TextError
-from valle2.runtime.text.front_end import MAX_CHARACTERS, TextFrontEnd, load_front_end
+from valle2.runtime.text.base import MAX_CHARACTERS
+from valle2.runtime.text.front_end import load_front_end
 from valle2.runtime.text.letter_rules import LetterRules, letter_groups, one_stress
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.numerals import cardinal, ordinal, year
 from valle2.runtime.text.phonemes import Pronouncer
 from valle2.runtime.text.sentences import SentenceSplitter, sentences, split_sentences
+from valle2.runtime.text.tokenizer import TextFrontEnd
 
 LEXICON = {
     "cat": "kˈæt",
@@ -335,7 +337,7 @@ def test_encoding(phonemes: TextFrontEnd, bpe: TextFrontEnd) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"kind": "runes"}, "unknown text front end 'runes'; expected bpe or phonemes"),
+        ({"kind": "runes"}, "unknown text front end 'runes'; expected bpe, phonemes, vallex"),
         ({}, "unknown text front end None"),
         ({"kind": "phonemes", "max_tokens": 0}, "max_tokens of the text front end is 0; expected"),
     ],
