@@ -20,9 +20,10 @@ from letters import evaluate, learn
 from speak import hibari_asset
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from valle2.runtime.text.front_end import LETTERS, LEXICON, TOKENIZER, load_front_end
 from valle2.runtime.text.letter_rules import LetterRules
 from valle2.runtime.text.phonemes import Pronouncer
+from valle2.runtime.text.tokenizer import LETTERS, LEXICON, TextFrontEnd
+from valle2.runtime.text.tokenizer_file import TOKENIZER
 
 VARIANTS = str.maketrans("ɾʔ", "Tt")
 USUAL = "DEFAULT"
@@ -108,7 +109,7 @@ def compare(folder: Path, sentences: list[str]) -> None:
     import jiwer
 
     g2p = import_module("hibari.g2p").G2P(british=False)
-    front = load_front_end(folder, {"kind": "phonemes"})
+    front = TextFrontEnd.load(folder, {"kind": "phonemes"})
     ours = [front.prepare(text) for text in sentences]
     theirs = [g2p(text) for text in sentences]
     same = sum(a == b for a, b in zip(ours, theirs, strict=True))

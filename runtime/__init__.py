@@ -3,10 +3,11 @@
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.stream import Stream
 from valle2.runtime.tts import Valle2
-from valle2.runtime.types import Generated, Prompt, Request, Settings, Speech, Timings
+from valle2.runtime.types import Generated, Phones, Prompt, Request, Settings, Speech, Timings
 
 __all__ = [
     "Generated",
+    "Phones",
     "Prompt",
     "Request",
     "Settings",

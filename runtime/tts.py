@@ -40,7 +40,8 @@ from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.nar_runner import NARRunner
 from valle2.runtime.generation.token_layout import Text, TokenLayout, check_prompt, check_text
 from valle2.runtime.stream import Collector, Stream
-from valle2.runtime.text.front_end import TextFrontEnd, load_front_end
+from valle2.runtime.text.front_end import front_end_of
+from valle2.runtime.text.tokenizer import TextFrontEnd
 from valle2.runtime.types import Codes, Generated, Prompt, Request, Settings, Speech
 from valle2.runtime.voices import read_voice, voice_names
 
@@ -67,9 +68,8 @@ class Valle2(Closing):
         self.engine = SynthesisEngine(self.model)
         self.collectors: dict[RequestId, Collector] = {}
         self.closed = False
-        self.front: TextFrontEnd | None = None
-        if any(name.startswith("text/") for name in manifest.files):
-            self.front = load_front_end(path, manifest.text, manifest.files)
+        self.front = front_end_of(path, manifest.text, manifest.rules, manifest.files)
+        if isinstance(self.front, TextFrontEnd):
             self.check_vocabulary(self.front)
         trim_heap()
 
@@ -264,13 +264,10 @@ class Valle2(Closing):
         """
         if self.front is None:
             raise ModelError(f"{self.path} has no text front end; use generate_codes")
-        transcript = self.front.finish(request.prompt.transcript.strip())
-        length = len(self.front.encode(transcript))
-        room = self.manifest.sizes["max_text"] - 2 - length
-        if room < 1:
-            raise PromptError("the prompt's transcript fills the model's text; use a shorter prompt")
-        for sentence in self.front.split(request.text, room):
-            yield Text(self.front.encode(f"{transcript} {sentence}"), prompt_length=length)
+        prompt, longest = request.prompt, self.manifest.sizes["max_text"] - 2
+        for found in self.front.encode_request(prompt.transcript, request.text, longest):
+            marked = (found.ids, found.languages, found.prompt_length)
+            yield check_text(self.model.layout, *marked, len(prompt.codes))
 
     # -- tokens ---------------------------------------------------------------------------------
 

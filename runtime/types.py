@@ -76,12 +76,22 @@ def checked(name: str, value: Any) -> float | int:
     return int(value) if name in WHOLE else float(value)
 
 
+class Phones(str):
+    """A text that is written in the model's own symbols: a request's text, or a prompt's transcript.
+
+    Methods of `str` return plain text, so make `Phones` of their results again.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A voice: codes of recorded speech and what it says.
 
     Args:
-        codes: (P, 8) int64. transcript: the words spoken. name, source, licence, consent: for people.
+        codes: (P, 8) int64. transcript: the words spoken, or `Phones`.
+        name, source, licence, consent: for people.
     """
 
     codes: NDArray[np.int64] = field(repr=False)
@@ -106,7 +116,7 @@ def check_span(codes: NDArray[Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One text to be spoken in one voice."""
+    """One text, or `Phones`, to be spoken in one voice."""
 
     text: str
     prompt: Prompt

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from valle2.benchmarks.process import resident_bytes
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.audio.wav import BYTES_PER_SAMPLE
+from valle2.runtime.audio.io import BYTES_PER_SAMPLE
 
 READY_SECONDS = 120.0
 CLIENT_SECONDS = 120.0

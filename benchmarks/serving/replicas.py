@@ -36,7 +36,7 @@ from valle2.benchmarks.options import TEXT
 from valle2.benchmarks.report.report import markdown, measured_on, need_positive
 from valle2.benchmarks.serving.client import speech_body
 from valle2.runtime import Valle2
-from valle2.runtime.audio.wav import BYTES_PER_SAMPLE
+from valle2.runtime.audio.io import BYTES_PER_SAMPLE
 
 IMPORT_PATH = "valle2.runtime.server.ray_app:application"
 START_SECONDS = 120.0

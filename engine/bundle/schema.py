@@ -51,7 +51,7 @@ CODEC: dict[str, Range] = {
     "codebooks": (CODEBOOKS, CODEBOOKS),
 }
 REQUIRED_CODEC = ("sample_rate", "hop")
-TEXT_KINDS = ("bpe", "phonemes", "ids")
+TEXT_KINDS = ("bpe", "phonemes", "ids", "vallex", "lifeiteng", "amphion", "supervoice")
 TEXT_TOKENS = (1, 2**15)
 
 MAX_WINDOW, MAX_CANDIDATES, MAX_SPOKEN = 1000, 32, 1_000_000

@@ -68,7 +68,7 @@ def assemble(
         config,
         *modules,
         name=family,
-        text={"kind": "ids"},
+        text={"kind": family},
         sampling=dict(SAMPLING),
         provenance={"family": family, "source": ", ".join(path.name for path in sources)},
         rules={"family": family, **rules},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -27,6 +28,8 @@ MIN_RATE, MAX_RATE = 4000, 384000
 BLOCK = 65536
 FADE_SECONDS = 0.005
 PAUSE_SECONDS = 0.12
+UNKNOWN = 0xFFFFFFFF
+BYTES_PER_SAMPLE = 2
 
 
 def read_audio(
@@ -190,3 +193,22 @@ def pause(rate: int) -> Audio:
 def join(pieces: Sequence[Audio]) -> Audio:
     """Pieces end to end."""
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def stream_header(rate: int) -> bytes:
+    """Header of 16-bit mono WAV whose length is not known yet; players read on until the stream ends."""
+    comment, software = (text.encode() + b"\0" * (2 - len(text) % 2) for text in provenance())
+    fmt = struct.pack("<HHIIHH", 1, 1, rate, rate * BYTES_PER_SAMPLE, BYTES_PER_SAMPLE, 8 * BYTES_PER_SAMPLE)
+    info = b"INFO" + chunk(b"ICMT", comment) + chunk(b"ISFT", software)
+    head = b"WAVE" + chunk(b"fmt ", fmt) + chunk(b"LIST", info)
+    return b"RIFF" + struct.pack("<I", UNKNOWN) + head + b"data" + struct.pack("<I", UNKNOWN)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A RIFF chunk; data: an even number of bytes."""
+    return name + struct.pack("<I", len(data)) + data
+
+
+def pcm16(audio: Audio) -> bytes:
+    """(N,) float32 as little-endian 16-bit samples, rounded as libsndfile does, clipped beyond full scale."""
+    return np.clip(np.floor(audio * 32768), -32768, 32767).astype("<i2").tobytes()

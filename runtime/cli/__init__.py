@@ -1,1 +1,1 @@
-"""The command line of the runtime. Parses options, prints results, holds no logic of its own."""
+"""The command line. Each command is a module that parses options and prints results; logic lies elsewhere."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 import onnxruntime
 
+HELP = "show what this machine can run"
 PARTS = {
     "export": (("torch", "onnx", "onnxscript"), "pip install 'valle2[export]'"),
     "tensorrt": (("tensorrt",), "pip install 'valle2[tensorrt]'"),
@@ -18,15 +21,20 @@ PARTS = {
 CUDA_READY = "ready, for the embedded model and bundles exported with --lowering ort portable"
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command takes no arguments of its own."""
+
+
 def installed(name: str) -> str:
+    """The version of a package."""
     try:
         return version(name)
     except PackageNotFoundError:
         return "missing"
 
 
-def report() -> dict[str, Any]:
-    """Versions, devices, and a line per optional part."""
+def run(args: argparse.Namespace, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Versions, devices, and a line for each optional part."""
     providers = onnxruntime.get_available_providers()
     cuda = "CUDAExecutionProvider" in providers
     parts = {

@@ -15,10 +15,12 @@ from valle2.engine.errors import Valle2Error
 if TYPE_CHECKING:
     from valle2.engine import Manifest
 
+HELP = "show what a bundle holds"
 Result = dict[str, Any]
 
 
-def add_inspect(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("bundle", help="bundle folder, embedded model or owner/name on the hub")
     parser.add_argument("--budget", action="store_true", help="device memory and bytes a step (needs onnx)")
     parser.add_argument("--batch", type=int, default=1, help="rows decoded side by side (--budget)")
@@ -29,8 +31,8 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bandwidth", type=float, default=0.0, metavar="GB/S", help="least ms of a step")
 
 
-def inspect(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
-    """What a bundle holds and how large it is."""
+def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
+    """What a bundle holds and how large it is; returns what `--json` prints."""
     from valle2.engine import read_manifest
     from valle2.runtime.tts import find_model
     from valle2.runtime.voices import voice_names

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.cli.main import add_model_arguments
+from valle2.runtime.cli.options import add_model_arguments
 from valle2.runtime.server.limits import LOOPBACK, Limits
 
 HELP = "serve speech over HTTP"

@@ -1,4 +1,9 @@
-"""Long text to pieces a model can speak at once: sentences, then clauses, then words. No word is lost."""
+"""Split text into pieces that a model can speak at once: sentences, then clauses, then words.
+
+No word is lost. `sentences` splits a whole text, `SentenceSplitter` a text that is still arriving, and
+`split_sentences` also cuts what is longer than the model takes. This module knows no tokens: it is given a
+function that counts them.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +21,14 @@ CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+")
 NOT_AN_END = frozenset(TITLES) | frozenset(ABBREVIATIONS) - {"etc", "jr", "sr", "inc", "ltd", "co"}
 INITIALS = re.compile(r"(?:[A-HJ-Z]|(?:[A-Za-z]\.)+[A-Za-z])\.")
 ENDED = re.compile(r"[.!?…。！？][\"'”’)\]]*$")
-UNENDED = re.compile(r"[\s,;:—–-]+$")
 OPENING = "\"'“‘(["
+SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
+CLOSING = f".!?…\"'”’)]{SPACES}"
+"""Characters that may precede the point where a sentence turns out to end."""
+UNENDED = f",;:—–-{SPACES}"
+"""Characters at the end of a piece that a full stop replaces."""
+LOOKAHEAD = 8
+"""Characters after a mark that decide whether a sentence goes on there."""
 # How far from the middle, as a share of the length, a clause's end is preferred to a word's.
 MIDDLE = 0.3
 # Characters a token, above which a sentence is cut without counting its tokens.
@@ -37,31 +48,78 @@ def split_sentences(text: str, usual: int, most: int, count: Callable[[str], int
 
 
 def sentences(text: str) -> list[str]:
-    """Split after . ! ? and at line ends, not after an abbreviation; unspeakable pieces are dropped."""
-    out: list[str] = []
-    open_pieces: list[str] = []
-    start = 0
-    for match in SENTENCE_END.finditer(text):
-        piece = text[start : match.end()]
-        start = match.end()
-        open_pieces.append(piece.strip())
-        if "\n" in match[0] or ends_sentence(piece.rstrip(), text[start : start + 8]):
-            out.append(" ".join(open_pieces))
-            open_pieces = []
-    out.append(" ".join([*open_pieces, text[start:].strip()]))
-    return [sentence for piece in out if speakable(sentence := piece.strip())]
+    """Split a whole text after . ! ? and at line ends, but not after an abbreviation.
+
+    Returns:
+        Stripped sentences in order. Pieces that hold nothing speakable are left out.
+    """
+    splitter = SentenceSplitter()
+    return [*splitter.feed(text), *splitter.flush()]
 
 
-def ends_sentence(piece: str, following: str) -> bool:
-    """Is a piece that ends with a mark complete, given what comes after it?"""
+class SentenceSplitter:
+    """Splits text that arrives piece by piece, for example from a language model.
+
+    The sentences do not depend on where the pieces are cut: together they are `sentences` of the joined text.
+    A sentence is returned as soon as its end is certain. After an abbreviation, which may or may not end a
+    sentence, that is when the next word has begun.
+    """
+
+    def __init__(self) -> None:
+        self.clauses: list[str] = []  # the open sentence up to the last mark that did not end it
+        self.rest = ""  # the text after that mark
+        self.unsearched = 0  # index in `rest`: no sentence ends before it
+
+    def feed(self, text: str) -> list[str]:
+        """Add text; return the speakable sentences that are now complete."""
+        self.rest += text
+        return self.complete(at_end=False)
+
+    def flush(self) -> list[str]:
+        """End the text; return the sentences that are left. The splitter is then empty."""
+        found = self.complete(at_end=True)
+        last = " ".join([*self.clauses, self.rest.strip()]).strip()
+        self.clauses, self.rest, self.unsearched = [], "", 0
+        return [*found, last] if speakable(last) else found
+
+    def complete(self, at_end: bool) -> list[str]:
+        """Take the complete sentences out of `rest`. at_end: no more text will come."""
+        out: list[str] = []
+        start, text = 0, self.rest
+        resume = len(text.rstrip(CLOSING))
+        for match in SENTENCE_END.finditer(text, self.unsearched):
+            piece, following = text[start : match.end()], text[match.end() : match.end() + LOOKAHEAD]
+            ends = "\n" in match[0] or ends_sentence(piece.rstrip(), following, at_end)
+            if ends is None:
+                resume = match.start()
+                break
+            start = match.end()
+            self.clauses.append(piece.strip())
+            if ends:
+                out.append(" ".join(self.clauses).strip())
+                self.clauses = []
+        self.rest, self.unsearched = text[start:], max(0, resume - start)
+        return [sentence for sentence in out if speakable(sentence)]
+
+
+def ends_sentence(piece: str, following: str, at_end: bool = True) -> bool | None:
+    """Does a piece that ends with a mark end its sentence?
+
+    Args:
+        following: the next `LOOKAHEAD` characters, fewer where the text ends.
+        at_end: `following` is all that comes. Otherwise the answer may be None: it depends on what comes.
+    """
     last = piece.rsplit(maxsplit=1)[-1:] or [""]
     word = last[0].lstrip(OPENING)
     if not word.endswith("."):
         return True
     short = word[:-1].lower()
-    if following.lstrip().lstrip(OPENING)[:1].islower() and (short in ABBREVIATIONS or short.endswith(".")):
-        return False
-    return not (short in NOT_AN_END or INITIALS.fullmatch(word))
+    may_go_on = short in ABBREVIATIONS or short.endswith(".")
+    abbreviated = short in NOT_AN_END or INITIALS.fullmatch(word) is not None
+    next_letter = following.lstrip().lstrip(OPENING)[:1]
+    if (may_go_on or abbreviated) and not next_letter and not at_end and len(following) < LOOKAHEAD:
+        return None
+    return not abbreviated and not (may_go_on and next_letter.islower())
 
 
 def fit(sentence: str, usual: int, most: int, count: Callable[[str], int]) -> list[str]:
@@ -93,7 +151,7 @@ def middle(sentence: str) -> int | None:
 
 def ended(piece: str) -> str:
     """The piece with a full stop in place of a comma or of nothing."""
-    return piece if ENDED.search(piece) else f"{UNENDED.sub('', piece)}."
+    return piece if ENDED.search(piece) else f"{piece.rstrip(UNENDED)}."
 
 
 def speakable(text: str) -> bool:

@@ -30,8 +30,8 @@ from valle2.engine.bundle.engine_files import engine_records
 from valle2.engine.bundle.manifest import FILE_NAME, Manifest
 from valle2.engine.bundle.precisions import PRECISIONS
 from valle2.runtime import Settings, Valle2
-from valle2.runtime.cli.inspect import inspect
-from valle2.runtime.cli.main import voice_list
+from valle2.runtime.cli.inspect import run as inspect
+from valle2.runtime.cli.voices import voice_list
 from valle2.runtime.generation.token_layout import TokenLayout
 from valle2.runtime.presets import read_preset
 

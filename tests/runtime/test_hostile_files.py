@@ -21,7 +21,7 @@ from valle2.runtime import Prompt, Valle2
 from valle2.runtime.cli.main import main
 from valle2.runtime.errors import ModelError, PromptError, TextError
 from valle2.runtime.presets import ENTRIES, read_preset
-from valle2.runtime.text.front_end import MAX_PREPARED, TextFrontEnd
+from valle2.runtime.text.tokenizer import MAX_PREPARED, TextFrontEnd
 from valle2.runtime.voices import MAX_BYTES, MAX_FRAMES, read_prompt, store_prompt, voice_names
 
 CODES = np.arange(80, dtype=np.int64).reshape(10, 8)

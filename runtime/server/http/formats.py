@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from valle2.runtime.audio.io import BLOCK, Audio, encode, join, provenance
-from valle2.runtime.audio.wav import pcm16, stream_header
+from valle2.runtime.audio.io import BLOCK, Audio, encode, join, pcm16, provenance, stream_header
 
 MEDIA = {
     "wav": "audio/wav",

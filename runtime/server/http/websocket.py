@@ -17,7 +17,7 @@ from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.audio.wav import pcm16
+from valle2.runtime.audio.io import pcm16
 from valle2.runtime.server.http.errors import HttpError
 from valle2.runtime.server.http.reply import Reply
 from valle2.runtime.server.store import VoiceStore

@@ -24,7 +24,7 @@ import yaml
 from tests.runtime.server.conftest import LONG, wait_until
 from valle2.benchmarks.serving.replicas import running
 from valle2.runtime import Valle2
-from valle2.runtime.audio.wav import pcm16
+from valle2.runtime.audio.io import pcm16
 
 pytestmark = pytest.mark.slow
 FILE = Path(__file__).parents[3] / "deploy/ray-serve.yaml"

@@ -1,4 +1,4 @@
-"""Entries are a mapping like the dict of their lines."""
+"""A table is a mapping like the dict of its lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from valle2.runtime.text.table import Entries, entries_of
+from valle2.runtime.text.table import SortedTable, parse_table
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
@@ -16,7 +16,7 @@ def test_they_are_found_as_in_a_dict(count: int, tmp_path: Path) -> None:
     words = {"".join(draw.choices("ab'éʃ", k=draw.randint(1, 5))): f"v{i}\tTAG=x" for i in range(count)}
     lines = [f"{word}\t{value}" for word, value in words.items()]
     (tmp_path / "lexicon.tsv").write_text("\n".join([*lines, "no tab"]), encoding="utf-8")
-    entries = entries_of((tmp_path / "lexicon.tsv").read_bytes())
+    entries = parse_table((tmp_path / "lexicon.tsv").read_bytes())
     assert dict(entries) == words and len(entries) == len(words)
     for word in words:
         for other in (word + "a", word[:-1], "'" + word, word + "\x7f"):
@@ -24,7 +24,7 @@ def test_they_are_found_as_in_a_dict(count: int, tmp_path: Path) -> None:
 
 
 def test_lines_in_any_order_and_a_key_that_is_another_one_s_beginning() -> None:
-    entries = Entries([b"ab\t2", b"a\t1", b"a'b\t3", b"", b"b\t"])
+    entries = SortedTable([b"ab\t2", b"a\t1", b"a'b\t3", b"", b"b\t"])
     assert [entries[key] for key in ("a", "ab", "a'b", "b")] == ["1", "2", "3", ""]
     assert "" not in entries and "c" not in entries
     with pytest.raises(KeyError):

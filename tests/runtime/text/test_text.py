@@ -10,12 +10,14 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from valle2.engine.errors import ManifestError, Valle2Error
 from valle2.runtime.errors import TextError
-from valle2.runtime.text.front_end import MAX_CHARACTERS, TextFrontEnd, load_front_end
+from valle2.runtime.text.base import MAX_CHARACTERS
+from valle2.runtime.text.front_end import load_front_end
 from valle2.runtime.text.letter_rules import LetterRules, letter_groups, one_stress
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.numerals import cardinal, ordinal, year
 from valle2.runtime.text.phonemes import Pronouncer
-from valle2.runtime.text.sentences import sentences, split_sentences
+from valle2.runtime.text.sentences import SentenceSplitter, sentences, split_sentences
+from valle2.runtime.text.tokenizer import TextFrontEnd
 
 LEXICON = {
     "cat": "kˈæt",
@@ -215,6 +217,34 @@ def test_sentences(text: str, expected: list[str]) -> None:
     assert sentences(text) == expected
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Mr. Fox ran. Did he? Yes!\n\nNew line",
+        "J. R. Fox said e.g. this etc. The end.",
+        'The U.S. Army came. It left... and went. He said "Yes." etc. \n 好。Good.',
+        "Dr. Smith lives here. On Main St. \nNo. 5",
+    ],
+)
+def test_sentences_of_a_stream_are_those_of_the_whole_text(text: str, size: int) -> None:
+    splitter, found = SentenceSplitter(), []
+    for start in range(0, len(text), size):
+        found += splitter.feed(text[start : start + size])
+    assert [*found, *splitter.flush()] == sentences(text)
+    assert splitter.flush() == []
+
+
+def test_a_sentence_of_a_stream_comes_as_soon_as_its_end_is_certain() -> None:
+    splitter = SentenceSplitter()
+    assert splitter.feed("Hello there. ") == ["Hello there."]
+    assert splitter.feed("Dr. ") == []
+    assert splitter.feed("Smith lives here, etc. ") == []
+    assert splitter.feed("He") == ["Dr. Smith lives here, etc."]
+    assert splitter.feed(" left.") == []
+    assert splitter.flush() == ["He left."]
+
+
 def test_long_sentences_are_cut_at_clauses_before_words() -> None:
     text = "one two three four, five six seven eight"
     assert split_sentences(text, 20, 20, len) == ["one two three four,", "five six seven eight"]
@@ -307,7 +337,7 @@ def test_encoding(phonemes: TextFrontEnd, bpe: TextFrontEnd) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"kind": "runes"}, "unknown text front end 'runes'; expected bpe or phonemes"),
+        ({"kind": "runes"}, "unknown text front end 'runes'; expected bpe, phonemes, vallex"),
         ({}, "unknown text front end None"),
         ({"kind": "phonemes", "max_tokens": 0}, "max_tokens of the text front end is 0; expected"),
     ],

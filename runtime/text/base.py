@@ -1,0 +1,237 @@
+"""What a text front end does, whichever kind it is: text or phones in, token ids out.
+
+A *phone* here is one symbol of a model's own table: a phoneme, a letter or a piece of a word. `Phones` marks
+a text that is written in these symbols already. A front end turns ids back into symbols too, so what
+`valle2 text` prints can be edited and spoken.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle2.runtime.errors import PromptError, TextError
+from valle2.runtime.text.normalise import normalise
+from valle2.runtime.text.sentences import ended, speakable, split_sentences
+from valle2.runtime.types import Phones
+
+Ids = NDArray[np.int64]
+MAX_CHARACTERS = 100_000
+MAX_TOKENS = 200
+"""Tokens of a sentence where the manifest names no other number."""
+RAW = re.compile(r"<(\d{1,7})>")
+"""An id that is written as itself, for tables that are not known."""
+SHOWN = 60
+"""Symbols that a message lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """A prompt's transcript and the text after it, as a model reads them.
+
+    Args:
+        ids: (S,) int64. languages: (S,) int64, one per id, or None for a model without languages.
+        prompt_length: how many of the ids are the transcript's.
+    """
+
+    ids: Ids
+    languages: Ids | None
+    prompt_length: int
+
+
+class FrontEnd(ABC):
+    """Encodes text for one model.
+
+    Args:
+        table: ids by symbol. max_tokens: tokens of a sentence that `split` aims at.
+    """
+
+    joined = False
+    """Is a text encoded together with the transcript before it, or each by itself?"""
+    gap = ""
+    """The symbol between two words, where the table has one."""
+    warnings: tuple[str, ...] = ()
+    """What a user should know about the way this front end reads every text."""
+
+    def __init__(self, table: Mapping[str, int], max_tokens: int = MAX_TOKENS) -> None:
+        self.table = table
+        self.symbols = {index: symbol for symbol, index in table.items()}
+        self.max_tokens = max_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self.symbols, default=-1) + 1
+
+    # -- text and phones ------------------------------------------------------------------------
+
+    def encode(self, text: str) -> Ids:
+        """Encode a text, or phones if it is `Phones`.
+
+        Returns:
+            (S,) int64 ids, without the marks that the model's layout adds.
+
+        Raises:
+            TextError: nothing in the text can be spoken, it is too long, or a symbol is unknown.
+        """
+        return self.encode_phones(text) if isinstance(text, Phones) else self.encode_text(text)
+
+    @abstractmethod
+    def encode_text(self, text: str) -> Ids:
+        """Encode a text that people read."""
+
+    def encode_phones(self, text: str) -> Ids:
+        """Encode symbols of the model's table.
+
+        Args:
+            text: symbols as `parse_phones` reads them; `<17>` is the id 17.
+
+        Raises:
+            TextError: no symbols, or one that the table does not hold.
+        """
+        symbols = self.parse_phones(text)
+        if not symbols:
+            raise TextError(f"{text[:40]!r} holds no phones; expected symbols such as {self.examples()}")
+        return self.ids_of(symbols)
+
+    def parse_phones(self, text: str) -> list[str]:
+        """The symbols of a text of phones: here, whatever stands between spaces."""
+        return text.split()
+
+    def ids_of(self, symbols: Iterable[str]) -> Ids:
+        """Ids (S,) of symbols.
+
+        Raises:
+            TextError: a symbol that the table does not hold.
+        """
+        found = []
+        for symbol in symbols:
+            raw = RAW.fullmatch(symbol)
+            if symbol not in self.table and raw is None:
+                raise TextError(f"unknown phone {symbol!r}; this model has {self.examples()}")
+            found.append(self.table[symbol] if symbol in self.table else int(raw[1]))  # type: ignore[index]
+        return np.array(found, np.int64)
+
+    def examples(self) -> str:
+        """The symbols of the table, or its first ones, for messages."""
+        known = [symbol for symbol in sorted(self.table, key=self.table.__getitem__) if symbol.strip()]
+        listed = " ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
+        return f"{listed}, and ids written as <17>" if known else "ids written as <17>"
+
+    def phones(self, ids: Iterable[int]) -> Phones:
+        """Ids as phones, which `encode_phones` turns into the same ids."""
+        return Phones(" ".join(self.symbols.get(int(index), f"<{index}>") for index in ids))
+
+    def normalised(self, text: str) -> str:
+        """A text in the words that are pronounced."""
+        return normalise(text)
+
+    def warnings_of(self, text: str) -> list[str]:
+        """What a user should know about the way a text is read."""
+        unread = sorted({c for c in text if c.isalpha() and not has_latin(c)})
+        left_out = f"left out, because only Latin letters are read: {' '.join(unread[:SHOWN])}"
+        return [*self.warnings, *([left_out] if unread else [])]
+
+    # -- requests -------------------------------------------------------------------------------
+
+    def encode_request(self, transcript: str, text: str, max_ids: int) -> Iterator[EncodedText]:
+        """Encode a text sentence by sentence, each with the prompt's transcript before it (section 3.4).
+
+        Args:
+            transcript: what the prompt says; text or `Phones`, as `text` may be.
+            max_ids: ids that transcript and sentence may have together.
+
+        Raises:
+            PromptError: the transcript alone is too long. TextError: see `encode` and `split`.
+        """
+        transcript = self.finish(transcript)
+        before = self.encode(transcript)
+        if len(before) >= max_ids:
+            raise PromptError("the prompt's transcript fills the model's text; use a shorter prompt")
+        for sentence in self.split(text, max_ids - len(before)):
+            yield self.encode_pair(transcript, before, sentence)
+
+    def encode_pair(self, transcript: str, before: Ids, text: str) -> EncodedText:
+        """One sentence after a transcript. before: the ids of the transcript alone."""
+        if self.joined and not isinstance(transcript, Phones) and not isinstance(text, Phones):
+            return EncodedText(self.encode(f"{transcript} {text}"), None, len(before))
+        after = self.encode(text)
+        between = [self.table[self.gap]] if self.gap in self.table else []
+        ids = np.concatenate([before, np.array(between, np.int64), after])
+        languages = [self.languages(transcript, before), self.languages(text, after)]
+        known = [part for part in languages if part is not None]
+        return EncodedText(ids, np.concatenate(known) if known else None, len(before))
+
+    def languages(self, text: str, ids: Ids) -> Ids | None:
+        """The language of each id of an encoded text, or None for a model without languages."""
+        return None
+
+    def split(self, text: str, max_tokens: int | None = None) -> list[str]:
+        """Split a text into sentences of at most `self.max_tokens` tokens, and phones at line ends.
+
+        A longer sentence is cut at clauses, then at words. Each piece ends with a mark if `finish` adds one.
+
+        Args:
+            max_tokens: tokens that fit beside the prompt. A single word may have as many.
+
+        Raises:
+            TextError: nothing can be spoken, or one word, or one line of phones, has more tokens than that.
+        """
+        most = self.max_tokens if max_tokens is None else max_tokens
+        if isinstance(text, Phones):
+            return [*self.lines(text, most)]
+        usual = min(most, self.max_tokens)
+        pieces = split_sentences(check_text(text), usual, most, lambda piece: self.count(self.finish(piece)))
+        return [self.finish(piece) for piece in pieces]
+
+    def lines(self, text: Phones, most: int) -> Iterable[Phones]:
+        """The lines of phones; one that does not fit is an error."""
+        for line in [line for line in text.splitlines() if line.strip()] or [text]:
+            length = len(self.encode_phones(line))
+            if length > most:
+                raise TextError(f"a line of {length} phones; expected at most {most}: break the line")
+            yield Phones(line)
+
+    def count(self, piece: str) -> int:
+        """Tokens of a piece of text."""
+        return len(self.encode_text(piece))
+
+    def finish(self, text: str) -> str:
+        """The stripped text with a full stop if it ends without a mark; phones stay as they are."""
+        return text if isinstance(text, Phones) else ended(text.strip())
+
+
+class IdsFrontEnd(FrontEnd):
+    """For a model whose symbols are not known: ids alone, written as `<5> <17>`."""
+
+    def encode_text(self, text: str) -> Ids:
+        raise TextError("this model has no text front end; pass phones, ids written as <5> <17>: --phones")
+
+
+def has_latin(character: str) -> bool:
+    """Is a letter Latin once its accents are off?"""
+    return any(part.isascii() and part.isalpha() for part in normalise(character))
+
+
+def check_text(text: str) -> str:
+    """The text, if it is not too long and anything in it can be spoken.
+
+    Raises:
+        TextError: it is not.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise TextError(f"the text has {len(text)} characters; expected at most {MAX_CHARACTERS}: split it")
+    if not speakable(text):
+        raise unspeakable(text)
+    return text
+
+
+def unspeakable(text: str) -> TextError:
+    """The error for a text without speakable words."""
+    shown = repr(text if len(text) <= 40 else f"{text[:37]}...")
+    return TextError(f"{shown} holds nothing that can be spoken; expected words in Latin letters")

@@ -1,0 +1,160 @@
+"""Front ends of bundles with a tokenizer: sub-words, phonemes of our lexicon, and supervoice's pieces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from valle2.engine.bundle.untrusted import shown
+from valle2.engine.errors import ManifestError
+from valle2.runtime.errors import TextError
+from valle2.runtime.text.base import MAX_TOKENS, FrontEnd, Ids, check_text, unspeakable
+from valle2.runtime.text.letter_rules import LetterRules, letter_groups
+from valle2.runtime.text.normalise import normalise
+from valle2.runtime.text.phonemes import Pronouncer
+from valle2.runtime.text.phones import Notation
+from valle2.runtime.text.table import read_table
+from valle2.runtime.text.tokenizer_file import TOKENIZER, explained, read_tokenizer
+from valle2.runtime.types import Phones
+
+LEXICON = "text/lexicon.tsv"
+LETTERS = "text/letters.tsv"
+MAX_PREPARED, MAX_GROWN = 2**16, 2**20
+"""Characters of a sentence as the tokenizer reads it, and what normaliser and template may make of them."""
+NARROW = str.maketrans("’‘，。；？！（）：-《》、“”【】", "'',.;?!():" + " <>/" + '""[]')
+"""Full-width and curly marks as supervoice writes them."""
+PAIRS = {"oʊ": "O", "eɪ": "A", "aɪ": "I", "aʊ": "W", "ɔɪ": "Y", "tʃ": "ʧ", "dʒ": "ʤ", "g": "ɡ", "r": "ɹ"}
+"""Phones of the IPA that the lexicon writes with one other symbol."""
+Preparer = Callable[[str], str]
+
+
+class TextFrontEnd(FrontEnd):
+    """Encodes text with a tokenizer.
+
+    Args:
+        tokenizer: ids of the prepared text. prepare: turns text into what the tokenizer reads.
+        max_tokens: tokens of a sentence that `split` aims at: what the model was trained on.
+        growth: how many times as long the tokenizer itself may make a text.
+        notation: how phones are written, if each is one character.
+    """
+
+    joined = True
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prepare: Preparer,
+        max_tokens: int = MAX_TOKENS,
+        growth: int = 1,
+        notation: Notation | None = None,
+    ) -> None:
+        super().__init__(tokenizer.get_vocab(), max_tokens)
+        self.tokenizer = tokenizer
+        self.prepare = prepare
+        self.longest = min(MAX_PREPARED, MAX_GROWN // growth)
+        self.notation = notation
+        self.gap = notation.gap if notation else ""
+
+    @classmethod
+    def load(
+        cls, folder: Path, manifest_entry: Mapping[str, Any], files: Collection[str] | None = None
+    ) -> TextFrontEnd:
+        """The front end of a bundle.
+
+        Args:
+            manifest_entry: `{"kind": "bpe" | "phonemes" | "supervoice", "max_tokens": N}`.
+            files: those that the manifest lists; no other is read. None: all that lie in the folder.
+
+        Raises:
+            ManifestError: its files do not load.
+        """
+        if files is None:
+            files = [name for name in (TOKENIZER, LEXICON, LETTERS) if (folder / name).exists()]
+        preparer, notation = PREPARERS[manifest_entry["kind"]]
+        with explained(lambda reason: ManifestError(f"{folder}: the text front end does not load: {reason}")):
+            tokenizer, growth = read_tokenizer(folder, files)
+            limit = manifest_entry.get("max_tokens", MAX_TOKENS)
+            return cls(tokenizer, preparer(folder, tokenizer, files), limit, growth, notation)
+
+    def encode_text(self, text: str) -> Ids:
+        """Encode a text.
+
+        Raises:
+            TextError: nothing in the text can be spoken, or it has more than `longest` characters (at most
+                `MAX_PREPARED`) when it is prepared.
+        """
+        prepared = self.prepare(check_text(text))
+        if len(prepared) > self.longest:
+            raise TextError(
+                f"{shown(text)} has {len(prepared)} characters when it is prepared for the tokenizer; "
+                f"expected at most {self.longest}: split it"
+            )
+        return self.prepared_ids(text, prepared)
+
+    def prepared_ids(self, text: str, prepared: str) -> Ids:
+        """The ids of a prepared text."""
+        with explained(
+            lambda reason: TextError(f"the model's tokenizer does not take {shown(text)}: {reason}")
+        ):
+            ids = self.tokenizer.encode(prepared).ids
+        if not ids:
+            raise unspeakable(text)
+        return np.array(ids, np.int64)
+
+    def count(self, piece: str) -> int:
+        """Tokens of a piece; of one that is too long for `encode`, its characters."""
+        prepared = self.prepare(check_text(piece))
+        return len(self.prepared_ids(piece, prepared)) if len(prepared) <= self.longest else len(prepared)
+
+    def finish(self, text: str) -> str:
+        """The text with a full stop if it ends without a mark and the tokenizer has one."""
+        return super().finish(text) if "." in self.table or isinstance(text, Phones) else text.strip()
+
+    def parse_phones(self, text: str) -> list[str]:
+        return self.notation.parse(text, self.table) if self.notation else super().parse_phones(text)
+
+    def phones(self, ids: Any) -> Phones:
+        found = super().phones(ids)
+        return self.notation.write(ids, self.symbols) if self.notation else found
+
+
+def normalised_words(_folder: Path, _tokenizer: Tokenizer, _files: Collection[str]) -> Preparer:
+    """Words go to the tokenizer as the normaliser writes them."""
+    return normalise
+
+
+def phoneme_preparer(folder: Path, tokenizer: Tokenizer, files: Collection[str]) -> Preparer:
+    """Normalise and pronounce; symbols that the tokenizer does not know are left out."""
+    pronounce = read_pronouncer(folder, files)
+    known = frozenset(tokenizer.get_vocab())
+    return lambda text: "".join(symbol for symbol in pronounce(normalise(text)) if symbol in known)
+
+
+def read_pronouncer(folder: Path, files: Collection[str]) -> Pronouncer:
+    """The pronouncer of a folder's lexicon and letter rules.
+
+    Raises:
+        ValueError: a table is not listed or damaged.
+    """
+    guess: Callable[[str], str] = letter_groups
+    if LETTERS in files:
+        guess = LetterRules(read_table(folder, LETTERS, files))
+    return Pronouncer(read_table(folder, LEXICON, files), guess)
+
+
+def narrowed(_folder: Path, _tokenizer: Tokenizer, _files: Collection[str]) -> Preparer:
+    """Text goes to the tokenizer nearly as it was written, as supervoice does it."""
+    return lambda text: re.sub(r"\s+", " ", text.translate(NARROW)).strip()
+
+
+PREPARERS: dict[str, tuple[Callable[[Path, Tokenizer, Collection[str]], Preparer], Notation | None]] = {
+    "bpe": (normalised_words, None),
+    "phonemes": (phoneme_preparer, Notation(" ", PAIRS)),
+    "supervoice": (narrowed, None),
+}
+"""By kind: what makes the preparer, and how phones are written where each is one character."""
