@@ -1,7 +1,8 @@
-"""The whole training from nothing, in one command: `python demo/make.py --styles VOICES --work W`.
+"""Train the demo from nothing with one command: `python -m demo.make --styles VOICES --work W`.
 
-Every step resumes from what it finds in the work folder and has a fixed seed, so an interrupted run goes on
-with the same command. `--list` prints the steps; `--only NAME ...` runs some of them.
+Each step resumes from the files in the work folder and has a fixed seed. After an interruption, run the
+same command again. `--list` prints the commands; `--only NAME ...` runs some of the steps. demo/README.md
+lists the same commands.
 """
 
 from __future__ import annotations
