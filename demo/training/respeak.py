@@ -1,7 +1,7 @@
-"""Encode a checkpoint's prompts with another codec.
+"""Encode the prompts of a checkpoint or bundle with another codec.
 
-`python -m demo.training.respeak CHECKPOINT --work W --out FOLDER`: the teachers speak the transcripts again,
-and W/codec.pt encodes the speech. The prompts are those that `valle2 export CHECKPOINT` would use.
+`python -m demo.training.respeak MODEL --work W --out FOLDER`: the teachers speak the transcripts of
+MODEL/voices again, and W/codec.pt encodes the speech.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from valle2.runtime.voices import read_prompt, store_prompt
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("model", type=Path, help="folder with the prompts in voices/")
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--styles", type=Path, default=Path("voices"), help="kokoro-js voices/*.bin")
     parser.add_argument("--out", type=Path, required=True)
@@ -30,7 +30,7 @@ def main() -> None:
     encoder = load_codec(args.work / "codec.pt").encoder.eval()
     g2p, ids_of = import_module("hibari.g2p").G2P(british=False), vocabulary()
     hibari, kokoro = hibari_speaker(), kokoro_speaker(args.styles)
-    for path in sorted((args.checkpoint / "voices").glob("*.safetensors")):
+    for path in sorted((args.model / "voices").glob("*.safetensors")):
         prompt = read_prompt(path, path.stem)
         ids = [0, *(ids_of[symbol] for symbol in g2p(prompt.transcript) if symbol in ids_of), 0]
         speak = hibari if path.stem in PITCHES else kokoro
