@@ -32,7 +32,7 @@ def units(phonemes: str) -> list[str]:
 
 
 def first_cost(letter: str, chunk: Sequence[str]) -> float:
-    """A guess before anything is learnt: vowels go with vowels, one sound a letter."""
+    """The cost before training: a letter has one sound, vowels go with vowels."""
     if len(chunk) != 1:
         return 2.0 + len(chunk)
     return 0.0 if (letter in "aeiouy") == (chunk[0][-1] in VOWELS) else 3.0
@@ -102,7 +102,7 @@ def learn(lexicon: Mapping[str, str], gain: int) -> dict[str, str]:
 
 
 def evaluate(lexicon: Mapping[str, str], gain: int) -> str:
-    """Learn from nine words in ten and say how the tenth is read."""
+    """Learn from nine tenths of the words and report how the others are read."""
     import jiwer
 
     words = sorted(lexicon)

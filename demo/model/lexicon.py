@@ -25,7 +25,7 @@ from valle2.runtime.text.letter_rules import LetterRules
 from valle2.runtime.text.phonemes import Pronouncer
 
 VARIANTS = str.maketrans("ɾʔ", "Tt")
-USUAL = "DEFAULT"
+DEFAULT = "DEFAULT"
 PAUSE = {"None": "pause"}
 EXTRA = {"used": "jˈuzd\tto=jˈust", "to": "tu", "a": "ˈA", "that's": "ðˈæts"}
 UNSPOKEN_MARKS = {";": ",", ":": ",", "—": ",", "…": "."}
@@ -36,7 +36,7 @@ GAIN = 2
 
 
 def entries_of(*names: str) -> Iterator[tuple[str, str | dict[str, str | None]]]:
-    """Lower-case words and their readings, those without capitals last."""
+    """Lower-case words and their readings; words written without capitals come last and win."""
     for name in names:
         with gzip.open(hibari_asset(f"lexicon_us_{name}.json.gz"), "rt", encoding="utf-8") as file:
             entries = json.load(file)
@@ -47,11 +47,11 @@ def entries_of(*names: str) -> Iterator[tuple[str, str | dict[str, str | None]]]
 
 
 def build_lexicon() -> dict[str, str]:
-    """All words -> entries: the usual reading, then those by place in the sentence."""
+    """Word -> entry: the default reading, then readings by place in the sentence."""
     out: dict[str, str] = {}
     for word, readings in entries_of("silver", "gold"):
-        forms = {USUAL: readings} if isinstance(readings, str) else readings
-        usual = forms.get(USUAL)
+        forms = {DEFAULT: readings} if isinstance(readings, str) else readings
+        usual = forms.get(DEFAULT)
         if not usual:
             continue
         others = [
@@ -64,12 +64,12 @@ def build_lexicon() -> dict[str, str]:
 
 
 def learnable(lexicon: Mapping[str, str]) -> dict[str, str]:
-    """Words to learn letter rules from: plain ones, by their usual reading."""
+    """Words to learn letter rules from: alphabetic ones, with their default reading."""
     return {w: e.partition("\t")[0] for w, e in lexicon.items() if w.isalpha() and len(w) > 2}
 
 
 def needed(lexicon: Mapping[str, str], stems: Container[str], rules: LetterRules) -> dict[str, str]:
-    """The entries without which our rules would say another thing, and short stems, as endings need them.
+    """The entries that the letter rules would misread, and short stems, which words with endings need.
 
     Long words of the lexicon that is not curated are left to the rules.
     """
@@ -93,7 +93,7 @@ def write_table(path: Path, table: Mapping[str, str]) -> None:
 
 
 def write_tokenizer(path: Path) -> None:
-    """One token per symbol; marks that the training sentences lack become ones they have."""
+    """One token per symbol. Marks that the training sentences lack are replaced by similar ones."""
     vocab = {symbol: index for index, symbol in enumerate(symbols())}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<none>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -104,7 +104,7 @@ def write_tokenizer(path: Path) -> None:
 
 
 def compare(folder: Path, sentences: list[str]) -> None:
-    """Print exact matches and the share of differing symbols (edit distance)."""
+    """Print how many sentences are equal, and the share of differing symbols (edit distance)."""
     import jiwer
 
     g2p = import_module("hibari.g2p").G2P(british=False)

@@ -112,7 +112,7 @@ def kokoro_speaker(styles: Path) -> Callable[[list[int], str, int], tuple[Array,
 
     def speak(ids: list[int], voice: str, seed: int) -> tuple[Array, Array]:
         rows = {name: table[len(ids) - 3] for name, table in tables.items()}
-        style, pitch = stranger(voice, rows) if voice.startswith(MIXED) else (rows[voice], 1.0)
+        style, pitch = mixed_style(voice, rows) if voice.startswith(MIXED) else (rows[voice], 1.0)
         feeds = {"tokens": np.array([ids]), "style": style[None], "speed": np.array([1 / pitch], np.float32)}
         out = dict(zip(names, teacher.run(None, feeds), strict=True))
         durations = out.pop(DURATIONS["kokoro"]).reshape(-1)
@@ -124,7 +124,7 @@ def kokoro_speaker(styles: Path) -> Callable[[list[int], str, int], tuple[Array,
     return speak
 
 
-def stranger(voice: str, rows: dict[str, Array]) -> tuple[Array, float]:
+def mixed_style(voice: str, rows: dict[str, Array]) -> tuple[Array, float]:
     """The style (256,) of a mixed voice and its change of pitch, both drawn from the voice's number."""
     trained = np.stack([rows[name] for name in (*KOKORO, *OTHERS)])
     rng = np.random.default_rng([FIRST_SEED[MIXED], int(voice.removeprefix(MIXED))])

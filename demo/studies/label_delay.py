@@ -29,7 +29,7 @@ def features(mel: LogMel, item: Utterance) -> Array:
 
 
 def accuracy(inputs: list[Array], labels: list[Array]) -> float:
-    """Share of frames whose symbol a ridge regression on the first utterances finds in the others."""
+    """Share of the other utterances' frames whose symbol a ridge regression on the first ones predicts."""
     seen, known = np.concatenate(inputs[:FITTED]), np.concatenate(labels[:FITTED])
     weights = np.linalg.solve(
         seen.T @ seen + RIDGE * np.eye(seen.shape[1]), seen.T @ np.eye(len(symbols()))[known]
