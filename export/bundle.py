@@ -7,7 +7,6 @@ leaves neither a half-written bundle nor a lost one.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from valle2.engine.bundle.files import replacing_folder, sha256
 from valle2.engine.bundle.manifest import FILE_NAME, Variant
 from valle2.engine.errors import Valle2Error
 from valle2.export.attention import LOWERINGS, OPSETS
+from valle2.export.carried import copy_carried
 from valle2.export.checkpoint import Checkpoint, Codec, weights_file
 from valle2.export.codecs.encodec_weights import codec_file, read_encodec
 from valle2.export.codecs.vocos import read_vocos, vocos_file
@@ -34,7 +34,6 @@ from valle2.export.verify.judge import Judge
 from valle2.export.verify.parity import verify_ar, verify_codec, verify_nar, verify_stream
 from valle2.export.weights.mapped import unload
 
-CARRIED = ("text", "voices")
 WEIGHTS_OF = {"codec_stream": "codec_decoder"}
 """Graph -> the one that is written before it and has its weights."""
 EXAMPLE_CAPACITY = 128
@@ -62,9 +61,9 @@ def export_checkpoint(
     """Turn a checkpoint into a bundle.
 
     Args:
-        checkpoint: a folder in valle2's format, or its safetensors file (text and voices lie beside it); or
-            a file of a code base that valle2 knows (see docs/checkpoints.md); or either on the hub, as
-            `owner/name[/file][@revision]`.
+        checkpoint: a folder in valle2's format, or its safetensors file (`export.carried` says where its text
+            and voices lie); or a file of a code base that valle2 knows (see docs/checkpoints.md); or either
+            on the hub, as `owner/name[/file][@revision]`.
         out: the bundle's folder; an earlier bundle there is replaced, any other folder is refused.
         lowering: "ort" (fused attention), "portable" (standard operators, fixed cache length) or "primitive"
             (the same without attention and cache operators, for TensorRT before 10.15). Several make a bundle
@@ -102,9 +101,9 @@ def export_checkpoint(
     codec_files = [codec_file(wanted)] if isinstance(wanted, Path) else []
     codec_files += [vocos_file(voice)] if voice else []
     with replacing_folder(target) as folder:
-        for name in CARRIED if own else ():
+        if own:
             beside = files[0].parent
-            copy_folder(beside / name, folder / name, beside.parents[1] if found.hub else beside)
+            copy_carried(beside, folder, beside.parents[1] if found.hub else beside)
         judge = Judge(accept_difference)
         main = export_lowering(loaded, folder, first, capacity, judge, progress)
         further = {
@@ -116,27 +115,6 @@ def export_checkpoint(
         provenance |= {"hub": found.hub} if found.hub else {}
         write_manifest(folder, replace(manifest, provenance=provenance, files=hash_files(folder)))
     return target
-
-
-def copy_folder(source: Path, target: Path, root: Path) -> None:
-    """Copy the plain files of a folder, if there is one.
-
-    Args:
-        root: links may lead to files below it; the hub's cache keeps files as links.
-
-    Raises:
-        CheckpointError: something else than a plain file, or a link to a file elsewhere on this machine.
-    """
-    for path in sorted(source.rglob("*")):
-        if path.is_dir() and not path.is_symlink():
-            continue
-        if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
-            raise CheckpointError(
-                f"{path} is no plain file of the checkpoint; expected files, and no links that leave {root}"
-            )
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
 
 
 def with_codec(checkpoint: Checkpoint, wanted: bool | Path, vocoder: Path | None, source: Path) -> Checkpoint:

@@ -1,7 +1,7 @@
 """Letters to sounds, for words that no dictionary holds: learnt rules, or a handful of built-in ones.
 
 A rule gives the sounds of one letter between its neighbours; the most specific rule that fits wins.
-Rules are made by `demo/letters.py` from a pronouncing dictionary; this file only applies them.
+Rules are made by `demo/model/letters.py` from a pronouncing dictionary; this file only applies them.
 """
 
 from __future__ import annotations

@@ -1,20 +1,29 @@
-"""The recipe's scripts fit together: each takes what those before it left, a few steps on noise."""
+"""The recipe's scripts fit together, and demo/README.md lists the commands of demo/make.py."""
 
 from __future__ import annotations
 
+import io
+import re
 import runpy
+import shlex
 import shutil
 import sys
-from dataclasses import replace
-from importlib import import_module
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from valle2.export.checkpoint import read_checkpoint
+from demo import make
+from demo.speech import sentences, shards, speak
+from demo.training import batches
+from valle2.export.checkpoint import Checkpoint, read_checkpoint
 from valle2.export.models.ar import ARModel
 from valle2.export.models.config import Style
 from valle2.export.models.nar import NARModel
@@ -22,132 +31,187 @@ from valle2.runtime.voices import read_prompt
 
 DEMO = Path(__file__).parents[2] / "demo"
 VOCABULARY = {symbol: 2 * number + 1 for number, symbol in enumerate(" .,abcdefgh")}
-"""With holes, as the teachers' table has them."""
+"""Symbol -> id. The ids have gaps, as in the teachers' table."""
 VOICES = {"hibari": ("amber",), "kokoro": ("elm",), "mixed": ("mixed820", "mixed821")}
 SECONDS = (3.2, 3.4)
+Run = Callable[..., str]
+"""Runs a script of demo/ with arguments and returns what it prints."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vocabulary() -> Iterator[None]:
+    """A small table of symbols in place of the teachers', which are not installed here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "vocabulary", lambda: VOCABULARY)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Runs `python -m demo.NAME ARGUMENTS` in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def run(name: str, *args: object) -> str:
+            patch.setattr(sys, "argv", [f"demo.{name}", *map(str, args)])
+            with redirect_stdout(io.StringIO()) as printed:
+                runpy.run_path(str(DEMO / f"{name.replace('.', '/')}.py"), run_name="__main__")
+            return printed.getvalue()
+
+        yield run
+
+
+def write_speech(work: Path) -> None:
+    """Two shards of each source: noise, and symbols of equal length. The first shard is held out."""
+    rng = np.random.default_rng(0)
+    (work / "speech").mkdir(parents=True)
+    for source, voices in VOICES.items():
+        for shard in range(2):
+            items = [utterance(voice, seconds, rng) for voice in voices for seconds in SECONDS]
+            speak.write_shard(work / "speech" / f"{source}-{shard:04d}.npz", items)
+
+
+def utterance(voice: str, seconds: float, rng: np.random.Generator) -> dict[str, Any]:
+    audio = (rng.standard_normal(int(seconds * 75) * 320) * 3000).astype(np.int16)
+    ids = rng.choice(list(VOCABULARY.values()), 20).astype(np.int16)
+    durations = np.full(20, len(audio) / 20, np.float32)
+    return {"text": "a b.", "voice": voice, "ids": ids, "durations": durations, "audio": audio}
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return dict(torch.load(path, weights_only=True)["model"])
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A work folder after all trainings, the checkpoint made of it, and what the studies printed."""
+
+    work: Path
+    folder: Path
+    checkpoint: Checkpoint
+    phonetic: str
+    timbre: str
+
+
+@pytest.fixture(scope="module")
+def trained(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The recipe from speech to checkpoint, with a few steps of every training."""
+    work, out = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("made") / "model"
+    at = ("--work", work)
+    write_speech(work)
+    run("training.train_codec", *at, "--name", "codec-first", "--steps", 1)
+    run("training.train_codec", *at, "--detail-of", work / "codec-first.pt", "--steps", 1)
+    run("speech.perturb", *at)
+    phonetic = run("studies.phonetic", *at)
+    run("training.encode", *at)
+    timbre = run("studies.timbre", *at, "--bundle", "demo", "--count", 2)
+    run("training.train", "ar", *at, "--steps", 2, "--decay", 1)
+    run("training.train", "nar", *at, "--steps", 2)
+    run("training.train", "nar", *at, "--steps", 3)
+    run("training.train_vocoder", *at, "--steps", 1)
+    run("model.assemble", *at, "--out", out)
+    return Trained(work, out, read_checkpoint(out), phonetic, timbre)
+
+
+def test_a_run_goes_on_where_it_stopped(trained: Trained) -> None:
+    assert torch.load(trained.work / "nar.pt", weights_only=True)["step"] == 3
+
+
+def test_studies_judge_the_held_out_shard_of_each_source(trained: Trained) -> None:
+    assert all(f"| {source} | 0." in trained.phonetic for source in VOICES)
+    assert all(f"| {source} | 2 | " in trained.timbre for source in VOICES), "utterances that have a prompt"
+
+
+def test_perturbed_shards_are_as_long_as_their_speed_says(trained: Trained) -> None:
+    codes = shards.read_codes(trained.work / "codes" / "mixed-0.94-0001.npz")
+    assert [len(c) for c in codes] == [int(int(s * 75) / 0.94) for s in SECONDS] * 2
+
+
+def test_the_checkpoint_has_prompts_of_every_shipped_voice(trained: Trained) -> None:
+    paths = (trained.folder / "voices").glob("*.safetensors")
+    voices = {path.stem: read_prompt(path, path.stem) for path in paths}
+    assert set(voices) == {f"{voice}{rank}" for voice in ("amber", "elm") for rank in range(2)}
+
+
+def test_the_checkpoint_holds_what_was_trained(trained: Trained) -> None:
+    config = trained.checkpoint.config
+    assert config.vocab_size == len(VOCABULARY) and config.vector_width
+    ar = weights(trained.work / "ar.pt")
+    for name, value in trained.checkpoint.ar.state_dict().items():
+        assert torch.equal(value, ar[name].half().float()), f"{name} is not what was trained"
+
+
+def test_an_unpacked_checkpoint_is_assembled_to_the_same(trained: Trained, run: Run, tmp_path: Path) -> None:
+    again, same, voices = tmp_path / "again", tmp_path / "same", trained.folder / "voices"
+    run("training.unpack", trained.folder, "--work", again)
+    run("model.assemble", "--work", again, "--out", same, "--voices", voices)
+    expected, found = (load_file(folder / "model.safetensors") for folder in (trained.folder, same))
+    vectors, rounded = (part.pop("nar.vectors").float() for part in (expected, found))
+    distances, rounded_distances = torch.cdist(vectors, vectors), torch.cdist(rounded, rounded)
+    torch.testing.assert_close(rounded_distances, distances, rtol=0, atol=0.02)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), f"{name} is not what was unpacked"
+    assert {path.name for path in (same / "voices").iterdir()} == {path.name for path in voices.iterdir()}
+
+
+def test_another_group_size_starts_from_the_checkpoint(trained: Trained, run: Run, tmp_path: Path) -> None:
+    out, voices = tmp_path / "g4", trained.folder / "voices"
+    at = ("--work", shutil.copytree(trained.work, tmp_path / "work"))
+    run("training.train", "ar", *at, "--group", 4, "--warm", trained.folder, "--name", "ar-g4", "--steps", 1)
+    run("model.assemble", *at, "--ar", "ar-g4", "--group", 4, "--out", out, "--voices", voices)
+    assert read_checkpoint(out).config.group_size == 4
+
+
+@dataclass(frozen=True, slots=True)
+class Old:
+    """A work folder of smaller AR and NAR models with position tables, and their weights."""
+
+    folder: Path
+    states: dict[str, dict[str, Tensor]]
 
 
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch) -> object:
-    """Scripts of demo/ as their command lines run them, with a table of symbols in place of the teachers'."""
-    monkeypatch.syspath_prepend(str(DEMO))
-    before = set(sys.modules)
-    monkeypatch.setattr(import_module("data"), "vocabulary", lambda: VOCABULARY)
-
-    def run(name: str, *args: object) -> None:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
-        runpy.run_path(str(DEMO / f"{name}.py"), run_name="__main__")
-
-    yield run
-    for name in set(sys.modules) - before:
-        if (file := getattr(sys.modules[name], "__file__", None)) and Path(file).parent == DEMO:
-            del sys.modules[name]
+def old(trained: Trained, tmp_path: Path) -> Old:
+    config = replace(trained.checkpoint.config, layers=1, nar_layers=1, vector_width=0, style=Style())
+    states = {"ar": ARModel(config).state_dict(), "nar": NARModel(config).state_dict()}
+    folder = tmp_path / "old"
+    folder.mkdir()
+    shutil.copy(trained.work / "codec.pt", folder)
+    for name, state in states.items():
+        torch.save({"model": state, "step": 0}, folder / f"{name}.pt")
+    return Old(folder, states)
 
 
-def speak(work: Path) -> None:
-    """Two shards of each source, the first of which is held out: noise, symbols of equal length."""
-    write_shard, rng = import_module("speak").write_shard, np.random.default_rng(0)
-    (work / "speech").mkdir()
-    for source, voices in VOICES.items():
-        for shard in range(2):
-            items = []
-            for voice in voices:
-                for seconds in SECONDS:
-                    frames = int(seconds * 75)
-                    ids = rng.choice(list(VOCABULARY.values()), 20).astype(np.int16)
-                    audio = (rng.standard_normal(frames * 320) * 3000).astype(np.int16)
-                    durations = np.full(20, len(audio) / 20, np.float32)
-                    items.append(
-                        {"text": "a b.", "voice": voice, "ids": ids, "durations": durations, "audio": audio}
-                    )
-            write_shard(work / "speech" / f"{source}-{shard:04d}.npz", items)
-
-
-def test_recipe_from_speech_to_checkpoint_and_back(  # type: ignore[no-untyped-def]
-    tmp_path: Path, recipe, capsys: pytest.CaptureFixture[str]
+def test_old_weights_are_carried_to_deeper_models(
+    trained: Trained, old: Old, run: Run, tmp_path: Path
 ) -> None:
-    work, out = tmp_path / "work", tmp_path / "model"
-    work.mkdir()
-    at = ("--work", work)
-    speak(work)
-    recipe("train_codec", *at, "--name", "codec-first", "--steps", 1)
-    recipe("train_codec", *at, "--detail-of", work / "codec-first.pt", "--steps", 1)
-    recipe("perturb", *at)
-    recipe("phonetic", *at)
-    recipe("encode", *at)
-    recipe("timbre", *at, "--bundle", "demo", "--count", 2)
-    recipe("train", "ar", *at, "--steps", 2, "--decay", 1)
-    recipe("train", "nar", *at, "--steps", 2)
-    recipe("train", "nar", *at, "--steps", 3)
-    recipe("train_vocoder", *at, "--steps", 1)
-    recipe("assemble", *at, "--out", out)
-
-    assert torch.load(work / "nar.pt", weights_only=True)["step"] == 3, "a run goes on where it stopped"
-    table = capsys.readouterr().out
-    assert all(f"| {source} | 0." in table for source in VOICES), "the held-out shard of each source"
-    assert all(f"| {source} | 2 | " in table for source in VOICES), "utterances of each that have a prompt"
-    codes = import_module("data").read_codes(work / "codes" / "mixed-0.94-0001.npz")
-    assert [len(c) for c in codes] == [int(int(s * 75) / 0.94) for s in SECONDS] * 2
-    checkpoint = read_checkpoint(out)
-    voices = {path.stem: read_prompt(path, path.stem) for path in (out / "voices").glob("*.safetensors")}
-    assert set(voices) == {f"{voice}{rank}" for voice in ("amber", "elm") for rank in range(2)}
-    assert checkpoint.config.vocab_size == len(VOCABULARY) and checkpoint.config.vector_width
-    trained = torch.load(work / "ar.pt", weights_only=True)["model"]
-    for name, value in checkpoint.ar.state_dict().items():
-        assert torch.equal(value, trained[name].half().float()), f"{name} is not what was trained"
-
-    again, same = tmp_path / "again", tmp_path / "same"
-    recipe("unpack", out, "--work", again)
-    recipe("assemble", "--work", again, "--out", same, "--voices", out / "voices")
-    weights, those_of = load_file(out / "model.safetensors"), load_file(same / "model.safetensors")
-    vectors, rounded = weights.pop("nar.vectors").float(), those_of.pop("nar.vectors").float()
-    torch.testing.assert_close(
-        torch.cdist(rounded, rounded), torch.cdist(vectors, vectors), rtol=0, atol=0.02
-    )
-    assert set(weights) == set(those_of)
-    for name, value in weights.items():
-        assert torch.equal(those_of[name], value), f"{name} is not what was unpacked"
-    assert {path.name for path in (same / "voices").iterdir()} == {f"{name}.safetensors" for name in voices}
-
-    recipe("train", "ar", *at, "--group", 4, "--warm", out, "--name", "ar-g4", "--steps", 1)
-    recipe(
-        "assemble", *at, "--ar", "ar-g4", "--group", 4, "--out", tmp_path / "g4", "--voices", out / "voices"
-    )
-    assert read_checkpoint(tmp_path / "g4").config.group_size == 4
-
-    old, carried = tmp_path / "old", tmp_path / "carried"
-    config = replace(checkpoint.config, layers=1, nar_layers=1, vector_width=0, style=Style())
-    before = {"ar": ARModel(config).state_dict(), "nar": NARModel(config).state_dict()}
-    old.mkdir()
-    shutil.copy(work / "codec.pt", old)
-    for name, state in before.items():
-        torch.save({"model": state, "step": 0}, old / f"{name}.pt")
+    work, layers = tmp_path / "carried", trained.checkpoint.config.layers
     for folder in ("speech", "codes"):
-        shutil.copytree(work / folder, carried / folder)
-    shutil.copy(work / "codec.pt", carried)
-    recipe("carry", "--old", old, "--work", carried)
-    for name, state in before.items():
-        after = torch.load(carried / f"{name}.pt", weights_only=True)["model"]
+        shutil.copytree(trained.work / folder, work / folder)
+    shutil.copy(trained.work / "codec.pt", work)
+    run("training.carry", "--old", old.folder, "--work", work)
+    for name, state in old.states.items():
+        after = weights(work / f"{name}.pt")
         kept = [key for key in state if "positions" not in key and key != "code_tables"]
         assert all(torch.equal(after[key], state[key]) for key in kept)
-        assert not any(
-            after[f"blocks.{number}.down.weight"].any() for number in range(1, checkpoint.config.layers)
-        )
-    recipe("train", "ar", "--work", carried, "--steps", 1)
-
-    wide = tmp_path / "wide"
-    shutil.copytree(work / "speech", wide / "speech")
-    recipe("train_codec", "--work", wide, "--from", work / "codec.pt", "--steps", 201)
-    recipe("encode", "--work", wide)
-    recipe("carry", "--old", old, "--work", wide)
-    rows = torch.load(wide / "ar.pt", weights_only=True)["model"]["code_table.weight"]
-    those_before = before["ar"]["code_table.weight"]
-    assert torch.equal(rows[-1], those_before[-1]), "the end's row stays"
-    assert not torch.equal(rows, those_before), "codebook 0 has moved, and the AR's rows with it"
+        assert not any(after[f"blocks.{number}.down.weight"].any() for number in range(1, layers))
+    run("training.train", "ar", "--work", work, "--steps", 1)
 
 
-def test_a_cut_utterance_ends_with_a_word_and_a_mark(recipe) -> None:  # type: ignore[no-untyped-def]
-    batches = import_module("batches")
+def test_codes_of_a_new_codec_get_the_rows_of_their_frames(
+    trained: Trained, old: Old, run: Run, tmp_path: Path
+) -> None:
+    work = tmp_path / "wide"
+    shutil.copytree(trained.work / "speech", work / "speech")
+    run("training.train_codec", "--work", work, "--from", trained.work / "codec.pt", "--steps", 201)
+    run("training.encode", "--work", work)
+    run("training.carry", "--old", old.folder, "--work", work)
+    after, before = weights(work / "ar.pt")["code_table.weight"], old.states["ar"]["code_table.weight"]
+    assert torch.equal(after[-1], before[-1]), "the row of <eos> stays"
+    assert not torch.equal(after, before), "codebook 0 has moved, and the AR's rows with it"
+
+
+def test_a_cut_utterance_ends_with_a_word_and_a_mark() -> None:
     space, mark = (list(VOCABULARY).index(symbol) for symbol in " .")
     said, ends = np.array([3, 4, space, 5, space, 6, mark]), np.array([20.0, 30, 40, 60, 70, 150, 160])
     sample = batches.Sample("elm", said, ends, np.arange(160 * 8).reshape(160, 8))
@@ -156,3 +220,40 @@ def test_a_cut_utterance_ends_with_a_word_and_a_mark(recipe) -> None:  # type: i
     assert np.array_equal(found.codes, sample.codes[:60]) and found.ends.tolist() == [20, 30, 40, 60, 60]
     short = batches.Sample("elm", said[:3], ends[:3], sample.codes[:40])
     assert batches.cut(short, np.random.default_rng(0)) is short
+
+
+def shown(command: list[str]) -> str:
+    """A command of make.py as the README writes it."""
+    text = shlex.join(command).replace(str(DEMO), "demo").replace(shlex.quote(sys.executable), "python")
+    return text.replace("python -m valle2.runtime.cli", "valle2")
+
+
+def test_the_readme_lists_the_commands_of_make() -> None:
+    """Every step with its exact numbers, in the same order, and no other."""
+    table = re.findall(r"^\| `([\w-]+)` \| `([^`]+)` \|", (DEMO / "README.md").read_text("utf-8"), re.M)
+    steps = make.steps(Path("W"), Path("VOICES"), shards=60)
+    assert table == [(name, shown(command)) for name, command in steps]
+
+
+def test_make_takes_the_numbers_of_shards_that_the_readme_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["make", "--list", "--work", "W", "--styles", "VOICES"])
+    make.main()
+    lines = capsys.readouterr().out.splitlines()
+    steps = make.steps(Path("W"), Path("VOICES"), shards=60)
+    assert lines == [f"== {name}: {shlex.join(command)}" for name, command in steps]
+
+
+def test_every_script_that_the_readme_names_exists() -> None:
+    text = (DEMO / "README.md").read_text("utf-8")
+    names = set(re.findall(r"python -m demo\.([\w.]+)|`demo\.([\w.]+)`", text))
+    assert len(names) > 15
+    for name in (one or other for one, other in names):
+        assert (DEMO / f"{name.replace('.', '/')}.py").is_file(), f"demo.{name}"
+
+
+def test_the_readme_counts_the_written_sentences() -> None:
+    text = (DEMO / "README.md").read_text("utf-8")
+    written = len(sentences.PLAIN.read_text("utf-8").splitlines())
+    assert f"{sentences.PLAIN_SHARE:.0%}".replace("%", " %") in text and f"{written:,} written ones" in text

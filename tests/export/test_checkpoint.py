@@ -18,9 +18,10 @@ from tests.conftest import toy_checkpoint, write_toy
 from valle2.engine import Valle2Error, open_backend, read_manifest
 from valle2.export import CheckpointError, ParityError, export_checkpoint, read_checkpoint
 from valle2.export import bundle as bundle_module
-from valle2.export.bundle import copy_folder
+from valle2.export.carried import POINTER, copy_carried, copy_folder
 from valle2.export.checkpoint import METADATA
 from valle2.export.codecs.demo import CodecConfig, CodecEncoder
+from valle2.runtime.tts import find_model
 
 
 def altered(folder: Path, out: Path, change: str) -> Path:
@@ -142,6 +143,42 @@ def test_what_lies_beside_a_checkpoint_is_copied_from_there_alone(
     (folder / "text" / "odd").unlink()
     copy_folder(folder / "text", tmp_path / "text", folder)
     assert (tmp_path / "text" / "again.json").read_bytes() == (folder / "text/tokenizer.json").read_bytes()
+
+
+def test_text_and_voices_of_an_embedded_model(tmp_path: Path) -> None:
+    """A checkpoint that names the embedded model gets that model's files."""
+    folder, out = tmp_path / "checkpoint", tmp_path / "bundle"
+    folder.mkdir()
+    (folder / POINTER).write_text('{"text": "demo", "voices": "demo"}')
+    copy_carried(folder, out, folder)
+    demo = find_model("demo")
+    expected = {
+        path.relative_to(demo): path.read_bytes()
+        for name in ("text", "voices")
+        for path in (demo / name).iterdir()
+    }
+    found = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert found == expected and len(expected) >= 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ('["demo"]', "expected an object with the entries text and voices"),
+        ('{"weights": "demo"}', "expected an object with the entries text and voices"),
+        ('{"text": "other"}', "unknown embedded model 'other'; expected one of demo"),
+        ('{"text": "../demo"}', "unknown embedded model"),
+        ('{"text": 1}', "unknown embedded model 1"),
+        ('{"voices": "demo"}', "has the folder voices and embedded.json names it too"),
+        (" " * 2000, "cannot be read"),
+    ],
+)
+def test_a_bad_pointer_to_an_embedded_model(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "voices").mkdir()
+    (tmp_path / POINTER).write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        copy_carried(tmp_path, tmp_path / "bundle", tmp_path)
 
 
 def test_interrupt_leaves_the_earlier_bundle(

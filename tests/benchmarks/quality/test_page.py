@@ -1,4 +1,4 @@
-"""docs/quality.md shows the sweep that lies beside it, and nothing else."""
+"""docs/quality.md and docs/notes/quality.md show the sweep in docs/quality.json, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,18 +13,44 @@ from valle2.benchmarks.quality.tables import tables
 from valle2.engine.errors import Valle2Error
 
 DOCS = Path(__file__).parents[3] / "docs"
+PAGES = (DOCS / "quality.md", DOCS / "notes" / "quality.md")
 
 
-def test_the_page_shows_what_was_measured() -> None:
-    page, result = (
-        (DOCS / "quality.md").read_text("utf-8"),
-        json.loads((DOCS / "quality.json").read_text("utf-8")),
-    )
-    assert len(PLACE.findall(page)) >= 5 and filled(page, result) == page
-    other = json.loads((DOCS / "quality.json").read_text("utf-8"))
+def test_the_pages_show_what_was_measured() -> None:
+    result, other = (json.loads((DOCS / "quality.json").read_text("utf-8")) for _ in range(2))
+    pages = [path.read_text("utf-8") for path in PAGES]
+    for page in pages:
+        assert len(PLACE.findall(page)) >= 5 and filled(page, result) == page
     cell = other["cells"][other["axes"]["sampling"][0]]
     cell["summary"]["wer"]["value"] += 50
-    assert filled(page, other) != page
+    assert [filled(page, other) != page for page in pages] == [False, True], "its table of all conditions"
+
+
+def test_each_table_stands_on_one_page() -> None:
+    result = json.loads((DOCS / "quality.json").read_text("utf-8"))
+    names = [name for path in PAGES for _, name, _ in PLACE.findall(path.read_text("utf-8"))]
+    assert sorted(names) == sorted({"claims", *tables(result)})
+
+
+def cells_of(table: str) -> dict[str, list[str]]:
+    """The rows of a Markdown table: first cell -> the others."""
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_summary_on_the_page_is_of_the_sweep() -> None:
+    """The rows that are written by hand: unseen and recorded voices, and the kinds of hard texts."""
+    result = json.loads((DOCS / "quality.json").read_text("utf-8"))
+    made = {name: cells_of(table) for name, table in tables(result).items()}
+    written = cells_of(PLACE.sub("", PAGES[0].read_text("utf-8")))
+    off, on = "G2, fp32, top-p 0.2, RAS off", "G2, fp32, top-p 0.2, RAS 0.1"
+    for row, voices in (("four unseen synthetic voices", "held-out"), ("recorded people", "recorded")):
+        wer, *_, mos, _, _, _, _, beside_known = made["unseen"][f"{off}, {voices} voices"]
+        assert written[row][:3] == [wer, beside_known, mos.partition(" ")[0]]
+    for kind in {category for category, _ in result["inputs"]["hard"]} | {"all"}:
+        words = [made["robustness"][f"{settings}: {kind}"][0] for settings in (off, on)]
+        shown = words if kind == "all" else [figure.partition(" ")[0] for figure in words]
+        assert written[kind] == shown, kind
 
 
 def test_precisions_are_compared_in_pairs_and_voices_told_apart() -> None:

@@ -86,8 +86,9 @@ def test_an_error_is_an_event_of_its_request(two: Valle2, voice: Prompt) -> None
     bad = two.engine.add(two.encode(Request("hello", long, SHORT)))
     good = two.engine.add(two.encode(Request("hello", voice, SHORT)))
     ends = {event.request: event for event in finish(two.engine) if not isinstance(event, AudioChunk)}
+    failed = ends[bad]
     assert isinstance(ends[good], Done)
-    assert isinstance(ends[bad], Failed) and isinstance(ends[bad].error, PromptError)
+    assert isinstance(failed, Failed) and isinstance(failed.error, PromptError)
 
 
 def test_no_text_is_prepared_in_a_step(two: Valle2, voice: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,165 @@
+"""Training batches of the AR and NAR models: most rows join several utterances of one voice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from demo.speech.shards import is_held_out, read_codes, read_shard, shards, symbols
+from demo.speech.speak import MIXED
+from valle2.export.models.config import ModelConfig, Style
+
+Array = np.ndarray[Any, Any]
+Weights = Mapping[str, torch.Tensor]
+SHIPPED_GROUP = 2
+AR_LAYERS, NAR_LAYERS = 6, 6
+JOINED_SHARES = (0.1, 0.35, 0.2, 0.15, 0.1, 0.1)
+"""Shares of batches with one to six joined utterances. Six are as long as a 10 s prompt."""
+CUT_SHARE = 0.3
+"""Share of joined rows whose first utterance is cut after a word, as a user's recording may be."""
+SHORTEST_CUT = 50
+"""Frames that a cut utterance keeps at least."""
+POOL = 64
+MIXED_SHARE = 0.65
+"""Share of drawn utterances that have mixed voices, where there are any. There are many such voices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """ids: (S,) without `<eos>`; ends: (S,) frame where each symbol ends; codes: (T, 8); split: frames of
+    the first utterance, 0 if there is only one."""
+
+    voice: str
+    ids: Array
+    ends: Array
+    codes: Array
+    split: int = 0
+
+
+def demo_config(
+    group: int = SHIPPED_GROUP, ar: Weights | None = None, nar: Weights | None = None
+) -> ModelConfig:
+    """The model's sizes. ar, nar: trained weights, whose layers and kind of positions are kept."""
+    return ModelConfig(
+        vocab_size=len(symbols()),
+        d_model=256,
+        heads=4,
+        layers=AR_LAYERS if ar is None else block_count(ar),
+        nar_layers=NAR_LAYERS if nar is None else block_count(nar),
+        ffn=1024,
+        group_size=group,
+        max_text=640,
+        max_frames=2048,
+        style=Style(positions=positions(ar), nar_positions=positions(nar)),
+    )
+
+
+def positions(weights: Weights | None) -> str:
+    """The kind of positions of an AR or NAR with these weights; new models have rotary ones."""
+    return "table" if weights is not None and "text_positions.weight" in weights else "rotary"
+
+
+def block_count(state: Weights) -> int:
+    """The number of blocks of an AR or NAR with these weights."""
+    return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+
+
+def load_samples(work: Path, *, held_out: bool = False) -> dict[str, list[Sample]]:
+    """Samples by voice; the first shard of each source is held out, and the voices of `unseen` altogether."""
+    out: dict[str, list[Sample]] = {}
+    for path in shards(work):
+        if path.stem.startswith("unseen"):
+            continue
+        codes_path = work / "codes" / path.name
+        if codes_path.exists() and is_held_out(path) == held_out:
+            for item, code in zip(read_shard(path), read_codes(codes_path), strict=True):
+                out.setdefault(item.voice, []).append(Sample(item.voice, item.ids, item.ends, code))
+    return out
+
+
+def join(first: Sample, second: Sample, group: int) -> Sample:
+    """Two utterances of one voice, a space between their texts; whole groups of frames before."""
+    odd = len(first.codes) % group
+    space = symbols().index(" ")
+    split = len(first.codes) - odd
+    return Sample(
+        first.voice,
+        np.concatenate([first.ids, [space], second.ids]),
+        np.concatenate([first.ends - odd, [split], second.ends + split]),
+        np.concatenate([first.codes[odd:], second.codes]),
+        split,
+    )
+
+
+def cut(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Cut an utterance after a random word and end its text with a full stop, as the runtime does."""
+    space, mark = symbols().index(" "), symbols().index(".")
+    ends = [int(i) for i in np.flatnonzero(sample.ids == space) if sample.ends[i - 1] >= SHORTEST_CUT]
+    if not ends:
+        return sample
+    at = int(rng.choice(ends))
+    stop = int(sample.ends[at - 1])
+    return Sample(
+        sample.voice, np.append(sample.ids[:at], mark), np.append(sample.ends[:at], stop), sample.codes[:stop]
+    )
+
+
+def clipped(sample: Sample, group: int) -> Sample:
+    """Drop the leading frames that fill no group (section 3.1)."""
+    odd = len(sample.codes) % group
+    if not odd:
+        return sample
+    if sample.split:
+        codes = np.concatenate([sample.codes[: sample.split], sample.codes[sample.split + odd :]])
+        ends = np.where(sample.ends > sample.split, sample.ends - odd, sample.ends)
+        return Sample(sample.voice, sample.ids, ends, codes, sample.split)
+    return Sample(sample.voice, sample.ids, sample.ends - odd, sample.codes[odd:], sample.split)
+
+
+def voice_shares(names: list[str], weights: Array) -> Array:
+    """Each voice's probability, by weight; the mixed voices together have MIXED_SHARE."""
+    mixed = np.array([name.startswith(MIXED) for name in names])
+    if not 0 < mixed.sum() < len(names):
+        return np.asarray(weights / weights.sum())
+    shares = np.where(mixed, MIXED_SHARE, 1 - MIXED_SHARE)
+    return np.asarray(shares * weights / np.where(mixed, weights[mixed].sum(), weights[~mixed].sum()))
+
+
+def draw(
+    samples: dict[str, list[Sample]], rng: np.random.Generator, positions: int, group: int
+) -> list[Sample]:
+    """Samples of similar length until their padded positions are used up, `group` frames a position.
+
+    Voices with little speech are drawn more often. All rows of a batch join the same number of utterances,
+    as far as a voice has so many: mixing them would pad half of it. None is joined to itself, whose codes
+    would only have to be copied.
+    """
+    names = sorted(samples)
+    weights = voice_shares(names, np.array([len(samples[name]) for name in names]) ** 0.3)
+    joined, pool = int(rng.choice(len(JOINED_SHARES), p=JOINED_SHARES)), []
+    for _ in range(POOL):
+        items = samples[names[rng.choice(len(names), p=weights)]]
+        sample, *others = (items[index] for index in rng.permutation(len(items))[: joined + 1])
+        if others and rng.random() < CUT_SHARE:
+            sample = cut(sample, rng)
+        for other in others:
+            sample = join(sample, other, group)
+        pool.append(clipped(sample, group))
+    pool.sort(key=lambda item: len(item.ids) + len(item.codes) // group)
+    end = int(rng.integers(1, POOL + 1))
+    longest = len(pool[end - 1].ids) + len(pool[end - 1].codes) // group
+    return pool[max(0, end - max(1, positions // longest)) : end]
+
+
+def text_batch(batch: list[Sample], eos: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded ids with `<eos>` (B, L), and lengths (B,)."""
+    lengths = [len(item.ids) + 1 for item in batch]
+    text = np.full((len(batch), max(lengths)), eos)
+    for row, item in enumerate(batch):
+        text[row, : len(item.ids)] = item.ids
+    return torch.from_numpy(text), torch.tensor(lengths)
