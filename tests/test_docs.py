@@ -24,6 +24,9 @@ OUTSIDE = ("|", "<!--")
 LINK = re.compile(r"\]\(([^()\s]*)(?:\s\"[^\"]*\")?\)")
 BARE_LINK = re.compile(r"(?:[-*+] |\d+\. )?!?\[[^\]]*\]\(\S*\)[.,;:]?")
 HEADING = re.compile(r"#{1,6}\s+(.+?)\s*#*$")
+CODE = {".py", ".toml", ".yaml", ".yml", ".sh", ".cuda", ".jetson"}
+PAGE = re.compile(r"\bdocs/[\w/-]+\.md\b")
+"""A page that a comment or a message in the code names."""
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:", re.I)
 
 
@@ -95,6 +98,18 @@ def test_every_page_of_the_documentation_is_reached_from_the_readme() -> None:
                     waiting.append((page.parent / unquote(target).partition("#")[0]).resolve())
     lost = sorted(name_of(page) for page in PAGES if page.resolve() not in {p.resolve() for p in seen})
     assert not lost, f"no page links to {', '.join(lost)}"
+
+
+def test_code_names_pages_that_exist() -> None:
+    lost = []
+    for folder in ("engine", "export", "runtime", "benchmarks", "demo", "deploy", "tests"):
+        for file in sorted((ROOT / folder).rglob("*")):
+            if file.suffix not in CODE or file == Path(__file__).resolve():
+                continue
+            for name in PAGE.findall(file.read_text(encoding="utf-8")):
+                if not (ROOT / name).is_file():
+                    lost.append(f"{name_of(file)}: there is no {name}")
+    assert not lost, "\n".join(lost)
 
 
 def test_the_check_itself(tmp_path: Path) -> None:
