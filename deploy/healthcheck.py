@@ -1,4 +1,4 @@
-"""Exit status 0 if the server in this container is well and takes requests; else 1, with the reason."""
+"""Exit status 0 if the server in this container is healthy and takes requests, else 1 with the reason."""
 
 from __future__ import annotations
 

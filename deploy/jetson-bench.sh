@@ -3,8 +3,9 @@
 #
 #   deploy/jetson-bench.sh BUNDLE [OUT.json]
 #
-# BUNDLE: one that has the lowering primitive for JetPack 6, portable from TensorRT 10.15 on. Set the power mode first:
-# sudo nvpmodel -m 0 && sudo jetson_clocks. Variables: PRECISION (fp16), MAX_FRAMES (1024), WORKSPACE (256 MiB).
+# BUNDLE holds the variant primitive for JetPack 6, or portable for TensorRT 10.15 and newer. Set the power mode
+# first: sudo nvpmodel -m 0 && sudo jetson_clocks. Variables: PRECISION (fp16), MAX_FRAMES (1024),
+# WORKSPACE (256 MiB).
 set -euo pipefail
 
 bundle=${1:?"give the bundle's folder: deploy/jetson-bench.sh BUNDLE [OUT.json]"}

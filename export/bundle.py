@@ -62,7 +62,7 @@ def export_checkpoint(
 
     Args:
         checkpoint: a folder in valle2's format, or its safetensors file (`export.carried` says where its text
-            and voices lie); or a file of a code base that valle2 knows (see docs/checkpoints.md); or either
+            and voices lie); or a file of a code base that valle2 knows (see docs/your-weights.md); or either
             on the hub, as `owner/name[/file][@revision]`.
         out: the bundle's folder; an earlier bundle there is replaced, any other folder is refused.
         lowering: "ort" (fused attention), "portable" (standard operators, fixed cache length) or "primitive"

@@ -1,6 +1,7 @@
 """Every snippet of README and docs runs: shell lines that start with valle2 or python, and Python blocks.
 
-A block is left out where the line before it reads `<!-- not run: reason -->`; the reason is the skip's.
+A block is left out where the line before it reads `<!-- not run: reason -->`. The test is skipped with that
+reason.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from tests.conftest import toy_checkpoint, write_toy
 from valle2.runtime.cli.main import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<kind>python|bash)\n(?P<code>.*?)^```", re.M | re.S
 )
 
 
 def blocks(kind: str) -> Sequence[object]:
-    """(place, code) of every block of one language; the place, `page:line`, names the test."""
+    """(place, code) of every block in one language. The place, `page:line`, names the test."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for match in BLOCK.finditer(text):
             if match["kind"] == kind:
-                place = f"{page.name}:{text[: match.start('code')].count(chr(10))}"
+                place = f"{page.relative_to(ROOT)}:{text[: match.start('code')].count(chr(10))}"
                 marks = [pytest.mark.skip(reason=match["reason"])] if match["reason"] else []
                 found.append(pytest.param(place, match["code"], id=place, marks=marks))
     return found
@@ -40,7 +41,7 @@ def blocks(kind: str) -> Sequence[object]:
 
 @pytest.fixture
 def folder(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a snippet runs: with the toy bundle and a recording, as the pages assume."""
+    """The folder that a snippet runs in. It holds the toy bundle and a recording, as the pages assume."""
     shutil.copytree(bundle, tmp_path / "toy-bundle")
     soundfile.write(tmp_path / "me.wav", 0.3 * np.sin(np.arange(44100 * 2) / 30), 44100)
     monkeypatch.chdir(tmp_path)
@@ -58,7 +59,7 @@ def test_python(place: str, code: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(("place", "code"), blocks("bash"))
 def test_shell(place: str, code: str, folder: Path) -> None:
-    """Install lines are what .ci/run does; every other line runs here."""
+    """`.ci/run` runs the lines that install. Every other line runs here."""
     if "-o toy-bundle" in code:
         shutil.rmtree("toy-bundle")
     for line in code.strip().splitlines():

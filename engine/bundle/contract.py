@@ -1,6 +1,6 @@
 """Names and numbers that the exporter, the engine and the runtime agree on. Imports nothing.
 
-`docs/bundle.md` describes the graphs that use them.
+`docs/bundle-format.md` describes the graphs that use them.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def wanted_of(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_length
 
 
 def ar_tensors(sizes: Mapping[str, int], cache_length: int) -> Wanted:
-    """The AR: see docs/bundle.md.
+    """The AR: see docs/bundle-format.md.
 
     Raises:
         ValueError: its caches are larger than any machine's memory.
@@ -166,7 +166,7 @@ def ar_tensors(sizes: Mapping[str, int], cache_length: int) -> Wanted:
 
 
 def nar_tensors(codebooks: int) -> Wanted:
-    """The NAR: see docs/bundle.md."""
+    """The NAR: see docs/bundle-format.md."""
     row: Axes = ("batch",)
     inputs: dict[str, Tensor] = {
         "text": (INT, ("batch", "tokens")),

@@ -100,6 +100,15 @@ def test_a_container_starts_the_server_with_a_key_and_without_root(path: Path) -
             assert source == "." or (f"!{source}" in allowed and (ROOT / source).exists())
 
 
+def test_files_and_documentation_give_the_same_commands() -> None:
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^(?:docker|openssl) .+$", page, re.M)
+    assert commands
+    told = "".join((DEPLOY / name).read_text(encoding="utf-8") for name in ("Dockerfile", "compose.yaml"))
+    for command in commands:
+        assert f"#   {command}\n" in told, f"docs/serving.md alone has: {command}"
+
+
 def test_the_image_holds_what_the_package_is_made_of() -> None:
     import tomllib
 

@@ -71,7 +71,7 @@ FIXED = ("portable", "primitive")
 ROW_LENGTHS = (1, 32)
 """The ONNX Runtime from which on `GroupQueryAttention` is told each row's new positions, as `ort` does."""
 GPU_CHUNK = 512
-"""A call costs its launches, not its positions: `bench prefill --device cuda` in docs/gpu.md."""
+"""A call costs its launches, not its positions: `bench prefill --device cuda` in docs/notes/gpu.md."""
 PROVIDERS: dict[tuple[str, str], Provider] = {
     ("ort", "cpu"): Provider(CPU, "onnxruntime"),
     ("ort", "cuda"): Provider(
