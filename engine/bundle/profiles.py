@@ -15,9 +15,8 @@ from valle2.engine.bundle.schema import MAX_WINDOW
 from valle2.engine.bundle.specs import GraphSpec
 from valle2.engine.errors import BackendError
 
-PREFILL_CHUNK = (
-    64  # positions that the runtime prefills between two steps; docs/architecture.md has the reason
-)
+PREFILL_CHUNK = 64
+"""Positions that the runtime prefills between two steps; docs/architecture.md has the reason."""
 FIRST_BUCKET = 256
 BUCKET_GROWTH = 4
 

@@ -1,15 +1,14 @@
-"""Text in as it arrives, audio out: a WebSocket that speaks each sentence once it is whole.
+"""Speech over a WebSocket: text arrives in pieces, and each sentence is spoken once it is complete.
 
-In: JSON `{"text": "..."}` as often as wanted, `{"end": true}` at last; the first message may carry
-`voice` and `seed`. Out: a JSON message with the format, binary messages of 16-bit mono PCM, at last
-`{"type": "done"}`.
+The client sends JSON `{"text": "..."}` as often as it wants and `{"end": true}` at last. The first message
+may carry `voice` and `seed`. The server sends a JSON message with the format, binary messages of 16-bit mono
+PCM, and `{"type": "done"}` at last.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +21,8 @@ from valle2.runtime.server.http.errors import HttpError
 from valle2.runtime.server.http.reply import Reply
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
+from valle2.runtime.text.sentences import SentenceSplitter
 from valle2.runtime.types import Prompt, Request, Settings
-
-SENTENCE_END = re.compile(r"(?<=[.!?…])\s+")
 
 
 async def converse(socket: WebSocket, worker: Worker, store: VoiceStore) -> None:
@@ -50,7 +48,7 @@ async def converse(socket: WebSocket, worker: Worker, store: VoiceStore) -> None
 
 
 async def give_up(socket: WebSocket, text: str) -> None:
-    """Say why and close, if anybody is there."""
+    """Say why and close, if the client is still there."""
     try:
         await asyncio.wait_for(socket.send_json({"type": "error", "message": text}), 1.0)
         await socket.close(1011)
@@ -80,20 +78,19 @@ def chosen(message: dict[str, Any], worker: Worker, store: VoiceStore) -> tuple[
 async def listen(
     socket: WebSocket, worker: Worker, message: dict[str, Any], sentences: asyncio.Queue[str | None]
 ) -> None:
-    """Collect text; put whole sentences into the queue."""
-    buffer, total = "", 0
+    """Collect text; put each sentence into the queue once it is complete."""
+    splitter, total = SentenceSplitter(), 0
     while True:
         total += len(message.get("text", ""))
         if total > worker.limits.text:
             raise HttpError(400, f"more than {worker.limits.text} characters; open another connection")
-        *whole, buffer = SENTENCE_END.split(buffer + message.get("text", ""))
-        for sentence in whole:
+        for sentence in splitter.feed(message.get("text", "")):
             await sentences.put(sentence)
         if message.get("end"):
             break
         message = await next_message(socket, worker)
-    if buffer.strip():
-        await sentences.put(buffer)
+    for sentence in splitter.flush():
+        await sentences.put(sentence)
     await sentences.put(None)
     await socket.receive()  # returns when the client goes away
     raise WebSocketDisconnect()
@@ -115,13 +112,12 @@ async def speak_all(
         sentence = await beside(reader, sentences.get())
         if sentence is None:
             return
-        if sentence.strip():
-            reply = worker.submit(Request(sentence, voice, settings))
-            await beside(reader, send_audio(socket, reply, worker.limits.stall_seconds))
+        reply = worker.submit(Request(sentence, voice, settings))
+        await beside(reader, send_audio(socket, reply, worker.limits.stall_seconds))
 
 
 async def beside(reader: asyncio.Task[None], work: Any) -> Any:
-    """Await work; what ends the reader with an error ends it too."""
+    """Await work. An error that ends the reader ends it too."""
     task = asyncio.ensure_future(work)
     try:
         watched = {task} if reader.done() and not reader.exception() else {task, reader}

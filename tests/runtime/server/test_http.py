@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from websockets.sync.client import connect
 
 from tests.runtime.server.conftest import LONG, serving, wait_until
 from valle2.engine import BackendError
-from valle2.runtime import Valle2
+from valle2.runtime import Request, Valle2
 from valle2.runtime.server.http.app import make_app
 from valle2.runtime.server.http.guard import Guard
+from valle2.runtime.server.http.reply import Reply
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
@@ -167,6 +169,35 @@ def test_text_in_and_audio_out_over_a_socket(server: tuple[str, Worker]) -> None
         found = list(socket)
     assert json.loads(found[0])["format"] == "pcm_s16le" and json.loads(found[-1])["type"] == "done"
     assert len(b"".join(piece for piece in found if isinstance(piece, bytes))) > 1000
+
+
+@pytest.mark.parametrize(
+    ("pieces", "sentences"),
+    [
+        (["Dr. Smith lives here. He", " is in."], ["Dr. Smith lives here.", "He is in."]),
+        (["Dr", ".", " Smith lives", " here"], ["Dr. Smith lives here"]),
+        (["It is 3 p.m. now. So", "!"], ["It is 3 p.m. now.", "So!"]),
+        (["No. 5 and e.g. 7.", "\nHello"], ["No. 5 and e.g. 7.", "Hello"]),
+    ],
+)
+def test_a_socket_speaks_the_sentences_of_the_whole_text(
+    server: tuple[str, Worker], monkeypatch: pytest.MonkeyPatch, pieces: list[str], sentences: list[str]
+) -> None:
+    """However the text is cut: an abbreviation ends no sentence."""
+    base, worker = server
+    submit, asked = worker.submit, list[str]()
+
+    def noted(request: Request, **more: float) -> Reply:
+        asked.append(request.text)
+        return submit(replace(request, text="hello"), **more)
+
+    monkeypatch.setattr(worker, "submit", noted)
+    with connect(base.replace("http", "ws") + "/v1/audio/speech/stream") as socket:
+        for piece in pieces:
+            socket.send(json.dumps({"text": piece}))
+        socket.send(json.dumps({"end": True}))
+        assert json.loads(list(socket)[-1])["type"] == "done"
+    assert asked == sentences
 
 
 def test_state_and_page(server: tuple[str, Worker]) -> None:
