@@ -177,7 +177,7 @@ def test_text_in_and_audio_out_over_a_socket(server: tuple[str, Worker]) -> None
         (["Dr. Smith lives here. He", " is in."], ["Dr. Smith lives here.", "He is in."]),
         (["Dr", ".", " Smith lives", " here"], ["Dr. Smith lives here"]),
         (["It is 3 p.m. now. So", "!"], ["It is 3 p.m. now.", "So!"]),
-        (["No. 5 and e.g. 7.", "\nHello"], ["No. 5 and e.g. 7.", "Hello"]),
+        (["She, e.g., is in St. ", "Ives.\nHello"], ["She, e.g., is in St. Ives.", "Hello"]),
     ],
 )
 def test_a_socket_speaks_the_sentences_of_the_whole_text(
