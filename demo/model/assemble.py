@@ -17,7 +17,7 @@ import torch
 
 from demo.speech.shards import is_held_out, read_shard, shards
 from demo.speech.speak import KOKORO, PITCHES
-from demo.training.batches import SHIPPED_GROUP, Sample, clipped, demo_config, load_samples
+from demo.training.batches import SHIPPED_GROUP, Example, clipped, demo_config, load_samples
 from demo.training.train import ar_batch, ar_loss
 from demo.training.train_codec import load_codec
 from valle2.export.checkpoint import Checkpoint, save_checkpoint
@@ -62,7 +62,7 @@ def filled(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> torch.nn.
 
 
 @torch.no_grad()
-def held_out_prompts(work: Path, ar: ARModel) -> dict[str, list[tuple[Sample, str]]]:
+def held_out_prompts(work: Path, ar: ARModel) -> dict[str, list[tuple[Example, str]]]:
     """The held-out utterances of each shipped voice that fit a prompt, ordered by the AR's cross entropy."""
     texts: dict[str, list[str]] = {}
     for path in shards(work):
@@ -79,7 +79,7 @@ def held_out_prompts(work: Path, ar: ARModel) -> dict[str, list[tuple[Sample, st
     return out
 
 
-def surprise(ar: ARModel, sample: Sample) -> float:
+def surprise(ar: ARModel, sample: Example) -> float:
     """The AR's cross entropy of an utterance: nats per code of codebook 0, teacher forced."""
     size = ar.config.group_size
     _, values = ar_loss(ar, ar_batch([clipped(sample, size)], ar.config.vocab_size, size), guide=0.0)

@@ -30,7 +30,7 @@ MIXED_SHARE = 0.65
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Example:
     """ids: (S,) without `<eos>`; ends: (S,) frame where each symbol ends; codes: (T, 8); split: frames of
     the first utterance, 0 if there is only one."""
 
@@ -69,25 +69,25 @@ def block_count(state: Weights) -> int:
     return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
 
 
-def load_samples(work: Path, *, held_out: bool = False) -> dict[str, list[Sample]]:
+def load_samples(work: Path, *, held_out: bool = False) -> dict[str, list[Example]]:
     """Samples by voice; the first shard of each source is held out, and the voices of `unseen` altogether."""
-    out: dict[str, list[Sample]] = {}
+    out: dict[str, list[Example]] = {}
     for path in shards(work):
         if path.stem.startswith("unseen"):
             continue
         codes_path = work / "codes" / path.name
         if codes_path.exists() and is_held_out(path) == held_out:
             for item, code in zip(read_shard(path), read_codes(codes_path), strict=True):
-                out.setdefault(item.voice, []).append(Sample(item.voice, item.ids, item.ends, code))
+                out.setdefault(item.voice, []).append(Example(item.voice, item.ids, item.ends, code))
     return out
 
 
-def join(first: Sample, second: Sample, group: int) -> Sample:
+def join(first: Example, second: Example, group: int) -> Example:
     """Two utterances of one voice, a space between their texts; whole groups of frames before."""
     odd = len(first.codes) % group
     space = symbols().index(" ")
     split = len(first.codes) - odd
-    return Sample(
+    return Example(
         first.voice,
         np.concatenate([first.ids, [space], second.ids]),
         np.concatenate([first.ends - odd, [split], second.ends + split]),
@@ -96,7 +96,7 @@ def join(first: Sample, second: Sample, group: int) -> Sample:
     )
 
 
-def cut(sample: Sample, rng: np.random.Generator) -> Sample:
+def cut(sample: Example, rng: np.random.Generator) -> Example:
     """Cut an utterance after a random word and end its text with a full stop, as the runtime does."""
     space, mark = symbols().index(" "), symbols().index(".")
     ends = [int(i) for i in np.flatnonzero(sample.ids == space) if sample.ends[i - 1] >= SHORTEST_CUT]
@@ -104,12 +104,12 @@ def cut(sample: Sample, rng: np.random.Generator) -> Sample:
         return sample
     at = int(rng.choice(ends))
     stop = int(sample.ends[at - 1])
-    return Sample(
+    return Example(
         sample.voice, np.append(sample.ids[:at], mark), np.append(sample.ends[:at], stop), sample.codes[:stop]
     )
 
 
-def clipped(sample: Sample, group: int) -> Sample:
+def clipped(sample: Example, group: int) -> Example:
     """Drop the leading frames that fill no group (section 3.1)."""
     odd = len(sample.codes) % group
     if not odd:
@@ -117,8 +117,8 @@ def clipped(sample: Sample, group: int) -> Sample:
     if sample.split:
         codes = np.concatenate([sample.codes[: sample.split], sample.codes[sample.split + odd :]])
         ends = np.where(sample.ends > sample.split, sample.ends - odd, sample.ends)
-        return Sample(sample.voice, sample.ids, ends, codes, sample.split)
-    return Sample(sample.voice, sample.ids, sample.ends - odd, sample.codes[odd:], sample.split)
+        return Example(sample.voice, sample.ids, ends, codes, sample.split)
+    return Example(sample.voice, sample.ids, sample.ends - odd, sample.codes[odd:], sample.split)
 
 
 def voice_shares(names: list[str], weights: Array) -> Array:
@@ -131,8 +131,8 @@ def voice_shares(names: list[str], weights: Array) -> Array:
 
 
 def draw(
-    samples: dict[str, list[Sample]], rng: np.random.Generator, positions: int, group: int
-) -> list[Sample]:
+    samples: dict[str, list[Example]], rng: np.random.Generator, positions: int, group: int
+) -> list[Example]:
     """Samples of similar length until their padded positions are used up, `group` frames a position.
 
     Voices with little speech are drawn more often. All rows of a batch join the same number of utterances,
@@ -156,7 +156,7 @@ def draw(
     return pool[max(0, end - max(1, positions // longest)) : end]
 
 
-def text_batch(batch: list[Sample], eos: int) -> tuple[torch.Tensor, torch.Tensor]:
+def text_batch(batch: list[Example], eos: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded ids with `<eos>` (B, L), and lengths (B,)."""
     lengths = [len(item.ids) + 1 for item in batch]
     text = np.full((len(batch), max(lengths)), eos)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from demo.training.attention import HIDDEN, hidden
-from demo.training.batches import SHIPPED_GROUP, Sample, demo_config, draw, load_samples, text_batch
+from demo.training.batches import SHIPPED_GROUP, Example, demo_config, draw, load_samples, text_batch
 from demo.training.regroup import regroup
 from demo.training.train_codec import autocast, load_codec, resume, save
 from valle2.export.checkpoint import read_checkpoint
@@ -70,7 +70,7 @@ def attend_causal(
     return block.finish(x, merge_heads(out)), loss
 
 
-def ar_batch(batch: list[Sample], eos: int, size: int) -> dict[str, Tensor]:
+def ar_batch(batch: list[Example], eos: int, size: int) -> dict[str, Tensor]:
     """Rows of text, `<eos>`, `<bos>`, groups of `size` codes; targets (B, S, G), -1 where none is due."""
     words, lengths = text_batch(batch, eos)
     groups = [len(item.codes) // size for item in batch]
@@ -121,7 +121,7 @@ def ar_loss(model: ARModel, batch: dict[str, Tensor], guide: float) -> tuple[Ten
     return entropy + guide * pull, {"ce": entropy.item(), "mass": torch.exp(-pull).item()}
 
 
-def nar_batch(batch: list[Sample], eos: int, rng: np.random.Generator) -> dict[str, Tensor]:
+def nar_batch(batch: list[Example], eos: int, rng: np.random.Generator) -> dict[str, Tensor]:
     """Padded rows; the prompt is the first utterance, or a prefix of at most half (section 10)."""
     text, lengths = text_batch(batch, eos)
     frames = [len(item.codes) for item in batch]

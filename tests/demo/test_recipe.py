@@ -214,11 +214,11 @@ def test_codes_of_a_new_codec_get_the_rows_of_their_frames(
 def test_a_cut_utterance_ends_with_a_word_and_a_mark() -> None:
     space, mark = (list(VOCABULARY).index(symbol) for symbol in " .")
     said, ends = np.array([3, 4, space, 5, space, 6, mark]), np.array([20.0, 30, 40, 60, 70, 150, 160])
-    sample = batches.Sample("elm", said, ends, np.arange(160 * 8).reshape(160, 8))
+    sample = batches.Example("elm", said, ends, np.arange(160 * 8).reshape(160, 8))
     found = batches.cut(sample, np.random.default_rng(0))
     assert found.ids.tolist() == [3, 4, space, 5, mark], "the only word that ends late enough"
     assert np.array_equal(found.codes, sample.codes[:60]) and found.ends.tolist() == [20, 30, 40, 60, 60]
-    short = batches.Sample("elm", said[:3], ends[:3], sample.codes[:40])
+    short = batches.Example("elm", said[:3], ends[:3], sample.codes[:40])
     assert batches.cut(short, np.random.default_rng(0)) is short
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from tests.conftest import edit_manifest, shared
 from valle2.export import read_checkpoint
 from valle2.export.models.reference import generate, refine
-from valle2.runtime import Prompt, Request, Settings, Valle2, Valle2Error
+from valle2.runtime import Prompt, Request, Settings, Valle2
 from valle2.runtime.audio.io import write_audio
-from valle2.runtime.errors import ModelError, PromptError, SettingsError
+from valle2.runtime.errors import ModelError, PromptError, SettingsError, TextError
+from valle2.runtime.generation import utterance
 from valle2.runtime.generation.sampling import best_candidate
 
 SHORT = Settings(top_p=0.5, max_frames=20)
@@ -81,10 +84,27 @@ def test_batch_is_each_alone(tts: Valle2, voice: Prompt) -> None:
         assert np.array_equal(speech.codes, tts.synthesize(request.text, voice, SHORT).codes)
 
 
-def test_candidates_keep_one_of_the_samples(tts: Valle2, voice: Prompt) -> None:
-    several = tts.synthesize("hello", voice, replace(SHORT, candidates=4, top_p=1.0)).codes
-    again = tts.synthesize("hello", voice, replace(SHORT, candidates=4, top_p=1.0)).codes
-    assert np.array_equal(several, again)
+def test_the_best_candidate_is_kept(tts: Valle2, voice: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SHORT, candidates=4, top_p=1.0, threshold=1.0)
+
+    def codes() -> np.ndarray:
+        return tts.synthesize("hello", voice, settings).codes
+
+    chosen: list[int] = []
+
+    def noted(*found: list[Any]) -> int:
+        chosen.append(best_candidate(*found))
+        return chosen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utterance, "best_candidate", noted)
+        kept = codes()
+    each = []
+    for index in range(4):
+        monkeypatch.setattr(utterance, "best_candidate", lambda *found, index=index: index)
+        each.append(codes())
+    assert np.array_equal(kept, each[chosen[-1]])
+    assert not any(np.array_equal(kept, codes) for index, codes in enumerate(each) if index != chosen[-1])
 
 
 @pytest.mark.parametrize(
@@ -112,8 +132,10 @@ def test_no_prompt_at_all(tts: Valle2) -> None:
 
 
 def test_max_frames_is_exact(tts: Valle2, voice: Prompt) -> None:
-    found = tts.generate_codes(np.array([5, 6, 7]), voice.codes, Settings(top_p=0.0, max_frames=7))
-    assert len(found.codes) <= 7
+    for frames in (1, 6, 7):  # of groups of two
+        settings = Settings(top_p=1.0, threshold=1.0, max_frames=frames, seed=4)
+        found = tts.generate_codes(np.array([5, 6, 7]), voice.codes, settings)
+        assert len(found.codes) == frames and found.finish_reason == "max_frames"
 
 
 def test_real_encodec_codes_as_a_prompt(tts: Valle2) -> None:
@@ -123,11 +145,16 @@ def test_real_encodec_codes_as_a_prompt(tts: Valle2) -> None:
     assert found.codes.shape[1] == 8
 
 
-def test_a_prompt_from_a_recording(tts: Valle2, voice: Prompt) -> None:
-    path = shared("prompts/libritts_5142_33396_000002_000004.wav")
-    if path.stat().st_size > 24000 * 2 * 2.5:
-        with pytest.raises(PromptError, match=r"expected 0\.5 to"):
-            tts.prompt(path, "some words")
+def test_a_prompt_from_a_recording(tts: Valle2, tmp_path: Path) -> None:
+    audio, rate = soundfile.read(shared("prompts/libritts_5142_33396_000002_000004.wav"), dtype="float32")
+    assert len(audio) >= 3 * rate, "the toy model takes 2.67 s"
+    for seconds in (2, 3):
+        write_audio(str(tmp_path / f"{seconds}.wav"), audio[: seconds * rate], rate)
+    prompt = tts.prompt(tmp_path / "2.wav", "some words")
+    assert prompt.codes.shape == (150, 8) and prompt.transcript == "some words"
+    assert len(np.unique(prompt.codes)) > 10
+    with pytest.raises(PromptError, match=r"lasts 3\.00 s; expected 0\.5 to 2\.66"):
+        tts.prompt(tmp_path / "3.wav", "some words")
 
 
 def test_the_encoder_is_loaded_for_recordings_alone(broken: Path, tmp_path: Path) -> None:
@@ -148,20 +175,27 @@ def test_the_encoder_is_loaded_for_recordings_alone(broken: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("ids", "codes"),
+    ("ids", "codes", "error", "message"),
     [
-        (np.zeros(0, np.int64), np.zeros((2, 8), np.int64)),
-        (np.array([999]), np.zeros((2, 8), np.int64)),
-        (np.array([-1]), np.zeros((2, 8), np.int64)),
-        (np.array([0.5]), np.zeros((2, 8), np.int64)),
-        (np.array([1]), np.zeros((2, 7), np.int64)),
-        (np.array([1]), np.full((2, 8), 1024)),
-        (np.array([1]), np.zeros((401, 8), np.int64)),
-        (np.arange(200) % 5, np.zeros((2, 8), np.int64)),
+        (
+            np.zeros(0, np.int64),
+            np.zeros((2, 8), np.int64),
+            TextError,
+            r"int64 \(0,\); expected whole numbers",
+        ),
+        (np.array([999]), np.zeros((2, 8), np.int64), TextError, r"span 999\.\.999; expected 0\.\."),
+        (np.array([-1]), np.zeros((2, 8), np.int64), TextError, r"span -1\.\.-1; expected 0\.\."),
+        (np.array([0.5]), np.zeros((2, 8), np.int64), TextError, "float64"),
+        (np.array([1]), np.zeros((2, 7), np.int64), PromptError, r"\(2, 7\); expected integers \(P, 8\)"),
+        (np.array([1]), np.full((2, 8), 1024), PromptError, r"span 1024\.\.1024; expected 0\.\.1023"),
+        (np.array([1]), np.zeros((401, 8), np.int64), PromptError, "400 frames fills the model's 400"),
+        (np.arange(200) % 5, np.zeros((2, 8), np.int64), TextError, r"\(200,\); expected whole numbers"),
     ],
 )
-def test_bad_tokens(tts: Valle2, ids: np.ndarray, codes: np.ndarray) -> None:
-    with pytest.raises(Valle2Error):
+def test_bad_tokens(
+    tts: Valle2, ids: np.ndarray, codes: np.ndarray, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         tts.generate_codes(ids, codes)
 
 
