@@ -1,7 +1,7 @@
-"""The audit of a parsed TensorRT network: what the parser lets through and would be silently wrong.
+"""Checks a parsed TensorRT network for what the parser accepts although it would be wrong or slow.
 
-Run as part of every build, between parsing and building. It walks the network that TensorRT made, not the
-ONNX graph it was made from; only the values of the attention mask are computed from the graph's own nodes.
+Every build runs it between parsing and building. It walks the network that TensorRT made, not the ONNX graph.
+Only the values of the attention masks are computed from the nodes of the ONNX graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from valle2.engine.backends.trt.api import Parsed, attention_of, layers, made_tensors, read_tensors
+from valle2.engine.backends.trt.api import Parsed, attention_of, input_tensors, layers, output_tensors
 from valle2.engine.build.weight_formats import compute_precision
 from valle2.engine.bundle.contract import CACHE_PREFIX, LOGITS, OUT_SUFFIX
 from valle2.engine.errors import AuditError
@@ -23,23 +23,32 @@ from valle2.engine.errors import AuditError
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 CACHE_WRITERS = {"portable": "KV_CACHE_UPDATE", "primitive": "SCATTER"}
 HOST_INPUTS = {"nar": {"prompt_lengths"}}
-"""Inputs whose values decide a shape: each costs one round trip to the host. The NAR cuts off the prompt."""
+"""Per graph, the inputs whose values may decide a shape, at the cost of one copy to the host each.
+
+The NAR cuts off the prompt.
+"""
 FLOATS = ("FLOAT", "HALF", "BF16")
-LARGE = 1024
-COMPUTE = ("MATRIX_MULTIPLY", "CONVOLUTION", "ATTENTION_INPUT", "KV_CACHE_UPDATE")
-SHAPED = {"SLICE": (1, 2, 3), "SHUFFLE": (1,), "FILL": (0,), "RESIZE": (1,)}
-LOOPS = ("TRIP_LIMIT", "RECURRENCE")  # of an LSTM, which only codecs have; they run on the device
+LARGE_WEIGHT = 1024
+"""Elements from which on the type of a weight matters."""
+COMPUTE_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION", "ATTENTION_INPUT", "KV_CACHE_UPDATE")
+SHAPE_INPUTS = {"SLICE": (1, 2, 3), "SHUFFLE": (1,), "FILL": (0,), "RESIZE": (1,)}
+LOOPS = ("TRIP_LIMIT", "RECURRENCE")
+"""Layers of an LSTM, which only codecs have. They run on the device."""
 FORBIDDEN = ("NON_ZERO", "NMS", "CONDITION", *LOOPS, "PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
 TRANSPARENT = ("CAST", "SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE")
-MASK_TENSOR = 3
-DROPPED_INPUT = 6  # `nonpad_kv_seqlen` of ONNX Attention, which TensorRT has no use for
+MASK_INPUT = 3
+"""Index of the mask among the inputs of an ATTENTION_INPUT layer."""
+DROPPED_INPUT = 6
+"""Index of `nonpad_kv_seqlen` among the inputs of ONNX Attention; TensorRT's parser ignores it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is audited. graph: its name in the manifest. lowering: of the bundle. precision: of this graph.
+    """What is audited.
 
-    model: the ONNX graph that was parsed.
+    Args:
+        parsed: the network. model: the ONNX graph that was parsed. graph: its name in the manifest.
+        lowering: the bundle's. precision: this graph's.
     """
 
     parsed: Parsed
@@ -51,7 +60,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """The network as names: which layer makes a tensor. A tensor without maker is an input."""
+    """The layers of a network, and by tensor name the layer that makes it. Inputs have no maker."""
 
     layers: tuple[Any, ...]
     makers: Mapping[str, Any]
@@ -59,14 +68,14 @@ class Walk:
     @classmethod
     def over(cls, network: Any) -> Walk:
         found = tuple(layers(network))
-        return cls(found, {tensor.name: layer for layer in found for tensor in made_tensors(layer)})
+        return cls(found, {tensor.name: layer for layer in found for tensor in output_tensors(layer)})
 
     def kind(self, name: str) -> str:
-        """Type of the layer that makes a tensor, empty for an input."""
+        """The type of the layer that makes a tensor, empty for an input."""
         return str(self.makers[name].type.name) if name in self.makers else ""
 
     def ancestors(self, *names: str, stop: str = "") -> set[str]:
-        """The tensors and everything they are computed from; layers of type `stop` are not passed."""
+        """The tensors and all that they are computed from; the search ends at layers of type `stop`."""
         seen, todo = set[str](), list(names)
         while todo:
             name = todo.pop()
@@ -74,11 +83,11 @@ class Walk:
                 continue
             seen.add(name)
             if name in self.makers and self.kind(name) != stop:
-                todo += [tensor.name for tensor in read_tensors(self.makers[name])]
+                todo += [tensor.name for tensor in input_tensors(self.makers[name])]
         return seen
 
-    def plain(self, name: str) -> str:
-        """The tensor behind casts and reshapes."""
+    def source(self, name: str) -> str:
+        """The tensor that casts and reshapes made this one from."""
         while self.kind(name) in TRANSPARENT:
             name = self.makers[name].get_input(0).name
         return name
@@ -88,7 +97,7 @@ def audit(case: Case) -> None:
     """Refuse a network that would be wrong or slower than designed.
 
     Raises:
-        AuditError: every finding, each with the tensor or layer it is about.
+        AuditError: there are findings; the message lists all, each with its tensor or layer.
     """
     walk = Walk.over(case.parsed.network)
     found = [text for check in CHECKS for text in check(case, walk)]
@@ -97,7 +106,7 @@ def audit(case: Case) -> None:
 
 
 def check_masks(case: Case, walk: Walk) -> Iterator[str]:
-    """Every attention over the cache is masked to the valid length, by value."""
+    """The mask of every attention over a cache shows exactly the valid positions."""
     caches = cache_inputs(case)
     if not caches:
         return
@@ -107,12 +116,12 @@ def check_masks(case: Case, walk: Walk) -> Iterator[str]:
     yield from sorted({text for _, text in masks if text})
     for name in sorted({name for name, text in masks if name and not text}):
         if not mask_is_right(case.model, name):
-            yield f"mask {name} lets a query see other slots than those up to its own position"
+            yield f"mask {name} lets a query see other positions than those up to its own"
 
 
 def attention_masks(case: Case, walk: Walk, layer: Any, caches: set[str]) -> Iterator[tuple[str, str]]:
-    """(mask tensor, what is wrong with it) of a layer that is an attention over the cache."""
-    reads = read_tensors(layer)
+    """If a layer is an attention over a cache: the name of its mask, and what is wrong with it."""
+    reads = input_tensors(layer)
     kind = layer.type.name
     if kind == "ATTENTION_INPUT" and walk.ancestors(reads[1].name) & caches:
         yield fused_mask(case, walk, layer)
@@ -121,25 +130,25 @@ def attention_masks(case: Case, walk: Walk, layer: Any, caches: set[str]) -> Ite
 
 
 def fused_mask(case: Case, walk: Walk, layer: Any) -> tuple[str, str]:
-    """The mask of an IAttention. A causal kind counts from the upper left, which is wrong for a cache."""
+    """The mask of an IAttention. A causal kind counts from the first position, not from the cached ones."""
     kind = attention_of(case.parsed.trt, layer).causal_kind.name
-    mask = layer.get_input(MASK_TENSOR) if layer.num_inputs > MASK_TENSOR else None
+    mask = layer.get_input(MASK_INPUT) if layer.num_inputs > MASK_INPUT else None
     if kind != "NONE":
         return "", f"{layer.name} has the causal mask {kind}, which does not know the cache's valid length"
     if mask is None:
         return "", f"{layer.name} attends over the whole cache without a mask"
-    return walk.plain(mask.name), ""
+    return walk.source(mask.name), ""
 
 
 def written_mask(walk: Walk, scores: str, name: str, caches: set[str]) -> tuple[str, str]:
-    """The mask of an attention written as MatMul, Where and Softmax."""
-    scores = walk.plain(scores)
+    """The mask of an attention that is written as MatMul, Where and Softmax."""
+    scores = walk.source(scores)
     if walk.kind(scores) != "SELECT":
         return "", f"{name} is a softmax over the whole cache without a mask"
-    mask, shown, _ = read_tensors(walk.makers[scores])
+    mask, shown, _ = input_tensors(walk.makers[scores])
     if not walk.ancestors(shown.name) & caches:
         return "", f"{name} hides the cache where its mask says to see it"
-    return walk.plain(mask.name), ""
+    return walk.source(mask.name), ""
 
 
 def check_aliases(case: Case, walk: Walk) -> Iterator[str]:
@@ -165,29 +174,29 @@ def check_inputs(case: Case, walk: Walk) -> Iterator[str]:
 
 
 def check_types(case: Case, walk: Walk) -> Iterator[str]:
-    """Large weights are stored, and heavy layers run, in the graph's type; behind the logits in float32."""
+    """Large weights and heavy layers have the graph's type, and float32 where they come after the logits."""
     typed = [value.name for value in case.model.graph.output if value.name.startswith((LOGITS, CACHE_PREFIX))]
-    proper = walk.ancestors(*typed)
+    network_proper = walk.ancestors(*typed)
     for layer in walk.layers:
-        kind, made = layer.type.name, made_tensors(layer)
+        kind, made = layer.type.name, output_tensors(layer)
         if not made:
             continue
         tensor = made[0]
-        inside = not typed or tensor.name in proper
+        inside = not typed or tensor.name in network_proper
         expected = TYPES[compute_precision(case.precision) if inside else "fp32"]
-        if kind == "CONSTANT" and tensor.dtype.name in FLOATS and np.prod(tensor.shape) >= LARGE:
+        if kind == "CONSTANT" and tensor.dtype.name in FLOATS and np.prod(tensor.shape) >= LARGE_WEIGHT:
             if tensor.dtype.name != expected:
                 yield f"weight {layer.name} is {tensor.dtype.name}; expected {expected}"
-        elif kind in COMPUTE and read_tensors(layer)[0].dtype.name != expected:
-            yield f"{layer.name} runs in {read_tensors(layer)[0].dtype.name}; expected {expected}"
-    small = sum(node.op_type == "DequantizeLinear" for node in case.model.graph.node)
+        elif kind in COMPUTE_LAYERS and input_tensors(layer)[0].dtype.name != expected:
+            yield f"{layer.name} runs in {input_tensors(layer)[0].dtype.name}; expected {expected}"
+    quantised = sum(node.op_type == "DequantizeLinear" for node in case.model.graph.node)
     kept = sum(layer.type.name == "DEQUANTIZE" for layer in walk.layers)
-    if small != kept:
-        yield f"{kept} weights are stored as {case.precision}; expected {small}"
+    if quantised != kept:
+        yield f"{kept} weights are stored as {case.precision}; expected {quantised}"
 
 
 def check_trips(case: Case, walk: Walk) -> Iterator[str]:
-    """No more values go to the host than designed, and nothing branches, loops or needs a plugin."""
+    """No other values go to the host than `HOST_INPUTS`; nothing branches, loops or needs a plugin."""
     for layer in walk.layers:
         recurrent = case.graph.startswith("codec_") and layer.type.name in LOOPS
         if layer.type.name in FORBIDDEN and not recurrent:
@@ -206,11 +215,11 @@ CHECKS: tuple[Callable[[Case, Walk], Iterator[str]], ...] = (
 
 
 def host_inputs(case: Case, walk: Walk) -> set[str]:
-    """Inputs whose values, not sizes, a shape is computed from."""
+    """Inputs from whose values, not sizes, a shape is computed."""
     roots = [
         layer.get_input(index).name
         for layer in walk.layers
-        for index in SHAPED.get(layer.type.name, ())
+        for index in SHAPE_INPUTS.get(layer.type.name, ())
         if index < layer.num_inputs and layer.get_input(index) is not None
     ]
     return walk.ancestors(*roots, stop="SHAPE") & {t.name for t in network_inputs(case) if is_whole(t)}
@@ -235,19 +244,22 @@ def cache_inputs(case: Case) -> set[str]:
 
 
 def cache_length(case: Case) -> int:
-    """Slots of the (batch, heads, slots, width) caches, 0 without any."""
+    """Positions of the caches (batch, heads, positions, width), 0 without any."""
     lengths = (t.shape[2] for t in network_inputs(case) if t.name.startswith(CACHE_PREFIX))
     return int(next(lengths, 0))
 
 
 def mask_is_right(model: onnx.ModelProto, name: str) -> bool:
-    """Compute the mask of rows at different positions and compare: query s sees slots <= past + s."""
-    part = part_before(model, name)
+    """Compute the mask of rows with different numbers of cached positions, and compare it.
+
+    Query s of a row with `past` cached positions sees positions <= past + s.
+    """
+    part = subgraph_of(model, name)
     length = next(v for v in model.graph.input if v.name.startswith(CACHE_PREFIX)).type.tensor_type.shape.dim[
         2
     ]
     past, steps = np.array([0, 7, length.dim_value - 3]), 3
-    feeds = {value.name: example(value, past, steps) for value in part.graph.input}
+    feeds = {value.name: example_input(value, past, steps) for value in part.graph.input}
     mask = ort.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)
     query = past[:, None, None, None] + np.arange(steps)[:, None]
     expected = np.arange(length.dim_value) <= query
@@ -256,8 +268,8 @@ def mask_is_right(model: onnx.ModelProto, name: str) -> bool:
     return bool((mask[0] == expected).all())
 
 
-def example(value: onnx.ValueInfoProto, past: np.ndarray[Any, Any], steps: int) -> np.ndarray[Any, Any]:
-    """An input for `past` (B,) rows with `steps` new positions each."""
+def example_input(value: onnx.ValueInfoProto, past: np.ndarray[Any, Any], steps: int) -> np.ndarray[Any, Any]:
+    """An input for rows with `past` (B,) cached and `steps` new positions each."""
     if value.name == "past_lengths":
         return past
     sizes = {"batch": len(past), "new": steps}
@@ -266,7 +278,7 @@ def example(value: onnx.ValueInfoProto, past: np.ndarray[Any, Any], steps: int) 
     return np.full(shape, filled, helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
 
 
-def part_before(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+def subgraph_of(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """The part of a graph that computes one tensor."""
     makers = {out: node for node in model.graph.node for out in node.output}
     needed, todo = set[str](), [name]

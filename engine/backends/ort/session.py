@@ -1,4 +1,4 @@
-"""ONNX Runtime: sessions and I/O binding."""
+"""ONNX Runtime as a `Backend`: sessions, buffers and I/O binding."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def session_options(placement: Placement, *, stepped: bool) -> Any:
 
 
 class OrtBuffer(ArrayBuffer):
-    """A numpy array and the OrtValue that shares its memory (CPU)."""
+    """A numpy array on the CPU, and the OrtValue that shares its memory."""
 
     def __init__(self, array: Array) -> None:
         super().__init__(array)
@@ -81,7 +81,7 @@ class OrtBuffer(ArrayBuffer):
 
 
 class DeviceBuffer(Buffer):
-    """Rows of an OrtValue in device memory."""
+    """Consecutive rows of an OrtValue in device memory."""
 
     def __init__(self, value: Any, dtype: DTypeLike, part: slice) -> None:
         self.value, self.dtype, self.part = value, np.dtype(dtype), part
@@ -119,7 +119,7 @@ class OrtBackend(Backend):
     def __init__(self, folder: Path, spec: GraphSpec, placement: Placement, *, stepped: bool = False) -> None:
         self.spec = spec
         self.device = placement.device
-        self.captures = count(1)
+        self.capture_ids = count(1)
         self.zeros = DenormalsAsZeros()
         path, on_cpu = folder / spec.file, placement.device == "cpu"
         provider = find_provider(placement.engine, placement.device, ort.get_available_providers())
@@ -166,10 +166,10 @@ class OrtBackend(Backend):
             if self.device == "cpu":
                 return OrtBuffer(sparse_zeros(shape, dtype))
             value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), self.device, 0)
-        except Exception as error:  # of the system, of numpy, of onnxruntime
+        except Exception as error:  # the system, numpy and onnxruntime each raise their own
             raise BackendError(
                 f"{self.spec.file}: no memory for {shape} of {np.dtype(dtype)} ({first_line(error)}); "
-                "load it with fewer slots"
+                "load the model with fewer slots"
             ) from None
         return DeviceBuffer(value, dtype, slice(0, shape[0]))
 
@@ -184,10 +184,13 @@ class OrtBackend(Backend):
                 self.bind_one(buffer, name, binding.bind_ortvalue_input, binding.bind_input)
             for name, buffer in outputs.items():
                 self.bind_one(buffer, name, binding.bind_ortvalue_output, binding.bind_output)
-        except Exception as error:  # a tensor that the manifest lists and the graph lacks
-            raise BackendError(f"{self.spec.file} does not take its tensors: {first_line(error)}") from None
+        except Exception as error:  # the manifest may list a tensor that the graph lacks
+            raise BackendError(
+                f"{self.spec.file} lacks a tensor of its manifest ({first_line(error)}); "
+                "export the bundle again"
+            ) from None
         run, zeros = self.session.run_with_iobinding, self.zeros
-        now, later = self.run_options(NO_CAPTURE), self.run_options(next(self.captures))
+        now, later = self.run_options(NO_CAPTURE), self.run_options(next(self.capture_ids))
 
         def step() -> None:
             nonlocal now
@@ -201,7 +204,7 @@ class OrtBackend(Backend):
         return step
 
     def bind_one(self, buffer: Buffer, name: str, by_value: Any, by_address: Any) -> None:
-        """Bind host memory by its OrtValue, device memory by address, which allows rows of a buffer."""
+        """Bind host memory by its OrtValue, device memory by address, so that parts of it can be bound."""
         if isinstance(buffer, DeviceBuffer):
             by_address(name, self.device, 0, buffer.dtype, buffer.shape, buffer.address)
         else:
@@ -221,5 +224,5 @@ class OrtBackend(Backend):
 
 
 def first_line(error: Exception) -> str:
-    """onnxruntime's messages carry stack traces; the first line says what happened."""
+    """The first line of an error; onnxruntime adds a stack trace to it."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""Backends: input checks, devices, I/O binding in place, the test double."""
+"""Backends: checks of inputs, devices, I/O binding in place, memory, and the test double."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_run_and_bound_step_write_the_same(folder: Path) -> None:
             assert b.read().tolist() == [expected] * 3
 
 
-@pytest.mark.skipif(LIBRARY is None, reason="the processor's state is set on x86-64 Linux alone")
-def test_numbers_below_the_normal_ones_are_zeros_while_a_graph_runs(folder: Path) -> None:
+@pytest.mark.skipif(LIBRARY is None, reason="the processor's state is set on x86-64 Linux only")
+def test_denormal_numbers_are_zeros_while_a_graph_runs(folder: Path) -> None:
     script = f"""
 import numpy as np
 from pathlib import Path
@@ -110,8 +110,8 @@ def test_fake_backend_follows_the_interface() -> None:
     assert b.read().tolist() == [1, 1]
 
 
-def test_threads_rest_when_a_graph_returns(folder: Path) -> None:
-    """The next graph has threads of its own, and needs the cores."""
+def test_threads_stop_when_a_graph_returns(folder: Path) -> None:
+    """The next graph has threads of its own and needs the cores."""
     rested = []
     with open_backend(folder, SPEC, Placement(threads=2)) as backend:
         for _ in range(3):
@@ -122,7 +122,7 @@ def test_threads_rest_when_a_graph_returns(folder: Path) -> None:
     assert min(rested) < 0.01
 
 
-@pytest.mark.skipif(resident_bytes() is None, reason="the system does not tell")
+@pytest.mark.skipif(resident_bytes() is None, reason="the system does not tell the memory of a process")
 def test_sessions_share_the_memory_of_intermediates(tmp_path: Path) -> None:
     values = [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n"])]
     sums = [helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1])]
@@ -168,4 +168,4 @@ def test_caches_stay_at_one_address_and_are_updated_in_place(bundle: Path) -> No
         filled.append((cache.ctypes.data, *used))
     assert len({address for address, *_ in filled}) == 1
     assert [used[1] for _, *used in filled] == list(range(6, 18))
-    assert {(used[0], used[2]) for _, *used in filled[1:]} == {(1, 0)}  # an idle row stays where it is
+    assert {(used[0], used[2]) for _, *used in filled[1:]} == {(1, 0)}  # an idle row does not advance
