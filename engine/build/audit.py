@@ -43,7 +43,7 @@ DROPPED_INPUT = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class AuditCase:
     """What is audited.
 
     Args:
@@ -59,14 +59,14 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class NetworkView:
     """The layers of a network, and by tensor name the layer that makes it. Inputs have no maker."""
 
     layers: tuple[Any, ...]
     makers: Mapping[str, Any]
 
     @classmethod
-    def over(cls, network: Any) -> Walk:
+    def over(cls, network: Any) -> NetworkView:
         found = tuple(layers(network))
         return cls(found, {tensor.name: layer for layer in found for tensor in output_tensors(layer)})
 
@@ -93,24 +93,24 @@ class Walk:
         return name
 
 
-def audit(case: Case) -> None:
+def audit(case: AuditCase) -> None:
     """Refuse a network that would be wrong or slower than designed.
 
     Raises:
         AuditError: there are findings; the message lists all, each with its tensor or layer.
     """
-    walk = Walk.over(case.parsed.network)
-    found = [text for check in CHECKS for text in check(case, walk)]
+    network = NetworkView.over(case.parsed.network)
+    found = [text for check in CHECKS for text in check(case, network)]
     if found:
         raise AuditError(f"graph {case.graph} is refused: {'; '.join(found)}")
 
 
-def check_masks(case: Case, walk: Walk) -> Iterator[str]:
+def check_masks(case: AuditCase, network: NetworkView) -> Iterator[str]:
     """The mask of every attention over a cache shows exactly the valid positions."""
     caches = cache_inputs(case)
     if not caches:
         return
-    masks = [mask for layer in walk.layers for mask in attention_masks(case, walk, layer, caches)]
+    masks = [mask for layer in network.layers for mask in attention_masks(case, network, layer, caches)]
     if len(masks) != len(caches) // 2:
         yield f"{len(masks)} attentions over the cache were found; expected {len(caches) // 2}"
     yield from sorted({text for _, text in masks if text})
@@ -119,17 +119,19 @@ def check_masks(case: Case, walk: Walk) -> Iterator[str]:
             yield f"mask {name} lets a query see other positions than those up to its own"
 
 
-def attention_masks(case: Case, walk: Walk, layer: Any, caches: set[str]) -> Iterator[tuple[str, str]]:
+def attention_masks(
+    case: AuditCase, network: NetworkView, layer: Any, caches: set[str]
+) -> Iterator[tuple[str, str]]:
     """If a layer is an attention over a cache: the name of its mask, and what is wrong with it."""
     reads = input_tensors(layer)
     kind = layer.type.name
-    if kind == "ATTENTION_INPUT" and walk.ancestors(reads[1].name) & caches:
-        yield fused_mask(case, walk, layer)
+    if kind == "ATTENTION_INPUT" and network.ancestors(reads[1].name) & caches:
+        yield fused_mask(case, network, layer)
     elif kind == "SOFTMAX" and reads[0].shape[-1] == cache_length(case) and len(reads[0].shape) > 2:
-        yield written_mask(walk, reads[0].name, layer.name, caches)
+        yield written_mask(network, reads[0].name, layer.name, caches)
 
 
-def fused_mask(case: Case, walk: Walk, layer: Any) -> tuple[str, str]:
+def fused_mask(case: AuditCase, network: NetworkView, layer: Any) -> tuple[str, str]:
     """The mask of an IAttention. A causal kind counts from the first position, not from the cached ones."""
     kind = attention_of(case.parsed.trt, layer).causal_kind.name
     mask = layer.get_input(MASK_INPUT) if layer.num_inputs > MASK_INPUT else None
@@ -137,34 +139,34 @@ def fused_mask(case: Case, walk: Walk, layer: Any) -> tuple[str, str]:
         return "", f"{layer.name} has the causal mask {kind}, which does not know the cache's valid length"
     if mask is None:
         return "", f"{layer.name} attends over the whole cache without a mask"
-    return walk.source(mask.name), ""
+    return network.source(mask.name), ""
 
 
-def written_mask(walk: Walk, scores: str, name: str, caches: set[str]) -> tuple[str, str]:
+def written_mask(network: NetworkView, scores: str, name: str, caches: set[str]) -> tuple[str, str]:
     """The mask of an attention that is written as MatMul, Where and Softmax."""
-    scores = walk.source(scores)
-    if walk.kind(scores) != "SELECT":
+    scores = network.source(scores)
+    if network.kind(scores) != "SELECT":
         return "", f"{name} is a softmax over the whole cache without a mask"
-    mask, shown, _ = input_tensors(walk.makers[scores])
-    if not walk.ancestors(shown.name) & caches:
+    mask, shown, _ = input_tensors(network.makers[scores])
+    if not network.ancestors(shown.name) & caches:
         return "", f"{name} hides the cache where its mask says to see it"
-    return walk.source(mask.name), ""
+    return network.source(mask.name), ""
 
 
-def check_aliases(case: Case, walk: Walk) -> Iterator[str]:
+def check_aliases(case: AuditCase, network: NetworkView) -> Iterator[str]:
     """Each cache is updated from its own input, in place where the lowering can."""
     expected = CACHE_WRITERS[case.lowering]
     for name in sorted(cache_inputs(case)):
         out = f"{name}{OUT_SUFFIX}"
-        kind = walk.kind(out)
-        if kind != expected or walk.makers[out].get_input(0).name != name:
+        kind = network.kind(out)
+        if kind != expected or network.makers[out].get_input(0).name != name:
             yield f"{out} is made by {kind or 'nothing'}; expected {expected} of {name}"
 
 
-def check_inputs(case: Case, walk: Walk) -> Iterator[str]:
+def check_inputs(case: AuditCase, network: NetworkView) -> Iterator[str]:
     """Every input reaches an output, and no operator has an input that the parser drops."""
     outputs = [tensor.name for tensor in network_outputs(case)]
-    reached = walk.ancestors(*outputs)
+    reached = network.ancestors(*outputs)
     for tensor in network_inputs(case):
         if tensor.name not in reached:
             yield f"input {tensor.name} is not used"
@@ -173,16 +175,16 @@ def check_inputs(case: Case, walk: Walk) -> Iterator[str]:
             yield f"{node.name} has nonpad_kv_seqlen, which TensorRT drops; write an explicit mask"
 
 
-def check_types(case: Case, walk: Walk) -> Iterator[str]:
+def check_types(case: AuditCase, network: NetworkView) -> Iterator[str]:
     """Large weights and heavy layers have the graph's type, and float32 where they come after the logits."""
     typed = [value.name for value in case.model.graph.output if value.name.startswith((LOGITS, CACHE_PREFIX))]
-    network_proper = walk.ancestors(*typed)
-    for layer in walk.layers:
+    before_logits = network.ancestors(*typed)
+    for layer in network.layers:
         kind, made = layer.type.name, output_tensors(layer)
         if not made:
             continue
         tensor = made[0]
-        inside = not typed or tensor.name in network_proper
+        inside = not typed or tensor.name in before_logits
         expected = TYPES[compute_precision(case.precision) if inside else "fp32"]
         if kind == "CONSTANT" and tensor.dtype.name in FLOATS and np.prod(tensor.shape) >= LARGE_WEIGHT:
             if tensor.dtype.name != expected:
@@ -190,22 +192,22 @@ def check_types(case: Case, walk: Walk) -> Iterator[str]:
         elif kind in COMPUTE_LAYERS and input_tensors(layer)[0].dtype.name != expected:
             yield f"{layer.name} runs in {input_tensors(layer)[0].dtype.name}; expected {expected}"
     quantised = sum(node.op_type == "DequantizeLinear" for node in case.model.graph.node)
-    kept = sum(layer.type.name == "DEQUANTIZE" for layer in walk.layers)
+    kept = sum(layer.type.name == "DEQUANTIZE" for layer in network.layers)
     if quantised != kept:
         yield f"{kept} weights are stored as {case.precision}; expected {quantised}"
 
 
-def check_trips(case: Case, walk: Walk) -> Iterator[str]:
+def check_trips(case: AuditCase, network: NetworkView) -> Iterator[str]:
     """No other values go to the host than `HOST_INPUTS`; nothing branches, loops or needs a plugin."""
-    for layer in walk.layers:
+    for layer in network.layers:
         recurrent = case.graph.startswith("codec_") and layer.type.name in LOOPS
         if layer.type.name in FORBIDDEN and not recurrent:
             yield f"{layer.name} is a {layer.type.name}, which needs the host or a plugin"
-    for name in sorted(host_inputs(case, walk) - HOST_INPUTS.get(case.graph, set())):
+    for name in sorted(host_inputs(case, network) - HOST_INPUTS.get(case.graph, set())):
         yield f"the values of input {name} decide a shape, so every call waits for the host"
 
 
-CHECKS: tuple[Callable[[Case, Walk], Iterator[str]], ...] = (
+CHECKS: tuple[Callable[[AuditCase, NetworkView], Iterator[str]], ...] = (
     check_masks,
     check_aliases,
     check_inputs,
@@ -214,36 +216,36 @@ CHECKS: tuple[Callable[[Case, Walk], Iterator[str]], ...] = (
 )
 
 
-def host_inputs(case: Case, walk: Walk) -> set[str]:
+def host_inputs(case: AuditCase, network: NetworkView) -> set[str]:
     """Inputs from whose values, not sizes, a shape is computed."""
     roots = [
         layer.get_input(index).name
-        for layer in walk.layers
+        for layer in network.layers
         for index in SHAPE_INPUTS.get(layer.type.name, ())
         if index < layer.num_inputs and layer.get_input(index) is not None
     ]
-    return walk.ancestors(*roots, stop="SHAPE") & {t.name for t in network_inputs(case) if is_whole(t)}
+    return network.ancestors(*roots, stop="SHAPE") & {t.name for t in network_inputs(case) if is_whole(t)}
 
 
 def is_whole(tensor: Any) -> bool:
     return tensor.dtype.name in ("INT32", "INT64")
 
 
-def network_inputs(case: Case) -> list[Any]:
+def network_inputs(case: AuditCase) -> list[Any]:
     network = case.parsed.network
     return [network.get_input(index) for index in range(network.num_inputs)]
 
 
-def network_outputs(case: Case) -> list[Any]:
+def network_outputs(case: AuditCase) -> list[Any]:
     network = case.parsed.network
     return [network.get_output(index) for index in range(network.num_outputs)]
 
 
-def cache_inputs(case: Case) -> set[str]:
+def cache_inputs(case: AuditCase) -> set[str]:
     return {tensor.name for tensor in network_inputs(case) if tensor.name.startswith(CACHE_PREFIX)}
 
 
-def cache_length(case: Case) -> int:
+def cache_length(case: AuditCase) -> int:
     """Positions of the caches (batch, heads, positions, width), 0 without any."""
     lengths = (t.shape[2] for t in network_inputs(case) if t.name.startswith(CACHE_PREFIX))
     return int(next(lengths, 0))

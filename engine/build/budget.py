@@ -98,7 +98,7 @@ def budget(folder: Path, manifest: Manifest, query: BudgetQuery) -> dict[str, An
     models = {name: read_graph(path) for name, path in paths.items()}
     slots = query.limits.max_batch
 
-    def needs(rows: int) -> dict[str, GraphMemory]:
+    def memory_of(rows: int) -> dict[str, GraphMemory]:
         found = {}
         for name, model in models.items():
             with readable(paths[name]):
@@ -106,9 +106,9 @@ def budget(folder: Path, manifest: Manifest, query: BudgetQuery) -> dict[str, An
         return found
 
     def total(rows: int) -> int:
-        return sum(entry.total for entry in needs(rows).values())
+        return sum(entry.total for entry in memory_of(rows).values())
 
-    now = needs(slots)
+    now = memory_of(slots)
     ar = now["ar"]
     step = ar.read + ar.cache // copies(manifest) * CACHE_PASSES[manifest.lowering]
     found: dict[str, Any] = {

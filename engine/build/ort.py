@@ -23,10 +23,10 @@ from valle2.engine.bundle.precisions import (
     STORED,
     Method,
     OrtBuildRecord,
+    can_be_built,
     check_precision,
     description,
     graph_folder,
-    takes,
     write_build_record,
 )
 from valle2.engine.bundle.specs import GraphSpec
@@ -56,7 +56,7 @@ def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lam
     manifest = read_manifest(path)
     if precision == STORED:
         return []
-    fitting = [name for name in (manifest.lowering, *manifest.others) if takes(precision, name)]
+    fitting = [name for name in (manifest.lowering, *manifest.others) if can_be_built(precision, name)]
     if not fitting:
         raise BackendError(
             f"bundle {manifest.name} has the lowering {manifest.lowering}; --target ort makes {precision} of "

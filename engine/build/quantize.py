@@ -57,7 +57,7 @@ Replaced = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 
 def quantise(model: onnx.ModelProto, method: Method) -> int:
     """Replace every matrix product that has a constant weight, in place; returns how many there were."""
-    count = replace_products(model, lambda found: contrib(found, method), biased=True)
+    count = replace_products(model, lambda found: contrib_product(found, method), biased=True)
     if count and DOMAIN not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return count
@@ -68,7 +68,7 @@ def store_weights(model: onnx.ModelProto, storage: Storage) -> int:
     return replace_products(model, lambda found: dequantised(found, storage))
 
 
-def contrib(found: Product, method: Method) -> Replaced:
+def contrib_product(found: Product, method: Method) -> Replaced:
     node, tensors = PRODUCTS[method.kind](found, method)
     return [node], tensors
 

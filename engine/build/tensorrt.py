@@ -24,7 +24,7 @@ from valle2.engine.backends.trt.api import (
     parsed,
     target_named,
 )
-from valle2.engine.build.audit import Case, audit
+from valle2.engine.build.audit import AuditCase, audit
 from valle2.engine.build.precision import converted_spec, load_graph
 from valle2.engine.build.progress import make_monitor
 from valle2.engine.build.weight_formats import check_storage
@@ -156,7 +156,7 @@ def build_graph(trt: Any, plan: Plan, graph: str, progress: Progress) -> list[En
         onnx.save_model(model, str(converted), save_as_external_data=True, location=f"{path.stem}.weights")
         reloaded = reload_graph(converted)
         with parsed(trt, converted) as network:
-            audit(Case(network, reloaded, graph, plan.manifest.lowering, precision))
+            audit(AuditCase(network, reloaded, graph, plan.manifest.lowering, precision))
             allow_decomposition(network, precision)
             pairs = zip(kept, keys, strict=True)
             return [old or build_one(network, plan, key, reloaded, progress) for old, key in pairs]

@@ -28,7 +28,7 @@ from valle2.engine.bundle.schema import (
     check_text,
     entries,
     fault_of,
-    leaves,
+    leaves_bundle,
     one_of,
     whole,
     with_keys,
@@ -245,7 +245,7 @@ def check_file(folder: Path, name: str, digest: str | None, check_hash: bool) ->
     """Check one listed file: it lies in the folder and is unchanged."""
     try:
         target = (folder / name).resolve()
-        outside = leaves(name) or not target.is_relative_to(folder.resolve())
+        outside = leaves_bundle(name) or not target.is_relative_to(folder.resolve())
         there = target.is_file()
     except (OSError, RuntimeError, ValueError) as error:
         raise ManifestError(f"{folder} lists {shown(name)}: {reason_of(error)}; export it again") from None

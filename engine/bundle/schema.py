@@ -253,7 +253,7 @@ def check_rules(value: object) -> dict[str, Any]:
 # -- files ------------------------------------------------------------------------------------------
 
 
-def leaves(name: str) -> bool:
+def leaves_bundle(name: str) -> bool:
     """Does a name lead out of its bundle?"""
     inner = PurePosixPath(name)
     return inner.is_absolute() or ".." in inner.parts
@@ -261,7 +261,7 @@ def leaves(name: str) -> bool:
 
 def fault_of(name: str) -> str:
     """What is wrong with the name of a file, as the end of a sentence; empty if nothing is."""
-    if leaves(name):
+    if leaves_bundle(name):
         return "leaves the bundle"
     parts = name.split("/")
     plain = name.isprintable() and not any(mark in name for mark in '\\:*?"<>|')

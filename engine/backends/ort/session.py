@@ -120,13 +120,13 @@ class OrtBackend(Backend):
         self.spec = spec
         self.device = placement.device
         self.capture_ids = count(1)
-        self.zeros = DenormalsAsZeros()
+        self.denormals_as_zeros = DenormalsAsZeros()
         path, on_cpu = folder / spec.file, placement.device == "cpu"
         provider = find_provider(placement.engine, placement.device, ort.get_available_providers())
         self.captures_calls = stepped and provider.captures
         options = session_options(placement, stepped=stepped)
         given = provider_options(provider, folder, placement.engine)
-        with self.zeros, in_huge_pages() if stepped and on_cpu else nullcontext():
+        with self.denormals_as_zeros, in_huge_pages() if stepped and on_cpu else nullcontext():
             self.session = self.open_session(path, options, provider.name, given)
         if self.session.get_providers()[0] != provider.name:
             raise BackendError(
@@ -155,7 +155,7 @@ class OrtBackend(Backend):
 
     def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
         try:
-            with self.zeros:
+            with self.denormals_as_zeros:
                 found = self.session.run(list(outputs), dict(feeds), self.run_options(NO_CAPTURE))
         except Exception as error:
             raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None
@@ -189,13 +189,13 @@ class OrtBackend(Backend):
                 f"{self.spec.file} lacks a tensor of its manifest ({first_line(error)}); "
                 "export the bundle again"
             ) from None
-        run, zeros = self.session.run_with_iobinding, self.zeros
+        run, denormals_as_zeros = self.session.run_with_iobinding, self.denormals_as_zeros
         now, later = self.run_options(NO_CAPTURE), self.run_options(next(self.capture_ids))
 
         def step() -> None:
             nonlocal now
             try:
-                with zeros:
+                with denormals_as_zeros:
                     run(binding, now)
             except Exception as error:
                 raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.conftest import Trace
 from tests.export.models.test_nar import toy_nar
 from valle2.engine.backends.trt.api import load, parsed
-from valle2.engine.build.audit import Case, Walk, audit, host_inputs
+from valle2.engine.build.audit import AuditCase, NetworkView, audit, host_inputs
 from valle2.engine.build.precision import load_graph
 from valle2.engine.errors import AuditError
 from valle2.export.graphs import nar_graph
@@ -27,7 +27,7 @@ Change = Callable[[onnx.ModelProto], object]
 @contextmanager
 def case(
     folder: Path, work: Path, graph: str, change: Change, precision: str = "fp16", lowering: str = "portable"
-) -> Iterator[Case]:
+) -> Iterator[AuditCase]:
     """Change a graph of a bundle and parse it."""
     model = load_graph(folder / f"{graph}.onnx", precision)
     change(model)
@@ -35,7 +35,7 @@ def case(
     onnx.save(model, str(path))
     expected = precision if graph in ("ar", "nar") else "fp32"
     with parsed(load("tensorrt-rtx"), path) as network:
-        yield Case(network, model, graph, lowering, expected)
+        yield AuditCase(network, model, graph, lowering, expected)
 
 
 def nodes(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
@@ -49,7 +49,7 @@ def nodes(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
 def test_our_graphs_pass(fixed_bundles: dict[str, Path], tmp_path: Path, graph: str, lowering: str) -> None:
     with case(fixed_bundles[lowering], tmp_path, graph, lambda m: None, lowering=lowering) as found:
         audit(found)
-        trips = host_inputs(found, Walk.over(found.parsed.network))
+        trips = host_inputs(found, NetworkView.over(found.parsed.network))
         assert trips == ({"prompt_lengths"} if graph == "nar" else set())
 
 
@@ -199,6 +199,6 @@ def test_a_wrong_attention_of_plain_operators_is_refused(
 
 def test_half_of_a_float32_graph_is_refused(fixed_bundles: dict[str, Path], tmp_path: Path) -> None:
     with case(fixed_bundles["portable"], tmp_path, "ar", lambda m: None, precision="fp32") as found:
-        wrong: Any = Case(found.parsed, found.model, found.graph, found.lowering, "fp16")
+        wrong: Any = AuditCase(found.parsed, found.model, found.graph, found.lowering, "fp16")
         with pytest.raises(AuditError, match="runs in FLOAT; expected HALF"):
             audit(wrong)

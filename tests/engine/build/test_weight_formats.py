@@ -14,7 +14,7 @@ from tests.engine.build.test_ort import feeds_of
 from tests.engine.build.test_tensorrt import REASON, RTX
 from valle2.engine import BackendError, Placement, open_backend, read_manifest
 from valle2.engine.backends.trt.api import load
-from valle2.engine.build.audit import Case, Walk, check_types
+from valle2.engine.build.audit import AuditCase, NetworkView, check_types
 from valle2.engine.build.precision import unpack
 from valle2.engine.build.quantize import store_weights
 from valle2.engine.build.tensorrt import build_engine
@@ -83,5 +83,5 @@ def test_what_cannot_be_built_is_refused(fixed_bundles: dict[str, Path]) -> None
 def test_a_weight_that_was_folded_back_is_found() -> None:
     node = onnx.helper.make_node("DequantizeLinear", ["codes", "scales"], ["weight"])
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
-    case = Case(cast(Any, None), model, "ar", "portable", "int8")
-    assert list(check_types(case, Walk((), {}))) == ["0 weights are stored as int8; expected 1"]
+    case = AuditCase(cast(Any, None), model, "ar", "portable", "int8")
+    assert list(check_types(case, NetworkView((), {}))) == ["0 weights are stored as int8; expected 1"]
