@@ -45,6 +45,10 @@ CAPTURE_ID, NO_CAPTURE = "gpu_graph_id", -1
 CAPTURE_REFUSED = "cannot use the graph capture feature"
 
 
+FOLDING_LIMIT = "optimization.constant_folding_max_output_size_in_bytes"
+LEAST_FOLDING_LIMIT = 2**20
+
+
 @cache
 def shared_arena() -> None:
     """Make the one CPU arena of this process: each graph runs in the memory that the last one used."""
@@ -52,9 +56,20 @@ def shared_arena() -> None:
     ort.create_and_register_allocator(place, None)
 
 
-def session_options(placement: Placement, *, stepped: bool) -> Any:
-    """The options of a session, as ONNX Runtime's `SessionOptions`."""
+def folding_limit(folder: Path) -> int:
+    """Bytes of the largest constant that ONNX Runtime may compute while it opens a graph of a folder.
+
+    Some bytes of a stranger's graph can describe a constant of gigabytes. The largest one that our own graphs
+    need is a weight that is stored in float16 and read in float32.
+    """
+    sizes = (path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return max(LEAST_FOLDING_LIMIT, 2 * max(sizes, default=0))
+
+
+def session_options(folder: Path, placement: Placement, *, stepped: bool) -> Any:
+    """The options of a session for a graph of a folder, as ONNX Runtime's `SessionOptions`."""
     options = ort.SessionOptions()
+    options.add_session_config_entry(FOLDING_LIMIT, str(folding_limit(folder)))
     options.log_severity_level = FATAL_ONLY
     options.intra_op_num_threads = placement.threads
     # add each term of a sum as soon as it is ready, which lowers peak memory
@@ -124,7 +139,7 @@ class OrtBackend(Backend):
         path, on_cpu = folder / spec.file, placement.device == "cpu"
         provider = find_provider(placement.engine, placement.device, ort.get_available_providers())
         self.captures_calls = stepped and provider.captures
-        options = session_options(placement, stepped=stepped)
+        options = session_options(folder, placement, stepped=stepped)
         given = provider_options(provider, folder, placement.engine)
         with self.denormals_as_zeros, in_huge_pages() if stepped and on_cpu else nullcontext():
             self.session = self.open_session(path, options, provider.name, given)

@@ -101,6 +101,33 @@ def test_a_file_that_is_no_graph(folder: Path) -> None:
         open_backend(folder, SPEC)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
+@pytest.mark.parametrize("operator", ["Expand", "ConstantOfShape"])
+def test_a_constant_of_gigabytes_is_not_computed_while_a_graph_opens(tmp_path: Path, operator: str) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    constants = [
+        helper.make_tensor("shape", TensorProto.INT64, [1], [2**28]),
+        helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]),
+    ]
+    nodes = [
+        helper.make_node(operator, ["one", "shape"] if operator == "Expand" else ["shape"], ["big"]),
+        helper.make_node("ReduceSum", ["big"], ["sum"]),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "big", values[:1], values[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, str(tmp_path / "big.onnx"))
+    script = f"""
+from pathlib import Path
+from valle2.engine import GraphSpec, TensorSpec, open_backend
+spec = GraphSpec("big.onnx", (TensorSpec("x", "float32", (1,)),), (TensorSpec("y", "float32", (1,)),))
+with open_backend(Path({str(tmp_path)!r}), spec):
+    print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 2**29, "the greatest resident size; the constant has 1 GiB"
+
+
 def test_fake_backend_follows_the_interface() -> None:
     fake = FakeBackend(SPEC, lambda feeds: {"sum": feeds["a"] + feeds["b"]})
     assert fake.run({"a": ones(2), "b": ones(2)})["sum"].tolist() == [2, 2]
