@@ -7,7 +7,7 @@ from valle2.engine.backends.base import Backend, Buffer, Closing, Step, sized
 from valle2.engine.backends.placement import Placement, select_variant
 from valle2.engine.backends.registry import open_backend
 from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest, write_manifest
-from valle2.engine.bundle.precisions import LocatedGraph, check_precision, find_graphs
+from valle2.engine.bundle.precisions import LocatedGraph, find_graphs
 from valle2.engine.bundle.profiles import whole_text
 from valle2.engine.bundle.specs import GraphSpec, TensorSpec
 from valle2.engine.errors import BackendError, HubError, ManifestError, QueueFullError, Valle2Error
@@ -27,7 +27,6 @@ __all__ = [
     "Step",
     "TensorSpec",
     "Valle2Error",
-    "check_precision",
     "find_graphs",
     "hash_files",
     "open_backend",

@@ -1,4 +1,4 @@
-"""`valle2 build`: bundle to engines or to smaller graphs. TensorRT and onnx are imported when it runs."""
+"""The command `valle2 build`. It imports TensorRT and onnx when it runs."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from valle2.engine.bundle.profiles import Limits
 from valle2.engine.errors import Valle2Error
 
 HELP = "compile a bundle's graphs: TensorRT engines, or fp16, int8 and int4 for ONNX Runtime"
-DEFAULTS = {"ort": "int8", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
+DEFAULT_PRECISIONS = {"ort": "int8", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+    """Declare the arguments of the command."""
     parser.add_argument("bundle", type=Path, help="bundle folder, embedded model or owner/name on the hub")
-    parser.add_argument("--target", required=True, choices=list(DEFAULTS))
+    parser.add_argument("--target", required=True, choices=list(DEFAULT_PRECISIONS))
     parser.add_argument(
         "--precision",
-        help="AR, NAR; ort: int8 (default), int4, fp16, fp32; else fp16 (default), bf16, fp32, int8 ...",
+        help="of AR and NAR; ort: int8 (default), int4, fp16, fp32; else fp16 (default), bf16, fp32, ...",
     )
     parser.add_argument(
         "--gpu", nargs="+", default=[], metavar="SM", help="GPUs such as sm89 (default: the one here)"
     )
-    parser.add_argument("--max-batch", type=int, default=1, help="rows an engine takes at the most")
+    parser.add_argument("--max-batch", type=int, default=1, help="most rows that an engine takes")
     parser.add_argument(
-        "--max-frames", type=int, default=0, help="frames of prompt and speech at the most (0: the model's)"
+        "--max-frames",
+        type=int,
+        default=0,
+        help="most frames of prompt and speech together (0: the model's limit)",
     )
     parser.add_argument(
         "--workspace", type=int, default=0, metavar="MIB", help="memory a kernel may use (0: no limit)"
@@ -35,13 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
-    """Build; returns what `--json` prints."""
+    """Build; returns what `--json` prints.
+
+    Raises:
+        Valle2Error: onnx is not installed, an argument is out of range, or the build fails.
+    """
     if find_spec("onnx") is None:
         extra = "export" if args.target == "ort" else args.target
         raise Valle2Error(f"build needs onnx; install with: pip install 'valle2[{extra}]'")
-    precision = args.precision or DEFAULTS[args.target]
+    precision = args.precision or DEFAULT_PRECISIONS[args.target]
     if args.target == "ort":
-        return build_smaller(args.bundle, precision, progress)
+        return build_ort_graphs(args.bundle, precision, progress)
     from valle2.engine.build.tensorrt import build_engine
     from valle2.engine.bundle.artifacts import build_folder
     from valle2.engine.bundle.engine_files import summary
@@ -60,8 +67,8 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     return {"folder": str(build_folder(args.bundle, args.target)), "engines": summary(found)}
 
 
-def build_smaller(bundle: Path, precision: str, progress: Any) -> dict[str, Any]:
-    """The target "ort"."""
+def build_ort_graphs(bundle: Path, precision: str, progress: Any) -> dict[str, Any]:
+    """Build for the target "ort"."""
     from valle2.engine.build.ort import build_graphs
     from valle2.engine.bundle.contract import BUILDS_FOLDER
 

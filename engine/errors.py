@@ -1,17 +1,17 @@
-"""Every error a user can cause. One line each: what was received, what was expected, what to do."""
+"""The errors that a user can cause. A message says what was received, what was expected and what to do."""
 
 from __future__ import annotations
 
 import re
 
 MAX_HEAD, MAX_TAIL = 1200, 700
-"""Characters that are kept of a message that is too long: its beginning, and the remedy at its end."""
+"""Characters that remain of a long message: its beginning, and its end, which says what to do."""
 BREAKS = re.compile(r"[^\S ]+")
 UNPRINTABLE = "?"
 
 
 def one_line(text: str) -> str:
-    """A text that a terminal and a log show as one line: names in it may come from strangers."""
+    """The text as one printable line. Names in it may come from a file that a stranger wrote."""
     if len(text) > MAX_HEAD + MAX_TAIL:
         text = f"{text[:MAX_HEAD]} ... {text[-MAX_TAIL:]}"
     if text.isprintable():
@@ -20,27 +20,30 @@ def one_line(text: str) -> str:
 
 
 class Valle2Error(ValueError):
-    """Base of all errors that valle2 raises for bad input or a bad machine. Its message is one line."""
+    """Base of the errors that valle2 raises for wrong input or a machine that lacks something.
+
+    Its message is one line.
+    """
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(one_line(str(arg)) for arg in args))
 
 
 class ManifestError(Valle2Error):
-    """A bundle is incomplete, damaged, of another format, or reaches outside its folder."""
+    """A bundle is incomplete, damaged, of another format, or refers to files outside its folder."""
 
 
 class BackendError(Valle2Error):
-    """A device or provider is absent, or a graph was fed something it does not take."""
+    """A device or provider is absent, or a graph does not take an input."""
 
 
 class AuditError(BackendError):
-    """A parsed TensorRT network would not compute what the graph means, or not as fast as designed."""
+    """A parsed TensorRT network would compute something else than the graph, or be slower than designed."""
 
 
 class QueueFullError(Valle2Error):
-    """More requests are waiting than the scheduler was told to hold."""
+    """More requests are waiting than the scheduler holds."""
 
 
 class HubError(Valle2Error):
-    """A model of the hub cannot be had: offline, absent, gated, damaged, or the disk is full."""
+    """A model of the hub cannot be fetched: offline, absent, gated or damaged, or the disk is full."""

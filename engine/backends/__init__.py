@@ -1,1 +1,1 @@
-"""One interface over the runtimes that execute a graph. Knows arrays and devices, never speech."""
+"""One interface over the runtimes that execute a graph. Knows arrays and devices, never text or audio."""

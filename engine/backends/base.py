@@ -1,7 +1,7 @@
-"""The interface every backend has, and its checks. Named arrays in, named arrays out; never speech.
+"""The interface of a backend, and the checks of what goes in and comes out.
 
-`Backend.run` takes and returns numpy arrays. `Backend.bind` fixes the buffers of a call once and
-gives a `Step` whose call moves no address and allocates nothing: the decode loop's door.
+`Backend.run` takes and returns numpy arrays by name. `Backend.bind` fixes the buffers of a call once and
+returns a `Step`, which allocates nothing and changes no address. The decode loop calls steps.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from valle2.engine.errors import BackendError
 
 Array = NDArray[Any]
 Step = Callable[[], None]
-HALF_OF_TENSORRT = "bfloat16"
-"""numpy has no such type: what TensorRT returns in it arrives in another."""
+BFLOAT16 = "bfloat16"
+"""numpy has no such type, so an output of this type arrives in another one."""
 
 
 class Buffer(ABC):
-    """Memory of one tensor on the backend's device, at an address that does not move."""
+    """Memory of one tensor on the backend's device, at an address that does not change."""
 
     shape: tuple[int, ...]
 
     @abstractmethod
     def read(self) -> Array:
-        """The values. On a CPU a view of the buffer, valid until the next step; elsewhere a copy."""
+        """The values. On a CPU this is a view that is valid until the next step; elsewhere it is a copy."""
 
     @abstractmethod
     def write(self, values: Array) -> None:
@@ -38,15 +38,15 @@ class Buffer(ABC):
 
     @abstractmethod
     def rows(self, part: slice) -> Buffer:
-        """The same memory, only these rows of the first axis; part: consecutive rows."""
+        """Consecutive rows of the first axis, in the same memory."""
 
 
 class Closing(ABC):
-    """Something that is closed when its `with` ends."""
+    """A context manager whose `with` block closes it."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what it holds."""
+        """Free memory and other resources; the object cannot be used afterwards."""
 
     def __enter__(self) -> Self:
         return self
@@ -61,18 +61,18 @@ class Closing(ABC):
 
 
 class Backend(Closing):
-    """One loaded graph. Closing it frees its device memory."""
+    """One loaded graph. Closing it frees its device memory. spec: its entry in the manifest."""
 
     spec: GraphSpec
 
     def run(self, feeds: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
-        """Run once.
+        """Run the graph once.
 
         Args:
-            feeds: every input by name. outputs: the outputs wanted, all when empty.
+            feeds: an array for every input, by name. outputs: names of the outputs wanted, empty for all.
 
         Returns:
-            Arrays owned by the caller.
+            The outputs by name. The caller owns the arrays.
 
         Raises:
             BackendError: a name, dtype or shape does not fit the graph, the device failed, or an output has
@@ -85,7 +85,7 @@ class Backend(Closing):
 
     @abstractmethod
     def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
-        """Run with inputs that have been checked."""
+        """Run the graph once; the inputs fit it. Arguments and result are those of `run`."""
 
     @abstractmethod
     def buffer(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
@@ -93,11 +93,23 @@ class Backend(Closing):
 
     @abstractmethod
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
-        """Fix every buffer of a call. An input and an output may share one (in-place caches)."""
+        """Fix the buffers of a call, and return a function that runs the graph on them.
+
+        Args:
+            inputs: a buffer for every input. outputs: a buffer for every output that is read. An input and an
+                output may share one, which is how caches are updated in place.
+
+        Raises:
+            BackendError: a buffer does not fit the graph. The step raises it when the device fails.
+        """
 
 
 def check_feeds(spec: GraphSpec, feeds: Mapping[str, Array]) -> None:
-    """Compare names, dtypes and shapes with the graph; named axes must agree across inputs."""
+    """Compare names, dtypes and shapes with the graph. Axes of one name must have one size.
+
+    Raises:
+        BackendError: something differs.
+    """
     expected = {tensor.name: tensor for tensor in spec.inputs}
     if set(feeds) != set(expected):
         missing, extra = sorted(set(expected) - set(feeds)), sorted(set(feeds) - set(expected))
@@ -108,7 +120,7 @@ def check_feeds(spec: GraphSpec, feeds: Mapping[str, Array]) -> None:
 
 
 def check_feed(file: str, tensor: TensorSpec, value: Array, sizes: dict[str, int]) -> None:
-    """Check one input; `sizes` collects what the named axes are."""
+    """Check one input. sizes: the sizes of named axes so far, to which this input adds."""
     fits = len(value.shape) == len(tensor.axes) and all(
         size == (axis if isinstance(axis, int) else sizes.setdefault(axis, size))
         for axis, size in zip(tensor.axes, value.shape, strict=True)
@@ -122,34 +134,37 @@ def check_feed(file: str, tensor: TensorSpec, value: Array, sizes: dict[str, int
 
 
 def check_results(spec: GraphSpec, found: Mapping[str, Array]) -> None:
-    """Compare outputs with the graph's entry: their types, number of axes, and the sizes that are fixed."""
+    """Compare the types, number of axes and fixed sizes of outputs with the graph's entry."""
     for tensor in spec.outputs:
         if tensor.name in found:
             check_shape(spec.file, tensor, found[tensor.name])
 
 
 def check_shape(file: str, tensor: TensorSpec, value: Array) -> None:
-    """Compare one output. An axis of 0 is one that the exporter does not know."""
+    """Compare one output. An axis of 0 is one whose size the exporter does not know."""
     fits = len(value.shape) == len(tensor.axes) and all(
         isinstance(axis, str) or axis in (0, size)
         for axis, size in zip(tensor.axes, value.shape, strict=True)
     )
-    if not fits or tensor.dtype not in (value.dtype.name, HALF_OF_TENSORRT):
-        raise misfit(file, tensor.name, value, f"{tensor.dtype} {tensor.axes}")
+    if not fits or tensor.dtype not in (value.dtype.name, BFLOAT16):
+        raise unexpected_output(file, tensor.name, value, f"{tensor.dtype} {tensor.axes}")
 
 
 def sized(spec: GraphSpec, name: str, value: Array, shape: tuple[int, ...]) -> Array:
-    """An output whose size follows from what was fed; the graph's entry does not say it.
+    """Check an output whose shape follows from the inputs, which the graph's entry does not say.
+
+    Returns:
+        The value.
 
     Raises:
-        BackendError: it has another size.
+        BackendError: it has another shape.
     """
     if value.shape != shape:
-        raise misfit(spec.file, name, value, str(shape))
+        raise unexpected_output(spec.file, name, value, str(shape))
     return value
 
 
-def misfit(file: str, name: str, value: Array, expected: str) -> BackendError:
+def unexpected_output(file: str, name: str, value: Array, expected: str) -> BackendError:
     return BackendError(
         f"{file}: output {name} is {value.dtype} {value.shape}; expected {expected}: "
         "this graph is not the one that was exported, export the bundle again"

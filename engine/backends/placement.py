@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from valle2.engine.backends.ort.providers import PROVIDERS, compiles, lowerings_for
+from valle2.engine.backends.ort.providers import PROVIDERS, lowerings_for
 from valle2.engine.backends.trt.api import TARGETS, lowerings_here
 from valle2.engine.bundle.manifest import Manifest
 from valle2.engine.bundle.precisions import (
@@ -66,7 +66,8 @@ class Placement:
             raise BackendError(f"threads is {self.threads}; expected 0 for all cores, or more")
         if self.engine == ORT and self.precision != AUTO:
             check_precision(self.precision)
-        if compiles(self.engine, self.device) and self.precision not in (AUTO, STORED):
+        provider = PROVIDERS.get((self.engine, self.device))
+        if provider and provider.compiles and self.precision not in (AUTO, STORED):
             raise BackendError(
                 f"{self.engine} runs a bundle as it is stored; leave precision {self.precision!r} out"
             )

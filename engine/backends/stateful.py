@@ -1,4 +1,4 @@
-"""A graph that takes a sequence piece by piece: what it returns as `state_N_out` is its next `state_N`."""
+"""A graph that takes a sequence in chunks: its output `state_N_out` is the next chunk's input `state_N`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 class Stateful:
-    """One sequence of batch 1 through such a graph, which also takes `started`, False at the first piece."""
+    """The state of one sequence of batch 1. The graph also takes `started`, False for the first chunk."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -29,7 +29,7 @@ class Stateful:
         }
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The graph's other outputs for the next piece; its errors are those of `Backend.run`."""
+        """Run the next chunk; returns the outputs without the states. Raises what `Backend.run` raises."""
         found = self.backend.run({**feeds, "started": np.array(self.started), **self.states})
         self.states = {name: found.pop(name + OUT_SUFFIX) for name in self.states}
         self.started = True

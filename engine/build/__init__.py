@@ -1,1 +1,4 @@
-"""Makes other graphs and engine files from a bundle. Needs onnx; the runtime never imports it."""
+"""Makes other graphs and engine files from a bundle. Needs onnx.
+
+The runtime imports it only in the commands that build or inspect.
+"""

@@ -1,7 +1,7 @@
-"""How much device memory a bundle needs and how many bytes a step moves, by arithmetic.
+"""Estimates the device memory that a bundle needs and the bytes that a step moves, without running it.
 
-Weights are counted in the graphs, caches and other tensors of a call come from the manifest, and what lies
-between them is laid out operator by operator without fusion, so it is an upper estimate. Needs onnx.
+Weights are counted in the graphs. The sizes of caches and other inputs and outputs come from the manifest.
+Activations are laid out operator by operator without fusion, so they are an upper estimate. Needs onnx.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from valle2.engine.build.precision import straighten
+from valle2.engine.build.precision import inline_ifs
 from valle2.engine.build.weight_formats import WIDTHS
 from valle2.engine.bundle.contract import CACHE_PREFIX
 from valle2.engine.bundle.engine_files import graph_precision
@@ -29,14 +29,23 @@ MB, GB = 1e6, 1e9
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten")
 CACHE_PASSES = {"ort": 1, "portable": 1, "primitive": 5}
-"""Times a step reads or writes a cache: attention reads it; without aliases it is also copied twice."""
-FUSED = {"GroupQueryAttention": (0, 3, 4)}
-"""Operators that onnx knows no shapes of: per output the input whose shape it has."""
+"""How often a step reads or writes a whole cache. Attention reads it once.
+
+The primitive lowering cannot update it in place. Each of two copies reads and writes it again.
+"""
+OUTPUT_SHAPES = {"GroupQueryAttention": (0, 3, 4)}
+"""Operators without shape inference in onnx: for each output, the index of an input of the same shape."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is to run where. memory: bytes on the device, bandwidth: bytes a second; 0 leaves either out."""
+class BudgetQuery:
+    """What the budget is for.
+
+    Args:
+        limits: batch and length. precision: of AR and NAR.
+        memory: bytes of the device; 0 leaves out `slots_that_fit`.
+        bandwidth: bytes a second of the device; 0 leaves out the time of a step.
+    """
 
     limits: Limits
     precision: str
@@ -54,11 +63,13 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """Bytes of one graph at one batch.
+class GraphMemory:
+    """Bytes of one graph at one batch size.
 
-    read: weights that every call reads, which leaves out tables of embeddings. cache: buffers of all rows.
-    buffers: other inputs and outputs. activations: the most that lies between them at any time.
+    Args:
+        weights: all of them. read: those that every call reads, without tables of embeddings.
+        cache: the KV caches of all rows. buffers: other inputs and outputs.
+        activations: the most that operators keep between inputs and outputs at any time.
     """
 
     weights: int
@@ -72,52 +83,52 @@ class Need:
         return self.weights + self.cache + self.buffers + self.activations
 
 
-def budget(folder: Path, manifest: Manifest, question: Question) -> dict[str, Any]:
+def budget(folder: Path, manifest: Manifest, query: BudgetQuery) -> dict[str, Any]:
     """The budget of a bundle.
 
     Returns:
-        A row per graph in MB; `slot_mb`, what one more row takes; `total_mb` of `slots` rows;
-        `slots_that_fit` in the memory given; `step`: MB that an AR step of these rows moves at least, and
-        its ms at the bandwidth.
+        `graphs`: MB of every graph. `slots`: rows. `total_mb`: MB of all rows; `slot_mb`: of one more row.
+        `slots_that_fit`: rows that fit the memory. `step`: the MB that one AR step of these rows moves at
+        least, and its ms at the bandwidth.
 
     Raises:
-        BackendError: an unknown precision, limits beyond the model, or a graph that is not readable.
+        BackendError: limits beyond the model, or a graph that cannot be read.
     """
     paths = {name: folder / spec.file for name, spec in manifest.graphs.items()}
     models = {name: read_graph(path) for name, path in paths.items()}
-    slots = question.limits.max_batch
+    slots = query.limits.max_batch
 
-    def needs(rows: int) -> dict[str, Need]:
+    def memory_of(rows: int) -> dict[str, GraphMemory]:
         found = {}
         for name, model in models.items():
             with readable(paths[name]):
-                found[name] = need(manifest, name, model, question, rows)
+                found[name] = graph_memory(manifest, name, model, query, rows)
         return found
 
     def total(rows: int) -> int:
-        return sum(entry.total for entry in needs(rows).values())
+        return sum(entry.total for entry in memory_of(rows).values())
 
-    now = needs(slots)
+    now = memory_of(slots)
     ar = now["ar"]
     step = ar.read + ar.cache // copies(manifest) * CACHE_PASSES[manifest.lowering]
     found: dict[str, Any] = {
-        "graphs": [row(manifest, name, question, entry) for name, entry in now.items()],
+        "graphs": [row(manifest, name, query, entry) for name, entry in now.items()],
         "slots": slots,
         "slot_mb": round((total(slots + 1) - total(slots)) / MB, 1),
         "total_mb": round(total(slots) / MB, 1),
         "step": {"mb": round(step / MB, 1)},
     }
-    if question.memory:
-        most = int(question.memory * slots // max(1, ar.cache))
-        found["slots_that_fit"] = bisect_right(range(1, most + 1), question.memory, key=total)
-    if question.bandwidth:
-        found["step"]["ms"] = round(step / question.bandwidth * 1e3, 2)
+    if query.memory:
+        most = int(query.memory * slots // max(1, ar.cache))
+        found["slots_that_fit"] = bisect_right(range(1, most + 1), query.memory, key=total)
+    if query.bandwidth:
+        found["step"]["ms"] = round(step / query.bandwidth * 1e3, 2)
     return found
 
 
-def row(manifest: Manifest, name: str, question: Question, found: Need) -> dict[str, Any]:
+def row(manifest: Manifest, name: str, query: BudgetQuery, found: GraphMemory) -> dict[str, Any]:
     """One graph for a table, in MB."""
-    precision = graph_precision(manifest.graphs[name], question.precision)
+    precision = graph_precision(manifest.graphs[name], query.precision)
     parts = ("weights", "cache", "buffers", "activations")
     return {"graph": name, "precision": precision} | {
         f"{part}_mb": round(getattr(found, part) / MB, 1) for part in parts
@@ -125,32 +136,38 @@ def row(manifest: Manifest, name: str, question: Question, found: Need) -> dict[
 
 
 def copies(manifest: Manifest) -> int:
-    """Sets of caches: where nothing is updated in place, a step writes a second one."""
+    """Copies of the caches: the primitive lowering does not update them in place and needs a second one."""
     return 2 if manifest.lowering == "primitive" else 1
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """A graph without its weights' values."""
+    """A graph, without the values of its weights.
+
+    Raises:
+        BackendError: it is not an ONNX graph.
+    """
     try:
         return onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's and onnx's errors share no base class
         raise BackendError(f"{path} is not a readable ONNX graph ({type(error).__name__})") from None
 
 
-def need(manifest: Manifest, name: str, model: onnx.ModelProto, question: Question, rows: int) -> Need:
-    """What a graph needs with this many rows."""
-    precision = graph_precision(manifest.graphs[name], question.precision)
-    sizes = largest_sizes(manifest, name, Limits(rows, question.limits.max_frames))
+def graph_memory(
+    manifest: Manifest, name: str, model: onnx.ModelProto, query: BudgetQuery, rows: int
+) -> GraphMemory:
+    """The memory of a graph with this many rows."""
+    precision = graph_precision(manifest.graphs[name], query.precision)
+    sizes = largest_sizes(manifest, name, Limits(rows, query.limits.max_frames))
     weights, read = weight_bytes(model, precision)
     tensors = tensor_bytes(model, sizes, int(WIDTHS[precision].other))
     names = [value.name for value in (*model.graph.input, *model.graph.output)]
     caches = sum(tensors[n.name] for n in model.graph.input if n.name.startswith(CACHE_PREFIX))
     buffers = sum(tensors[n] for n in names if not n.startswith(CACHE_PREFIX))
-    return Need(weights, read, caches * copies(manifest), buffers, peak(model, tensors))
+    return GraphMemory(weights, read, caches * copies(manifest), buffers, peak(model, tensors))
 
 
 def weight_bytes(model: onnx.ModelProto, precision: str) -> tuple[int, int]:
-    """Bytes of all weights in a precision, and of those that are not merely looked up row by row."""
+    """Bytes of all weights in a precision, and of those that are not only looked up by row."""
     stored = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Cast"}
     readers: dict[str, set[str]] = {}
     for node in model.graph.node:
@@ -170,9 +187,10 @@ def weight_bytes(model: onnx.ModelProto, precision: str) -> tuple[int, int]:
 
 
 def tensor_bytes(model: onnx.ModelProto, sizes: Mapping[str, int], width: int) -> dict[str, int]:
-    """Bytes of every tensor with the named axes at these sizes and floats of `width` bytes.
+    """Bytes of every tensor, by name.
 
-    See `guessed` for a size that depends on values.
+    Args:
+        sizes: of the named axes; `guess_size` estimates sizes that depend on values. width: bytes of a float.
     """
     sized = onnx.ModelProto.FromString(model.SerializeToString())
     for value in sized.graph.input:
@@ -181,7 +199,7 @@ def tensor_bytes(model: onnx.ModelProto, sizes: Mapping[str, int], width: int) -
                 dim.dim_value = sizes[dim.dim_param]
     for value in sized.graph.output:
         value.type.tensor_type.ClearField("shape")
-    plain(sized)
+    make_inferable(sized)
     graph = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
     shapes = known_shapes(graph, max(size for name, size in sizes.items() if name != "batch"))
     found = {}
@@ -193,7 +211,7 @@ def tensor_bytes(model: onnx.ModelProto, sizes: Mapping[str, int], width: int) -
 
 
 def known_shapes(graph: onnx.GraphProto, longest: int) -> dict[str, list[int]]:
-    """Every tensor's shape in numbers; what onnx cannot tell is guessed from the node that makes it."""
+    """The shape of every tensor in numbers; a size that onnx cannot infer is guessed from its node."""
     values = (*graph.input, *graph.value_info, *graph.output)
     dims = {value.name: list(value.type.tensor_type.shape.dim) for value in values}
     shapes = {weight.name: list(weight.dims) for weight in graph.initializer}
@@ -204,15 +222,15 @@ def known_shapes(graph: onnx.GraphProto, longest: int) -> dict[str, list[int]]:
             sizes = [dim.dim_value or symbols.get(dim.dim_param, 0) for dim in dims.get(name, ())]
             for axis, dim in enumerate(dims.get(name, ())):
                 if not sizes[axis]:
-                    sizes[axis] = symbols[dim.dim_param] = guessed(node, axis, sizes, shapes, longest)
+                    sizes[axis] = symbols[dim.dim_param] = guess_size(node, axis, sizes, shapes, longest)
             shapes[name] = sizes
     return shapes
 
 
-def guessed(
+def guess_size(
     node: onnx.NodeProto, axis: int, made: list[int], shapes: Mapping[str, list[int]], longest: int
 ) -> int:
-    """The size of an axis that depends on values. made: the output's sizes, 0 where they are not known."""
+    """Guess the size of an axis that depends on values. made: the output's sizes, 0 where unknown."""
     inputs = [shapes.get(name, []) for name in node.input]
     if node.op_type == "Reshape":
         return max(1, prod(inputs[0]) // prod(size for size in made if size)) if made.count(0) == 1 else 1
@@ -224,21 +242,23 @@ def guessed(
     return max(same, default=longest)
 
 
-def plain(model: onnx.ModelProto) -> None:
-    """Put copies of the right shape in place of operators that onnx knows no shapes of."""
-    straighten(model)
+def make_inferable(model: onnx.ModelProto) -> None:
+    """Replace operators without shape inference by operators whose outputs have the same shapes."""
+    inline_ifs(model)
     nodes = []
     for node in model.graph.node:
-        for place, name in enumerate(node.output if node.op_type in FUSED else ()):
-            nodes.append(helper.make_node("Identity", [node.input[FUSED[node.op_type][place]]], [name]))
-        if node.op_type not in FUSED:
+        for place, name in enumerate(node.output if node.op_type in OUTPUT_SHAPES else ()):
+            nodes.append(
+                helper.make_node("Identity", [node.input[OUTPUT_SHAPES[node.op_type][place]]], [name])
+            )
+        if node.op_type not in OUTPUT_SHAPES:
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
 
 def peak(model: onnx.ModelProto, tensors: Mapping[str, int]) -> int:
-    """The most bytes alive between operators in the graph's order, without what comes in or goes out."""
+    """The most bytes alive between operators in the graph's order, without inputs, outputs and weights."""
     outer = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
     roots: dict[str, str] = {}
     last: dict[str, int] = {}

@@ -1,8 +1,8 @@
-"""Writing a graph with its weights beside it, each weight once and as small as it is exact.
+"""Writes a graph and its weights: each weight once, and in float16 where that is exact.
 
-A float32 weight whose values all are float16 numbers is stored as float16 behind a `Cast`: a checkpoint
-that was saved in float16 takes half the space and computes the very same float32 numbers. Weights are read,
-compared and written one after another, so that memory holds no more than one of them twice.
+A float32 weight whose values are all float16 numbers is stored as float16, and a `Cast` restores it. So a
+checkpoint that was saved in float16 takes half the space and computes the same float32 numbers. Weights are
+read, compared and written one after another, so memory holds at most one of them twice.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 
 EXTERNAL_FROM = 1024
-"""Bytes of a weight that is too large for the graph's own file."""
+"""Bytes from which on a weight lies outside of the graph's own file."""
 SAMPLE = 4096
-"""Values of a weight that are tried in float16 before all of them are."""
+"""Values of a weight that are tried in float16 before the others."""
 CHUNK, COLUMNS = 1 << 20, 32
 Array = NDArray[Any]
 Written = tuple[TensorProto, Array]
-"""A weight of a written graph: where it lies, and its bytes."""
+"""A weight of a written graph: its entry, and its bytes."""
 
 
 def write_graph(
@@ -33,16 +33,19 @@ def write_graph(
     """Write `path` and, for large weights, `path` with the suffix `.weights`.
 
     Args:
-        model: the graph. It is changed: its large weights are taken out.
-        shared: a graph in the same folder; weights that it has too are read from its file.
-        apart: values of weights, by name, whose data the graph lacks.
+        model: the graph. The call changes it and removes its large weights.
+        shared: a graph in the same folder. Weights that it also has are read from its file.
+        apart: values by name, for weights whose data the graph does not hold.
+
+    Returns:
+        The path.
     """
     known = list(written_weights(shared)) if shared else []
     weights, casts = path.with_suffix(".weights"), []
     with weights.open("wb") as out:
         for weight in model.graph.initializer:
             values = contiguous(values_of(weight, apart or {}))
-            small = halved(values)
+            small = exact_half(values)
             if small is not None:
                 casts.append(cast_back(weight))
                 values = small
@@ -58,7 +61,7 @@ def write_graph(
 
 
 def values_of(weight: TensorProto, apart: Mapping[str, Array]) -> Array:
-    """A weight's values: float32 as such, anything else as bytes."""
+    """The values of a weight: as float32 if it is that, otherwise as bytes."""
     if weight.name in apart:
         return apart[weight.name]
     if weight.data_type == TensorProto.FLOAT or not weight.HasField("raw_data"):
@@ -67,7 +70,7 @@ def values_of(weight: TensorProto, apart: Mapping[str, Array]) -> Array:
 
 
 def contiguous(values: Array) -> Array:
-    """The values in C order. A transposed matrix is copied a few columns at a time, 3 times as fast."""
+    """The values in C order. Copying a transposed matrix by a few columns at a time is 3 times as fast."""
     if values.flags.c_contiguous or values.ndim != 2:
         return np.ascontiguousarray(values)
     out = np.empty(values.shape, values.dtype)
@@ -77,7 +80,7 @@ def contiguous(values: Array) -> Array:
 
 
 def place(weight: TensorProto, values: Array, known: list[Written], out: IO[bytes]) -> None:
-    """Put a weight's values in the graph, in a file that holds them already, or at the end of `out`."""
+    """Put the values of a weight into the graph, or refer to `known`, or write them at the end of `out`."""
     data = values.reshape(-1).view(np.uint8)
     if data.nbytes < EXTERNAL_FROM:
         if not weight.HasField("raw_data"):
@@ -97,7 +100,7 @@ def place(weight: TensorProto, values: Array, known: list[Written], out: IO[byte
 
 
 def written_weights(path: Path) -> Iterator[Written]:
-    """The large weights of a written graph, mapped from their files; the last first."""
+    """The large weights of a written graph, mapped from their files, the last first."""
     files: dict[str, Array] = {}
     for weight in reversed(onnx.load(str(path), load_external_data=False).graph.initializer):
         if weight.external_data:
@@ -109,25 +112,25 @@ def written_weights(path: Path) -> Iterator[Written]:
 
 
 def equal(one: Array, other: Array) -> bool:
-    """Are these the same bytes? Stops at the first part that differs."""
+    """Are these the same bytes? It stops at the first part that differs."""
     return len(one) == len(other) and all(
         np.array_equal(one[start : start + CHUNK], other[start : start + CHUNK])
         for start in range(0, len(one), CHUNK)
     )
 
 
-def halved(values: Array) -> Array | None:
-    """A large float32 weight in float16 if that is exact."""
+def exact_half(values: Array) -> Array | None:
+    """A large float32 weight in float16 if that is exact, else None."""
     if values.dtype != np.float32 or values.nbytes < EXTERNAL_FROM:
         return None
     flat = values.reshape(-1)
-    if in_half(flat[:: 1 + len(flat) // SAMPLE]) is None:
+    if to_half_if_exact(flat[:: 1 + len(flat) // SAMPLE]) is None:
         return None
-    return in_half(flat)
+    return to_half_if_exact(flat)
 
 
-def in_half(values: Array) -> Array | None:
-    """Values in float16 if that is exact."""
+def to_half_if_exact(values: Array) -> Array | None:
+    """Float32 values in float16 if that is exact, else None."""
     if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
         return None
     small = values.astype(np.float16)
@@ -135,7 +138,7 @@ def in_half(values: Array) -> Array | None:
 
 
 def cast_back(weight: TensorProto) -> onnx.NodeProto:
-    """Make a weight's entry one of float16 under another name; the node that casts it back."""
+    """Make the entry of a weight one of float16, under another name; returns the `Cast` that restores it."""
     name, dims = weight.name, list(weight.dims)
     weight.CopyFrom(TensorProto(name=f"{name}_half", dims=dims, data_type=TensorProto.FLOAT16))
     return helper.make_node("Cast", [weight.name], [name], f"{name}_cast", to=TensorProto.FLOAT)

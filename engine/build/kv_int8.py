@@ -1,8 +1,9 @@
-"""The AR's caches in 8 bits: a scale for every channel of keys and values, and the graph that keeps them so.
+"""KV caches of the AR in 8 bits, with one scale for every channel of keys and values. No torch.
 
-A step reads every position of the cache, which in float32 takes more bytes than 8-bit weights from some
-1,600 positions on, and much earlier where rows share a step. Scales are fixed before anything is spoken: the
-graph reads random tokens and codes, and what it keeps of them says how far a channel goes. No torch.
+A step reads every position of the cache. In float32 this takes more bytes than 8-bit weights do from about
+1,600 positions on, and from fewer if several rows share a step. The scales are constants of the graph. They
+are measured when it is built: the float32 graph reads random tokens and codes, and its caches give the range
+of every channel.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from valle2.engine.backends.registry import open_backend
 from valle2.engine.bundle.contract import CACHE_PREFIX, CODEBOOK_SIZE, OUT_SUFFIX
 from valle2.engine.bundle.specs import GraphSpec
 
-TOP, LEAST_SCALE = 127, 1e-12
+GREATEST, LEAST_SCALE = 127, 1e-12
 TOKENS, FRAMES, ROWS = 100, 400, 4
-"""Of text, of codes, and how often: what is drawn to see how far the channels go."""
+"""Random tokens, frames of random codes, and rows of these, to measure the ranges with."""
 MARGIN = 2.0
-"""Speech goes farther than random codes do, and what is beyond a scale is cut off (docs/precision.md)."""
-KINDS = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+"""Speech has wider ranges than random codes, and values beyond a range are clipped (docs/precision.md)."""
+ATTRIBUTES = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
 KEY_AND_VALUE, SCALES = (3, 4), (12, 13)
-"""Places in `GroupQueryAttention`: the caches, and their scales."""
+"""Indices of the caches and of their scales among the inputs of `GroupQueryAttention`."""
 
 Ranges = dict[str, NDArray[np.float32]]
-"""By cache, the greatest size of each channel: (heads, head width)."""
+"""By cache, the greatest absolute value of each channel: (heads, head width)."""
 
 
 def cache_ranges(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> Ranges:
-    """Run the AR graph of a folder over random rows. sizes: the manifest's."""
+    """Measure the ranges of the caches by running the AR graph over random rows. sizes: the manifest's."""
     group, caches = sizes["group_size"], [t for t in spec.inputs if t.name.startswith(CACHE_PREFIX)]
     words, groups = min(TOKENS, sizes["max_text"]), min(FRAMES, sizes["max_frames"]) // group
     length = words + 1 + groups
@@ -69,27 +70,27 @@ def cache_ranges(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> Ran
 
 
 def store_caches(model: onnx.ModelProto, ranges: Ranges) -> None:
-    """Keep the caches of every `GroupQueryAttention` in 8 bits, in place.
+    """Change the graph so that every `GroupQueryAttention` keeps its caches in 8 bits.
 
-    ranges: see `cache_ranges`. A number x of a channel that goes up to r becomes round(127 x / (`MARGIN` r)).
+    A value x of a channel with range r becomes round(127 x / (`MARGIN` r)). ranges: see `cache_ranges`.
     """
     for node in model.graph.node:
         if node.op_type == "GroupQueryAttention":
-            scales = [scale(node.input[place], ranges) for place in KEY_AND_VALUE]
+            scales = [channel_scales(node.input[place], ranges) for place in KEY_AND_VALUE]
             model.graph.initializer.extend(scales)
             inputs = [*node.input, *[""] * (SCALES[1] + 1 - len(node.input))]
             for place, tensor in zip(SCALES, scales, strict=True):
                 inputs[place] = tensor.name
             node.ClearField("input")
             node.input.extend(inputs)
-            node.attribute.extend(helper.make_attribute(name, value) for name, value in KINDS.items())
+            node.attribute.extend(helper.make_attribute(name, value) for name, value in ATTRIBUTES.items())
     for value in (*model.graph.input, *model.graph.output):
         if value.name.startswith(CACHE_PREFIX):
             value.type.tensor_type.elem_type = TensorProto.INT8
     model.graph.ClearField("value_info")
 
 
-def scale(cache: str, ranges: Mapping[str, NDArray[np.float32]]) -> TensorProto:
-    """The steps of a cache's channels, (1, heads, 1, head width)."""
-    steps = np.maximum(MARGIN * ranges[cache] / TOP, LEAST_SCALE).astype(np.float32)
+def channel_scales(cache: str, ranges: Mapping[str, NDArray[np.float32]]) -> TensorProto:
+    """The scale of every channel of a cache, (1, heads, 1, head width) float32."""
+    steps = np.maximum(MARGIN * ranges[cache] / GREATEST, LEAST_SCALE).astype(np.float32)
     return numpy_helper.from_array(steps[None, :, None, :], f"{cache}_scales")

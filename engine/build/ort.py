@@ -1,6 +1,6 @@
-"""Bundle to graphs in another precision for ONNX Runtime. Needs onnx; no torch.
+"""Builds a bundle's graphs in another precision for ONNX Runtime. Needs onnx; no torch.
 
-They are made aside and put in place whole, so that a build that is cut short leaves what was there.
+A folder of built graphs appears whole. A build that is interrupted leaves the earlier one.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from valle2.engine.bundle.precisions import (
     STORED,
     Method,
     OrtBuildRecord,
+    can_be_built,
     check_precision,
     description,
     graph_folder,
-    takes,
     write_build_record,
 )
 from valle2.engine.bundle.specs import GraphSpec
@@ -37,18 +37,18 @@ Rows = list[dict[str, Any]]
 
 
 def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lambda message: None) -> Rows:
-    """Write a bundle's graphs in a precision, in every lowering that takes it; nothing to do for "fp32".
+    """Build a bundle's graphs in a precision, in every lowering that can have it. "fp32" needs no build.
 
     Args:
-        bundle: the folder, in the lowering "ort" but for "fp16". precision: one of `small.PRECISIONS`.
+        bundle: the folder. precision: one of `precisions.PRECISIONS`; all but "fp16" need the lowering "ort".
         progress: called with a line per graph.
 
     Returns:
-        A row per graph: its name and lowering, matrix products that became another operator, MB before and
-        after.
+        A row per graph: its name and lowering, the number of matrix products that became another operator,
+        and its size in MB before and after.
 
     Raises:
-        BackendError: unknown precision, no lowering that takes it, or a folder that cannot be written.
+        BackendError: an unknown precision, no lowering that can have it, or a folder that cannot be written.
         ManifestError: not a bundle, or a damaged one.
     """
     check_precision(precision)
@@ -56,30 +56,30 @@ def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lam
     manifest = read_manifest(path)
     if precision == STORED:
         return []
-    fitting = [name for name in (manifest.lowering, *manifest.others) if takes(precision, name)]
+    fitting = [name for name in (manifest.lowering, *manifest.others) if can_be_built(precision, name)]
     if not fitting:
         raise BackendError(
             f"bundle {manifest.name} has the lowering {manifest.lowering}; --target ort makes {precision} of "
-            f"{FUSED} alone: export it with valle2 export --lowering {FUSED}, or take fp16"
+            f"{FUSED} alone: export it with valle2 export --lowering {FUSED}, or build fp16"
         )
-    lowered = [manifest.in_lowering([name], precision) for name in fitting]
-    return [row for one in lowered for row in build_lowering(path, one, precision, progress)]
+    variants = [manifest.in_lowering([name], precision) for name in fitting]
+    return [row for variant in variants for row in build_lowering(path, variant, precision, progress)]
 
 
 def build_lowering(path: Path, manifest: Manifest, precision: str, progress: Progress) -> Rows:
-    """The graphs of one lowering, in a folder of their own."""
+    """Build the graphs of one lowering into a folder of their own; returns a row per graph."""
     folder = graph_folder(path, precision, manifest.lowering)
     rows, specs = [], {}
     try:
         folder.parent.mkdir(exist_ok=True)
-        with replacing_folder(folder) as aside:
+        with replacing_folder(folder) as made:
             for graph in METHODS[precision]:
                 progress(f"building {graph} ({precision}, {manifest.lowering})")
                 spec, method = manifest.graphs[graph], METHODS[precision][graph]
-                row, specs[graph] = build_graph(path, aside, spec, method, manifest.sizes)
+                row, specs[graph] = build_graph(path, made, spec, method, manifest.sizes)
                 rows.append({"graph": graph, "lowering": manifest.lowering} | row)
             write_build_record(
-                aside, OrtBuildRecord(description(manifest, precision), specs, hash_files(aside))
+                made, OrtBuildRecord(description(manifest, precision), specs, hash_files(made))
             )
     except OSError as error:
         raise BackendError(f"{folder} cannot be written ({error.strerror}); free space or rights") from None
@@ -89,9 +89,13 @@ def build_lowering(path: Path, manifest: Manifest, precision: str, progress: Pro
 def build_graph(
     bundle: Path, folder: Path, spec: GraphSpec, method: Method, sizes: Mapping[str, int]
 ) -> tuple[dict[str, Any], GraphSpec]:
-    """One graph and its weights, under the names they have in the bundle: its row and its tensors.
+    """Build one graph and its weights, under the names that they have in the bundle.
 
-    sizes: the manifest's.
+    Args:
+        bundle: the folder with the stored graph. folder: where the built graph goes. sizes: the manifest's.
+
+    Returns:
+        Its row for `build_graphs`, and its tensors.
     """
     source = bundle / spec.file
     with readable(source):

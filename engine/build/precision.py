@@ -1,8 +1,8 @@
-"""A stored float32 graph in another precision: which tensors change, and which must not. No torch.
+"""Converts a stored float32 graph to another precision. No torch.
 
-The network proper (all that `logits` and the caches are computed from) takes the new type; the sampler
-behind the logits stays float32, since its cumulative sums decide which code is drawn. A graph without
-logits (the codec: logarithms and phases) is left in float32 whole.
+Everything that `logits` and the caches are computed from takes the new type. The sampler, which follows the
+logits, stays in float32 because its cumulative sums decide which code is drawn. A graph without logits stays
+in float32 as a whole: the codec computes logarithms and phases.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from valle2.engine.bundle.specs import GraphSpec, TensorSpec
 from valle2.engine.errors import BackendError
 
 PRECISIONS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-LEAST = float(np.finfo(np.float32).min)
-"""How the exporter\'s tracer hides a position. It has no float16, so `MASK_VALUE` takes its place."""
+LOWEST = float(np.finfo(np.float32).min)
+"""How the exporter's tracer hides a position. It has no float16, so `MASK_VALUE` takes its place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The nodes that change type: their indices, and the names of all tensors they read and write."""
+    """The part of a graph that changes type: the indices of its nodes, and the names of their outputs."""
 
     nodes: frozenset[int]
     made: frozenset[str]
 
 
 def load_graph(path: Path, precision: str) -> onnx.ModelProto:
-    """Read a graph of a bundle in a precision, its weights unpacked to the type they are computed in.
+    """Read a graph of a bundle and convert it to a precision.
 
     Args:
-        path: the `.onnx` file, its weights beside it. precision: "fp32", "fp16" or "bf16"; or "int8", "int4"
-            or "fp8", in which the weights of matrix products are stored while float16 is computed in.
+        path: the `.onnx` file, with its weights beside it.
+        precision: "fp32", "fp16" or "bf16". With "int8", "int4" or "fp8" only the weights of matrix products
+            are stored in that type, and the graph computes in float16.
 
     Raises:
-        BackendError: unknown precision, a file that is not an ONNX graph, or a weight beyond the type.
+        BackendError: an unknown precision, a file that is no ONNX graph, or a weight beyond the type's range.
     """
     known = (*PRECISIONS, *STORAGES)
     if precision not in known:
@@ -60,7 +61,7 @@ def load_graph(path: Path, precision: str) -> onnx.ModelProto:
 
 
 def converted_spec(spec: GraphSpec, model: onnx.ModelProto) -> GraphSpec:
-    """The tensors of the converted graph: names and axes of the bundle's, types as they are now."""
+    """The tensors of the converted graph: names and axes as in the bundle, types as they are now."""
     kinds = {
         value.name: onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
         for value in [*model.graph.input, *model.graph.output]
@@ -74,7 +75,7 @@ def converted_spec(spec: GraphSpec, model: onnx.ModelProto) -> GraphSpec:
 
 
 def unpack(model: onnx.ModelProto) -> None:
-    """Replace the `Cast` of every weight that is stored small by the weight in its type."""
+    """Undo `external_data`: replace each float16 weight and its `Cast` by the weight in its own type."""
     weights = {weight.name: weight for weight in model.graph.initializer}
     kept = []
     for node in model.graph.node:
@@ -91,10 +92,11 @@ def unpack(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(left)
 
 
-def straighten(model: onnx.ModelProto) -> None:
-    """Put the second of its two operators in the place of each `If` that chooses between such.
+def inline_ifs(model: onnx.ModelProto) -> None:
+    """Replace each `If` whose `else` branch is a single operator by that operator.
 
-    That one serves every input; the first is made for float32 on the CPU, which has no other type of it.
+    The exporter writes such an `If` around attention without a cache. `else` takes every input. `then` is
+    faster for rows that fill every position, and on a CPU it exists in float32 only.
     """
     for node in model.graph.node:
         if node.op_type == "If" and len(inner := attribute(node, "else_branch").g.node) == 1:
@@ -104,8 +106,8 @@ def straighten(model: onnx.ModelProto) -> None:
 
 
 def convert(model: onnx.ModelProto, kind: int) -> None:
-    """Give the network proper the type `kind`; where it meets the rest, a `Cast` stands."""
-    straighten(model)
+    """Give the nodes of `find_region` the type `kind`, and put a `Cast` on every border of the region."""
+    inline_ifs(model)
     floats = float_tensors(model)
     region = find_region(model)
     for index in region.nodes:
@@ -119,7 +121,7 @@ def convert(model: onnx.ModelProto, kind: int) -> None:
 
 
 def find_region(model: onnx.ModelProto) -> Region:
-    """Everything that the logits and the caches are computed from."""
+    """The nodes that the logits and the caches are computed from."""
     makers = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
     todo = [value.name for value in model.graph.output if value.name.startswith((LOGITS, CACHE_PREFIX))]
     nodes: set[int] = set()
@@ -133,7 +135,7 @@ def find_region(model: onnx.ModelProto) -> Region:
 
 
 def float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Names of all float32 tensors that nodes make or that come in."""
+    """Names of all float32 tensors except weights."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=False)
     graph = inferred.graph
     values = [*graph.value_info, *graph.input, *graph.output]
@@ -141,7 +143,7 @@ def float_tensors(model: onnx.ModelProto) -> set[str]:
 
 
 def retype_node(node: onnx.NodeProto, kind: int) -> None:
-    """Change the types that are written in a node's attributes."""
+    """Change the types in the attributes of a node."""
     for entry in node.attribute:
         if entry.name == "to" and entry.i == TensorProto.FLOAT:
             entry.i = kind
@@ -150,7 +152,7 @@ def retype_node(node: onnx.NodeProto, kind: int) -> None:
 
 
 def split_weights(model: onnx.ModelProto, region: Region, kind: int) -> None:
-    """Retype the weights of the region; one that is also read outside exists in both types."""
+    """Retype the weights of the region. A weight that is also read outside is kept in both types."""
     weights = {w.name: w for w in model.graph.initializer if w.data_type == TensorProto.FLOAT}
     outside = {n for i, node in enumerate(model.graph.node) if i not in region.nodes for n in node.input}
     inside = {name for index in region.nodes for name in model.graph.node[index].input}
@@ -164,7 +166,7 @@ def split_weights(model: onnx.ModelProto, region: Region, kind: int) -> None:
 
 
 def cast_borders(model: onnx.ModelProto, region: Region, floats: set[str], kind: int) -> None:
-    """Put a `Cast` where a float leaves the region, and where one that is not a cache enters it."""
+    """Put a `Cast` where a float tensor enters or leaves the region. Caches change their type instead."""
     outputs = {value.name for value in model.graph.output}
     nodes = list(enumerate(model.graph.node))
     read_outside = {name for index, node in nodes if index not in region.nodes for name in node.input}
@@ -209,7 +211,7 @@ def retyped(tensor: TensorProto, kind: int, name: str) -> TensorProto:
     """
     values = numpy_helper.to_array(tensor)
     if tensor.data_type == TensorProto.FLOAT:
-        values = np.where(values == LEAST, np.float32(MASK_VALUE), values)
+        values = np.where(values == LOWEST, np.float32(MASK_VALUE), values)
     with np.errstate(over="ignore"):
         small = values.astype(helper.tensor_dtype_to_np_dtype(kind))
     if not np.array_equal(np.isinf(small), np.isinf(values)):

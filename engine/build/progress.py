@@ -1,4 +1,7 @@
-"""How far a build is, from TensorRT's nested phases: every tenth once, never falling."""
+"""The progress of a TensorRT build in percent, computed from its nested phases.
+
+It never falls, and every multiple of ten is reported once.
+"""
 
 from __future__ import annotations
 
@@ -10,44 +13,44 @@ STEP = 10
 
 
 class Percent:
-    """Phases within phases, each of so many steps. `say` is called with 10, 20, ... as they are passed.
+    """Calls `report` with 10, 20, ... as nested phases of known numbers of steps complete.
 
-    TensorRT may call from several threads.
+    TensorRT may call the methods from several threads.
     """
 
-    def __init__(self, say: Callable[[int], None]) -> None:
-        self.say, self.said, self.lock = say, 0, Lock()
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self.report, self.reported, self.lock = report, 0, Lock()
         self.names: list[str] = []
         self.done: list[int] = []
         self.steps: list[int] = []
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         with self.lock:
-            self.leave(self.names.index(parent) + 1 if parent in self.names else 0)
+            self.end_from(self.names.index(parent) + 1 if parent in self.names else 0)
             self.names.append(name)
             self.done.append(0)
             self.steps.append(max(1, steps))
 
     def complete(self, name: str, step: int) -> None:
-        """A step of a phase is over; phases are known by name within their parents."""
+        """Note that a step of a phase is done. Phases that are open at one time have different names."""
         with self.lock:
             if name not in self.names:
                 return
             level = self.names.index(name)
-            self.leave(level + 1)
+            self.end_from(level + 1)
             self.done[level] = step + 1
             passed = int(100 * self.fraction()) // STEP * STEP
-            if passed > self.said:
-                self.said = passed
-                self.say(passed)
+            if passed > self.reported:
+                self.reported = passed
+                self.report(passed)
 
     def finish(self, name: str) -> None:
         with self.lock:
             if name in self.names:
-                self.leave(self.names.index(name))
+                self.end_from(self.names.index(name))
 
-    def leave(self, level: int) -> None:
-        """Forget the phases from this depth on."""
+    def end_from(self, level: int) -> None:
+        """End the phases from this depth on."""
         del self.names[level:], self.done[level:], self.steps[level:]
 
     def fraction(self) -> float:
@@ -58,11 +61,11 @@ class Percent:
         return found
 
 
-def make_monitor(trt: Any, say: Callable[[int], None]) -> Any:
-    """TensorRT's progress monitor around a `Percent`, None for a release without one."""
+def make_monitor(trt: Any, report: Callable[[int], None]) -> Any:
+    """A progress monitor for TensorRT that drives a `Percent`, or None for a release without monitors."""
     if not hasattr(trt, "IProgressMonitor"):
         return None
-    percent = Percent(say)
+    percent = Percent(report)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

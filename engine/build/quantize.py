@@ -1,17 +1,17 @@
-"""Weights of a stored graph in 8 or 4 bits: which matrix products change, and into which operator. No torch.
+"""Quantises the weights of matrix products to 8 or 4 bits. No torch.
 
-Three ways, since the graphs are bound by different things:
+There are three ways, because the graphs have different bottlenecks:
 
-- `blocks`: weights alone, a scale per block of inputs (`MatMulNBits`). The AR step reads every weight for one
-  position; it is as fast as memory is. Activations are rounded to 8 bits per row and block, so rows of a
-  batch do not see each other.
-- `dynamic`: weights with a scale per output, activations with one scale per call (`DynamicQuantizeMatMul`,
-  8-bit integer kernels). A NAR pass is bound by arithmetic. Rows of one call share a scale.
+- `blocks` is for the AR. Its step reads every weight for one position, so memory bandwidth limits it.
+  Weights have a scale per block of inputs (`MatMulNBits`). Activations are rounded to 8 bits per row and
+  block, so the rows of a batch do not influence each other.
+- `dynamic` is for the NAR, which arithmetic limits. Weights have a scale per output, and activations have one
+  scale per call (`DynamicQuantizeMatMul`, 8-bit integer kernels). Rows of one call share that scale.
+- `dequantised` is for TensorRT. It stores the weights in standard operators (`DequantizeLinear` before the
+  product).
 
-- `dequantised`: weights alone, in standard operators (`DequantizeLinear` before the product), for TensorRT.
-
-The first two take the bias that is added to a product along. Embeddings, norms, attention, biases and
-everything behind the logits stay float32; for the AR's caches see `caches`.
+The first two also take over a bias that is added to the product. Embeddings, norms, attention and everything
+after the logits stay in float32. For the KV caches of the AR see `kv_int8`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from valle2.engine.bundle.precisions import Method
 
 Weight = NDArray[np.float32]
 DOMAIN = "com.microsoft"
-INT8_PRODUCTS = 4  # `accuracy_level`: activations as int8, products in integers
+INT8_PRODUCTS = 4
+"""The `accuracy_level` of `MatMulNBits` that rounds activations to int8 and multiplies integers."""
 LEAST_SCALE = 1e-12
 
 
@@ -39,8 +40,10 @@ LEAST_SCALE = 1e-12
 class Product:
     """A matrix product with a constant weight.
 
-    weight: (K, N), transposed already where `Gemm` does it. output: what is made. bias: the name of what is
-    added to the product, (N,); empty, as an operator's input that is left out, for none.
+    Args:
+        node: the product. weight: (K, N) float32, transposed if `Gemm` transposes it.
+        output: name of the result, with the bias added if there is one.
+        bias: name of a vector (N,) that is added to the product, empty for none.
     """
 
     node: onnx.NodeProto
@@ -53,33 +56,33 @@ Replaced = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 
 
 def quantise(model: onnx.ModelProto, method: Method) -> int:
-    """Replace every matrix product that has a constant weight by the kind's, in place.
-
-    Returns:
-        How many were replaced.
-    """
-    count = replace_products(model, lambda found: contrib(found, method), biased=True)
+    """Replace every matrix product that has a constant weight, in place; returns how many there were."""
+    count = replace_products(model, lambda found: contrib_product(found, method), biased=True)
     if count and DOMAIN not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return count
 
 
 def store_weights(model: onnx.ModelProto, storage: Storage) -> int:
-    """Store the weight of every matrix product small, in place; returns how many."""
+    """Store the constant weight of every matrix product in a smaller type, in place; returns how many."""
     return replace_products(model, lambda found: dequantised(found, storage))
 
 
-def contrib(found: Product, method: Method) -> Replaced:
-    node, tensors = KINDS[method.kind](found, method)
+def contrib_product(found: Product, method: Method) -> Replaced:
+    node, tensors = PRODUCTS[method.kind](found, method)
     return [node], tensors
 
 
 def replace_products(
     model: onnx.ModelProto, replaced_by: Callable[[Product], Replaced], *, biased: bool = False
 ) -> int:
-    """Put other nodes and weights in place of every matrix product that has a constant weight.
+    """Replace every matrix product that has a constant weight by other nodes and weights.
 
-    biased: whether a bias that is added to a product goes into its place too.
+    Args:
+        replaced_by: makes them. biased: whether they also add the bias of the product.
+
+    Returns:
+        How many products there were.
     """
     weights = {w.name: w for w in model.graph.initializer}
     made = {p.node.output[0]: p for node in model.graph.node if (p := product(node, weights)) is not None}
@@ -103,7 +106,7 @@ def replace_products(
 def biases(
     model: onnx.ModelProto, made: dict[str, Product], weights: dict[str, onnx.TensorProto]
 ) -> dict[str, Product]:
-    """Products that only the addition of a constant vector (N,) reads: by their own outputs, with both."""
+    """By their old outputs, the products that are only read by an addition of a constant vector (N,)."""
     readers = Counter(name for node in model.graph.node for name in node.input)
     readers.update(value.name for value in model.graph.output)
     found = {}
@@ -118,7 +121,7 @@ def biases(
 
 
 def product(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> Product | None:
-    """The node as a product with a constant float32 matrix, or None."""
+    """The node as a product with a constant float32 matrix, None if it is anything else."""
     if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights:
         return None
     weight = weights[node.input[1]]
@@ -135,7 +138,7 @@ def product(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> Produ
 
 
 def block_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
-    """`MatMulNBits`: symmetric, codes around 2^(bits-1), a block's scale from its greatest entry."""
+    """`MatMulNBits`: codes around 2^(bits-1), and a scale per block from its entry of greatest size."""
     codes, scales = block_codes(found.weight, method.bits, method.block)
     name, (inputs, outputs) = found.output, found.weight.shape
     tensors = [tensor(codes, f"{name}_codes"), tensor(scales, f"{name}_scales")]
@@ -157,7 +160,7 @@ def block_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[
 def block_codes(weight: Weight, bits: int, block: int) -> tuple[NDArray[np.uint8], Weight]:
     """weight (K, N) -> codes (N, K / block, block * bits / 8) uint8, scales (N, K / block) float32.
 
-    The entry of greatest size becomes the lowest code, whose range is one step longer than the highest's.
+    The entry of greatest size becomes code 0, because there is one more code below the middle than above.
     """
     inputs, outputs = weight.shape
     padded = np.zeros((outputs, -(-inputs // block) * block), np.float32)
@@ -174,7 +177,7 @@ def block_codes(weight: Weight, bits: int, block: int) -> tuple[NDArray[np.uint8
 
 
 def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
-    """`DynamicQuantizeMatMul`: signed 8-bit weights, a scale per output."""
+    """`DynamicQuantizeMatMul`: signed 8-bit weights with a scale per output."""
     scales = unsaturated_scales(found.weight)
     codes = np.clip(np.rint(found.weight / scales), -127, 127).astype(np.int8)
     name = found.output
@@ -194,10 +197,11 @@ def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, lis
 
 
 def unsaturated_scales(weight: Weight) -> Weight:
-    """weight (K, N) -> scales (N,): two inputs that follow each other have codes that add up to at most 128.
+    """weight (K, N) -> scales (N,) float32, such that no processor saturates.
 
-    Processors without VNNI add the products of such a pair in 16 bits, which hold 255 times 128 and not twice
-    255 times 127: larger codes would be cut off there, silently, and give other logits than elsewhere.
+    The codes of two adjacent inputs add up to at most 128. Processors without VNNI add the products of such a
+    pair in 16 bits, which hold 255 * 128 but not 2 * 255 * 127. Larger codes would saturate there without
+    notice and give other logits than on other processors.
     """
     pairs = np.pad(weight, ((0, len(weight) % 2), (0, 0))).reshape(-1, 2, weight.shape[1])
     greatest = np.maximum(np.abs(weight).max(axis=0), np.abs(pairs.sum(axis=1)).max(axis=0))
@@ -206,7 +210,7 @@ def unsaturated_scales(weight: Weight) -> Weight:
 
 
 def dequantised(found: Product, storage: Storage) -> Replaced:
-    """`DequantizeLinear` of symmetric codes before the product, a scale per output or per block of inputs."""
+    """`DequantizeLinear` of symmetric codes, then the product; a scale per output or per block of inputs."""
     inputs = found.weight.shape[0]
     block = storage.block or inputs
     padded = np.pad(found.weight, ((0, -inputs % block), (0, 0)))
@@ -224,16 +228,16 @@ def dequantised(found: Product, storage: Storage) -> Replaced:
         tensor(scales if storage.block else scales[0], f"{name}_scales"),
     ]
     axes: dict[str, Any] = {"axis": 0, "block_size": storage.block} if storage.block else {"axis": 1}
-    small, whole_name = [entry.name for entry in tensors], f"{name}_weight"
+    names, weight_name = [entry.name for entry in tensors], f"{name}_weight"
     nodes = [
-        helper.make_node("DequantizeLinear", small, [whole_name], f"{name}_dequantised", **axes),
-        helper.make_node("MatMul", [found.node.input[0], whole_name], [name], f"{name}_product"),
+        helper.make_node("DequantizeLinear", names, [weight_name], f"{name}_dequantised", **axes),
+        helper.make_node("MatMul", [found.node.input[0], weight_name], [name], f"{name}_product"),
     ]
     return nodes, tensors
 
 
 Replace = Callable[[Product, Method], tuple[onnx.NodeProto, list[onnx.TensorProto]]]
-KINDS: dict[str, Replace] = {"blocks": block_product, "dynamic": dynamic_product}
+PRODUCTS: dict[str, Replace] = {"blocks": block_product, "dynamic": dynamic_product}
 
 
 def tensor(values: NDArray[np.generic], name: str) -> onnx.TensorProto:
@@ -241,7 +245,7 @@ def tensor(values: NDArray[np.generic], name: str) -> onnx.TensorProto:
 
 
 def drop_unused(model: onnx.ModelProto) -> None:
-    """Forget the weights that no node reads any more."""
+    """Remove the weights that no node reads."""
     read = {name for node in model.graph.node for name in node.input}
     read |= {value.name for value in model.graph.output}
     kept = [weight for weight in model.graph.initializer if weight.name in read]

@@ -1,7 +1,7 @@
-"""Bundle to TensorRT engines: convert, parse, audit, build and store each graph for each GPU. No torch.
+"""Builds TensorRT engines from a bundle: converts, parses, audits, builds and stores every graph. No torch.
 
-The graph is given its precision here (`precision`), its ranges come from the manifest (`profiles`), and no
-network is built that the `audit` refuses.
+`precision` converts a graph, `profiles` derives its ranges from the manifest, and `audit` refuses networks
+that would be wrong or slow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from valle2.engine.backends.trt.api import (
     parsed,
     target_named,
 )
-from valle2.engine.build.audit import Case, audit
+from valle2.engine.build.audit import AuditCase, audit
 from valle2.engine.build.precision import converted_spec, load_graph
 from valle2.engine.build.progress import make_monitor
 from valle2.engine.build.weight_formats import check_storage
@@ -45,13 +45,14 @@ from valle2.engine.errors import BackendError
 
 TIMING_CACHE = "timing-{version}.cache"
 FUSED_WIDTH = 16
+"""Fused attention kernels take head widths that are multiples of it."""
 MIB = 2**20
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is built from one bundle. workspace: MiB that a kernel may use, 0 without a limit."""
+    """What is built from one bundle. workspace: MiB that a kernel may use, 0 for no limit."""
 
     bundle: Path
     manifest: Manifest
@@ -72,18 +73,19 @@ def build_engine(
     workspace: int = 0,
     progress: Progress = lambda message: None,
 ) -> list[EngineRecord]:
-    """Build every graph of a bundle for every GPU; engines that are there and fit are kept.
+    """Build every graph of a bundle for every GPU. Engines that exist and fit are kept.
 
     Args:
-        bundle: the folder, with graphs in the portable or primitive lowering: TensorRT has no
-            `GroupQueryAttention`, and its caches have a fixed length.
-        target: "tensorrt" or "tensorrt-rtx". precision: of AR and NAR, see `precision.load_graph`; the codec
-            stays in float32. gpus: compute capabilities such as "sm89", this machine's GPU when empty.
-        limits: greatest batch and length. workspace: MiB that a kernel may use, 0 without a limit.
+        bundle: the folder. It needs the portable or the primitive lowering, because TensorRT has no
+            `GroupQueryAttention` and needs caches of a fixed length.
+        target: "tensorrt" or "tensorrt-rtx".
+        precision: of AR and NAR, see `precision.load_graph`. The codec stays in float32.
+        gpus: compute capabilities such as "sm89"; empty for the GPU of this machine.
+        limits: greatest batch and length. workspace: MiB that a kernel may use, 0 for no limit.
         progress: called with a line per engine.
 
     Returns:
-        A record per engine, whose files lie in `BUNDLE/engines/TARGET`.
+        A record per engine. The engine files lie in `BUNDLE/engines/TARGET`.
 
     Raises:
         BackendError: TensorRT is absent, the bundle or a GPU does not fit the target, or a graph is refused.
@@ -98,26 +100,32 @@ def build_engine(
 
 
 def check_gpus(target: str, gpus: tuple[str, ...]) -> tuple[str, ...]:
-    """The GPUs to build for, each one that the target can build for here."""
+    """The GPUs to build for.
+
+    Raises:
+        BackendError: the target cannot build for one of them on this machine.
+    """
     from valle2.engine.backends.trt.cuda import this_gpu
 
-    ahead = target_named(target).gpus
-    wrong = [gpu for gpu in gpus if gpu not in ahead]
-    if ahead and wrong:
+    offline = target_named(target).gpus
+    wrong = [gpu for gpu in gpus if gpu not in offline]
+    if offline and wrong:
         raise BackendError(
-            f"{target} does not build for {', '.join(wrong)}; expected some of {', '.join(ahead)}"
+            f"{target} does not build for {', '.join(wrong)}; expected some of {', '.join(offline)}"
         )
-    if ahead and gpus:
+    if offline and gpus:
         return gpus
     present = this_gpu()
     if present is None:
         advice = (
-            f"name the GPUs with --gpu ({', '.join(ahead)})" if ahead else "build on the device that runs it"
+            f"name the GPUs with --gpu ({', '.join(offline)})"
+            if offline
+            else "build on the device that runs it"
         )
         raise BackendError(f"no CUDA GPU was found here, and {target} builds for it; {advice}")
-    if ahead and present not in ahead:
+    if offline and present not in offline:
         raise BackendError(
-            f"{target} does not run on this GPU, {present}; it takes {', '.join(ahead)}. Name some with "
+            f"{target} does not run on this GPU, {present}; it takes {', '.join(offline)}. Name some with "
             "--gpu to build for another machine; here, load the bundle with engine 'ort' on device 'cuda'"
         )
     if gpus not in ((), (present,)):
@@ -128,7 +136,7 @@ def check_gpus(target: str, gpus: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def build_graph(trt: Any, plan: Plan, graph: str, progress: Progress) -> list[EngineRecord]:
-    """Build one graph for all GPUs: parse and audit once, build per GPU."""
+    """Build one graph for all GPUs. It is parsed and audited once."""
     ranges = tuple(profiles(plan.manifest, graph, plan.limits))
     precision = graph_precision(plan.manifest.graphs[graph], plan.precision)
     source, version = source_hash(plan.manifest, graph), str(trt.__version__)
@@ -143,24 +151,24 @@ def build_graph(trt: Any, plan: Plan, graph: str, progress: Progress) -> list[En
         return [record for record in kept if record]
     path = plan.bundle / plan.manifest.graphs[graph].file
     model = load_graph(path, plan.precision)
-    with tempfile.TemporaryDirectory() as aside:
-        converted = Path(aside) / path.name
+    with tempfile.TemporaryDirectory() as work:
+        converted = Path(work) / path.name
         onnx.save_model(model, str(converted), save_as_external_data=True, location=f"{path.stem}.weights")
-        plain = load_plain(converted)
+        reloaded = reload_graph(converted)
         with parsed(trt, converted) as network:
-            audit(Case(network, plain, graph, plan.manifest.lowering, precision))
-            decompose(network, precision)
+            audit(AuditCase(network, reloaded, graph, plan.manifest.lowering, precision))
+            allow_decomposition(network, precision)
             pairs = zip(kept, keys, strict=True)
-            return [old or build_one(network, plan, key, plain, progress) for old, key in pairs]
+            return [old or build_one(network, plan, key, reloaded, progress) for old, key in pairs]
 
 
-def load_plain(path: Path) -> onnx.ModelProto:
-    """The written graph again: `save_model` moves the weights of the one it is given out of it."""
+def reload_graph(path: Path) -> onnx.ModelProto:
+    """Read the written graph again, because `save_model` removed the weights of the one that it wrote."""
     return onnx.load(str(path))
 
 
-def decompose(network: Parsed, precision: str) -> None:
-    """Let attention become plain kernels where there is no fused one: float32 and odd head widths."""
+def allow_decomposition(network: Parsed, precision: str) -> None:
+    """Let TensorRT decompose attention where it has no fused kernel: in float32 and for odd head widths."""
     for layer in layers(network.network):
         if layer.type.name == "ATTENTION_INPUT":
             width = layer.get_input(0).shape[-1]
@@ -210,7 +218,7 @@ def store_timings(path: Path, config: Any) -> None:
 
 
 def configure(network: Parsed, plan: Plan, key: EngineKey, spec: GraphSpec) -> Any:
-    """TensorRT's builder settings: profiles, GPU, memory."""
+    """The settings of TensorRT's builder: profiles, GPU, memory."""
     trt = network.trt
     config = network.builder.create_builder_config()
     for profile in key.profiles:
@@ -219,14 +227,14 @@ def configure(network: Parsed, plan: Plan, key: EngineKey, spec: GraphSpec) -> A
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, key.gpu.upper()), 0)
     if key.precision == "fp32" and any(tensor.name == LOGITS for tensor in spec.outputs):
-        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is asked for to compare with the reference
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 serves to compare with the reference
     if plan.workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace * MIB)
     return config
 
 
 def make_profile(network: Parsed, profile: Profile, spec: GraphSpec) -> Any:
-    """TensorRT's form of a profile; inputs without a named axis need no range."""
+    """A profile as a TensorRT object. Inputs without a named axis need no range."""
     made = network.builder.create_optimization_profile()
     for tensor in spec.inputs:
         if any(isinstance(axis, str) for axis in tensor.axes):

@@ -1,4 +1,4 @@
-"""Weight-only precisions of TensorRT: what a matrix is stored in while the rest is float16."""
+"""Weight-only precisions of TensorRT: the types that store a matrix while the graph computes in float16."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from dataclasses import dataclass
 
 from valle2.engine.errors import BackendError
 
-HALF = 2
+HALF_BYTES = 2
 LOWERING = "portable"
+"""The lowering that weight-only precisions need."""
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
     """How the weight of a matrix product is stored behind a `DequantizeLinear`.
 
-    kind: ONNX's name of the type. bits: of it. top: the greatest code. block: inputs that share a scale,
-    0 for one scale per output. least_gpu: the least compute capability that has the type.
+    Args:
+        kind: name of the type in ONNX. bits: its size. top: its greatest code.
+        block: how many inputs share a scale, 0 for one scale per output.
+        least_gpu: the lowest compute capability that has the type, such as 89.
     """
 
     kind: str
@@ -30,32 +33,35 @@ STORAGES = {
     "int4": Storage("INT4", 4, 7, 32),
     "fp8": Storage("FLOAT8E4M3FN", 8, 448, 0, 89),
 }
-"""Per precision, what TensorRT's parser takes; found by building (docs/tensorrt.md)."""
+"""What TensorRT's parser takes in each precision, found by building (docs/tensorrt.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """Bytes of a number: in the weight of a matrix product with its share of the scales, and elsewhere."""
+    """Bytes of a number. product: in the weight of a matrix product, with its share of the scales."""
 
     product: float
     other: float
 
 
-WIDTHS = {"fp32": Width(4, 4), "fp16": Width(HALF, HALF), "bf16": Width(HALF, HALF)} | {
-    name: Width(s.bits / 8 + (HALF / s.block if s.block else 0), HALF) for name, s in STORAGES.items()
+HALF = Width(HALF_BYTES, HALF_BYTES)
+WIDTHS = {"fp32": Width(4, 4), "fp16": HALF, "bf16": HALF} | {
+    name: Width(storage.bits / 8 + (HALF_BYTES / storage.block if storage.block else 0), HALF_BYTES)
+    for name, storage in STORAGES.items()
 }
+"""The widths of every precision."""
 
 
 def compute_precision(precision: str) -> str:
-    """What is computed in: float16 where only the weights are smaller."""
+    """The precision that a graph computes in: float16 where only its weights are smaller."""
     return "fp16" if precision in STORAGES else precision
 
 
 def check_storage(precision: str, lowering: str, gpus: tuple[str, ...]) -> None:
-    """Refuse what a weight-only precision cannot be built for.
+    """Refuse a lowering or GPU that a weight-only precision cannot be built for.
 
     Raises:
-        BackendError: a GPU without the type, or the primitive lowering, whose operators are older than it.
+        BackendError: a GPU without the type, or a lowering whose operators are older than the type.
     """
     storage = STORAGES.get(precision)
     if storage is None:

@@ -1,1 +1,1 @@
-"""The folder that holds an exported model: its manifest, graphs and build records. Executes nothing."""
+"""The folder of an exported model: its manifest, graphs and builds. Reads and checks; executes nothing."""

@@ -1,8 +1,8 @@
-"""What an ONNX file makes ONNX Runtime read beside itself, and what it may not run, before it is opened.
+"""Refuses an ONNX file that would read other files of the machine, or run operators without a bound.
 
-A tensor may name any file of the machine as the place of its data, in the graph, in a subgraph, in a
-function or in a training graph. The walk follows protobuf's wire format through the messages that can hold a
-tensor. It looks only into those whose bytes contain a word that it searches for, which takes a millisecond.
+A tensor may name any file as the place of its data. Tensors lie in the graph, in subgraphs, in functions and
+in training graphs. The walk follows protobuf's wire format through every message that can hold a tensor. It
+enters only messages whose bytes contain a word that it searches for, so it takes about a millisecond.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import BackendError, Valle2Error
 
 LOCATION = b"location"
-"""The key of a file's name."""
+"""The key of the file name in a tensor's external data."""
 REFUSED = {
     b"EPContext": "loads a compiled engine, which is machine code",
     b"Loop": "repeats a part of itself without a bound",
     b"Scan": "repeats a part of itself without a bound",
     b"SequenceMap": "repeats a part of itself without a bound",
 }
-"""Operators that no graph of valle2 has, and what they do."""
+"""Operators that no graph of valle2 has, and why they are refused."""
 SHORTEST = min(map(len, (LOCATION, *REFUSED)))
 CHILDREN: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -37,26 +37,29 @@ CHILDREN: dict[str, dict[int, str]] = {
     "tensor": {13: "entry"},
     "entry": {},
 }
-"""Message -> field number -> the message in it, of onnx.proto."""
+"""From onnx.proto: message, field number, and the message that the field holds."""
 OPERATOR, KEY, VALUE = 4, 1, 2
 MAX_WORDS, MAX_FIELDS, MAX_DEPTH = 100_000, 300_000, 100
 MAX_FIELD_NUMBER = 2**29
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 SIZES = {FIXED64: 8, FIXED32: 4}
 GROUP = (3, 4)
-"""Begin and end of a part that protobuf passes over; no ONNX graph has one."""
+"""Wire types of the begin and end of a group, which protobuf skips. No ONNX graph has one."""
 Data = bytes | mmap.mmap
 
 
 class GroupError(ValueError):
-    """A file has a group."""
+    """The file has a group."""
 
 
 def check_graph_file(path: Path, names: Collection[str]) -> None:
-    """Refuse a graph that reads other files than those named, which lie beside it and have hashes.
+    """Refuse a graph that reads other files than those named.
+
+    Args:
+        names: files beside the graph whose hashes are known.
 
     Raises:
-        ValueError: it does, it has an operator of `REFUSED` or a function, or it is no ONNX graph.
+        ValueError: it reads another file, has an operator of `REFUSED` or a function, or is no ONNX graph.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -70,10 +73,10 @@ def check_graph_file(path: Path, names: Collection[str]) -> None:
 
 
 def refuse_functions(data: Data) -> None:
-    """Refuse functions: a few that call one another twice each are a graph of any size once they are put in.
+    """Refuse functions. A few that call one another twice each become a huge graph when they are inlined.
 
     Raises:
-        ValueError: the model has one, or has parts in which one may lie unseen.
+        ValueError: the model has a function, or so many parts that one may be hidden.
     """
     count = 0
     try:
@@ -86,14 +89,14 @@ def refuse_functions(data: Data) -> None:
     except GroupError:
         raise
     except ValueError:
-        return  # nor does ONNX Runtime read it
+        return  # ONNX Runtime does not read it either
     if count > MAX_FIELDS:
         raise ValueError(f"has more than {MAX_FIELDS} parts around its weights")
     raise ValueError("has functions of its own, which no graph of valle2 has")
 
 
 def locations(data: Data) -> set[str]:
-    """Every file that a graph names.
+    """Names of all files that a graph reads.
 
     Raises:
         ValueError: the file is damaged, or it has an operator of `REFUSED`.
@@ -120,13 +123,13 @@ def locations(data: Data) -> set[str]:
                 texts.append((number, data[first:last]))
             elif message == "node" and number == OPERATOR and (operator := data[first:last]) in REFUSED:
                 raise ValueError(f"{REFUSED[operator]} ({operator.decode()})")
-        if (KEY, LOCATION) in texts:  # of a field that is given twice the last counts, so all must be good
+        if (KEY, LOCATION) in texts:  # if a field is repeated, readers take the last, so all must be good
             found |= {text.decode("utf-8", "replace") for number, text in texts if number == VALUE}
     return found
 
 
 def occurrences(data: Data, word: bytes) -> Iterator[int]:
-    """Where a word begins."""
+    """Offsets at which a word begins."""
     place = data.find(word)
     for _ in range(MAX_WORDS):
         if place < 0:
@@ -137,10 +140,10 @@ def occurrences(data: Data, word: bytes) -> Iterator[int]:
 
 
 def fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, beginning and end of the content of every field; without content, three times 0.
+    """The number of every field, and the begin and end of its content; zeros for a field of fixed size.
 
     Raises:
-        ValueError: that is no message.
+        ValueError: the bytes are no message.
     """
     while start < end:
         tag, start = (data[start], start + 1) if data[start] < 128 else varint(data, start, end)
@@ -148,7 +151,7 @@ def fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         if not 0 < number < MAX_FIELD_NUMBER:
             raise ValueError("is damaged: no ONNX graph")
         if kind == BYTES:
-            short = start < end and data[start] < 128  # nearly all are, and a call costs more than all else
+            short = start < end and data[start] < 128  # nearly all sizes are short, and a call is slow
             size, start = (data[start], start + 1) if short else varint(data, start, end)
             if size > end - start:
                 raise ValueError("is cut off")
@@ -169,7 +172,7 @@ def fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int]]:
 
 
 def varint(data: Data, start: int, end: int) -> tuple[int, int]:
-    """A number of up to ten bytes, and where it ends."""
+    """A number of up to ten bytes, and the offset of its end."""
     value = 0
     for shift in range(0, 70, 7):
         if start >= end:
@@ -184,7 +187,11 @@ def varint(data: Data, start: int, end: int) -> tuple[int, int]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what onnx and its users raise over a graph that is not as expected into one sentence."""
+    """Turn any error that onnx raises about a graph into one sentence.
+
+    Raises:
+        BackendError: the block raised an error that is neither of valle2 nor of the operating system.
+    """
     try:
         yield
     except Valle2Error:
@@ -194,5 +201,5 @@ def readable(path: Path) -> Iterator[None]:
     except Exception as error:  # protobuf's, onnx's and numpy's errors share no base class
         reason = " ".join(str(error).split())[:120]
         raise BackendError(
-            f"{path} is not a graph that valle2 makes ({type(error).__name__}: {reason}); export it again"
+            f"{path} is not a graph that valle2 exports ({type(error).__name__}: {reason}); export it again"
         ) from None

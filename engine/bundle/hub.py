@@ -1,7 +1,7 @@
-"""Files of Hugging Face's hub: `owner/name`, `owner/name@revision`, `owner/name/file@revision`.
+"""Fetches files from the Hugging Face hub: `owner/name`, `owner/name@revision`, `owner/name/file@revision`.
 
-Downloads go to the hub's own cache, where other programs share them. A bundle is linked from there into a
-folder of plain files, because the cache keeps links that leave their folder. huggingface_hub is imported
+Downloads go to the hub's own cache, which other programs share. The cache holds links that leave their
+folder, so a bundle is hard-linked from there into a folder of plain files. huggingface_hub is imported only
 when something is fetched.
 """
 
@@ -35,12 +35,12 @@ REASONS: dict[str, str] = {
     "RemoteEntryNotFoundError": "has no file {file} on the hub; check its page",
     "HFValidationError": "is not a name on the hub; expected owner/name",
 }
-"""What an error of huggingface_hub means, by its class or a base of it; the first match wins."""
+"""What an error of huggingface_hub means, by the name of its class or of a base. The first match counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubId:
-    """A name on the hub. file: a file in the repository, empty for all of it."""
+    """A name on the hub. file: one file of the repository, empty for all of it."""
 
     repo: str
     revision: str = MAIN
@@ -52,14 +52,14 @@ class HubId:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file in the hub's cache and the commit that it belongs to."""
+    """A file in the hub's cache, and the commit that it belongs to."""
 
     path: Path
     commit: str
 
 
 def parse_id(text: str | Path) -> HubId | None:
-    """The name on the hub that a text is, or None."""
+    """The text as a name on the hub, None if it is not one."""
     name = text.as_posix() if isinstance(text, Path) else text
     found = ID.fullmatch(name) if len(name) <= MAX_ID else None
     if found is None:
@@ -68,13 +68,16 @@ def parse_id(text: str | Path) -> HubId | None:
 
 
 def fetch_bundle(name: HubId) -> Path:
-    """A bundle from the hub: its manifest, then the files that the manifest lists and no others.
+    """Fetch a bundle: its manifest, then the files that the manifest lists and no others.
+
+    Files that are already here are not fetched again.
 
     Returns:
-        The bundle's folder. What is there already is not fetched again.
+        The bundle's folder.
 
     Raises:
-        HubError: it cannot be had, its manifest is refused, or a file is not what the manifest says.
+        HubError: it cannot be fetched, its manifest is refused, or a file has another hash than its manifest
+            says.
     """
     if name.file:
         raise HubError(f"{name.repo}/{name.file} is a file; expected a bundle such as {name.repo}")
@@ -95,14 +98,14 @@ def fetch_bundle(name: HubId) -> Path:
     pinned = HubId(name.repo, listed.commit)
     for file in sorted(manifest.files):
         if not exists(folder / file):
-            place(fetch_file(pinned, file).path, folder / file, manifest.files[file], name)
+            link_file(fetch_file(pinned, file).path, folder / file, manifest.files[file], name)
     if not exists(folder / FILE_NAME):
-        place(listed.path, folder / FILE_NAME, "", name)
+        link_file(listed.path, folder / FILE_NAME, "", name)
     return folder
 
 
-def place(cached: Path, target: Path, digest: str, name: HubId) -> None:
-    """Link a cached file into the bundle once its hash is right. digest: empty for the manifest itself."""
+def link_file(cached: Path, target: Path, digest: str, name: HubId) -> None:
+    """Check the hash of a cached file and link it into the bundle. digest: empty for the manifest itself."""
     real = cached.resolve()
     if digest and sha256(real) != digest:
         cached.unlink()
@@ -121,10 +124,10 @@ def place(cached: Path, target: Path, digest: str, name: HubId) -> None:
 
 
 def fetch_file(name: HubId, file: str) -> Fetched:
-    """One file, from the cache if it is there; broken connections are resumed where they broke.
+    """Fetch one file, from the cache if it is there. A broken download continues where it stopped.
 
     Raises:
-        HubError: it cannot be had.
+        HubError: it cannot be fetched.
     """
     check_installed()
     import huggingface_hub.constants
@@ -135,10 +138,10 @@ def fetch_file(name: HubId, file: str) -> Fetched:
 
 
 def list_files(name: HubId) -> list[str]:
-    """Names of all files of a repository; without a connection, of those in the cache.
+    """Names of all files of a repository; offline, of those in the cache.
 
     Raises:
-        HubError: neither can be had.
+        HubError: the hub cannot be reached and the cache has none.
     """
     check_installed()
     import huggingface_hub.constants
@@ -159,7 +162,7 @@ def check_installed() -> None:
 
 @contextmanager
 def explained(name: HubId, file: str) -> Iterator[None]:
-    """Turn what goes wrong inside into one sentence."""
+    """Turn any error of the block into a HubError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -169,7 +172,7 @@ def explained(name: HubId, file: str) -> Iterator[None]:
 
 
 def reason(error: Exception, name: HubId, file: str) -> str:
-    """The end of a sentence that began with the model's name."""
+    """What an error means, as the end of a sentence that begins with the model's name."""
     bases = {base.__name__ for base in type(error).__mro__}
     for known, text in REASONS.items():
         if known in bases:
@@ -182,7 +185,7 @@ def reason(error: Exception, name: HubId, file: str) -> str:
     if getattr(error, "errno", None) == errno.ENOSPC:
         return f"does not fit on the disk ({file}); make room, or set HF_HOME to a folder with more"
     if isinstance(error, PermissionError):
-        return f"cannot be kept: {error.filename} is read-only; set HF_HOME to a folder of yours"
+        return f"cannot be stored: {error.filename} is read-only; set HF_HOME to a folder of yours"
     if bases & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "HTTPError", "ConnectionError"}:
         return (
             f"is not on this machine ({file}) and the hub cannot be reached; "

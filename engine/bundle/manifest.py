@@ -1,8 +1,7 @@
-"""What a model folder ("bundle") holds: reading, checking and writing `manifest.json`.
+"""Reads, checks and writes `manifest.json`, which says what the folder of a model (a "bundle") holds.
 
-It knows file names, hashes, tensor specifications and sizes; it never runs a graph and knows no speech. A
-bundle may come from a stranger. `parse_manifest` checks every entry once, against the tables of `schema` and
-`contract`; what has a `Manifest` may rely on it.
+A bundle may come from a stranger. `parse_manifest` checks every entry once against `schema` and `signatures`,
+and code that has a `Manifest` relies on it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from valle2.engine.bundle.schema import (
     check_text,
     entries,
     fault_of,
-    leaves,
+    leaves_bundle,
     one_of,
     whole,
     with_keys,
@@ -43,12 +42,12 @@ from valle2.engine.errors import BackendError, ManifestError
 FORMAT = 1
 FILE_NAME = "manifest.json"
 MAX_BYTES = 4 * 2**20
-"""Of a manifest. That of the embedded model has 25 kB."""
+"""Size of a manifest. That of the embedded model has 25 kB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Graphs of a bundle in another lowering than its first; the graphs that are not here serve both."""
+    """Graphs of a bundle in a further lowering. Graphs that are not here serve all lowerings."""
 
     cache_length: int
     graphs: dict[str, GraphSpec]
@@ -59,13 +58,15 @@ class Manifest:
     """The parsed manifest.
 
     Args:
-        name: what the bundle is called. sizes: the network's configuration. lowering: how attention is
-            written. cache_length: fixed cache slots, 0 where the graph takes any length.
+        name: of the bundle. sizes: of the network. lowering: how attention is written.
+        cache_length: positions of the KV cache, 0 if the graph takes any number.
         graphs: by name. codec: sample rate, hop and codebooks, empty without a codec.
-        text: the text front end's entry. sampling: default settings. provenance: source and licence.
-        parity: the greatest differences from eager PyTorch found at export. files: sha256 by path.
-        rules: what a relative of VALL-E 2 wants around its tokens (see `runtime.rules`), empty for VALL-E 2.
-        others: the graphs by further lowerings.
+        text: the entry of the text front end. sampling: default settings. provenance: source and licence.
+        parity: the greatest differences from eager PyTorch that the export found.
+        files: sha256 by path.
+        rules: the token layout of models related to VALL-E 2 (see `runtime.generation.token_layout`), empty
+            for VALL-E 2.
+        others: further lowerings by name.
     """
 
     name: str
@@ -83,7 +84,7 @@ class Manifest:
     others: dict[str, Variant] = field(default_factory=dict)
 
     def in_lowering(self, lowerings: Sequence[str], runner: str) -> Manifest:
-        """The manifest with the graphs of the first of these lowerings, its own if that is among them.
+        """The manifest with the graphs of one of these lowerings: its own if possible, else the first it has.
 
         Args:
             lowerings: those that the runner takes, best first. runner: what runs the graphs, for the message.
@@ -116,9 +117,9 @@ def read_manifest(folder: Path, *, check_hashes: bool = True) -> Manifest:
             files without one.
 
     Raises:
-        ManifestError: no bundle there, another format, an entry that is not as documented, a path that leaves
-            the folder, a missing file, a file that is not the one that was exported, or a graph that reads
-            files without a hash.
+        ManifestError: there is no bundle, it has another format, or an entry is not as documented. A file is
+            missing, lies outside the folder, or is not the one that was exported. A graph reads files without
+            a hash.
     """
     manifest = parse_manifest(read_text(folder), folder / FILE_NAME)
     rows = [manifest.graphs, *(other.graphs for other in manifest.others.values())]
@@ -137,7 +138,7 @@ def read_text(folder: Path) -> str:
     """The text of a bundle's manifest.
 
     Raises:
-        ManifestError: there is none, or it is no plain UTF-8 file of a bounded size inside the folder.
+        ManifestError: there is none, or it is not a plain UTF-8 file of a bounded size inside the folder.
     """
     path = folder / FILE_NAME
     try:
@@ -159,7 +160,7 @@ def reason_of(error: Exception) -> str:
 
 
 def parse_manifest(text: str | bytes, path: Path) -> Manifest:
-    """Turn JSON text into a Manifest, or say in one line what is wrong with it.
+    """Turn JSON text into a Manifest.
 
     Raises:
         ManifestError: see `read_manifest`.
@@ -179,7 +180,7 @@ def parse_manifest(text: str | bytes, path: Path) -> Manifest:
             f"{path} has format {shown(found)}; this valle2 reads format {FORMAT}: "
             "upgrade valle2 or export the bundle again"
         )
-    values = {"rules": {}, "others": {}} | values  # bundles of valle2 0.1 have none
+    values = {"rules": {}, "others": {}} | values  # bundles of valle2 0.1 lack them
     expected = {entry.name for entry in fields(Manifest)}
     if set(values) != expected:
         raise ManifestError(
@@ -187,7 +188,7 @@ def parse_manifest(text: str | bytes, path: Path) -> Manifest:
         )
     try:
         check_names(values["files"], path)
-        return checked(values)
+        return check_entries(values)
     except ManifestError:
         raise
     except ValueError as error:
@@ -195,15 +196,15 @@ def parse_manifest(text: str | bytes, path: Path) -> Manifest:
 
 
 def check_names(files: object, path: Path) -> None:
-    """Refuse a list of files with a name that leads anywhere but to a plain file of the bundle."""
+    """Refuse a list of files with a name that is not a plain file of the bundle."""
     for name in check_digests("files", files):
         fault = "is the manifest itself" if name == FILE_NAME else fault_of(name)
         if fault:
             raise ManifestError(f"{path} lists {shown(name)}, which {fault}; do not use this bundle")
 
 
-def checked(values: dict[str, Any]) -> Manifest:
-    """The manifest of parsed entries; a ValueError says what is wrong with one."""
+def check_entries(values: dict[str, Any]) -> Manifest:
+    """Check parsed entries; a ValueError says what is wrong with one."""
     sizes = check_sizes(values["sizes"])
     lowering = one_of("lowering", values["lowering"], LOWERINGS)
     cache_length = whole("cache_length", values["cache_length"], CACHE_LENGTH)
@@ -241,10 +242,10 @@ def parse_variant(name: str, value: object) -> Variant:
 
 
 def check_file(folder: Path, name: str, digest: str | None, check_hash: bool) -> None:
-    """Check one listed file: inside the folder, there, and unchanged."""
+    """Check one listed file: it lies in the folder and is unchanged."""
     try:
         target = (folder / name).resolve()
-        outside = leaves(name) or not target.is_relative_to(folder.resolve())
+        outside = leaves_bundle(name) or not target.is_relative_to(folder.resolve())
         there = target.is_file()
     except (OSError, RuntimeError, ValueError) as error:
         raise ManifestError(f"{folder} lists {shown(name)}: {reason_of(error)}; export it again") from None
@@ -282,10 +283,11 @@ def hash_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, st
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` aside, then put it in place.
+    """Write `manifest.json`, whole or not at all.
 
     Raises:
-        ManifestError: it could not be read again; nothing is written.
+        ManifestError: `read_manifest` would refuse it; nothing is written.
+        OSError: it cannot be written.
     """
     text = manifest.to_json()
     parse_manifest(text, folder / FILE_NAME)

@@ -96,7 +96,7 @@ def graph_folder(bundle: Path, precision: str, lowering: str) -> Path:
     return build_folder(bundle, f"ort-{precision}" + (f"-{lowering}" if lowering != FUSED else ""))
 
 
-def takes(precision: str, lowering: str) -> bool:
+def can_be_built(precision: str, lowering: str) -> bool:
     """Can a lowering be built in a precision? Only operators of ONNX Runtime read quantised weights."""
     return lowering == FUSED or set(METHODS[precision].values()) == {HALF}
 

@@ -1,7 +1,7 @@
-"""Optimisation profiles: the ranges of sizes that one engine is built for, derived from the manifest.
+"""Optimisation profiles: the ranges of sizes that a TensorRT engine is built for, from the manifest.
 
-A profile gives every named axis of a graph its least, likeliest and greatest size. Kernels are chosen per
-profile while the weights are shared, so prefill, single steps and batched steps each get their own.
+A profile gives the least, usual and greatest size of every named axis of a graph. TensorRT chooses kernels
+for each profile and shares the weights. So prefill, single steps and batched steps have their own profiles.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from valle2.engine.bundle.specs import GraphSpec
 from valle2.engine.errors import BackendError
 
 PREFILL_CHUNK = 64
-"""Positions that the runtime prefills between two steps; docs/architecture.md has the reason."""
-FIRST_BUCKET = 256
-BUCKET_GROWTH = 4
+"""Positions that the runtime prefills between two steps (docs/architecture.md)."""
+FIRST_BUCKET, BUCKET_GROWTH = 256, 4
+"""End of the first range of lengths, and the factor from one range to the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Least, likeliest and greatest size of an axis."""
+    """Least, usual and greatest size of an axis. TensorRT chooses kernels for the usual one."""
 
     low: int
     usual: int
@@ -38,10 +38,10 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an engine must take at the most.
+    """The greatest batch and length of an engine.
 
     Args:
-        max_batch: rows. max_frames: frames of prompt and target together; 0 takes the model's own limit.
+        max_batch: rows. max_frames: frames of prompt and speech together, 0 for the model's own limit.
     """
 
     max_batch: int = 1
@@ -62,18 +62,18 @@ class Profile:
     axes: Mapping[str, Range]
 
     def shapes(self, axes: tuple[int | str, ...]) -> tuple[tuple[int, ...], ...]:
-        """The least, likeliest and greatest shape of an input with these axes."""
+        """The least, usual and greatest shape of an input with these axes."""
         ranges = [Range(a, a, a) if isinstance(a, int) else self.axes[a] for a in axes]
         return tuple(tuple(getattr(r, part) for r in ranges) for part in ("low", "usual", "high"))
 
 
 def upto(high: int, usual: int | None = None, low: int = 1) -> Range:
-    """A range whose likeliest size is its greatest unless given; kept in order for small limits."""
+    """A range up to `high`. usual: by default `high`; it is moved into the range if it lies outside."""
     return Range(low, max(low, min(usual or high, high)), high)
 
 
 def buckets(high: int) -> list[Range]:
-    """Lengths 1..high in a few ranges, each built for its upper end."""
+    """Lengths 1..high in a few ranges, whose usual size is their upper end."""
     bounds = [FIRST_BUCKET]
     while bounds[-1] < high:
         bounds.append(bounds[-1] * BUCKET_GROWTH)
@@ -82,27 +82,27 @@ def buckets(high: int) -> list[Range]:
 
 
 def positions(manifest: Manifest, frames: int) -> int:
-    """Cache positions of a row: text, `<bos>` and groups, at most those that the graph fixes."""
+    """Positions of a row's cache: text, `<bos>` and groups, within the length that the graph fixes."""
     longest = manifest.sizes["max_text"] + 1 + frames // manifest.sizes["group_size"]
     return min(longest, manifest.cache_length or longest)
 
 
 def whole_text(manifest: Manifest) -> bool:
-    """Must all of a row's text come in one call? So it is assumed of relatives whose bundle does not say."""
+    """Must one call hold all text of a row? For related models it must, unless their bundle says no."""
     return bool(manifest.rules.get("whole_text", "family" in manifest.rules))
 
 
 def longest_prefill(manifest: Manifest, frames: int) -> int:
-    """Most positions that the decoder prefills in one call."""
+    """The most positions that the AR prefills in one call."""
     chunk = max(PREFILL_CHUNK, manifest.sizes["max_text"]) if whole_text(manifest) else PREFILL_CHUNK
     return min(chunk, positions(manifest, frames))
 
 
 def ar_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile]:
-    """One row's step, a batch's step, and prefill: together every call that the decoder makes.
+    """The step of one row, the step of a batch, and prefill. These are all the calls of the AR.
 
-    No profile fixes all its sizes: TensorRT-RTX would keep a second copy of every weight for it, in the
-    layout of a matrix-vector product (full size: 643 MB instead of 337).
+    No profile fixes all of its sizes. For such a profile TensorRT-RTX keeps a second copy of every weight in
+    the layout of a matrix-vector product (at full size 643 MB instead of 337).
     """
     groups = frames // manifest.sizes["group_size"]
     shared = {"draws": upto(groups), "slots": upto(MAX_WINDOW)}
@@ -115,14 +115,14 @@ def ar_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile
 
 
 def nar_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile]:
-    """Length buckets over prompt and target frames."""
+    """Ranges of lengths over the frames of prompt and speech."""
     longest = manifest.sizes["max_text"]
     fixed = {"batch": upto(limits.max_batch, 1), "tokens": upto(longest, longest // 4)}
     return [Profile(f"frames_{bucket.high}", {"frames": bucket, **fixed}) for bucket in buckets(frames)]
 
 
 def encoder_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile]:
-    """Length buckets over samples, whole frames each."""
+    """Ranges of lengths over samples, in whole frames."""
     hop = manifest.codec["hop"]
     spans = [Range(b.low * hop, b.usual * hop, b.high * hop) for b in buckets(frames)]
     batch = upto(limits.max_batch, 1)
@@ -130,7 +130,7 @@ def encoder_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Pr
 
 
 def decoder_profiles(manifest: Manifest, limits: Limits, frames: int) -> list[Profile]:
-    """Length buckets over frames."""
+    """Ranges of lengths over frames."""
     batch = upto(limits.max_batch, 1)
     return [Profile(f"frames_{b.high}", {"batch": batch, "frames": b}) for b in buckets(frames)]
 
@@ -148,18 +148,18 @@ def profiles(manifest: Manifest, graph: str, limits: Limits) -> list[Profile]:
     """The profiles of a graph.
 
     Raises:
-        BackendError: the manifest has a graph or an axis that no profile is known for, or the limits are
-            beyond the model.
+        BackendError: no profile is known for the graph or one of its axes, or the limits are beyond the
+            model's.
     """
-    found = listed(manifest, graph, limits)
+    found = unchecked_profiles(manifest, graph, limits)
     unknown = sorted(named_axes(manifest.graphs[graph]) - set(found[0].axes))
     if unknown:
         raise BackendError(f"graph {graph} has axes {unknown} without a range; export it with this valle2")
     return found
 
 
-def listed(manifest: Manifest, graph: str, limits: Limits) -> list[Profile]:
-    """The table's profiles of a graph, before its axes are looked at."""
+def unchecked_profiles(manifest: Manifest, graph: str, limits: Limits) -> list[Profile]:
+    """The profiles of a graph, whose axes are not checked."""
     most = manifest.sizes["max_frames"]
     if limits.max_frames > most:
         raise BackendError(f"max frames is {limits.max_frames}; expected at most the model's {most}")
@@ -171,8 +171,8 @@ def listed(manifest: Manifest, graph: str, limits: Limits) -> list[Profile]:
 
 
 def largest_sizes(manifest: Manifest, graph: str, limits: Limits) -> dict[str, int]:
-    """The greatest size of every named axis, that of a cache without a fixed length among them."""
-    ranges = listed(manifest, graph, limits)[-1].axes
+    """The greatest size of every named axis, including a cache without a fixed length."""
+    ranges = unchecked_profiles(manifest, graph, limits)[-1].axes
     cache = positions(manifest, limits.max_frames or manifest.sizes["max_frames"])
     return {"cache": cache} | {axis: found.high for axis, found in ranges.items()}
 

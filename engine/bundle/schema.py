@@ -1,7 +1,7 @@
 """What the entries of a manifest and of a build's record may be: names, types and ranges, as tables.
 
-The limits lie far above any published model (16 layers, width 1024, 8192 positions) and far below what would
-exhaust a machine. Every check raises ValueError with what was found and what was expected.
+The limits are far above any published model (16 layers, width 1024, 8192 positions) and far below what would
+exhaust a machine. Every check returns the value, or raises ValueError with the value and what was expected.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ REQUIRED_SIZES = tuple(SIZES)[:8]
 GROUP_SIZES = (1, 2, 4, 8)
 CACHE_LENGTH = (0, 2**17)
 MAX_CACHE = 2**30
-"""Numbers that one row may keep in all its caches; a row of the largest published model keeps 2**28."""
+"""Numbers in all KV caches of one row. A row of the largest published model has 2**28."""
 
 CODEC: dict[str, Range] = {
     "sample_rate": (4000, 192_000),
@@ -64,7 +64,7 @@ SAMPLING: dict[str, tuple[float, float]] = {
     "max_frames": (0, MAX_SPOKEN),
 }
 WHOLE = ("window", "seed", "candidates", "max_frames")
-"""Those of `SAMPLING` that are whole numbers."""
+"""The settings of `SAMPLING` that are whole numbers."""
 
 MAX_FILES, MAX_NAME, MAX_PART, MAX_DEPTH = 4096, 255, 200, 8
 GRAPH_SUFFIX = ".onnx"
@@ -74,10 +74,10 @@ MAX_TENSORS, MAX_RANK, MAX_AXIS = 1024, 8, 2**24
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_. -]{0,63}")
 TENSOR = re.compile(r"[A-Za-z_][A-Za-z0-9_.:/-]{0,127}")
 AXIS = re.compile(r"[A-Za-z0-9_ .,()*/+<>=-]{1,128}")
-"""A name, or what the exporter derived from names: "batch", "320*s53", "(s96//320)"."""
+"""A name, or an expression of the exporter: "batch", "320*s53", "(s96//320)"."""
 HASH = re.compile(r"[0-9a-f]{64}")
 CONTROLS = re.compile(r"[^\t\n\x20-\x7e\xa0-\u200d\u2010-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]")
-"""Characters that move a terminal's cursor, turn its text around, or are none at all."""
+"""Characters that control a terminal or reverse its text, and code points that are no characters."""
 
 
 def whole(what: str, value: object, limits: Range) -> int:
@@ -110,28 +110,28 @@ def one_of(what: str, value: object, known: Iterable[str]) -> str:
 
 
 def words(what: str, value: object, most: int) -> str:
-    """Text for people: not too long, and nothing in it that a terminal obeys."""
+    """Text for people: of at most this many characters, without control characters."""
     if not isinstance(value, str) or len(value) > most or CONTROLS.search(value):
         raise ValueError(f"{what} is {shown(value)}; expected at most {most} characters of plain text")
     return value
 
 
 def matching(what: str, value: object, pattern: re.Pattern[str]) -> str:
-    """A name of a fixed form."""
+    """A string that a pattern matches."""
     if not isinstance(value, str) or not pattern.fullmatch(value):
         raise ValueError(f"{what} is {shown(value)}; expected a name like {pattern.pattern}")
     return value
 
 
 def listed(what: str, value: object, most: int) -> list[Any]:
-    """A list that is not too long."""
+    """A list of at most this many entries."""
     if not isinstance(value, list) or len(value) > most:
         raise ValueError(f"{what} is {shown(value)}; expected a list of at most {most}")
     return value
 
 
 def entries(what: str, value: object, most: int = 64) -> dict[str, Any]:
-    """An object with plain keys."""
+    """An object of at most this many entries, whose keys are plain names."""
     if not isinstance(value, dict) or len(value) > most:
         raise ValueError(f"{what} is {shown(value)}; expected at most {most} named entries")
     for key in value:
@@ -140,7 +140,7 @@ def entries(what: str, value: object, most: int = 64) -> dict[str, Any]:
 
 
 def with_keys(what: str, value: object, known: Iterable[str], required: Iterable[str]) -> dict[str, Any]:
-    """An object with all of the required keys and none that is unknown."""
+    """An object with all required keys and no unknown one."""
     found = entries(what, value)
     missing, unknown = sorted(set(required) - set(found)), sorted(set(found) - set(known))
     if missing or unknown:
@@ -166,12 +166,12 @@ def check_sizes(value: object) -> dict[str, int]:
 
 
 def head_width(sizes: Mapping[str, int]) -> int:
-    """Numbers that a head of the AR keeps of a position, of its key or its value."""
+    """Numbers in the key, or in the value, of one position in one head of the AR."""
     return sizes.get("head_width") or sizes["d_model"] // sizes["heads"]
 
 
 def check_codec(value: object) -> dict[str, int]:
-    """The codec's sizes; empty without a codec."""
+    """The sizes of the codec; empty without one."""
     found = with_keys("codec", value, CODEC, REQUIRED_CODEC if value else ())
     for name, size in found.items():
         whole(f"codec.{name}", size, CODEC[name])
@@ -208,7 +208,7 @@ def check_provenance(value: object) -> dict[str, str]:
 
 
 def check_parity(value: object) -> dict[str, float]:
-    """Differences found at export."""
+    """Differences that the export found."""
     found = entries("parity", value)
     for name, gap in found.items():
         real(f"parity.{name}", gap, 0.0, 1e6)
@@ -221,7 +221,7 @@ def ids(what: str, value: object) -> list[int]:
 
 
 def counted(high: int) -> Callable[[str, object], int]:
-    """The check of a number from 0 on."""
+    """A check for whole numbers from 0 to `high`."""
     return lambda what, value: whole(what, value, (0, high))
 
 
@@ -243,7 +243,7 @@ RULES: dict[str, Callable[[str, object], object]] = {
 
 
 def check_rules(value: object) -> dict[str, Any]:
-    """What a relative of VALL-E 2 wants around its tokens; see `runtime.rules`."""
+    """The token layout of a model related to VALL-E 2; see `runtime.generation.token_layout`."""
     found = with_keys("rules", value, RULES, ())
     for name, rule in found.items():
         RULES[name](f"rules.{name}", rule)
@@ -253,15 +253,15 @@ def check_rules(value: object) -> dict[str, Any]:
 # -- files ------------------------------------------------------------------------------------------
 
 
-def leaves(name: str) -> bool:
-    """Does a listed name lead out of its bundle?"""
+def leaves_bundle(name: str) -> bool:
+    """Does a name lead out of its bundle?"""
     inner = PurePosixPath(name)
     return inner.is_absolute() or ".." in inner.parts
 
 
 def fault_of(name: str) -> str:
-    """What is wrong with a listed name, as the end of a sentence; empty for a good one."""
-    if leaves(name):
+    """What is wrong with the name of a file, as the end of a sentence; empty if nothing is."""
+    if leaves_bundle(name):
         return "leaves the bundle"
     parts = name.split("/")
     plain = name.isprintable() and not any(mark in name for mark in '\\:*?"<>|')
@@ -272,12 +272,12 @@ def fault_of(name: str) -> str:
 
 
 def plain_part(part: str) -> bool:
-    """Is that a file name on every system?"""
+    """Is this a file name on every system?"""
     return bool(part) and len(part.encode()) <= MAX_PART and part[-1] not in ". " and part[0] != " "
 
 
 def check_digests(what: str, value: object) -> dict[str, str]:
-    """Hashes by file name. The names are not looked at."""
+    """Hashes by file name. The names are not checked."""
     if not isinstance(value, dict) or len(value) > MAX_FILES:
         raise ValueError(f"{what} is {shown(value)}; expected at most {MAX_FILES} names with their sha256")
     for name, digest in value.items():
@@ -287,7 +287,7 @@ def check_digests(what: str, value: object) -> dict[str, str]:
 
 
 def check_graph_name(what: str, name: object) -> str:
-    """A graph's file lies in the bundle's own folder. Another suffix would mean another parser."""
+    """The file of a graph: in the bundle's own folder, and with the suffix that selects the ONNX parser."""
     if not isinstance(name, str) or fault_of(name) or "/" in name or not name.endswith(GRAPH_SUFFIX):
         raise ValueError(f"{what} is {shown(name)}; expected a plain file name that ends in {GRAPH_SUFFIX}")
     return name

@@ -1,6 +1,6 @@
-"""The tensors of the graphs that code relies on: names, types and axes, from the manifest's sizes.
+"""The tensors that each graph must have: their names, types and axes, from the manifest's sizes.
 
-A manifest that lists other tensors is refused when it is read, so that what uses a graph may index them.
+A manifest that lists other tensors is refused when it is read, so code may index tensors by these names.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from valle2.engine.bundle.untrusted import shown
 
 MAX_STATES, MAX_STATE = 64, 2**24
 INT, FLOAT, BOOL = ("int64",), ("float32",), ("bool",)
-KEPT = ("float32", "float16", "int8")
-"""How a number in a cache is stored."""
+CACHE_TYPES = ("float32", "float16", "int8")
+"""The types of numbers in a KV cache."""
 
 Axes = tuple[int | str | None, ...]
 Tensor = tuple[tuple[str, ...], Axes]
-"""Types, and axes: a number is fixed, a name stands for any dynamic axis, None is not looked at."""
+"""Types, and axes: a number is a fixed size, a name is any dynamic axis, None is not checked."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Tensors of one graph. Inputs are exactly these; there may be more outputs."""
+class Signature:
+    """The tensors of one graph. It has exactly these inputs, and may have more outputs."""
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
 
 
 def check_graphs(graphs: Mapping[str, GraphSpec], sizes: Mapping[str, int], cache_length: int) -> None:
-    """Compare the graphs of one lowering with what the code relies on.
+    """Compare the graphs of one lowering with their signatures.
 
     Raises:
         ValueError: a graph is missing or unknown, or a tensor of one is.
@@ -61,14 +61,14 @@ def check_graphs(graphs: Mapping[str, GraphSpec], sizes: Mapping[str, int], cach
 
 
 def check_graph(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_length: int) -> None:
-    """Compare one graph with what the code relies on.
+    """Compare one graph with its signature.
 
     Raises:
-        ValueError: it is unknown, or one of its tensors is missing, unknown, or of another type or shape.
+        ValueError: the graph is unknown, or a tensor is missing, unknown, or of another type or shape.
     """
     if name not in GRAPHS or spec.graph != name:
         raise ValueError(f"graph {shown(name)} of {shown(spec.file)}; expected one of {', '.join(GRAPHS)}")
-    wanted = wanted_of(name, spec, sizes, cache_length)
+    wanted = signature_of(name, spec, sizes, cache_length)
     known = {tensor.name for tensor in spec.inputs}
     if known != set(wanted.inputs):
         raise ValueError(f"{name} has other inputs: {shown(sorted(known ^ set(wanted.inputs)))}")
@@ -90,39 +90,39 @@ def check_graph(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_leng
 
 def check_tensor(what: str, tensor: TensorSpec, dtypes: tuple[str, ...], axes: Axes) -> None:
     """Compare one tensor."""
-    fits = len(tensor.axes) == len(axes) and all(map(fitting, tensor.axes, axes))
+    fits = len(tensor.axes) == len(axes) and all(map(axis_matches, tensor.axes, axes))
     if tensor.dtype not in dtypes or not fits:
         raise ValueError(
             f"{what} is {tensor.dtype} {shown(tensor.axes)}; expected {' or '.join(dtypes)} {axes}"
         )
 
 
-def fitting(found: int | str, wanted: int | str | None) -> bool:
-    """Is an axis as wanted?"""
+def axis_matches(found: int | str, wanted: int | str | None) -> bool:
+    """Does an axis match?"""
     return wanted is None or (found == wanted if isinstance(wanted, int) else isinstance(found, str))
 
 
-def wanted_of(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_length: int) -> Wanted:
-    """The tensors of a graph."""
+def signature_of(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_length: int) -> Signature:
+    """The signature of a graph."""
     if name == AR:
         return ar_tensors(sizes, cache_length)
     if name == NAR:
         return nar_tensors(sizes.get("codebooks", CODEBOOKS))
     audio, codes = (FLOAT, ("batch", "samples")), (INT, ("batch", "frames", CODEBOOKS))
     if name == ENCODER:
-        return Wanted({"audio": audio}, {"codes": (INT, (None, None, None))})
+        return Signature({"audio": audio}, {"codes": (INT, (None, None, None))})
     made: dict[str, Tensor] = {"audio": (FLOAT, (None, None))}
     if name == DECODER:
-        return Wanted({"codes": codes}, made)
+        return Signature({"codes": codes}, made)
     states = stream_states(spec)
     inputs: dict[str, Tensor] = {"codes": codes, "started": (BOOL, ())}
-    return Wanted(
+    return Signature(
         inputs | states, made | {f"{state}{OUT_SUFFIX}": tensor for state, tensor in states.items()}
     )
 
 
-def ar_tensors(sizes: Mapping[str, int], cache_length: int) -> Wanted:
-    """The AR: see docs/bundle-format.md.
+def ar_tensors(sizes: Mapping[str, int], cache_length: int) -> Signature:
+    """The signature of the AR (docs/bundle-format.md).
 
     Raises:
         ValueError: its caches are larger than any machine's memory.
@@ -160,13 +160,13 @@ def ar_tensors(sizes: Mapping[str, int], cache_length: int) -> Wanted:
     }
     slots = cache_length or "cache"
     for name in parts:
-        inputs[name] = (KEPT, ("batch", heads, slots, width))
-        outputs[f"{name}{OUT_SUFFIX}"] = (KEPT, (None, None, None, None))
-    return Wanted(inputs, outputs)
+        inputs[name] = (CACHE_TYPES, ("batch", heads, slots, width))
+        outputs[f"{name}{OUT_SUFFIX}"] = (CACHE_TYPES, (None, None, None, None))
+    return Signature(inputs, outputs)
 
 
-def nar_tensors(codebooks: int) -> Wanted:
-    """The NAR: see docs/bundle-format.md."""
+def nar_tensors(codebooks: int) -> Signature:
+    """The signature of the NAR (docs/bundle-format.md)."""
     row: Axes = ("batch",)
     inputs: dict[str, Tensor] = {
         "text": (INT, ("batch", "tokens")),
@@ -177,11 +177,15 @@ def nar_tensors(codebooks: int) -> Wanted:
         "stage": (INT, ()),
     }
     logits: Tensor = (("float32", "float16"), (None, None, None))
-    return Wanted(inputs, {"codes_out": (INT, (None, None)), LOGITS: logits})
+    return Signature(inputs, {"codes_out": (INT, (None, None)), LOGITS: logits})
 
 
 def stream_states(spec: GraphSpec) -> dict[str, Tensor]:
-    """What a decoder hands on from chunk to chunk: any number of tensors, which must not be huge."""
+    """The states that a decoder carries from chunk to chunk.
+
+    Raises:
+        ValueError: there are too many, or one is too large.
+    """
     states = [tensor for tensor in spec.inputs if tensor.name.startswith(STATE_PREFIX)]
     if len(states) > MAX_STATES:
         raise ValueError(f"{spec.file} has {len(states)} states; expected at most {MAX_STATES}")

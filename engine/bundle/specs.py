@@ -1,4 +1,4 @@
-"""A graph's file and its tensors, as a manifest and a build's record list them."""
+"""The file and the tensors of a graph, as a manifest or a build's record lists them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class GraphSpec:
 
     @property
     def graph(self) -> str:
-        """Its name: "ar" of `ar.onnx`, and of `ar-portable.onnx`, the same in another lowering."""
+        """Its name: "ar" for `ar.onnx`, and for `ar-portable.onnx`, the same graph in another lowering."""
         return PurePosixPath(self.file).stem.partition("-")[0]
 
 
@@ -60,7 +60,7 @@ def parse_graph(value: object) -> GraphSpec:
 
 
 def parse_tensors(what: str, value: object) -> tuple[TensorSpec, ...]:
-    """Tensors of different names."""
+    """A list of tensors with different names."""
     found = tuple(parse_tensor(what, tensor) for tensor in listed(what, value, MAX_TENSORS))
     if len({tensor.name for tensor in found}) < len(found):
         raise ValueError(f"{what} have the same name twice")
@@ -78,7 +78,7 @@ def parse_tensor(what: str, value: object) -> TensorSpec:
 
 
 def parse_axis(name: str, value: object) -> int | str:
-    """A size, 0 where an output's is not known, or a name."""
+    """A size, 0 for an unknown one of an output, or a name."""
     if isinstance(value, str):
         return matching(f"an axis of {name}", value, AXIS)
     return whole(f"an axis of {name}", value, (0, MAX_AXIS))

@@ -1,6 +1,6 @@
-"""Reading what strangers wrote: a bounded number of bytes, and JSON that says one thing only.
+"""Reads files that strangers wrote: a bounded number of bytes, and JSON that every reader understands alike.
 
-Everything here raises OSError or ValueError with a short reason; the caller adds the file and the remedy.
+Functions raise OSError or ValueError with a short reason. The caller adds the file and what to do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MAX_VALUES = 200_000
-"""Values in a JSON text. Small values take a hundred times their text in memory."""
+"""Values in a JSON text. In memory, a small value takes a hundred times the size of its text."""
 MAX_DIGITS = 32
 SHOWN = reprlib.Repr()
 SHOWN.maxstring = SHOWN.maxother = 60
@@ -30,7 +30,7 @@ def shown(value: object) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Is anything there? Nothing is at a path that the system does not take."""
+    """Does the path exist? False for a path that the system does not take."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -38,7 +38,7 @@ def exists(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Is a plain file there? None is at a path that the system does not take."""
+    """Is it a plain file? False for a path that the system does not take."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -46,7 +46,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Is a folder there? None is at a path that the system does not take."""
+    """Is it a folder? False for a path that the system does not take."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -57,7 +57,8 @@ def read_bounded(path: Path, most: int) -> bytes:
     """All bytes of a plain file.
 
     Raises:
-        OSError: it cannot be read, is no plain file (opening a pipe would wait), or is larger than `most`.
+        OSError: it cannot be read, is not a plain file (opening a pipe would wait), or has more than `most`
+            bytes.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
@@ -74,11 +75,11 @@ def parse_json(data: bytes, values: int = MAX_VALUES) -> Any:
     """The value of a JSON text.
 
     Args:
-        values: how many values it may hold.
+        values: the most values that it may hold.
 
     Raises:
-        ValueError: not UTF-8 or not JSON; too many values, nested too deeply, a number out of all range,
-            NaN or Infinity, a key that is given twice.
+        ValueError: it is not UTF-8 or not JSON, has too many values or levels, a number that is too large,
+            NaN or Infinity, or a key twice.
     """
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > values:
         raise ValueError(f"more than {values} values")
@@ -101,7 +102,7 @@ def parse_json(data: bytes, values: int = MAX_VALUES) -> Any:
 
 
 def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: of two equal ones, readers disagree on which counts."""
+    """An object with different keys. Readers disagree on which of two equal keys counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()

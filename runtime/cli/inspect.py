@@ -61,11 +61,11 @@ def budget_of(folder: Path, manifest: Manifest, args: argparse.Namespace) -> Res
     """`inspect --budget`."""
     if find_spec("onnx") is None:
         raise Valle2Error("--budget reads the graphs and needs onnx; install it with: pip install onnx")
-    from valle2.engine.build.budget import GB, Question, budget
+    from valle2.engine.build.budget import GB, BudgetQuery, budget
     from valle2.engine.bundle.profiles import Limits
 
     if args.lowering:
         manifest = manifest.in_lowering([args.lowering], "--budget")
     limits = Limits(args.batch, args.frames)
     memory, bandwidth = args.device_memory * GB, args.bandwidth * GB
-    return budget(folder, manifest, Question(limits, args.precision, memory, bandwidth))
+    return budget(folder, manifest, BudgetQuery(limits, args.precision, memory, bandwidth))

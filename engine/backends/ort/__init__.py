@@ -1,1 +1,1 @@
-"""ONNX Runtime as a backend: sessions, execution providers, its memory."""
+"""ONNX Runtime as a backend: sessions, execution providers, and the memory they use."""

@@ -1,9 +1,10 @@
-"""Numbers below the least normal one taken as zeros while a graph runs, and only then. No onnxruntime.
+"""Denormal numbers are zeros while a graph runs, and only then. No onnxruntime.
 
-A trained model's attention is peaked, so that many of its weights are such numbers, which Intel's processors
-multiply in microcode. ONNX Runtime's option (`DENORMALS`) sets the processor's state for a session's threads,
-but also, with a process's first session, for the thread that opens it, where other libraries rely on these
-numbers, and for no other thread that calls. So the caller's state is set and put back here.
+The attention of a trained model is peaked, so many of its probabilities are denormal. Intel's processors
+multiply these in microcode, which is slow. ONNX Runtime's option `DENORMALS` sets the processor's state for
+the threads of a session. It does not set it for the threads that call the session, except for the one that
+opens the first session of a process, where the state stays changed for other libraries. So this module sets
+the caller's state before a call and restores it afterwards.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from typing import Any
 
 AS_ZEROS = 0x8040
-"""MXCSR's flush-to-zero and denormals-are-zeros."""
+"""The bits of MXCSR for flush-to-zero and denormals-are-zeros."""
 
 
 class Environment(ctypes.Structure):
@@ -24,7 +25,7 @@ class Environment(ctypes.Structure):
 
 
 def c_library() -> Any:
-    """What has `fegetenv` and `fesetenv` with such an `Environment`; None on other systems."""
+    """The C library, if its `fegetenv` and `fesetenv` use an `Environment`; None on other systems."""
     if platform.machine() != "x86_64" or sys.platform != "linux":
         return None
     library = ctypes.CDLL(None)
@@ -36,7 +37,7 @@ DENORMALS = {"session.set_denormal_as_zero": "1"} if LIBRARY else {}
 
 
 class DenormalsAsZeros:
-    """A context in which this thread takes them so, on a system where that is known. For one thread."""
+    """A context in which denormal numbers are zeros for this thread. It does nothing without `LIBRARY`."""
 
     def __init__(self) -> None:
         self.state = Environment()

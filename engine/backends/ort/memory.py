@@ -1,6 +1,6 @@
-"""Memory of this process: buffers that take only what is written, what was freed given back, huge pages.
+"""Memory of this process: buffers that use only the pages written to, trimming the heap, huge pages.
 
-Where a system lacks a call, nothing is done.
+Where a system lacks the call, a function does nothing.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from numpy.typing import DTypeLike, NDArray
 SMALL_PAGES = getattr(mmap, "MADV_NOHUGEPAGE", None)
 HUGE_PAGE = 2**21
 COLLAPSE = 25
-"""MADV_COLLAPSE of Linux 6.1, which Python's mmap does not name."""
+"""MADV_COLLAPSE of Linux 6.1; Python's mmap has no name for it."""
 MAPS = Path("/proc/self/maps")
 
 
 def sparse_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Zeros that become resident where they are written, in small pages.
+    """An array of zeros in small pages, which become resident only where they are written.
 
-    numpy asks Linux for huge pages. In a cache reserved for the longest sequence a short one writes the
-    beginning of every head, which in huge pages makes nearly all of it resident.
+    numpy asks Linux for huge pages. A KV cache has room for the longest sequence, and a short one writes the
+    beginning of every head. With huge pages this makes nearly the whole cache resident.
     """
     size = prod(shape) * np.dtype(dtype).itemsize
     if SMALL_PAGES is None or size < HUGE_PAGE:
@@ -39,7 +39,7 @@ def sparse_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 
 
 def trim_heap() -> None:
-    """Return freed memory to the system: glibc keeps what a session needed while it was being opened."""
+    """Return freed memory to the system; glibc would keep what opening a session needed for a while."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # another C library; Windows takes no None
@@ -49,10 +49,10 @@ def trim_heap() -> None:
 
 @contextmanager
 def in_huge_pages() -> Iterator[None]:
-    """Move what is allocated meanwhile, and still is at the end, to huge pages (Linux 6.1 and later).
+    """Move memory that the block allocates and keeps to huge pages (Linux 6.1 and later).
 
-    For weights that every step reads whole: they are read as fast as memory allows only if the address of a
-    page is seldom looked up. A huge page is copied once, a millisecond or so each; the system may refuse any.
+    This is for weights that every step reads whole. With small pages, looking up addresses takes longer than
+    reading. Moving one huge page takes about a millisecond, and the system may refuse any of them.
     """
     before = allocated()
     yield
@@ -68,7 +68,7 @@ def in_huge_pages() -> Iterator[None]:
 
 
 def allocated() -> list[range]:
-    """Addresses of this process's own writable memory; none where the system does not tell."""
+    """Address ranges of this process's private writable memory; empty where the system does not say."""
     try:
         lines = MAPS.read_text().splitlines()
     except OSError:

@@ -1,7 +1,8 @@
 """The execution providers of ONNX Runtime: which one serves an engine, its options, its fallback nodes.
 
-A provider takes the nodes it can and leaves the others to the CPU. What was left is asked of the session
-itself; a graph that falls apart is refused, since every border costs a copy and a wait.
+A provider takes the nodes that it supports, and ONNX Runtime gives the others to the provider for CPUs. These
+are the fallback nodes. A session reports them, and a graph that has any is refused, because every change of
+provider costs a copy and a synchronisation. This module imports onnxruntime only to read its version.
 """
 
 from __future__ import annotations
@@ -47,14 +48,19 @@ HOST_TYPES = frozenset(
         "Identity",
     ]
 )
-"""What shapes are computed with; the CUDA provider leaves such arithmetic to the host on purpose."""
+"""Operators that compute shapes. The CUDA provider leaves these to the host on purpose."""
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """One provider. name: ONNX Runtime's. extra: what installs it. options: CACHE stands for a folder.
+    """One provider.
 
-    captures: whether it captures bound calls as CUDA graphs. chunk: positions prefilled between two steps.
+    Args:
+        name: its name in ONNX Runtime. extra: the package that installs it.
+        lowerings: those that it takes, best first.
+        options: its options; the value `CACHE` stands for the folder of compiled engines.
+        captures: whether it can replay bound calls as CUDA graphs.
+        chunk: positions that the runtime prefills between two steps.
     """
 
     name: str
@@ -64,24 +70,29 @@ class Provider:
     captures: bool = False
     chunk: int = PREFILL_CHUNK
 
+    @property
+    def compiles(self) -> bool:
+        """Whether it compiles graphs and keeps the result."""
+        return CACHE in self.options.values()
 
-REMEDY = "take another lowering or engine, or allow it with fallback=True"
+
 CACHE = "{cache}"
-FIXED = ("portable", "primitive")
-ROW_LENGTHS = (1, 32)
-"""The ONNX Runtime from which on `GroupQueryAttention` is told each row's new positions, as `ort` does."""
+FIXED_CACHES = ("portable", "primitive")
+"""Lowerings whose caches have a fixed length, without `GroupQueryAttention`."""
+ROW_LENGTHS_SINCE = (1, 32)
+"""The first ONNX Runtime whose `GroupQueryAttention` takes the number of new positions per row."""
 GPU_CHUNK = 512
-"""A call costs its launches, not its positions: `bench prefill --device cuda` in docs/notes/gpu.md."""
+"""On a GPU a call's time depends on its kernel launches, not on its positions (docs/notes/gpu.md)."""
 PROVIDERS: dict[tuple[str, str], Provider] = {
     ("ort", "cpu"): Provider(CPU, "onnxruntime"),
     ("ort", "cuda"): Provider(
         "CUDAExecutionProvider",
         "valle2[cuda]",
-        FIXED,
+        FIXED_CACHES,
         {
             "device_id": "0",
-            "use_tf32": "0",  # what is stored as float32 is computed in float32
-            "cudnn_conv_algo_search": "HEURISTIC",  # asked anew for every length
+            "use_tf32": "0",  # float32 weights are multiplied in float32
+            "cudnn_conv_algo_search": "HEURISTIC",  # every new length asks again
         },
         captures=True,
         chunk=GPU_CHUNK,
@@ -89,7 +100,7 @@ PROVIDERS: dict[tuple[str, str], Provider] = {
     ("ort-tensorrt", "cuda"): Provider(
         "TensorrtExecutionProvider",
         "valle2[cuda]",
-        FIXED,
+        FIXED_CACHES,
         {
             "device_id": "0",
             "trt_engine_cache_enable": "1",
@@ -101,7 +112,7 @@ PROVIDERS: dict[tuple[str, str], Provider] = {
     ("ort-tensorrt-rtx", "cuda"): Provider(
         "NvTensorRTRTXExecutionProvider",
         "onnxruntime built with TensorRT-RTX",
-        FIXED,
+        FIXED_CACHES,
         {"device_id": "0", "nv_runtime_cache_path": CACHE},
     ),
 }
@@ -132,20 +143,14 @@ def lowerings_for(engine: str, device: str) -> tuple[tuple[str, ...], str]:
     if device == "cpu":
         import onnxruntime
 
-        if release(onnxruntime.__version__) < ROW_LENGTHS:
-            return FIXED, f"onnxruntime {onnxruntime.__version__} on {device}"
+        if release(onnxruntime.__version__) < ROW_LENGTHS_SINCE:
+            return FIXED_CACHES, f"onnxruntime {onnxruntime.__version__} on {device}"
     return provider.lowerings, f"{engine} on {device}"
 
 
-def compiles(engine: str, device: str) -> bool:
-    """Does the engine's provider compile the graphs and keep what it compiled?"""
-    provider = PROVIDERS.get((engine, device))
-    return provider is not None and CACHE in provider.options.values()
-
-
 def provider_options(provider: Provider, bundle: Path, engine: str) -> dict[str, str]:
-    """The options with the folder that compiled engines are kept in, which is made."""
-    if CACHE not in provider.options.values():
+    """The provider's options for a bundle. Makes the folder of compiled engines if there is to be one."""
+    if not provider.compiles:
         return dict(provider.options)
     cache = build_folder(bundle, engine)
     cache.mkdir(parents=True, exist_ok=True)
@@ -153,10 +158,13 @@ def provider_options(provider: Provider, bundle: Path, engine: str) -> dict[str,
 
 
 def check_fallback_nodes(file: str, session: Any, name: str) -> None:
-    """Refuse a session some of whose nodes were left to another provider.
+    """Refuse a session that has fallback nodes.
+
+    Args:
+        file: the graph, for the message. session: of ONNX Runtime. name: the provider that was asked for.
 
     Raises:
-        BackendError: the operators, how often each, and where they went.
+        BackendError: there are some; it counts their operators and names the providers that run them.
     """
     fallback_nodes = Counter[str](
         f"{node.op_type} ({part.ep_name})"
@@ -167,5 +175,6 @@ def check_fallback_nodes(file: str, session: Any, name: str) -> None:
     if fallback_nodes:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(fallback_nodes.items()))
         raise BackendError(
-            f"{file}: {name} leaves {fallback_nodes.total()} nodes to other providers: {listed}; {REMEDY}"
+            f"{file}: {name} leaves {fallback_nodes.total()} nodes to other providers: {listed}; "
+            "take another lowering or engine, or allow it with fallback=True"
         )

@@ -1,4 +1,4 @@
-"""ONNX Runtime: sessions and I/O binding."""
+"""ONNX Runtime as a `Backend`: sessions, buffers and I/O binding."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ CAPTURE_ID, NO_CAPTURE = "gpu_graph_id", -1
 CAPTURE_REFUSED = "cannot use the graph capture feature"
 
 
+FOLDING_LIMIT = "optimization.constant_folding_max_output_size_in_bytes"
+LEAST_FOLDING_LIMIT = 2**20
+
+
 @cache
 def shared_arena() -> None:
     """Make the one CPU arena of this process: each graph runs in the memory that the last one used."""
@@ -52,9 +56,20 @@ def shared_arena() -> None:
     ort.create_and_register_allocator(place, None)
 
 
-def session_options(placement: Placement, *, stepped: bool) -> Any:
-    """The options of a session, as ONNX Runtime's `SessionOptions`."""
+def folding_limit(folder: Path) -> int:
+    """Bytes of the largest constant that ONNX Runtime may compute while it opens a graph of a folder.
+
+    Some bytes of a stranger's graph can describe a constant of gigabytes. The largest one that our own graphs
+    need is a weight that is stored in float16 and read in float32.
+    """
+    sizes = (path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return max(LEAST_FOLDING_LIMIT, 2 * max(sizes, default=0))
+
+
+def session_options(folder: Path, placement: Placement, *, stepped: bool) -> Any:
+    """The options of a session for a graph of a folder, as ONNX Runtime's `SessionOptions`."""
     options = ort.SessionOptions()
+    options.add_session_config_entry(FOLDING_LIMIT, str(folding_limit(folder)))
     options.log_severity_level = FATAL_ONLY
     options.intra_op_num_threads = placement.threads
     # add each term of a sum as soon as it is ready, which lowers peak memory
@@ -70,7 +85,7 @@ def session_options(placement: Placement, *, stepped: bool) -> Any:
 
 
 class OrtBuffer(ArrayBuffer):
-    """A numpy array and the OrtValue that shares its memory (CPU)."""
+    """A numpy array on the CPU, and the OrtValue that shares its memory."""
 
     def __init__(self, array: Array) -> None:
         super().__init__(array)
@@ -81,7 +96,7 @@ class OrtBuffer(ArrayBuffer):
 
 
 class DeviceBuffer(Buffer):
-    """Rows of an OrtValue in device memory."""
+    """Consecutive rows of an OrtValue in device memory."""
 
     def __init__(self, value: Any, dtype: DTypeLike, part: slice) -> None:
         self.value, self.dtype, self.part = value, np.dtype(dtype), part
@@ -119,14 +134,14 @@ class OrtBackend(Backend):
     def __init__(self, folder: Path, spec: GraphSpec, placement: Placement, *, stepped: bool = False) -> None:
         self.spec = spec
         self.device = placement.device
-        self.captures = count(1)
-        self.zeros = DenormalsAsZeros()
+        self.capture_ids = count(1)
+        self.denormals_as_zeros = DenormalsAsZeros()
         path, on_cpu = folder / spec.file, placement.device == "cpu"
         provider = find_provider(placement.engine, placement.device, ort.get_available_providers())
         self.captures_calls = stepped and provider.captures
-        options = session_options(placement, stepped=stepped)
+        options = session_options(folder, placement, stepped=stepped)
         given = provider_options(provider, folder, placement.engine)
-        with self.zeros, in_huge_pages() if stepped and on_cpu else nullcontext():
+        with self.denormals_as_zeros, in_huge_pages() if stepped and on_cpu else nullcontext():
             self.session = self.open_session(path, options, provider.name, given)
         if self.session.get_providers()[0] != provider.name:
             raise BackendError(
@@ -155,7 +170,7 @@ class OrtBackend(Backend):
 
     def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
         try:
-            with self.zeros:
+            with self.denormals_as_zeros:
                 found = self.session.run(list(outputs), dict(feeds), self.run_options(NO_CAPTURE))
         except Exception as error:
             raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None
@@ -166,10 +181,10 @@ class OrtBackend(Backend):
             if self.device == "cpu":
                 return OrtBuffer(sparse_zeros(shape, dtype))
             value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), self.device, 0)
-        except Exception as error:  # of the system, of numpy, of onnxruntime
+        except Exception as error:  # the system, numpy and onnxruntime each raise their own
             raise BackendError(
                 f"{self.spec.file}: no memory for {shape} of {np.dtype(dtype)} ({first_line(error)}); "
-                "load it with fewer slots"
+                "load the model with fewer slots"
             ) from None
         return DeviceBuffer(value, dtype, slice(0, shape[0]))
 
@@ -184,15 +199,18 @@ class OrtBackend(Backend):
                 self.bind_one(buffer, name, binding.bind_ortvalue_input, binding.bind_input)
             for name, buffer in outputs.items():
                 self.bind_one(buffer, name, binding.bind_ortvalue_output, binding.bind_output)
-        except Exception as error:  # a tensor that the manifest lists and the graph lacks
-            raise BackendError(f"{self.spec.file} does not take its tensors: {first_line(error)}") from None
-        run, zeros = self.session.run_with_iobinding, self.zeros
-        now, later = self.run_options(NO_CAPTURE), self.run_options(next(self.captures))
+        except Exception as error:  # the manifest may list a tensor that the graph lacks
+            raise BackendError(
+                f"{self.spec.file} lacks a tensor of its manifest ({first_line(error)}); "
+                "export the bundle again"
+            ) from None
+        run, denormals_as_zeros = self.session.run_with_iobinding, self.denormals_as_zeros
+        now, later = self.run_options(NO_CAPTURE), self.run_options(next(self.capture_ids))
 
         def step() -> None:
             nonlocal now
             try:
-                with zeros:
+                with denormals_as_zeros:
                     run(binding, now)
             except Exception as error:
                 raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None
@@ -201,7 +219,7 @@ class OrtBackend(Backend):
         return step
 
     def bind_one(self, buffer: Buffer, name: str, by_value: Any, by_address: Any) -> None:
-        """Bind host memory by its OrtValue, device memory by address, which allows rows of a buffer."""
+        """Bind host memory by its OrtValue, device memory by address, so that parts of it can be bound."""
         if isinstance(buffer, DeviceBuffer):
             by_address(name, self.device, 0, buffer.dtype, buffer.shape, buffer.address)
         else:
@@ -221,5 +239,5 @@ class OrtBackend(Backend):
 
 
 def first_line(error: Exception) -> str:
-    """onnxruntime's messages carry stack traces; the first line says what happened."""
+    """The first line of an error; onnxruntime adds a stack trace to it."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX as backends. Loads engine files and never builds them."""
+"""TensorRT and TensorRT-RTX as a backend. It loads engine files and never builds them."""

@@ -19,14 +19,15 @@ from valle2.engine.errors import BackendError
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An edition.
+    """An edition of TensorRT.
 
     Args:
-        module: its Python module. extra: what installs it. gpus: compute capabilities it can build for
-            without having them, empty where it builds for the device it runs on.
-        timings: whether it measures kernels and can keep what it measured; RTX compiles without measuring.
-        fused_since: the first release with `Attention` and `TensorScatter`; one before takes bundles of the
-            lowering "primitive" alone.
+        module: its Python module. extra: the extra of valle2 that installs it.
+        gpus: compute capabilities that it builds for on any machine; empty if it builds only for the GPU that
+            it runs on.
+        timings: whether it measures kernels and can keep the measurements. RTX compiles without measuring.
+        fused_since: the first release with `Attention` and `TensorScatter`. Earlier ones take only the
+            lowering "primitive".
     """
 
     module: str
@@ -36,13 +37,13 @@ class Target:
     fused_since: tuple[int, int] = (0, 0)
 
     def lowerings(self, version: str) -> tuple[str, ...]:
-        """How a bundle may be written for a release."""
+        """The lowerings that a release takes, best first."""
         older = release(version) < self.fused_since
         return ("primitive",) if older else ("portable", "primitive")
 
 
 def release(version: str) -> tuple[int, ...]:
-    """A version's first two numbers."""
+    """The first two numbers of a version."""
     return tuple(int(part) for part in version.split(".")[:2])
 
 
@@ -58,7 +59,11 @@ TARGETS = {
 
 
 def target_named(name: str) -> Target:
-    """The edition's entry, or an error that lists what there is."""
+    """The edition of a name.
+
+    Raises:
+        BackendError: there is none of that name.
+    """
     if name not in TARGETS:
         raise BackendError(f"unknown target {name!r}; expected one of {', '.join(TARGETS)}")
     return TARGETS[name]
@@ -80,7 +85,7 @@ def load(name: str) -> Any:
 
 
 class Messages:
-    """The errors that TensorRT reported while something was done, in order."""
+    """The errors that TensorRT reported since the last `clear`, in order."""
 
     def __init__(self, trt: Any) -> None:
         self.errors: list[str] = []
@@ -91,17 +96,17 @@ class Messages:
             self.errors.append(text)
 
     def clear(self) -> None:
-        """Forget what was said, before something new is begun."""
+        """Forget earlier errors, before a new operation."""
         self.errors.clear()
 
     def reason(self) -> str:
-        """The first error, which is the one that led to the others."""
+        """The first error, which caused the others."""
         return " ".join(self.errors[0].split()) if self.errors else "no reason given"
 
 
 @cache
 def messages_of(trt: Any) -> Messages:
-    """The one listener of this process: TensorRT keeps the first logger it is given."""
+    """The one listener of this process: TensorRT keeps the first logger that it is given."""
     return Messages(trt)
 
 
@@ -119,7 +124,7 @@ def make_logger(trt: Any, take: Callable[[str, str], None]) -> Any:
 
 
 def make_allocator(trt: Any, address: int, note: Callable[[str, tuple[int, ...]], None]) -> Any:
-    """An allocator that gives an output its memory at `address` and notes the shape it turns out to have."""
+    """An allocator that puts an output at `address` and calls `note(name, shape)` with its shape."""
 
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -141,7 +146,7 @@ def make_allocator(trt: Any, address: int, note: Callable[[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A network with what keeps it alive. builder, network, parser: TensorRT's objects."""
+    """A network, and the TensorRT objects that keep it alive."""
 
     trt: Any
     messages: Messages
@@ -151,7 +156,7 @@ class Parsed:
 
 
 def lowerings_here(name: str) -> tuple[str, ...]:
-    """How a bundle may be written for the installed release of an edition.
+    """The lowerings that the installed release of an edition takes, best first.
 
     Raises:
         BackendError: as `load`.
@@ -164,7 +169,7 @@ def parsed(trt: Any, path: Path) -> Iterator[Parsed]:
     """Parse an ONNX file into a strongly typed network.
 
     Raises:
-        BackendError: the parser refuses a node; it is named.
+        BackendError: the parser refuses the file; the message names the nodes.
     """
     messages = messages_of(trt)
     messages.clear()
@@ -185,17 +190,17 @@ def layers(network: Any) -> Iterator[Any]:
 
 
 def attention_of(trt: Any, layer: Any) -> Any:
-    """The attention that an ATTENTION_INPUT layer belongs to (`get_layer` gives the base class)."""
+    """The attention that an ATTENTION_INPUT layer belongs to; `get_layer` returns the base class."""
     layer.__class__ = trt.IAttentionInputLayer
     return layer.attention
 
 
-def read_tensors(layer: Any) -> list[Any]:
-    """A layer's input tensors, absent optional ones left out."""
+def input_tensors(layer: Any) -> list[Any]:
+    """A layer's input tensors, without absent optional ones."""
     found = (layer.get_input(index) for index in range(layer.num_inputs))
     return [tensor for tensor in found if tensor is not None]
 
 
-def made_tensors(layer: Any) -> list[Any]:
+def output_tensors(layer: Any) -> list[Any]:
     """A layer's output tensors."""
     return [layer.get_output(index) for index in range(layer.num_outputs)]

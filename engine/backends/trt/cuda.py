@@ -1,7 +1,7 @@
 """The CUDA runtime through cuda-python: memory, copies, a stream and graphs, with errors as exceptions.
 
-Nothing here knows TensorRT. A failed call raises at once, so the caller can free what it holds; the process
-stays usable unless the device itself is lost, which the message then says.
+It does not know TensorRT. A failed call raises at once, so that the caller can free what it holds. The
+process stays usable unless the device context is lost, which the message then says.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Cuda:
         self.stream = int(self.call("cudaStreamCreateWithFlags", cudart.cudaStreamNonBlocking))
 
     def call(self, name: str, *args: Any) -> Any:
-        """Call a function; its result without the status, or an exception."""
+        """Call a function of the runtime; returns its result without the status."""
         status, *found = getattr(self.cudart, name)(*args)
         if int(status):
             code = str(getattr(status, "name", status))
@@ -46,7 +46,7 @@ class Cuda:
         return found[0] if len(found) == 1 else found
 
     def allocate(self, size: int) -> int:
-        """Address of zeroed device memory; the zeroing is done when this returns."""
+        """Allocate `size` bytes of zeros on the device; returns the address."""
         address = int(self.call("cudaMalloc", max(1, size)))
         self.call("cudaMemsetAsync", address, 0, max(1, size), self.stream)
         self.synchronize()
@@ -56,19 +56,19 @@ class Cuda:
         self.call("cudaFree", address)
 
     def upload(self, address: int, host: int, size: int) -> None:
-        """Host to device, done when this returns."""
+        """Copy from host to device; the copy is done on return."""
         kind = self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.call("cudaMemcpyAsync", address, host, size, kind, self.stream)
         self.synchronize()
 
     def download(self, host: int, address: int, size: int) -> None:
-        """Device to host, after all work on the stream, done when this returns."""
+        """Copy from device to host after all work on the stream; the copy is done on return."""
         kind = self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.call("cudaMemcpyAsync", host, address, size, kind, self.stream)
         self.synchronize()
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """Device to device, queued on the stream; may be part of a captured graph."""
+        """Enqueue a copy on the device; it may be part of a captured graph."""
         kind = self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self.call("cudaMemcpyAsync", target, source, size, kind, self.stream)
 
@@ -80,7 +80,7 @@ class Cuda:
         self.call("cudaStreamBeginCapture", self.stream, mode)
 
     def end_capture(self) -> Any:
-        """The instantiated graph of what was queued since `begin_capture`."""
+        """The executable graph of what was enqueued since `begin_capture`."""
         graph = self.call("cudaStreamEndCapture", self.stream)
         try:
             return self.call("cudaGraphInstantiate", graph, 0)

@@ -1,4 +1,4 @@
-"""Backends: input checks, devices, I/O binding in place, the test double."""
+"""Backends: checks of inputs, devices, I/O binding in place, memory, and the test double."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_run_and_bound_step_write_the_same(folder: Path) -> None:
             assert b.read().tolist() == [expected] * 3
 
 
-@pytest.mark.skipif(LIBRARY is None, reason="the processor's state is set on x86-64 Linux alone")
-def test_numbers_below_the_normal_ones_are_zeros_while_a_graph_runs(folder: Path) -> None:
+@pytest.mark.skipif(LIBRARY is None, reason="the processor's state is set on x86-64 Linux only")
+def test_denormal_numbers_are_zeros_while_a_graph_runs(folder: Path) -> None:
     script = f"""
 import numpy as np
 from pathlib import Path
@@ -101,6 +101,33 @@ def test_a_file_that_is_no_graph(folder: Path) -> None:
         open_backend(folder, SPEC)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
+@pytest.mark.parametrize("operator", ["Expand", "ConstantOfShape"])
+def test_a_constant_of_gigabytes_is_not_computed_while_a_graph_opens(tmp_path: Path, operator: str) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    constants = [
+        helper.make_tensor("shape", TensorProto.INT64, [1], [2**28]),
+        helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]),
+    ]
+    nodes = [
+        helper.make_node(operator, ["one", "shape"] if operator == "Expand" else ["shape"], ["big"]),
+        helper.make_node("ReduceSum", ["big"], ["sum"]),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "big", values[:1], values[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, str(tmp_path / "big.onnx"))
+    script = f"""
+from pathlib import Path
+from valle2.engine import GraphSpec, TensorSpec, open_backend
+spec = GraphSpec("big.onnx", (TensorSpec("x", "float32", (1,)),), (TensorSpec("y", "float32", (1,)),))
+with open_backend(Path({str(tmp_path)!r}), spec):
+    print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 2**29, "the greatest resident size; the constant has 1 GiB"
+
+
 def test_fake_backend_follows_the_interface() -> None:
     fake = FakeBackend(SPEC, lambda feeds: {"sum": feeds["a"] + feeds["b"]})
     assert fake.run({"a": ones(2), "b": ones(2)})["sum"].tolist() == [2, 2]
@@ -110,8 +137,8 @@ def test_fake_backend_follows_the_interface() -> None:
     assert b.read().tolist() == [1, 1]
 
 
-def test_threads_rest_when_a_graph_returns(folder: Path) -> None:
-    """The next graph has threads of its own, and needs the cores."""
+def test_threads_stop_when_a_graph_returns(folder: Path) -> None:
+    """The next graph has threads of its own and needs the cores."""
     rested = []
     with open_backend(folder, SPEC, Placement(threads=2)) as backend:
         for _ in range(3):
@@ -122,7 +149,7 @@ def test_threads_rest_when_a_graph_returns(folder: Path) -> None:
     assert min(rested) < 0.01
 
 
-@pytest.mark.skipif(resident_bytes() is None, reason="the system does not tell")
+@pytest.mark.skipif(resident_bytes() is None, reason="the system does not tell the memory of a process")
 def test_sessions_share_the_memory_of_intermediates(tmp_path: Path) -> None:
     values = [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n"])]
     sums = [helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1])]
@@ -168,4 +195,4 @@ def test_caches_stay_at_one_address_and_are_updated_in_place(bundle: Path) -> No
         filled.append((cache.ctypes.data, *used))
     assert len({address for address, *_ in filled}) == 1
     assert [used[1] for _, *used in filled] == list(range(6, 18))
-    assert {(used[0], used[2]) for _, *used in filled[1:]} == {(1, 0)}  # an idle row stays where it is
+    assert {(used[0], used[2]) for _, *used in filled[1:]} == {(1, 0)}  # an idle row does not advance

@@ -1,7 +1,7 @@
-"""The parity suite and the latency benchmark on a real GPU.
+"""The parity suite and the latency benchmark on a GPU.
 
-`pytest -m gpu tests/engine/backends/test_gpu.py` runs it where CUDA and one of the engines are installed.
-An engine that is not installed, or not built for this GPU, is a skip that says so; any other failure fails.
+`pytest -m gpu tests/engine/backends/test_gpu.py` runs it on a machine with CUDA and at least one engine. A
+test is skipped if its engine is not installed or cannot be built for this GPU.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Bundle = Callable[[str, str, str, int], Path]
 
 
 def need(engine: str) -> None:
-    """Skip, with the reason, where this machine cannot run an engine."""
+    """Skip the test if this machine cannot run the engine."""
     if this_gpu() is None:
         pytest.skip("needs a CUDA GPU and cuda-python (pip install cuda-bindings)")
     if engine in TARGETS and find_spec(TARGETS[engine].module) is None:
@@ -57,7 +57,7 @@ def need(engine: str) -> None:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """(engine, lowering, precision, group size) -> a toy bundle, with what is built for the engine."""
+    """(engine, lowering, precision, group size) -> a toy bundle with the build for the engine."""
 
     @cache
     def stored(lowering: str, group_size: int) -> Path:
@@ -91,7 +91,7 @@ def ar_of(made: Bundle, engine: str, precision: str = "fp32") -> Make:
     @cache
     def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Backend]:
         folder = made(engine, lowering, precision, group_size)
-        model = read_checkpoint(folder.parent / "checkpoint").ar  # as stored, in float16
+        model = read_checkpoint(folder.parent / "checkpoint").ar  # as stored, with weights in float16
         return model, graph_of(folder, "ar", engine, precision)
 
     return make
@@ -127,7 +127,7 @@ def test_codes_equal_the_reference_in_a_ragged_batch(
 
 @pytest.mark.parametrize("engine, lowering", CASES)
 def test_speech_is_that_of_the_cpu(made: Bundle, engine: str, lowering: str) -> None:
-    """Codes in float32: alone, in a batch and again on the same slots; audio near the CPU's."""
+    """Float32 codes equal the CPU's: alone, in a batch, and again in the same rows. The audio is near."""
     need(engine)
     folder = made(engine, lowering, "fp32", 2)
     ours = Valle2.load(folder, device=DEVICE, engine=engine, precision="fp32", slots=SLOTS)
@@ -167,7 +167,7 @@ def test_greedy_codes_of_the_half_graph_on_cuda(made: Bundle, lowering: str, gro
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_steps_are_replayed_as_cuda_graphs(made: Bundle, lowering: str) -> None:
-    """A replay launches what was recorded: no slower than half of a run that launches every kernel."""
+    """A replay takes at most half of the time of a run that launches every kernel."""
     need("ort")
     folder = made("ort", lowering, "fp32", 2)
     found = find_graphs(folder, read_manifest(folder), "fp32")["ar"]
@@ -194,7 +194,7 @@ def test_steps_are_replayed_as_cuda_graphs(made: Bundle, lowering: str) -> None:
 def test_logits_of_smaller_precisions_stay_near(
     made: Bundle, engine: str, lowering: str, precision: str
 ) -> None:
-    """The NAR's logits of every stage: root mean square of the difference over that of float32's."""
+    """The NAR's logits of every stage: root mean square of the difference, divided by that of float32."""
     need(engine)
     try:
         folder = made(engine, lowering, precision, 2)

@@ -1,4 +1,4 @@
-"""Bundles with several lowerings: one set of weights, and each taker's own graphs."""
+"""Bundles with several lowerings: weights are stored once, and every engine gets the graphs that it takes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def every(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def locations(path: Path) -> set[str]:
-    """Files that a graph's weights are read from."""
+    """The files that hold a graph's weights."""
     weights = onnx.load(str(path), load_external_data=False).graph.initializer
     return {entry.value for w in weights for entry in w.external_data if entry.key == "location"}
 
@@ -44,7 +44,7 @@ def test_weights_are_stored_once(every: Path, bundle: Path) -> None:
     assert together < 1.1 * alone
 
 
-def test_a_shared_weight_is_the_lowering_s_own(every: Path, fixed_bundles: dict[str, Path]) -> None:
+def test_a_shared_weight_equals_that_of_its_lowering(every: Path, fixed_bundles: dict[str, Path]) -> None:
     for lowering, folder in fixed_bundles.items():
         ours, alone = (
             {w.name: onnx.numpy_helper.to_array(w) for w in onnx.load(str(path)).graph.initializer}
@@ -73,7 +73,7 @@ def test_every_lowering_runs(
     assert said.shape[1] == 8 and len(said) > 1
 
 
-def test_each_taker_gets_its_own(every: Path, bundle: Path) -> None:
+def test_every_engine_gets_a_lowering_that_it_takes(every: Path, bundle: Path) -> None:
     manifest, alone = read_manifest(every), read_manifest(bundle)
     assert Valle2.load(every).manifest.lowering == "ort"
     on_gpu = select_variant(manifest, Placement("cuda", precision="fp16"))
@@ -90,7 +90,7 @@ def test_each_taker_gets_its_own(every: Path, bundle: Path) -> None:
 def test_an_older_onnx_runtime_gets_what_it_runs(
     every: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`onnxruntime-gpu` is one release behind, and `ort` needs the newest."""
+    """`onnxruntime-gpu` may be one release behind, and the lowering "ort" needs the newest."""
     monkeypatch.setattr(onnxruntime, "__version__", "1.31.1")
     assert Valle2.load(every).manifest.lowering == "portable"
     with pytest.raises(BackendError, match=r"lowering ort; onnxruntime 1\.31\.1 on cpu takes portable"):
@@ -99,7 +99,7 @@ def test_an_older_onnx_runtime_gets_what_it_runs(
 
 def test_a_gpu_prefills_more_at_once() -> None:
     assert Placement("cuda").prefill_chunk == GPU_CHUNK > PREFILL_CHUNK == Placement().prefill_chunk
-    for engine in ("tensorrt", "ort-tensorrt"):  # what their engines are built for
+    for engine in ("tensorrt", "ort-tensorrt"):  # the profiles of their engines
         assert Placement("cuda", engine).prefill_chunk == PREFILL_CHUNK
 
 
@@ -116,7 +116,7 @@ def test_engines_are_built_of_the_lowering_that_tensorrt_takes(every: Path, tmp_
     }
 
 
-def test_smaller_weights_are_of_the_first_lowering(every: Path, tmp_path: Path) -> None:
+def test_quantised_weights_are_of_the_lowering_ort(every: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(every, tmp_path / "toy")
     assert {row["lowering"] for row in build_graphs(folder, "int8")} == {"ort"}
     assert Valle2.load(folder, precision="int8").manifest.lowering == "ort"

@@ -1,4 +1,4 @@
-"""The audit passes our graphs and refuses graphs that were made wrong on purpose."""
+"""The audit accepts our graphs and refuses graphs that were changed for the worse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.conftest import Trace
 from tests.export.models.test_nar import toy_nar
 from valle2.engine.backends.trt.api import load, parsed
-from valle2.engine.build.audit import Case, Walk, audit, host_inputs
+from valle2.engine.build.audit import AuditCase, NetworkView, audit, host_inputs
 from valle2.engine.build.precision import load_graph
 from valle2.engine.errors import AuditError
 from valle2.export.graphs import nar_graph
@@ -27,15 +27,15 @@ Change = Callable[[onnx.ModelProto], object]
 @contextmanager
 def case(
     folder: Path, work: Path, graph: str, change: Change, precision: str = "fp16", lowering: str = "portable"
-) -> Iterator[Case]:
-    """A graph of a bundle with a change made to it, parsed."""
+) -> Iterator[AuditCase]:
+    """Change a graph of a bundle and parse it."""
     model = load_graph(folder / f"{graph}.onnx", precision)
     change(model)
     path = work / f"{graph}.onnx"
     onnx.save(model, str(path))
     expected = precision if graph in ("ar", "nar") else "fp32"
     with parsed(load("tensorrt-rtx"), path) as network:
-        yield Case(network, model, graph, lowering, expected)
+        yield AuditCase(network, model, graph, lowering, expected)
 
 
 def nodes(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
@@ -49,7 +49,7 @@ def nodes(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
 def test_our_graphs_pass(fixed_bundles: dict[str, Path], tmp_path: Path, graph: str, lowering: str) -> None:
     with case(fixed_bundles[lowering], tmp_path, graph, lambda m: None, lowering=lowering) as found:
         audit(found)
-        trips = host_inputs(found, Walk.over(found.parsed.network))
+        trips = host_inputs(found, NetworkView.over(found.parsed.network))
         assert trips == ({"prompt_lengths"} if graph == "nar" else set())
 
 
@@ -63,7 +63,7 @@ def test_a_nar_with_vectors_passes(lowering: str, precision: str, trace: Trace, 
 
 
 def lengths_instead_of_mask(model: onnx.ModelProto) -> None:
-    """The trap: `nonpad_kv_seqlen` says how far the cache is valid, and TensorRT drops it."""
+    """Say with `nonpad_kv_seqlen` how far the cache is valid; TensorRT ignores it."""
     total = helper.make_node("Add", ["past_lengths", "new_lengths"], ["total"], "total")
     for node in nodes(model, "Attention"):
         del node.input[3:]
@@ -84,7 +84,7 @@ def no_mask(model: onnx.ModelProto) -> None:
 
 
 def mask_without_the_past(model: onnx.ModelProto) -> None:
-    """Causal from slot 0 on, as if the cache were empty: right in a prefill, wrong ever after."""
+    """Mask from position 0 on, as if the cache were empty. This is right in a prefill and wrong in a step."""
     name = nodes(model, "Attention")[0].input[3]
     maker = next(node for node in model.graph.node if name in node.output)
     query = next(n for n in model.graph.node if maker.input[1] in n.output and n.op_type == "Add")
@@ -95,7 +95,7 @@ def mask_without_the_past(model: onnx.ModelProto) -> None:
 
 
 def fp32_weights(model: onnx.ModelProto) -> None:
-    """The weights of a projection left in float32 behind a Cast: twice the memory and bandwidth."""
+    """Leave the weights of a projection in float32 behind a Cast, which doubles memory and bandwidth."""
     names = {weight.name: weight for weight in model.graph.initializer}
     node = next(node for node in nodes(model, "MatMul") if node.input[1] in names)
     weight = names[node.input[1]]
@@ -107,13 +107,13 @@ def fp32_weights(model: onnx.ModelProto) -> None:
 
 
 def swapped_caches(model: onnx.ModelProto) -> None:
-    """Layer 0's keys written into the buffer of its values."""
+    """Write the keys of layer 0 into the buffer of its values."""
     first, second = nodes(model, "TensorScatter")[:2]
     first.input[0], second.input[0] = second.input[0], first.input[0]
 
 
 def copied_cache(model: onnx.ModelProto) -> None:
-    """A cache output that is another tensor than the updated cache."""
+    """Return another tensor than the updated cache."""
     name = "cache_key_0_out"
     for node in model.graph.node:
         for position, value in enumerate(node.input):
@@ -132,7 +132,7 @@ def unused_input(model: onnx.ModelProto) -> None:
 
 
 def data_dependent(model: onnx.ModelProto) -> None:
-    """The caches cut to the longest row: every step would wait for the host."""
+    """Cut a tensor to the longest row, so that every step waits for the host."""
     longest = helper.make_node("ReduceMax", ["past_lengths"], ["longest"], "longest", keepdims=1)
     start = numpy_helper.from_array(np.zeros(1, np.int64), "start")
     cut = helper.make_node("Slice", ["logits", "start", "longest", "start"], ["cut"], "cut")
@@ -145,7 +145,7 @@ WRONG = [
     (lengths_instead_of_mask, "has nonpad_kv_seqlen, which TensorRT drops"),
     (causal_upper_left, "causal mask UPPER_LEFT"),
     (no_mask, "attends over the whole cache without a mask"),
-    (mask_without_the_past, "lets a query see other slots"),
+    (mask_without_the_past, "lets a query see other positions"),
     (fp32_weights, "is FLOAT; expected HALF"),
     (swapped_caches, "cache_key_0_out is made by KV_CACHE_UPDATE; expected KV_CACHE_UPDATE of cache_key_0"),
     (copied_cache, "cache_key_0_out is made by ELEMENTWISE"),
@@ -166,7 +166,7 @@ def test_wrong_graphs_are_refused(
 
 
 def inverted_choice(model: onnx.ModelProto) -> None:
-    """The scores shown where the mask says to hide them."""
+    """Show scores where the mask hides them."""
     makers = {out: node for node in model.graph.node for out in node.output}
     for node in nodes(model, "Softmax"):
         choice = makers[node.input[0]]
@@ -199,6 +199,6 @@ def test_a_wrong_attention_of_plain_operators_is_refused(
 
 def test_half_of_a_float32_graph_is_refused(fixed_bundles: dict[str, Path], tmp_path: Path) -> None:
     with case(fixed_bundles["portable"], tmp_path, "ar", lambda m: None, precision="fp32") as found:
-        wrong: Any = Case(found.parsed, found.model, found.graph, found.lowering, "fp16")
+        wrong: Any = AuditCase(found.parsed, found.model, found.graph, found.lowering, "fp16")
         with pytest.raises(AuditError, match="runs in FLOAT; expected HALF"):
             audit(wrong)

@@ -1,4 +1,4 @@
-"""The memory budget against what the bundle's tensors really take."""
+"""The memory budget, compared with the sizes of the bundle's tensors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 from onnx import numpy_helper
 
 from valle2.engine import BackendError, read_manifest
-from valle2.engine.build.budget import CACHE_PASSES, GB, Question, budget, need, read_graph
+from valle2.engine.build.budget import CACHE_PASSES, GB, BudgetQuery, budget, graph_memory, read_graph
 from valle2.engine.build.precision import load_graph
 from valle2.engine.bundle.profiles import Limits
 from valle2.runtime.cli.main import main
 
 
-def asked(folder: Path, rows: int = 1, **changes: Any) -> dict[str, Any]:
+def budget_of(folder: Path, rows: int = 1, **changes: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"limits": Limits(rows), "precision": "fp16"} | changes
-    return budget(folder, read_manifest(folder), Question(**given))
+    return budget(folder, read_manifest(folder), BudgetQuery(**given))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -32,7 +32,7 @@ def test_weights_are_those_of_the_converted_graph(
         path = folder / manifest.graphs[graph].file
         whole = load_graph(path, precision)
         expected = sum(numpy_helper.to_array(weight).nbytes for weight in whole.graph.initializer)
-        found = need(manifest, graph, read_graph(path), Question(Limits(), precision), 1).weights
+        found = graph_memory(manifest, graph, read_graph(path), BudgetQuery(Limits(), precision), 1).weights
         assert abs(found - expected) <= 0.02 * expected  # the sampler's few constants stay float32
 
 
@@ -45,9 +45,9 @@ def test_the_cache_of_a_row_and_what_a_step_moves(
     sizes = manifest.sizes
     one_set = 2 * sizes["layers"] * sizes["d_model"] * manifest.cache_length * 2
     model = read_graph(folder / manifest.graphs["ar"].file)
-    found = need(manifest, "ar", model, Question(Limits(), "fp16"), 3)
+    found = graph_memory(manifest, "ar", model, BudgetQuery(Limits(), "fp16"), 3)
     assert found.cache == 3 * sets * one_set
-    moved = [asked(folder, rows)["step"]["mb"] * 1e6 for rows in (1, 101)]
+    moved = [budget_of(folder, rows)["step"]["mb"] * 1e6 for rows in (1, 101)]
     assert abs((moved[1] - moved[0]) / 100 - CACHE_PASSES[lowering] * one_set) < 2e3
 
 
@@ -55,7 +55,7 @@ def test_embeddings_are_stored_but_not_read_by_a_step(fixed_bundles: dict[str, P
     folder = fixed_bundles["portable"]
     manifest = read_manifest(folder)
     model = read_graph(folder / manifest.graphs["ar"].file)
-    found = need(manifest, "ar", model, Question(Limits(), "fp16"), 1)
+    found = graph_memory(manifest, "ar", model, BudgetQuery(Limits(), "fp16"), 1)
     rows, width = manifest.sizes["vocab_size"], manifest.sizes["d_model"]
     assert found.weights - found.read >= rows * width * 2
     assert found.read > 4 * manifest.sizes["layers"] * width * width * 2
@@ -63,11 +63,11 @@ def test_embeddings_are_stored_but_not_read_by_a_step(fixed_bundles: dict[str, P
 
 def test_as_many_slots_fit_as_the_totals_say(fixed_bundles: dict[str, Path]) -> None:
     folder = fixed_bundles["portable"]
-    slots = asked(folder, memory=0.5 * GB)["slots_that_fit"]
+    slots = budget_of(folder, memory=0.5 * GB)["slots_that_fit"]
     assert slots > 2
-    assert asked(folder, slots)["total_mb"] <= 500.1 < asked(folder, slots + 1)["total_mb"] + 0.1
-    assert asked(folder, memory=0.001 * GB)["slots_that_fit"] == 0
-    fewer = asked(folder, limits=Limits(1, 100), memory=0.5 * GB)
+    assert budget_of(folder, slots)["total_mb"] <= 500.1 < budget_of(folder, slots + 1)["total_mb"] + 0.1
+    assert budget_of(folder, memory=0.001 * GB)["slots_that_fit"] == 0
+    fewer = budget_of(folder, limits=Limits(1, 100), memory=0.5 * GB)
     assert fewer["slots_that_fit"] > slots
 
 
@@ -76,25 +76,31 @@ def test_activations_hold_at_least_the_widest_layer(fixed_bundles: dict[str, Pat
         manifest = read_manifest(folder)
         frames, ffn = manifest.sizes["max_frames"], manifest.sizes["nar_ffn"]
         model = read_graph(folder / manifest.graphs["nar"].file)
-        found = need(manifest, "nar", model, Question(Limits(), "fp16"), 1)
+        found = graph_memory(manifest, "nar", model, BudgetQuery(Limits(), "fp16"), 1)
         least = frames * ffn * 2
         assert least < found.activations < 200 * least
 
 
 def test_smaller_weights_take_less(fixed_bundles: dict[str, Path]) -> None:
     folder = fixed_bundles["portable"]
-    sizes = {name: asked(folder, precision=name)["graphs"][0]["weights_mb"] for name in ("fp16", "int8")}
-    assert sizes["int8"] <= sizes["fp16"]
-    assert np.isclose(asked(folder, bandwidth=1e6)["step"]["ms"], asked(folder)["step"]["mb"] * 1e3, rtol=0.3)
+    manifest = read_manifest(folder)
+    model = read_graph(folder / manifest.graphs["ar"].file)
+    int4, int8, fp16 = (
+        graph_memory(manifest, "ar", model, BudgetQuery(Limits(), name), 1).weights
+        for name in ("int4", "int8", "fp16")
+    )
+    assert int4 < int8 < fp16
+    slow = budget_of(folder, bandwidth=1e6)["step"]
+    assert np.isclose(slow["ms"], slow["mb"] * 1e3, rtol=0.3)
 
 
-def test_wrong_questions(fixed_bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_wrong_queries(fixed_bundles: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="unknown precision 'int2'; expected one of fp32, fp16"):
-        Question(Limits(), "int2")
+        BudgetQuery(Limits(), "int2")
     with pytest.raises(BackendError, match=r"device memory is -1.0 GB.*expected positive"):
-        Question(Limits(), "fp16", memory=-GB)
+        BudgetQuery(Limits(), "fp16", memory=-GB)
     with pytest.raises(BackendError, match="max frames is 9999; expected at most the model's 400"):
-        asked(fixed_bundles["portable"], limits=Limits(1, 9999))
+        budget_of(fixed_bundles["portable"], limits=Limits(1, 9999))
     (tmp_path / "x.onnx").write_bytes(b"no graph")
     with pytest.raises(BackendError, match=r"x\.onnx is not a readable ONNX graph"):
         read_graph(tmp_path / "x.onnx")

@@ -1,6 +1,6 @@
-"""The codecs that others trained (small sizes, drawn weights) as engines, built without a GPU.
+"""Engines of the codecs that others published, in small sizes with random weights, built without a GPU.
 
-EnCodec with its stream by default; SpeechTokenizer and Vocos with `-m slow`.
+EnCodec and its stream by default; SpeechTokenizer and Vocos with `-m slow`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RTX = "tensorrt-rtx"
 def test_a_codec_builds(
     codec: str, vocoder: str, graphs: list[str], checkpoint_folder: Path, tmp_path: Path
 ) -> None:
-    """Each passes the audit; what runs is the export's own comparison in ONNX Runtime, not the engine."""
+    """Every graph passes the audit and builds. The engines do not run here."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13")
     names = {
         "encodec_24khz.th": "encodec",

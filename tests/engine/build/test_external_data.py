@@ -1,4 +1,4 @@
-"""Graphs are written with each weight once, in C order, and in float16 only where that is exact."""
+"""A graph is written with each weight once, in C order, and in float16 only where that is exact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GENERATOR = np.random.default_rng(0)
 
 
 def graph(weights: Weights, apart: Weights | None = None) -> onnx.ModelProto:
-    """A graph that puts out its weights, those of `apart` without their values."""
+    """A graph that returns its weights; it holds no values for those of `apart`."""
     held = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in weights.items()]
     held += [
         TensorProto(name=name, dims=value.shape, data_type=helper.np_dtype_to_tensor_dtype(value.dtype))

@@ -1,4 +1,4 @@
-"""Engines are built without a GPU, named by all they depend on, and refused when they do not fit."""
+"""Engines are built without a GPU, named by all that they depend on, and refused if they do not fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REASON = "needs TensorRT-RTX: pip install tensorrt-rtx-cu13"
 
 @pytest.fixture(scope="session")
 def built(fixed_bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy bundle with its engines for one GPU; do not change it."""
+    """A toy bundle with its engines for one GPU, which tests must not change."""
     pytest.importorskip("tensorrt_rtx", reason=REASON)
     folder = Path(shutil.copytree(fixed_bundles["portable"], tmp_path_factory.mktemp("built") / "toy"))
     build_engine(folder, RTX, gpus=["sm89"], limits=Limits(2))
@@ -36,7 +36,7 @@ def copied(built: Path, tmp_path: Path) -> Path:
 
 
 def wanted(folder: Path, graph: str = "nar", **changes: str) -> dict[str, str]:
-    """What a runtime on an SM89 would ask for."""
+    """The engine that a runtime on an SM89 asks for."""
     return {
         "target": RTX,
         "graph": graph,
@@ -119,7 +119,7 @@ def test_no_engine_and_a_broken_record(copied: Path) -> None:
         find_engine(copied, wanted(copied))
 
 
-def test_a_key_changes_with_all_it_depends_on(built: Path) -> None:
+def test_every_engine_has_a_file_of_its_own_and_is_kept(built: Path) -> None:
     keys = [record.key for record in engine_records(build_folder(built, RTX)).values()]
     names = {path.name for path in build_folder(built, RTX).glob("*.engine")}
     assert len(names) == len(keys) == 4

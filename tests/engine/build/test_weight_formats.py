@@ -1,4 +1,4 @@
-"""Weight-only precisions for TensorRT: near float32 in ONNX Runtime, built where the GPU has the type."""
+"""Weight-only precisions for TensorRT: near float32 in ONNX Runtime, built for GPUs that have the type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.engine.build.test_ort import feeds_of
 from tests.engine.build.test_tensorrt import REASON, RTX
 from valle2.engine import BackendError, Placement, open_backend, read_manifest
 from valle2.engine.backends.trt.api import load
-from valle2.engine.build.audit import Case, Walk, check_types
+from valle2.engine.build.audit import AuditCase, NetworkView, check_types
 from valle2.engine.build.precision import unpack
 from valle2.engine.build.quantize import store_weights
 from valle2.engine.build.tensorrt import build_engine
@@ -23,7 +23,7 @@ from valle2.engine.bundle.artifacts import source_hash
 from valle2.engine.bundle.engine_files import find_engine
 from valle2.engine.bundle.profiles import Limits
 
-# Root mean square of the difference over that of float32's logits. Measured: 0.018, 0.243, 0.063.
+# Root mean square of the difference, divided by that of the float32 logits. Measured: 0.018, 0.243, 0.063.
 NOISE = {"int8": 0.03, "int4": 0.36, "fp8": 0.095}
 
 
@@ -83,5 +83,5 @@ def test_what_cannot_be_built_is_refused(fixed_bundles: dict[str, Path]) -> None
 def test_a_weight_that_was_folded_back_is_found() -> None:
     node = onnx.helper.make_node("DequantizeLinear", ["codes", "scales"], ["weight"])
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
-    case = Case(cast(Any, None), model, "ar", "portable", "int8")
-    assert list(check_types(case, Walk((), {}))) == ["0 weights are stored as int8; expected 1"]
+    case = AuditCase(cast(Any, None), model, "ar", "portable", "int8")
+    assert list(check_types(case, NetworkView((), {}))) == ["0 weights are stored as int8; expected 1"]

@@ -1,4 +1,4 @@
-"""A graph reads nothing but weights with a hash; the records of builds are as hostile as the bundle."""
+"""Graphs and build records of a hostile bundle: only weights with a hash are read."""
 
 from __future__ import annotations
 
@@ -118,12 +118,12 @@ def varint(value: int) -> bytes:
 
 
 def entry(*parts: tuple[int, bytes]) -> bytes:
-    """A model with one initializer, with one entry of these fields about its external data."""
+    """A model with one initializer, whose external data has one entry with these fields."""
     inner = b"".join(wrapped(number, content) for number, content in parts)
     return wrapped(7, wrapped(5, wrapped(13, inner)))
 
 
-def test_of_a_field_that_is_given_twice_no_one_is_overlooked() -> None:
+def test_no_value_of_a_repeated_field_is_overlooked() -> None:
     found = locations(entry((1, b"x"), (1, b"location"), (2, b"good"), (2, b"bad")))
     assert found == {"good", "bad"}
     assert locations(entry((2, b"bad"), (1, b"location"))) == {"bad"}
@@ -186,7 +186,7 @@ def test_compiled_engines_and_loops_in_a_graph_are_not_loaded(operator: bytes, c
 
 
 def test_functions_in_a_graph_are_not_loaded(copied: Path) -> None:
-    """Each calls the one before it twice: a few kilobytes would become a graph of any size."""
+    """Each calls the one before it twice, so a few kilobytes would become a graph of any size."""
     model = onnx.ModelProto.FromString((copied / "ar.onnx").read_bytes())
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
     nodes = [helper.make_node("Neg", ["x"], ["y"])]
@@ -202,7 +202,7 @@ def test_functions_in_a_graph_are_not_loaded(copied: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"\x0b\x0c", b"\x08\x00" * (module.MAX_FIELDS + 2)])
 def test_what_is_no_model_around_its_graph(copied: Path, data: bytes) -> None:
-    """A group, in which functions could lie unseen; very many fields."""
+    """A group, in which functions could be hidden, and very many fields."""
     put(copied, "ar.onnx", data + (copied / "ar.onnx").read_bytes())
     assert "ar.onnx" in refusal(copied)
 
@@ -366,7 +366,7 @@ def test_a_hostile_record_of_an_engine(toy: Path, tmp_path: Path, place: tuple[A
 
 
 def test_the_check_is_cheap(toy: Path) -> None:
-    """A large weight inside a graph is passed over."""
+    """A large weight inside a graph is skipped."""
     data = (toy / "ar.onnx").read_bytes()
     big = onnx.ModelProto.FromString(data)
     big.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(2**22, np.float32), "big"))

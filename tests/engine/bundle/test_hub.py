@@ -1,4 +1,4 @@
-"""Models of the hub, from a small server that speaks its protocol."""
+"""Models of the hub, fetched from a small server that speaks its protocol."""
 
 from __future__ import annotations
 
@@ -98,17 +98,17 @@ def test_finished_files_survive_an_interruption(
     server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.commit(files)
-    place = hub_module.place
+    place = hub_module.link_file
 
     def interrupted(cached: Path, target: Path, digest: str, name: HubId) -> None:
         if target.name == "nar.onnx":
             raise KeyboardInterrupt
         place(cached, target, digest, name)
 
-    monkeypatch.setattr(hub_module, "place", interrupted)
+    monkeypatch.setattr(hub_module, "link_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch_bundle(NAME)
-    monkeypatch.setattr(hub_module, "place", place)
+    monkeypatch.setattr(hub_module, "link_file", place)
     server.asked.clear()
     read_manifest(fetch_bundle(NAME))
     assert server.got() == []

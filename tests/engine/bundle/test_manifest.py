@@ -1,4 +1,4 @@
-"""A bundle is opened only if its manifest, hashes and paths check out."""
+"""A bundle is opened only if its manifest, hashes and paths are right."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_round_trip(bundle: Path) -> None:
     )
 
 
-def test_whoever_serves_a_bundle_may_read_it(bundle: Path, tmp_path: Path) -> None:
-    """Also a user who did not export it: the weights as `onnx` writes them, and what is made aside."""
+def test_every_user_may_read_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    """Not only the one who exported it, although `onnx` writes weights for their owner alone."""
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in bundle.rglob("*"))
-    with replacing_folder(tmp_path / "made") as aside:
-        (aside / "inner").mkdir(0o700)
-        (aside / "inner" / "ar.weights").touch(0o600)
+    with replacing_folder(tmp_path / "made") as part:
+        (part / "inner").mkdir(0o700)
+        (part / "inner" / "ar.weights").touch(0o600)
     modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "made", *(tmp_path / "made").rglob("*"))]
     assert modes == [0o755, 0o755, 0o644]
 
@@ -199,7 +199,7 @@ HOSTILE: dict[tuple[Any, ...], list[Any]] = {
     ("format",): [DELETED, None, "1", 1.0, True, 2, 10**30, [1]],
     ("surplus",): [None, 1],
 }  # fmt: skip
-"""Places in a manifest, and what must not stand there."""
+"""Places in a manifest, and values that are refused there."""
 BAD_NAMES = [
     "", ".", "..", "../x", "/x", "x/../../y", "./x", "x/", "x//y", "x/./y", "x\\y", "C:/x", "C:x", "x\0y",
     "x\ny", "\x1b[2J", "x\u202ey", "\ud800", "x" * 201, "x/" * 9 + "y", "é" * 128, "x.", "x ", " x", "a*",
@@ -228,7 +228,7 @@ TEXTS: dict[str, bytes] = {
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest bundle, in a folder that the tests change and put right again."""
+    """The smallest bundle, in a folder that the tests change and restore."""
     folder = tmp_path_factory.mktemp("hostile") / "toy"
     write_toy(folder)
     return folder
@@ -236,7 +236,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refused(toy: Path) -> Any:
-    """Writes a manifest, and returns the one line in which it is refused."""
+    """A function that writes a manifest and returns the line that refuses it."""
     path = toy / "manifest.json"
     good = path.read_bytes()
 
@@ -301,7 +301,7 @@ def test_a_key_that_is_given_twice(toy: Path, refused: Callable[[bytes], str], k
 
 
 def test_sizes_that_no_machine_has(toy: Path, refused: Callable[[bytes], str]) -> None:
-    """Each is within its range, and the caches of one row would take 32 GB."""
+    """Each size is within its range, but the caches of one row would take 32 GB."""
     values = json.loads((toy / "manifest.json").read_text())
     values["sizes"] |= {"heads": 64, "d_model": 8192, "max_frames": 2**17}
     for tensor in values["graphs"]["ar"]["inputs"][11:]:
@@ -311,7 +311,7 @@ def test_sizes_that_no_machine_has(toy: Path, refused: Callable[[bytes], str]) -
 
 @pytest.mark.parametrize("name", ["manifest.json", "ar.onnx", "voices"])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "device", "absent", "outside"])
-def test_something_else_where_a_file_is_listed(toy: Path, tmp_path: Path, name: str, kind: str) -> None:
+def test_a_listed_file_that_is_something_else(toy: Path, tmp_path: Path, name: str, kind: str) -> None:
     folder = shutil.copytree(toy, tmp_path / "toy")
     path = folder / name
     path.rename(tmp_path / "moved")

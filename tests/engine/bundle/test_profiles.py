@@ -1,4 +1,4 @@
-"""Optimisation profiles: every call the runtime makes fits one, and wrong limits are refused."""
+"""Optimisation profiles: every call of the runtime fits one, and wrong limits are refused."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_no_profile_fixes_every_size(manifest: Manifest, batch: int) -> None:
         assert any(axis.low < axis.high for axis in positions), profile.name
 
 
-def test_a_prefill_is_as_long_as_the_decoder_makes_it(manifest: Manifest) -> None:
+def test_the_prefill_profile_is_as_long_as_a_prefill(manifest: Manifest) -> None:
     def longest(made: Manifest, frames: int = 0) -> int:
         return profiles(made, "ar", Limits(1, frames))[-1].axes["new"].high
 
     short = replace(manifest, sizes={**manifest.sizes, "max_text": 8})
     assert longest(manifest) == PREFILL_CHUNK and longest(short, 40) == 8 + 1 + 20
-    # of relatives the first call has all of the text
+    # the first call of a related model has all of the text
     for text, expected in ((40, PREFILL_CHUNK), (200, 200)):
         relative = replace(manifest, rules={"family": "vallex"}, sizes={**manifest.sizes, "max_text": text})
         assert longest(relative) == expected

@@ -1,4 +1,4 @@
-"""Buffers take what is written, and freed memory goes back to the system."""
+"""Buffers use memory only where they are written, and freed memory returns to the system."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_zeros(shape: tuple[int, ...]) -> None:
     assert zeros.flags.c_contiguous and zeros.sum() == 6
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_only_what_is_written_is_resident() -> None:
     zeros, before = sparse_zeros((256, MIB), np.uint8), resident()
     zeros[:, :4096] = 1
@@ -40,7 +40,7 @@ def test_only_what_is_written_is_resident() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
-def test_what_was_freed_is_given_back() -> None:
+def test_freed_memory_returns_to_the_system() -> None:
     kept = [bytearray(2**16) for _ in range(1600)]
     del kept[:-1]  # the last keeps the heap from shrinking by itself
     before = resident()
@@ -55,14 +55,14 @@ def huge_bytes() -> int:
 
 
 def small_pages(size: int) -> mmap.mmap:
-    """Anonymous memory, written, which Linux was not asked to put in huge pages."""
+    """Written anonymous memory, without a request for huge pages."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.write(b"x" * size)
     return memory
 
 
 def grown_in_huge_pages() -> int:
-    """Huge pages, in bytes, that 16 of memory got inside and 4 outside did not."""
+    """Bytes of huge pages after 16 pages of memory are allocated inside the block and 4 outside."""
     outside, before = small_pages(4 * HUGE_PAGE), huge_bytes()
     with in_huge_pages():
         inside = small_pages(16 * HUGE_PAGE)
@@ -71,17 +71,17 @@ def grown_in_huge_pages() -> int:
     return grown
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
-def test_what_is_allocated_meanwhile_moves_to_huge_pages() -> None:
-    """In a process of its own: what other tests have loaded moves as well."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_memory_that_the_block_allocates_moves_to_huge_pages() -> None:
+    """In a process of its own, because memory of other tests would move as well."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         grown = pool.submit(grown_in_huge_pages).result()
     if not grown:
         pytest.skip("this system moves nothing to huge pages")
-    assert 8 * HUGE_PAGE <= grown <= 16 * HUGE_PAGE, "all of what is inside, and nothing outside"
+    assert 8 * HUGE_PAGE <= grown <= 16 * HUGE_PAGE, "all memory of the block, and none from outside"
 
 
-def test_where_the_system_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_does_not_list_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("valle2.engine.backends.ort.memory.MAPS", tmp_path / "absent")
     assert allocated() == []
     with in_huge_pages():

@@ -1,4 +1,4 @@
-"""Providers of ONNX Runtime: the table, its options, and graphs that fall apart between two of them."""
+"""Providers of ONNX Runtime: the table, its options, and graphs with fallback nodes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ from valle2.runtime import Valle2
 
 SPEC = GraphSpec("mul.onnx", (TensorSpec("x", "float32", (2, 2)),), (TensorSpec("y", "float32", (2, 2)),))
 CUDA = PROVIDERS["ort", "cuda"].name
-FILLING = frozenset(["ConstantOfShape", "Expand", "Range"])  # on the device, of a size on the host
+FILLING = frozenset(["ConstantOfShape", "Expand", "Range"])
+"""Operators that fill memory of the device; their size lies on the host."""
 COMPUTES = frozenset(["Add", "Sub", "Mul", "Clip", "Where", "Min", "Max", "Less", "Greater", "Equal"])
 FALLBACK = Placement("cuda", fallback=True)
-OTHER = "AzureExecutionProvider"  # in every build for CPUs; it takes no operator of ONNX
+OTHER = "AzureExecutionProvider"
+"""It is in every build for CPUs, and takes no operator of ONNX."""
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A real provider that takes nothing, in the place of CUDA's."""
+    """Put a real provider that takes no node in the place of CUDA's."""
     if OTHER not in onnxruntime.get_available_providers():
         pytest.skip(f"this ONNX Runtime has no {OTHER}")
     monkeypatch.setitem(PROVIDERS, ("ort", "cuda"), Provider(OTHER, "x"))
@@ -63,7 +65,7 @@ def test_nodes_that_another_provider_runs_are_listed(folder: Path, other: None) 
     )
 
 
-def test_they_run_where_that_is_allowed(folder: Path, other: None) -> None:
+def test_fallback_nodes_run_if_that_is_allowed(folder: Path, other: None) -> None:
     feeds = {"x": np.array([[1, 2], [3, 4]], np.float32)}
     with open_backend(folder, SPEC, FALLBACK) as backend:
         assert backend.run(feeds)["y"].tolist() == [[7, 10], [15, 22]]
@@ -84,7 +86,7 @@ def test_a_bundle_of_the_cpu_names_the_lowering_for_cuda(bundle: Path) -> None:
             Valle2.load(bundle, device="cuda", precision=precision)
 
 
-def test_nothing_strays_where_one_provider_runs_all(folder: Path) -> None:
+def test_one_provider_that_runs_all_leaves_no_fallback_nodes(folder: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     session = onnxruntime.InferenceSession(str(folder / SPEC.file), options, providers=[CPU])
@@ -125,7 +127,7 @@ def test_a_bundle_that_the_provider_cannot_take(bundle: Path, fixed_bundles: dic
 
 @pytest.mark.parametrize("lowering", ["portable", "primitive"])
 def test_no_size_is_data_in_a_step(fixed_bundles: dict[str, Path], lowering: str) -> None:
-    """A size that meets data would be copied to the device at every step: no CUDA graph could be recorded."""
+    """A size that is combined with data is copied to the device at every step, which forbids CUDA graphs."""
     model = onnx.load(fixed_bundles[lowering] / "ar.onnx", load_external_data=False)
     known = {weight.name for weight in model.graph.initializer}
     sizes, mixed = set[str](), []
@@ -142,7 +144,7 @@ def test_no_size_is_data_in_a_step(fixed_bundles: dict[str, Path], lowering: str
     assert len(sizes) > 3 and not mixed
 
 
-def test_a_graph_that_cannot_be_recorded_runs_unrecorded(
+def test_a_graph_that_cannot_be_captured_runs_without_capture(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
@@ -168,12 +170,12 @@ def test_a_graph_that_cannot_be_recorded_runs_unrecorded(
     assert tried[2:] == [None]
 
 
-def test_a_recorded_call_names_its_number_from_the_second_time_on(
+def test_a_captured_call_names_its_graph_from_the_second_time_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = open_backend(folder, SPEC)
     assert isinstance(backend, OrtBackend)
-    backend.captures_calls = True  # the CPU's provider ignores the number
+    backend.captures_calls = True  # the provider for CPUs ignores the number
     numbers, made = [], backend.session.io_binding
 
     def note(binding: object, options: onnxruntime.RunOptions) -> None:

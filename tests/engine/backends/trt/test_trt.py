@@ -1,4 +1,4 @@
-"""Execution on TensorRT: the logic on doubles that enforce its rules, the real calls by introspection."""
+"""Execution on TensorRT: on doubles that enforce its rules, which are compared with the real modules."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def make(
 
 
 def bound(backend: TrtBackend, count: int = 1) -> tuple[Any, dict[str, Any]]:
-    """A step with every buffer given, the cache in place."""
+    """A step on buffers of ours, with the cache updated in place."""
     buffers = {name: backend.buffer((size,), np.float32) for name, size in (("x", count), ("cache", 4))}
     buffers |= {name: backend.buffer((size,), np.float32) for name, size in (("out", count), ("sized", 16))}
     buffers["x"].write(np.full(count, 2, np.float32))
@@ -90,7 +90,7 @@ def test_a_missing_input_is_named() -> None:
         backend.bind({"x": backend.buffer((1,), np.float32)}, {})
 
 
-def test_memory_ends_clearly_and_is_given_back() -> None:
+def test_too_little_memory_is_an_error_and_memory_is_freed() -> None:
     backend = make(memory=1000)
     with pytest.raises(
         BackendError, match=r"cudaMalloc failed with cudaErrorMemoryAllocation; free device memory"
@@ -104,7 +104,7 @@ def test_memory_ends_clearly_and_is_given_back() -> None:
     assert not backend.cuda.cudart.held
 
 
-def test_calls_that_end_leave_their_context_to_the_next() -> None:
+def test_calls_that_end_return_their_context_for_the_next() -> None:
     backend = make()
     feeds = {"x": np.array([3], np.float32), "cache": np.ones(4, np.float32)}
     for count in (1, 2, 1, 8, 1):
@@ -181,7 +181,7 @@ def test_a_damaged_engine_is_refused() -> None:
         make(data=b"engi")
 
 
-def test_closing_drops_the_recordings() -> None:
+def test_closing_frees_the_captures() -> None:
     backend = make()
     step, _ = bound(backend)
     step()
@@ -223,7 +223,6 @@ def test_without_a_gpu_an_engine_is_not_opened(fixed_bundles: dict[str, Path]) -
 
 @pytest.mark.gpu
 def test_an_engine_gives_the_numbers_of_onnx_runtime(fixed_bundles: dict[str, Path], tmp_path: Path) -> None:
-    """Not run here for want of a GPU."""
     if this_gpu() is None:
         pytest.skip("needs a CUDA GPU")
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13")

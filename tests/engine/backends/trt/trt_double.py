@@ -1,7 +1,8 @@
-"""TensorRT and the CUDA runtime on host memory: doubles that enforce their rules and record the calls.
+"""Doubles of TensorRT and the CUDA runtime on host memory, which enforce their rules and log the calls.
 
-Rules enforced: every shape within the chosen profile, an address for every tensor before a call, caches bound
-to one address, no freed memory used, no host copy and no new shape while a stream is captured.
+Shapes must lie within the chosen profile. Every tensor needs an address before a call. A cache that is
+updated in place has one address. Freed memory may not be used. A captured stream takes no host copy and no
+new shape.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class FakeCudart:
         return (Status.cudaSuccess,)
 
     def do(self, work: Callable[[], None]) -> None:
-        """Run now, or with the captured graph."""
+        """Run the work now, or add it to the captured graph."""
         if self.queue is None:
             work()
         else:
@@ -108,7 +109,7 @@ def move(to: int, source: int, size: int) -> None:
 
 
 class Runtime:
-    """Deserialises whatever its module's engine is; damaged bytes give None, as TensorRT does."""
+    """Returns the engine of its module, or None for damaged bytes, as TensorRT does."""
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
@@ -121,7 +122,7 @@ class Runtime:
 
 
 class ICudaEngine:
-    """`add`: out = x + 1 and cache_out = cache with x written at its head, in place or not.
+    """cache_out = cache, with x[0] added to its first element, in place or not; out = x + cache_out[0].
 
     x: (n,) float32. cache: (4,) float32. sized: (-1,) float32, the first element of x repeated x[0] times.
     """
@@ -144,7 +145,7 @@ class ICudaEngine:
 
 
 class IExecutionContext:
-    """One context: shapes, addresses, profile."""
+    """The shapes, addresses and profile of one context."""
 
     def __init__(self, engine: ICudaEngine) -> None:
         self.engine, self.shapes, self.addresses = engine, dict[str, Shape](), dict[str, int]()
@@ -215,17 +216,17 @@ def floats(address: int, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 class ILogger:
-    """The base that TensorRT's loggers derive from."""
+    """The base class of loggers."""
 
     trt: Any
 
 
 class IOutputAllocator:
-    """The base that output allocators derive from."""
+    """The base class of output allocators."""
 
 
 class FakeTensorRT:
-    """A module with just the classes that execution uses."""
+    """A module with the classes that execution uses."""
 
     __version__ = "11.0.double"
 
