@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import toy_checkpoint, write_toy
 from valle2.engine import Valle2Error, open_backend, read_manifest
+from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.export import CheckpointError, ParityError, export_checkpoint, read_checkpoint
 from valle2.export import bundle as bundle_module
 from valle2.export.carried import POINTER, copy_carried, copy_folder
@@ -207,19 +208,17 @@ def test_targets_that_would_lose_something_are_refused(checkpoint_folder: Path, 
 
 
 def test_half_stored_weights_are_exact(bundle: Path, checkpoint_folder: Path) -> None:
-    from valle2.engine import open_backend
-
     model = read_checkpoint(checkpoint_folder).nar
     manifest = read_manifest(bundle)
-    feeds = {
-        "text": np.arange(5)[None],
-        "text_lengths": np.array([5]),
-        "codes": np.arange(80).reshape(1, 10, 8),
-        "prompt_lengths": np.array([4]),
-        "frame_lengths": np.array([10]),
-        "stage": np.array(1),
-    }
+    inputs = NARInputs(
+        text=np.arange(5)[None],
+        text_lengths=np.array([5]),
+        codes=np.arange(80).reshape(1, 10, 8),
+        prompt_lengths=np.array([4]),
+        frame_lengths=np.array([10]),
+        stage=np.array(1),
+    )
     with torch.no_grad():
-        expected = model(*map(torch.from_numpy, feeds.values())).numpy()
-    found = open_backend(bundle, manifest.graphs["nar"]).run(feeds)["logits"]
+        expected = model(inputs.map(torch.from_numpy)).numpy()
+    found = open_backend(bundle, manifest.graphs["nar"]).run(inputs.feeds())["logits"]
     assert np.abs(found - expected).max() < 1e-5

@@ -17,12 +17,10 @@ from tests.export.codecs.test_codecs import as_file, peer
 from tests.export.importers.peers import Lifeiteng
 from valle2.export import CheckpointError, read_checkpoint, save_checkpoint
 from valle2.export.checkpoint import METADATA, empty_checkpoint
-from valle2.export.codecs.demo import CodecConfig, Fourier, InverseFourier
-from valle2.export.codecs.encodec import EncodecConfig
-from valle2.export.codecs.encodec_weights import read_encodec
-from valle2.export.codecs.vocos import VocosConfig, read_vocos
-from valle2.export.importers import lifeiteng
-from valle2.export.importers.registry import read_any
+from valle2.export.codecs import CodecConfig, EncodecConfig, read_encodec, read_vocos
+from valle2.export.codecs.fourier import Fourier, InverseFourier
+from valle2.export.codecs.vocos import VocosConfig
+from valle2.export.importers import lifeiteng, read_any
 
 ENCODEC_SIZES: dict[str, dict[str, Any]] = {
     "filters": {"filters": 512},

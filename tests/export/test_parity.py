@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from tests.conftest import near_a_boundary
 from valle2.engine import Backend
+from valle2.engine.bundle.contract import EOS_CODE
 from valle2.export.attention import LOWERINGS
 from valle2.export.graphs import ar_inputs, cache_names
-from valle2.export.models.ar import ARModel
-from valle2.export.models.config import EOS_CODE
+from valle2.export.models import ARModel
 from valle2.export.models.reference import generate
-from valle2.export.verify.parity import verify_ar
+from valle2.export.verify import verify_ar
 from valle2.runtime import Settings
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.engine import advance_rows

@@ -16,8 +16,7 @@ from valle2.engine.build.ort import build_graph
 from valle2.engine.bundle.precisions import METHODS
 from valle2.export.bundle import graph_spec
 from valle2.export.graphs import ar_graph, ar_inputs
-from valle2.export.models.ar import ARModel
-from valle2.export.models.config import Style
+from valle2.export.models import ARModel, Style
 from valle2.runtime import Settings
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.sampling import sample_group

@@ -17,8 +17,8 @@ from tests.conftest import toy_checkpoint
 from tests.export.importers.peers import Lifeiteng
 from tests.fuzz import archives, pickles
 from valle2.export.checkpoint import METADATA, WEIGHTS, save_checkpoint
-from valle2.export.importers.family import Options
-from valle2.export.importers.registry import read_any
+from valle2.export.importers import read_any
+from valle2.export.options import ImportOptions
 from valle2.export.weights.unpickle import read_container
 
 
@@ -243,4 +243,4 @@ class CheckpointFuzzer(Fuzzer):
         )
 
     def read(self, path: Path) -> None:
-        read_any([path], "auto", Options(heads=self.rng.choice((0, 2)), prefix_mode=1))
+        read_any([path], ImportOptions(heads=self.rng.choice((0, 2)), prefix_mode=1))

@@ -15,7 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, write_manifest
+from valle2.engine.bundle.contract import CODEBOOKS
 from valle2.engine.bundle.manifest import Variant
+from valle2.engine.bundle.nar_inputs import CODEBOOK_AXIS, NAR_AXES
 from valle2.runtime import Prompt
 from valle2.runtime.presets import ENTRIES
 from valle2.runtime.voices import store_prompt
@@ -33,7 +35,7 @@ SIZES = {
     "group_size": GROUP,
     "max_text": MAX_TEXT,
     "max_frames": MAX_FRAMES,
-    "codebooks": 8,
+    "codebooks": CODEBOOKS,
     "head_width": 0,
 }
 Axes = Sequence[int | str]
@@ -152,12 +154,8 @@ def ar(folder: Path, stem: str, slots: int | str) -> GraphSpec:
 def nar(folder: Path) -> GraphSpec:
     """Every codebook is codebook 0."""
     inputs: list[tuple[str, int, Axes]] = [
-        ("text", INT, ("batch", "tokens")),
-        ("text_lengths", INT, ("batch",)),
-        ("codes", INT, ("batch", "frames", 8)),
-        ("prompt_lengths", INT, ("batch",)),
-        ("frame_lengths", INT, ("batch",)),
-        ("stage", INT, ()),
+        (name, INT, tuple(CODEBOOKS if axis == CODEBOOK_AXIS else axis for axis in axes))
+        for name, axes in NAR_AXES.items()
     ]
     outputs: list[tuple[str, int, Axes]] = [
         ("codes_out", INT, ("batch", "u")),

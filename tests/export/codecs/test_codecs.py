@@ -20,10 +20,9 @@ from tests.export.codecs.make_codec_peers import PEERS, drawn, random_audio, ran
 from valle2.engine import open_backend, read_manifest
 from valle2.engine.backends.stateful import Stateful
 from valle2.export import export_checkpoint
-from valle2.export.codecs.demo import Fourier, InverseFourier
-from valle2.export.codecs.encodec import EncodecStream, elu, mirrored, reflected
-from valle2.export.codecs.encodec_weights import read_encodec
-from valle2.export.codecs.vocos import read_vocos
+from valle2.export.codecs import EncodecStream, read_encodec, read_vocos
+from valle2.export.codecs.encodec import elu, mirrored, reflected
+from valle2.export.codecs.fourier import Fourier, InverseFourier
 from valle2.export.errors import CheckpointError
 from valle2.runtime import Prompt, Settings, Valle2
 from valle2.runtime.cli.main import main

@@ -26,8 +26,7 @@ import torch
 from tests.export.importers.peers import Lifeiteng
 from valle2.benchmarks.speed.eager import decode
 from valle2.engine import read_manifest
-from valle2.export.importers.family import Options
-from valle2.export.importers.registry import read_any
+from valle2.export.importers import read_any
 from valle2.export.verify.judge import LOGITS_TOLERANCE, MULTIPLE
 from valle2.runtime import Settings, Valle2
 from valle2.runtime.generation.engine import EncodedRequest
@@ -41,7 +40,7 @@ MEASURED = """
 import json, resource, sys, time
 from pathlib import Path
 from valle2.export import export_checkpoint
-from valle2.export.importers.registry import read_any
+from valle2.export.importers import read_any
 file, *bundle = map(Path, sys.argv[1:])
 began = time.perf_counter()
 export_checkpoint(file, bundle[0], codec=False) if bundle else read_any([file])
@@ -95,7 +94,7 @@ def test_a_checkpoint_of_the_published_size(tmp_path: Path) -> None:
     parity = read_manifest(tmp_path / "bundle").parity
     print("; ".join(f"{name} {value:.1e}" for name, value in parity.items()))
     tts = Valle2.load(tmp_path / "bundle", threads=1, slots=1)
-    model = read_any([file], "auto", Options()).ar
+    model = read_any([file]).ar
     draws = np.random.default_rng(0)
     ids, prompt = draws.integers(5, 70, TEXT), draws.integers(0, 1024, (PROMPT, 8))
     ours, eager = [], []

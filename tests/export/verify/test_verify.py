@@ -26,13 +26,12 @@ from valle2.export import ParityError, export_checkpoint
 from valle2.export import bundle as bundle_module
 from valle2.export.bundle import ACCEPTED, graph_spec
 from valle2.export.graphs import Graph, ar_graph, nar_graph
-from valle2.export.models.ar import ARModel, Window
-from valle2.export.models.config import ModelConfig, Style
+from valle2.export.models import ARModel, ModelConfig, NARModel, Style
+from valle2.export.models.ar import Window
 from valle2.export.models.layers import EPSILON
-from valle2.export.models.nar import NARModel
 from valle2.export.verify.float64 import in_float64
 from valle2.export.verify.judge import LOGITS_TOLERANCE, MULTIPLE, Judge, Sides
-from valle2.export.verify.parity import ar_calls, nar_feeds, run_module, verify_ar, verify_nar
+from valle2.export.verify.parity import ar_calls, nar_inputs, run_module, verify_ar, verify_nar
 from valle2.runtime.cli.main import main
 
 CAPACITY = 128
@@ -95,14 +94,12 @@ def toy_ar(style: dict[str, object]) -> ARModel:
 def test_in_float64_is_the_module_in_float64(style: dict[str, object]) -> None:
     """And leaves the module as it was."""
     nar, ar = toy_nar(style, 5), toy_ar(style)
-    inputs = [
-        torch.from_numpy(value) for value in nar_feeds(nar.config, 3, np.random.default_rng(0)).values()
-    ]
+    inputs = nar_inputs(nar.config, 3, np.random.default_rng(0)).map(torch.from_numpy)
     calls = ar_calls(ar.config, 3)
     before = [copy.deepcopy(model.state_dict()) for model in (nar, ar)]
     with in_float64():
-        logits, (steps, caches) = nar(*inputs), run_module(ar, calls)
-        codes = nar.choose(logits, *inputs[2:])
+        logits, (steps, caches) = nar(inputs), run_module(ar, calls)
+        codes = nar.choose(logits, inputs)
     for model, state in zip((nar, ar), before, strict=True):
         for name, weight in model.state_dict().items():
             assert weight.dtype == torch.float32 and torch.equal(weight, state[name])
@@ -110,12 +107,12 @@ def test_in_float64_is_the_module_in_float64(style: dict[str, object]) -> None:
     wide_ar.empty_caches = lambda *sizes: [  # type: ignore[method-assign]
         (key.double(), value.double()) for key, value in ar.empty_caches(*sizes)
     ]
-    expected, (wide_steps, wide_caches) = wide_nar(*inputs), run_module(wide_ar, calls)
+    expected, (wide_steps, wide_caches) = wide_nar(inputs), run_module(wide_ar, calls)
     assert logits.dtype == torch.float64 and steps.dtype == caches[-1].dtype == np.float64
     assert (logits - expected).abs().max() < NO_ROUNDING and np.abs(steps - wide_steps).max() < NO_ROUNDING
     assert np.abs(caches[-1] - wide_caches[-1]).max() < NO_ROUNDING
-    assert torch.equal(codes, wide_nar.choose(expected, *inputs[2:]))
-    assert (logits - nar(*inputs)).abs().max() > NO_ROUNDING
+    assert torch.equal(codes, wide_nar.choose(expected, inputs))
+    assert (logits - nar(inputs)).abs().max() > NO_ROUNDING
 
 
 def test_right_graphs_with_large_logits_pass(pair: Pair) -> None:

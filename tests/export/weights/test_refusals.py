@@ -63,7 +63,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "bytes behind its end": (behind, "is damaged"),
     "two directories": (twofold, "is damaged"),
     "a memo of two thousand million": (bottomless, "not a readable"),
-    "VALL-F": (changed(model_name="VALL-F"), "VALL-F network"),
+    "VALL-F": (changed(model_name="VALL-F"), "another kind of network, 'VALL-F'"),
     "GPT-2": (lambda path: saved(path, {"wte.weight": torch.zeros(9, 4)}), "no checkpoint that valle2 knows"),
     "no heads": (changed(nhead=None), "pass --heads"),
 }
