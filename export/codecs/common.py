@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional
 
+from valle2.engine.bundle.schema import CODEC
 from valle2.engine.bundle.untrusted import shown
 from valle2.export.models.layers import nearest
 
 MAX_WIDTH = 4096
 MAX_HOP = 640
 """Of a codec with Fourier bases, whose memory grows with the square of the hop. Published codecs have 320."""
-SAMPLE_RATES = (4000, 192_000)
+SAMPLE_RATES = CODEC["sample_rate"]
+"""As in a bundle's manifest."""
 Limits = Mapping[str, tuple[int, int]]
 """Smallest and greatest values by the name of a size."""
 

@@ -31,7 +31,9 @@ def read_amphion(ar: TensorReader, nar: TensorReader, options: ImportOptions) ->
     rows, width = ar.shape("model.model.embed_tokens.weight", 2)
     phones = rows - CODEBOOK_SIZE - MARKS
     if phones < 1:
-        raise CheckpointError(f"{ar.path}: {rows} embeddings; expected phones, 1024 codes and 10 marks")
+        raise CheckpointError(
+            f"{ar.path}: {rows} embeddings; expected phones, {CODEBOOK_SIZE} codes and {MARKS} marks"
+        )
     nar_rows, nar_width = nar.shape("phone_embedder.weight", 2)
     heads = head_count(ar, options, width)
     nar_heads = nar_width // (width // heads)

@@ -236,7 +236,8 @@ def ar_weights(reader: TensorReader, part: Part, config: ModelConfig, rows: int)
     """The AR half. The code prenet is folded into the code table."""
     width = part.width
     if rows not in (CODEBOOK_SIZE + 1, CODEBOOK_SIZE + 2):
-        raise CheckpointError(f"{reader.path}: {rows} rows of AR audio embeddings; expected 1025 or 1026")
+        expected = f"{CODEBOOK_SIZE + 1} or {CODEBOOK_SIZE + 2}"
+        raise CheckpointError(f"{reader.path}: {rows} rows of AR audio embeddings; expected {expected}")
     codes = reader.take("ar_audio_embedding.word_embeddings.weight", rows, width)
     found = text_weights(reader, part, config)
     if config.style.prenet:

@@ -91,9 +91,10 @@ class Style:
 class ModelConfig:
     """Sizes of an AR and a NAR model that belong together.
 
-    Choices where the paper is silent: pre-LayerNorm blocks with a final LayerNorm, exact GELU, no bias in the
-    group layers, `<bos>` as a learned vector, text `<eos>` as the last row of the text table, the AR's code
-    `<eos>` as row 1024 of its tied table, initialisation from N(0, 0.02).
+    Choices where the paper is silent:
+        Blocks are pre-LayerNorm with a final LayerNorm, GELU is exact, and the group layers have no bias.
+        `<bos>` is a learned vector, text `<eos>` the last row of the text table, and the AR's code `<eos>`
+        row 1024 of its tied table. Weights are drawn from N(0, 0.02).
 
     Args:
         vocab_size: text tokens without `<eos>`.

@@ -1,4 +1,4 @@
-"""Foreign checkpoints: their code bases' own outputs, random variants against plain-torch oracles."""
+"""Checkpoints of other code bases: random variants against oracles in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def saved(folder: Path, container: dict[str, Any]) -> Path:
 
 
 def random_row(file: Lifeiteng, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text (9,) in its marks and codes (frames, Q)."""
+    """Text (9,) between its marks, and codes (frames, Q)."""
     generator = torch.Generator().manual_seed(3)
     text = torch.randint(3, file.vocab, (9,), generator=generator)
     text[0], text[-1] = 1, 2

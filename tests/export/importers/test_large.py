@@ -1,11 +1,11 @@
-"""A checkpoint of VALL-E X's published size: what its import costs, and the engine's AR step against eager.
+"""A checkpoint of VALL-E X's published size: the cost of its import, and the AR step against PyTorch.
 
     pytest -m slow -s tests/export/importers/test_large.py
 
-needs 5 GB of disk and of memory. The NAR's logits reach 210. Float32 cannot hold them within 1e-4, so the
-comparison with float64 is a part of what the export costs. The eager step is what a user has without valle2:
-one row in PyTorch, keys and values joined with `torch.cat`. Both sides use one thread and take turns, so a
-busy machine slows both.
+It needs 5 GB of disk and of memory. The NAR's logits reach 210, which float32 cannot represent within 1e-4.
+The export therefore compares with float64, too. The eager step is what a user has without valle2: one row in
+PyTorch, with keys and values joined by `torch.cat`. Both sides use one thread and take turns, so a busy
+machine slows both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from valle2.runtime.generation.engine import EncodedRequest
 from valle2.runtime.generation.token_layout import Text
 
 READ, WHOLE = (20.0, 1.6), (60.0, 1.8)
-"""Most seconds and most memory, as a multiple of the file's size."""
+"""Most seconds, and most memory as a multiple of the file's size."""
 STEPS, ROUNDS, TEXT, PROMPT = 40, 3, 60, 225
 GREEDY = Settings(top_p=0.0, threshold=1.0, max_frames=STEPS)
 MEASURED = """
@@ -58,7 +58,7 @@ class Cost:
 
 
 def cost(file: Path, *bundle: Path, threads: int = 1) -> Cost:
-    """Read the file, or make a bundle of it, in a process of its own. threads: of eager PyTorch."""
+    """Read the file, or export it to a bundle, in another process. threads: of eager PyTorch."""
     command = [sys.executable, "-c", MEASURED, str(file), *map(str, bundle)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -68,7 +68,7 @@ def cost(file: Path, *bundle: Path, threads: int = 1) -> Cost:
 
 
 def made(folder: Path) -> Path:
-    """The checkpoint: shared heads are stored once, and `<eos>` is never the likeliest code."""
+    """The checkpoint. Shared heads are stored once, and `<eos>` is never the likeliest code."""
     file = Lifeiteng(width=1024, heads=16, layers=12, bos=True, languages=True, vocab=2048)
     state = file.state()
     state["ar_predict_layer.weight"][1024] = 0
@@ -77,7 +77,7 @@ def made(folder: Path) -> Path:
 
 
 def engine_steps(tts: Valle2, ids: np.ndarray, prompt: np.ndarray) -> float:
-    """Seconds of one AR step of the engine."""
+    """Seconds per AR step of the engine."""
     request = EncodedRequest((Text(ids, ids * 0),), prompt, GREEDY, codes_only=True)
     timings = tts.run([request])[0].timings
     return timings.ar / (timings.steps - 1)

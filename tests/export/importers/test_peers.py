@@ -1,4 +1,4 @@
-"""The fixtures: small checkpoints of four code bases, and what these code bases computed with them."""
+"""Small checkpoints of four code bases, and the outputs of these code bases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GREEDY = Settings(top_p=0.0, threshold=1.0)
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A fixture: its files, heads, and what its code base computed."""
+    """A fixture: its files, its number of heads, and the outputs of its code base."""
 
     files: tuple[Path, ...]
     heads: int
@@ -53,7 +53,7 @@ def frames_first(codes: Codes) -> Codes:
 
 
 def load_peer(family: str) -> Peer:
-    """A fixture, or a skip."""
+    """Load a fixture. Skips the test if it is absent."""
     names, heads = PEERS[family]
     files = tuple(shared(f"fixtures/peers/{name}.ckpt.pt") for name in names)
     ios = [np.load(shared(f"fixtures/peers/{name}.io.npz")) for name in names]
@@ -80,7 +80,7 @@ def read_peer(peer: Peer) -> Checkpoint:
 
 
 def texts(checkpoint: Checkpoint, peer: Peer) -> tuple[Codes, Codes]:
-    """What the AR and the NAR read, spelled out family by family."""
+    """The texts of the AR and of the NAR, family by family."""
     family, ids = checkpoint.rules["family"], peer.ids
     if family == "vallex":
         ids = ids + 2048 * peer.extra["language_ids"]

@@ -1,4 +1,4 @@
-"""Properties of the eager models (reference, section 11)."""
+"""Properties of the eager models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The NAR with its positions packed, as ONNX Runtime's graph has it, is the NAR."""
+"""The NAR: its graphs, its choice of codes, and packed positions as in ONNX Runtime's graph."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_without_vectors_codes_are_the_likeliest() -> None:
 
 @torch.no_grad()
 def test_the_mean_is_moved_to_the_prompts() -> None:
-    """Beside a row at a time in numpy, in a ragged batch, a row without a prompt among them."""
+    """Compared with NumPy, row by row, in a ragged batch with one row that has no prompt."""
     model, stage = toy_nar({"prompt_mean": True}, 5), 3
     vectors = model.vectors.numpy()
     prompts, frames, codes = [6, 0, 9], [25, 30, 17], torch.randint(0, 1024, (3, 30, 8))
@@ -196,7 +196,7 @@ def test_smaller_graphs_choose_by_their_logits_in_float32(
 
 @pytest.mark.parametrize("lengths", [[30], [30, 30], [30, 21]], ids=["one", "full", "ragged"])
 def test_full_rows_attend_without_scores(lengths: list[int], trace: Trace, tmp_path: Path) -> None:
-    """Rows that fill the graph take the way without scores, others the one with lengths."""
+    """Rows without padding take the branch without scores, others the branch with lengths."""
     model, full = toy_nar({}), len(set(lengths)) == 1
     row = nar_graph(model, "ort")
     path = trace(row, tmp_path / "nar.onnx")
@@ -223,7 +223,7 @@ def test_full_rows_attend_without_scores(lengths: list[int], trace: Trace, tmp_p
 
 
 def test_a_session_holds_the_code_tables_once(trace: Trace, tmp_path: Path) -> None:
-    """They embed codes and give logits; ONNX Runtime would fold the choice of a table into a second copy."""
+    """They embed codes and give logits. ONNX Runtime would copy a table that the graph picks at run time."""
     graph = nar_graph(toy_nar({}), "ort")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")

@@ -1,4 +1,4 @@
-"""Training files read as the plain file does, tensor for tensor, whatever training put around the weights."""
+"""Training files give the same tensors as the plain file, whatever training put around the weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def renamed(before: str) -> Callable[[Weights], Weights]:
 
 
 def inside(word: str) -> Callable[[Weights], Weights]:
-    """The word behind the first one of every name, as a wrapped part of a module has it."""
+    """Put the word after the first word of every name, as a wrapped part of a module does."""
     return lambda state: {name.replace(".", f".{word}.", 1): value for name, value in state.items()}
 
 
@@ -108,7 +108,7 @@ def test_weights_are_found_and_named_as_in_the_plain_file(place: str, names: str
 
 @pytest.mark.parametrize("names", NAMES)
 def test_names_that_begin_as_wrappers_do_are_kept(names: str, tmp_path: Path) -> None:
-    """Amphion's own names begin with `model.`, and some with `model.model.`."""
+    """Amphion's own names begin with `model.`, some even with `model.model.`."""
     plain = {"model.lm_head.weight": torch.ones(2, 2), "model.model.embed_tokens.weight": torch.ones(2)}
     kind, found = read(tmp_path, {"state_dict": NAMES[names](plain)})
     assert kind == "amphion AR"
