@@ -95,7 +95,7 @@ def test_export_writes_parity_hashes_and_half_size_weights(bundle: Path, checkpo
 
 def test_a_codec_may_have_a_trunk_for_its_details(tmp_path: Path) -> None:
     """Codebook 0 depends on one trunk, the others on both."""
-    toy = toy_checkpoint(2)
+    toy = toy_checkpoint(2, 400)  # as in `checkpoint_folder`, so that only the encoder is traced anew
     assert toy.codec is not None and isinstance(toy.codec[2], CodecConfig)
     sizes = replace(toy.codec[2], detail=2, residual=20)
     encoder = CodecEncoder(sizes).eval()
