@@ -164,8 +164,8 @@ def random_ar(config: ModelConfig) -> ARModel:
     """A random AR model whose `<eos>` is never the likeliest code: its row of the tied table is zero."""
     import torch
 
+    from valle2.engine.bundle.contract import EOS_CODE
     from valle2.export import ARModel
-    from valle2.export.models.config import EOS_CODE
 
     model = ARModel(config).eval()
     with torch.no_grad():

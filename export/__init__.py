@@ -1,6 +1,7 @@
-"""PyTorch checkpoint to bundle. Needs the extra `export` (torch); the runtime never imports it.
+"""Turns a PyTorch checkpoint into a bundle of ONNX graphs. Knows nothing of text, audio files or serving.
 
-The names are loaded on first use, so that the command line can describe `export` without torch.
+It needs the extra `export`, and the runtime never imports it. Names are loaded on first use, so that the
+command line can describe `export` without PyTorch.
 """
 
 from importlib import import_module
@@ -10,10 +11,8 @@ if TYPE_CHECKING:
     from valle2.export.bundle import export_checkpoint
     from valle2.export.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
     from valle2.export.errors import CheckpointError
-    from valle2.export.models.ar import ARModel
-    from valle2.export.models.config import ModelConfig
-    from valle2.export.models.nar import NARModel
-    from valle2.export.verify.parity import ParityError
+    from valle2.export.models import ARModel, ModelConfig, NARModel
+    from valle2.export.verify import ParityError
 
 __all__ = [
     "ARModel",
@@ -27,13 +26,13 @@ __all__ = [
     "save_checkpoint",
 ]
 
-_HOMES = {
-    "ARModel": "models.ar",
+_MODULES = {
+    "ARModel": "models",
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
-    "ModelConfig": "models.config",
-    "NARModel": "models.nar",
-    "ParityError": "verify.judge",
+    "ModelConfig": "models",
+    "NARModel": "models",
+    "ParityError": "verify",
     "export_checkpoint": "bundle",
     "read_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
@@ -41,6 +40,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,6 +1,7 @@
-"""How cached attention is written into a graph: one function per lowering, all taking the same arguments.
+"""Lowerings: how attention over the KV cache is written into a graph.
 
-Each has the signature of `valle2.export.models.ar.Attend` and the numbers of `attend_eager`.
+Each lowering is a function with the signature of `valle2.export.models.ar.Attend` and the results of
+`attend_eager`.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import torch
 from torch import Tensor
 
 from valle2.engine.build.precision import attribute
-from valle2.export.models.ar import Attend, Cache, Window, attend_eager, merge_heads, split_heads, write_cache
+from valle2.engine.bundle.contract import MASK_VALUE
+from valle2.export.models.ar import Attend, Cache, Window, merge_heads, split_heads, write_cache
 from valle2.export.models.nar import FullAttend
 
 PORTABLE_OPSET = 24
 PRIMITIVE_OPSET = 18
-MASKED = -6e4  # finite in float16 too, and far below every score
 
 
 def attend_ort(
     query: Tensor, key: Tensor, value: Tensor, cache: Cache, window: Window
 ) -> tuple[Tensor, Cache]:
-    """ONNX Runtime's fused `GroupQueryAttention`, past and present meant to share one buffer."""
+    """ONNX Runtime's fused `GroupQueryAttention`. Old and new cache may share one buffer."""
     if not window.causal:
         return attend_ort_masked(query, key, value, cache, window)
     heads = cache[0].shape[1]
@@ -54,15 +55,15 @@ def attend_ort_masked(
 ) -> tuple[Tensor, Cache]:
     """`GroupQueryAttention` with an additive mask: one row of any length, or many rows of one position.
 
-    It refuses new lengths per row beside a mask, so every new position is written; what is padding there
-    is hidden by the mask until it is overwritten.
+    The operator takes no new lengths per row beside a mask, so it writes every new position. The mask hides
+    written padding until a later call overwrites it.
     """
     heads, capacity = cache[0].shape[1], cache[0].shape[2]
     last = window.past + query.shape[1] - 1
-    hidden = torch.where(window.mask, 0.0, MASKED).to(query.dtype)
+    hidden = torch.where(window.mask, 0.0, MASK_VALUE).to(query.dtype)
     out, keys, values = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
-        [query, key, value, *cache, last.to(torch.int32), whole(capacity), *[None] * 3, hidden],
+        [query, key, value, *cache, last.to(torch.int32), scalar_size(capacity), *[None] * 3, hidden],
         {"num_heads": heads, "kv_num_heads": heads, "causal": 0},
         dtypes=[query.dtype, query.dtype, query.dtype],
         shapes=[query.shape, cache[0].shape, cache[1].shape],
@@ -71,18 +72,18 @@ def attend_ort_masked(
     return out, (keys, values)
 
 
-def whole(capacity: int) -> Tensor:
-    """A cache length as a scalar tensor, also where the length is dynamic."""
-    return torch.arange(capacity)[-1:].reshape(()).to(torch.int32) + 1
+def scalar_size(size: int) -> Tensor:
+    """A size as a scalar int32 tensor, also if the axis is dynamic."""
+    return torch.arange(size)[-1:].reshape(()).to(torch.int32) + 1
 
 
 def attend_portable(
     query: Tensor, key: Tensor, value: Tensor, cache: Cache, window: Window
 ) -> tuple[Tensor, Cache]:
-    """Standard opset 24: `TensorScatter` at each row's position, `Attention` with an explicit mask.
+    """Standard operators of opset 24: `TensorScatter` at each row's position, `Attention` with a mask.
 
-    The mask is explicit because TensorRT ignores `nonpad_kv_seqlen` and aligns `is_causal` to the
-    upper left, which is wrong against a cache.
+    The mask is explicit. TensorRT ignores `nonpad_kv_seqlen`, and it aligns `is_causal` to the upper left,
+    which is wrong for a cache.
     """
     heads, width = cache[0].shape[1], cache[0].shape[3]
     updated = [
@@ -111,22 +112,22 @@ def attend_portable(
 def attend_primitive(
     query: Tensor, key: Tensor, value: Tensor, cache: Cache, window: Window
 ) -> tuple[Tensor, Cache]:
-    """Scatter, MatMul, Where and Softmax: what TensorRT 10.3 parses, which has neither of the fused two."""
+    """Scatter, MatMul, Where and Softmax: operators of TensorRT 10.3, which parses neither fused operator."""
     keys, values = write_cache(key, value, cache, window)
     split = split_heads(query, keys.shape[1]) * (1 / math.sqrt(keys.shape[3]))
-    scores = torch.where(window.mask, split @ keys.transpose(2, 3), MASKED)
+    scores = torch.where(window.mask, split @ keys.transpose(2, 3), MASK_VALUE)
     return merge_heads(torch.softmax(scores, dim=3) @ values), (keys, values)
 
 
 def attend_full_ort(query: Tensor, key: Tensor, value: Tensor, heads: int, lengths: Tensor) -> Tensor:
-    """Full attention over each row's first positions, without a mask: `GroupQueryAttention` without a cache.
+    """Full attention over each row's first positions: `GroupQueryAttention` with neither cache nor mask.
 
-    Its first output alone is asked for: the others would be copies of keys and values. See `blockwise` for
-    what becomes of it.
+    Only its first output is requested, since the others would copy keys and values. `use_blockwise_attention`
+    rewrites the node.
     """
     return torch.onnx.ops.symbolic(
         "com.microsoft::GroupQueryAttention",
-        [query, key, value, None, None, (lengths - 1).to(torch.int32), whole(query.shape[1])],
+        [query, key, value, None, None, (lengths - 1).to(torch.int32), scalar_size(query.shape[1])],
         {"num_heads": heads, "kv_num_heads": heads, "causal": 0},
         dtype=query.dtype,
         shape=query.shape,
@@ -134,11 +135,12 @@ def attend_full_ort(query: Tensor, key: Tensor, value: Tensor, heads: int, lengt
     )
 
 
-def blockwise(graph: onnx.GraphProto) -> None:
-    """Let rows that fill every position, as a single row does, attend without writing scores down.
+def use_blockwise_attention(graph: onnx.GraphProto) -> None:
+    """Let rows without padding attend block by block, without a matrix of scores.
 
-    `MultiHeadAttention` goes through the keys block by block and takes no lengths; `GroupQueryAttention`
-    takes them and holds all scores at once. So each of the latter without a cache becomes an `If` with both.
+    `MultiHeadAttention` works block by block and takes no lengths. `GroupQueryAttention` takes lengths and
+    holds all scores at once. Each of the latter without a cache becomes an `If` with both as its branches. A
+    single row always takes the first branch.
     """
     nodes = list(graph.node)
     found = [node for node in nodes if node.op_type == "GroupQueryAttention" and not node.input[3]]
@@ -160,7 +162,7 @@ def blockwise(graph: onnx.GraphProto) -> None:
 
 
 def branches(node: onnx.NodeProto) -> onnx.NodeProto:
-    """`If` in place of a `GroupQueryAttention` without a cache, which is its second branch."""
+    """The `If` that replaces a `GroupQueryAttention` without a cache. The node is its else branch."""
     out, heads = node.output[0], attribute(node, "num_heads").i
     full = onnx.helper.make_node(
         "MultiHeadAttention", node.input[:3], [f"{out}_then"], domain=node.domain, num_heads=heads
@@ -179,7 +181,6 @@ LOWERINGS: dict[str, Attend] = {
     "portable": attend_portable,
     "primitive": attend_primitive,
 }
-FULL: dict[str, FullAttend | None] = {"ort": attend_full_ort, "portable": None, "primitive": None}
-"""The NAR's attention; None is the module's own, with a mask."""
+FULL_ATTENTION: dict[str, FullAttend | None] = {"ort": attend_full_ort, "portable": None, "primitive": None}
+"""The NAR's attention by lowering. None is the module's own attention with a mask."""
 OPSETS = {"ort": PORTABLE_OPSET, "portable": PORTABLE_OPSET, "primitive": PRIMITIVE_OPSET}
-EAGER: Attend = attend_eager

@@ -1,7 +1,7 @@
-"""Checkpoint to bundle: export every graph, compare it with eager PyTorch, write the folder at once.
+"""Checkpoint to bundle: export every graph, compare it with eager PyTorch, write the folder in one step.
 
-Everything is made in a hidden folder beside the target and renamed at the end, so a failure or Ctrl-C
-leaves neither a half-written bundle nor a lost one.
+All files are made in a hidden folder beside the target, which is renamed at the end. A failure or Ctrl-C
+leaves no half-written bundle, and keeps an earlier one.
 """
 
 from __future__ import annotations
@@ -16,30 +16,27 @@ import onnx
 import torch
 
 from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_backend, write_manifest
+from valle2.engine.bundle.contract import AR, CODEBOOKS, DECODER, NAR, STREAM
 from valle2.engine.bundle.files import replacing_folder, sha256
 from valle2.engine.bundle.manifest import FILE_NAME, Variant
 from valle2.engine.errors import Valle2Error
 from valle2.export.attention import LOWERINGS, OPSETS
 from valle2.export.carried import copy_carried
 from valle2.export.checkpoint import Checkpoint, Codec, weights_file
-from valle2.export.codecs.encodec_weights import codec_file, read_encodec
-from valle2.export.codecs.vocos import read_vocos, vocos_file
+from valle2.export.codecs import codec_file, read_encodec, read_vocos, vocos_file
 from valle2.export.errors import CheckpointError
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
-from valle2.export.importers.family import Options
-from valle2.export.importers.locate import find_files
-from valle2.export.importers.registry import OWN, is_own, read_any
-from valle2.export.models.config import CODEBOOKS
-from valle2.export.verify.judge import Judge
-from valle2.export.verify.parity import verify_ar, verify_codec, verify_nar, verify_stream
-from valle2.export.weights.mapped import unload
+from valle2.export.importers import find_files, is_own, read_any
+from valle2.export.options import AUTO, DEFAULT_LOWERING, OWN, ImportOptions
+from valle2.export.verify import Judge, verify_ar, verify_codec, verify_nar, verify_stream
+from valle2.export.weights import unload
 
-WEIGHTS_OF = {"codec_stream": "codec_decoder"}
-"""Graph -> the one that is written before it and has its weights."""
+WEIGHTS_OF = {STREAM: DECODER}
+"""Graphs that share the weights of a graph written before them."""
 EXAMPLE_CAPACITY = 128
-"""Cache slots to trace and to compare with where their number is free."""
+"""Cache positions for tracing and comparison, if the graph leaves their number free."""
 ACCEPTED, WARNING = "accepted_difference", "warning: "
-"""An entry of the provenance, and what a message to `progress` begins with that must not be missed."""
+"""A key of the provenance, and the start of messages to `progress` that a user must see."""
 Progress = Callable[[str], None]
 
 
@@ -48,12 +45,12 @@ def export_checkpoint(
     out: str | Path,
     *,
     second: str | Path | None = None,
-    form: str = "auto",
+    form: str = AUTO,
     heads: int = 0,
     prefix_mode: int | None = None,
     codec: bool | str | Path = True,
     vocoder: str | Path | None = None,
-    lowering: str | Sequence[str] = "ort",
+    lowering: str | Sequence[str] = DEFAULT_LOWERING,
     cache_length: int = 0,
     accept_difference: bool = False,
     progress: Progress = lambda message: None,
@@ -61,28 +58,28 @@ def export_checkpoint(
     """Turn a checkpoint into a bundle.
 
     Args:
-        checkpoint: a folder in valle2's format, or its safetensors file (`export.carried` says where its text
-            and voices lie); or a file of a code base that valle2 knows (see docs/your-weights.md); or either
-            on the hub, as `owner/name[/file][@revision]`.
-        out: the bundle's folder; an earlier bundle there is replaced, any other folder is refused.
+        checkpoint: a folder in valle2's format, or its safetensors file (see `export.carried` for text and
+            voices); a file of another code base (see docs/your-weights.md); or either on the hub, as
+            `owner/name[/file][@revision]`.
+        out: the bundle's folder. An earlier bundle there is replaced; any other folder is refused.
+        second: the other file of a model in two files. form: its format, one of `options.FORMATS`.
+        heads, prefix_mode: settings that the files do not hold, see `ImportOptions`.
+        codec: True for the checkpoint's own, False for none, or the weights of EnCodec or SpeechTokenizer.
+        vocoder: the folder or file of a Vocos for EnCodec's codes, which replaces EnCodec's decoder.
         lowering: "ort" (fused attention), "portable" (standard operators, fixed cache length) or "primitive"
-            (the same without attention and cache operators, for TensorRT before 10.15). Several make a bundle
-            that holds each, with one set of weights: what loads it takes the first that it can run.
-        cache_length: cache slots of a graph with a fixed number; 0 covers the position tables.
-        second: the other file of a model that comes in two. form: one of `config.FORMATS`.
-        heads, prefix_mode: what such a file does not say itself.
-        codec: True for the checkpoint's own, False for none, or EnCodec's or SpeechTokenizer's weights.
-            vocoder: Vocos on EnCodec's codes, a folder or file, instead of EnCodec's decoder.
-        accept_difference: write the bundle although a graph differs from PyTorch by more than rounding
-            explains; its manifest says so, in `provenance["accepted_difference"]`.
-        progress: called with a line per stage.
+            (as portable, without attention and cache operators, for TensorRT before 10.15). A bundle with
+            several shares their weights; whatever loads it takes the first that it can run.
+        cache_length: cache positions of a graph with a fixed number; 0 covers the position tables.
+        accept_difference: write the bundle even if a graph differs from PyTorch by more than rounding. The
+            manifest records it in `provenance["accepted_difference"]`.
+        progress: called with one line per stage.
 
     Returns:
         The bundle's folder.
 
     Raises:
         CheckpointError: the checkpoint does not fit. ParityError: a graph differs from PyTorch.
-        Valle2Error: unknown lowering, or the target cannot be written.
+        Valle2Error: an unknown lowering, or a target that cannot be written.
     """
     first, *others = lowerings = list(dict.fromkeys([lowering] if isinstance(lowering, str) else lowering))
     for name in lowerings:
@@ -94,9 +91,9 @@ def export_checkpoint(
     files, source = list(found.paths), found.paths[0]
     wanted = codec if isinstance(codec, bool) else Path(codec)
     voice = None if vocoder is None else Path(vocoder)
-    loaded = with_codec(read_any(files, form, Options(heads, prefix_mode)), wanted, voice, source)
+    loaded = with_codec(read_any(files, ImportOptions(form, heads, prefix_mode)), wanted, voice, source)
     capacity = cache_length or loaded.config.max_text + loaded.config.max_groups
-    own = form == OWN or (form == "auto" and is_own(source))
+    own = form == OWN or (form == AUTO and is_own(source))
     files = [weights_file(source)] if own else files
     codec_files = [codec_file(wanted)] if isinstance(wanted, Path) else []
     codec_files += [vocos_file(voice)] if voice else []
@@ -118,21 +115,21 @@ def export_checkpoint(
 
 
 def with_codec(checkpoint: Checkpoint, wanted: bool | Path, vocoder: Path | None, source: Path) -> Checkpoint:
-    """The checkpoint with the codec that is wanted; refuse to leave it out unasked."""
+    """The checkpoint with the chosen codec. Raises CheckpointError if it would silently have none."""
     if isinstance(wanted, Path):
         return replace(checkpoint, codec=read_codec(wanted, vocoder, checkpoint.config.codebooks))
     if vocoder is not None:
         raise CheckpointError(f"{vocoder} decodes EnCodec's codes; give EnCodec's file with --codec, too")
     if wanted and checkpoint.codec is None and "family" in checkpoint.rules:
         raise CheckpointError(
-            f"{source} holds no codec; give one with --codec, or pass --no-codec for a bundle that turns "
-            "tokens into codes"
+            f"{source} holds no codec; give one with --codec, or pass --no-codec for a bundle that "
+            "predicts codes but no audio"
         )
     return checkpoint if wanted else replace(checkpoint, codec=None)
 
 
 def read_codec(path: Path, vocoder: Path | None, codebooks: int) -> Codec:
-    """EnCodec, with Vocos in its decoder's place where one is given, or SpeechTokenizer."""
+    """EnCodec or SpeechTokenizer. A vocoder replaces EnCodec's decoder."""
     if codebooks != CODEBOOKS:
         raise CheckpointError(
             f"the model has {codebooks} codebooks and the codec {CODEBOOKS}; pass --no-codec"
@@ -146,7 +143,7 @@ def read_codec(path: Path, vocoder: Path | None, codebooks: int) -> Codec:
         )
     voice, sizes = read_vocos(vocoder)
     if sizes.hop != config.hop:
-        raise CheckpointError(f"{vocoder} has {sizes.hop} samples a frame; expected EnCodec's {config.hop}")
+        raise CheckpointError(f"{vocoder} has {sizes.hop} samples per frame; expected EnCodec's {config.hop}")
     return encoder, voice, config
 
 
@@ -159,11 +156,11 @@ def export_lowering(
     progress: Progress,
     beside: str = "",
 ) -> Variant:
-    """Export the rows of the table in a lowering and compare each with its module.
+    """Export all graphs in a lowering and compare each with its module.
 
     Args:
-        capacity: cache slots. beside: the lowering that the folder holds already. Its weights are shared, and
-            its codec where it has the same operators.
+        capacity: cache positions. beside: the lowering that is already in the folder. Its weights are shared,
+            and its codec graphs are if both lowerings use the same opset.
     """
     fixed, opset = lowering != "ort", OPSETS[lowering]
     slots = capacity if fixed else min(capacity, EXAMPLE_CAPACITY)
@@ -189,27 +186,25 @@ def export_lowering(
 def compare(
     checkpoint: Checkpoint, folder: Path, specs: dict[str, GraphSpec], capacity: int, judge: Judge
 ) -> None:
-    """Compare every graph with its module; raises where one is wrong.
+    """Compare every graph with its module. Raises ParityError for a wrong graph.
 
-    The large graphs are open in turn, each with its module's weights alone in memory.
+    One large graph is open at a time, with only its own module's weights in memory.
     """
     unload(checkpoint.nar)
-    with open_backend(folder, specs["ar"]) as ar:
+    with open_backend(folder, specs[AR]) as ar:
         verify_ar(checkpoint.ar, ar, capacity, judge)
     unload(checkpoint.ar)
-    with open_backend(folder, specs["nar"]) as nar:
+    with open_backend(folder, specs[NAR]) as nar:
         verify_nar(checkpoint.nar, nar, judge)
-    if checkpoint.codec and "codec_decoder" in specs:
-        codec = {
-            name: open_backend(folder, spec) for name, spec in specs.items() if name not in ("ar", "nar")
-        }
+    if checkpoint.codec and DECODER in specs:
+        codec = {name: open_backend(folder, spec) for name, spec in specs.items() if name not in (AR, NAR)}
         verify_codec(*checkpoint.codec, codec, judge)
-        if "codec_stream" in codec:
-            verify_stream(checkpoint.codec[1], codec["codec_stream"], judge)
+        if STREAM in codec:
+            verify_stream(checkpoint.codec[1], codec[STREAM], judge)
 
 
 def describe(checkpoint: Checkpoint, main: Variant, judge: Judge, lowering: str) -> Manifest:
-    """The manifest without its hashes."""
+    """The manifest, without the hashes."""
     codec = {}
     if checkpoint.codec:
         sizes = checkpoint.codec[2]
@@ -231,14 +226,14 @@ def describe(checkpoint: Checkpoint, main: Variant, judge: Judge, lowering: str)
 
 
 def rules_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's rules and what follows from its network; empty for VALL-E 2."""
+    """The checkpoint's rules, and those that follow from its network. Empty for VALL-E 2."""
     style = checkpoint.config.style
     whole_text = style.text_ahead or style.prenet
     return checkpoint.rules | ({"whole_text": whole_text} if checkpoint.rules or whole_text else {})
 
 
 def graph_spec(path: Path, graph: Graph) -> GraphSpec:
-    """Read the tensors of a written graph into manifest entries."""
+    """Manifest entries of the tensors of a written graph."""
     model = onnx.load(str(path), load_external_data=False)
 
     def specs(values: Any) -> tuple[TensorSpec, ...]:
@@ -255,7 +250,7 @@ def graph_spec(path: Path, graph: Graph) -> GraphSpec:
 
 
 def check_target(target: Path) -> None:
-    """Refuse a target that is a file, a folder with other things, or below a missing folder."""
+    """Refuse a target that is a file, holds other files, or lies in a missing or read-only folder."""
     if not target.parent.is_dir():
         raise Valle2Error(f"{target.parent} does not exist; make it first with: mkdir -p {target.parent}")
     if not os.access(target.parent, os.W_OK):

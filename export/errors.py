@@ -1,4 +1,4 @@
-"""Errors of export that a user can cause."""
+"""Errors of the export that a user can cause."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from valle2.engine.errors import Valle2Error
 
 
 class CheckpointError(Valle2Error):
-    """A checkpoint is missing, of another format, or does not fit its own sizes."""
+    """A checkpoint is missing, of another format, or contradicts its own sizes."""

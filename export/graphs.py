@@ -1,7 +1,6 @@
-"""The table of graphs and the loop that exports them.
+"""The table of graphs, and the export of one graph.
 
-A row says which module is traced, on which example inputs, and which axes stay dynamic; the exporter
-is the loop over the rows. Axis names in the graphs are the names used here.
+A row of the table holds the module to trace, its example inputs and its dynamic axes.
 """
 
 from __future__ import annotations
@@ -21,11 +20,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from valle2.engine.build.external_data import EXTERNAL_FROM, write_graph
-from valle2.export.attention import FULL, LOWERINGS, OPSETS, PORTABLE_OPSET, blockwise
-from valle2.export.codecs.encodec import EncodecDecoder, EncodecStream, Recurrent
-from valle2.export.models.ar import ARModel, Attend
-from valle2.export.models.config import CODEBOOKS, ModelConfig
-from valle2.export.models.nar import FullAttend, NARModel
+from valle2.engine.bundle.contract import (
+    AR,
+    CACHE_PREFIX,
+    CODEBOOKS,
+    DECODER,
+    ENCODER,
+    LOGITS,
+    NAR,
+    OUT_SUFFIX,
+    STATE_PREFIX,
+    STREAM,
+)
+from valle2.engine.bundle.nar_inputs import CODEBOOK_AXIS, NAR_AXES, NARInputs
+from valle2.export.attention import FULL_ATTENTION, LOWERINGS, OPSETS, PORTABLE_OPSET, use_blockwise_attention
+from valle2.export.codecs import EncodecDecoder, EncodecStream, Recurrent
+from valle2.export.models import ARModel, ModelConfig, NARModel
+from valle2.export.models.ar import Attend
+from valle2.export.models.nar import FullAttend
 from valle2.export.models.sampler import EMPTY, Sampling, sample_group
 
 PRODUCER = "valle2"
@@ -34,8 +46,8 @@ PRODUCER = "valle2"
 class ARGraph(nn.Module):
     """One AR call: embed, attend over the cache, predict a group and sample it.
 
-    Prefill and decode are the same graph. What one step puts out (`*_out`) is what the next takes in,
-    so a decode loop only swaps two sets of small buffers.
+    Prefill and decode are the same graph. The outputs `*_out` are the inputs of the next step, so a decode
+    loop only swaps two sets of small buffers.
     """
 
     def __init__(self, model: ARModel, attend: Attend) -> None:
@@ -58,12 +70,12 @@ class ARGraph(nn.Module):
         threshold: Tensor,
         *caches: Tensor,
     ) -> tuple[Tensor, ...]:
-        """See `ar_graph` for shapes."""
+        """See `ar_inputs` for the shapes."""
         steps_new, capacity = text.shape[1], caches[0].shape[2]
         window = self.model.window(past_lengths, new_lengths, steps_new, capacity, text_lengths)
         pairs = list(zip(caches[::2], caches[1::2], strict=True))
         logits, updated = self.model.forward_cached(text, codes, text_lengths, window, pairs, self.attend)
-        last = torch.arange(uniforms.shape[1])[-1:]  # as data: a size would lie on the host, see `choose`
+        last = torch.arange(uniforms.shape[1])[-1:]  # as data; a size would lie on the host, see `choose`
         index = torch.minimum(steps, last)[:, None, None, None]
         draws = uniforms.gather(1, index.expand(-1, 1, *uniforms.shape[2:]))[:, 0]
         sampling = Sampling(history, draws, top_p, repeat_window, threshold)
@@ -76,7 +88,7 @@ class ARGraph(nn.Module):
 
 
 class NARGraph(nn.Module):
-    """One NAR stage: logits of the target frames and the codes it chooses."""
+    """One NAR stage: logits of the target frames, and the codes chosen by them."""
 
     def __init__(self, model: NARModel, attend: FullAttend | None) -> None:
         super().__init__()
@@ -92,13 +104,20 @@ class NARGraph(nn.Module):
         frame_lengths: Tensor,
         stage: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        logits = self.model(text, text_lengths, codes, prompt_lengths, frame_lengths, stage, self.attend)
-        return self.model.choose(logits, codes, prompt_lengths, frame_lengths, stage), logits
+        """See `NARInputs`. The inputs have names here, from which the exporter names dimensions."""
+        inputs = NARInputs(text, text_lengths, codes, prompt_lengths, frame_lengths, stage)
+        logits = self.model(inputs, self.attend)
+        return self.model.choose(logits, inputs), logits
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One row of the table: a module, example inputs by name, dynamic axes by input, output names."""
+    """One row of the table.
+
+    Args:
+        inputs: example inputs by name, in the module's order. axes: by input, the names of its dynamic axes.
+        variadic: the inputs that the module takes as `*arguments`; they are the last ones.
+    """
 
     name: str
     module: nn.Module
@@ -110,14 +129,20 @@ class Graph:
 
 
 def cache_names(layers: int, suffix: str = "") -> tuple[str, ...]:
-    """`cache_key_0`, `cache_value_0`, ... in the graph's order."""
-    return tuple(f"cache_{part}_{layer}{suffix}" for layer in range(layers) for part in ("key", "value"))
+    """Names of the caches in the graph's order: `cache_key_0`, `cache_value_0`, `cache_key_1`, ..."""
+    parts = ("key", "value")
+    return tuple(f"{CACHE_PREFIX}{part}_{layer}{suffix}" for layer in range(layers) for part in parts)
 
 
 def ar_inputs(
     config: ModelConfig, batch: int, steps: int, capacity: int, *, slots: int = 10, draws: int = 5
 ) -> dict[str, Tensor]:
-    """Idle inputs of the AR graph with the given sizes: every row is empty and all draws are zero."""
+    """AR inputs for an empty batch: no positions are cached, and all uniform numbers are zero.
+
+    Args:
+        batch: rows (B). steps: new positions (S). capacity: cache positions (C). slots: codes of history.
+        draws: steps with uniform numbers.
+    """
     group = config.group_size
     rows = torch.zeros(batch, dtype=torch.int64)
     inputs = {
@@ -158,21 +183,21 @@ AR_OUTPUTS = (
     "history_out",
     "finished",
     "log_probs",
-    "logits",
+    LOGITS,
 )
 
 
 def ar_graph(model: ARModel, lowering: str, capacity: int) -> Graph:
-    """The AR row. The cache length is dynamic where the lowering allows it, else `capacity`."""
+    """The AR row. The cache length is dynamic if the lowering allows it, otherwise `capacity`."""
     layers = model.config.layers
     cache_axes = {0: "batch"} | ({2: "cache"} if lowering == "ort" else {})
     axes = AR_AXES | {name: cache_axes for name in cache_names(layers)}
     return Graph(
-        "ar",
+        AR,
         ARGraph(model, LOWERINGS[lowering]),
         ar_inputs(model.config, 2, 3, capacity),
         axes,
-        AR_OUTPUTS + cache_names(layers, "_out"),
+        AR_OUTPUTS + cache_names(layers, OUT_SUFFIX),
         opset=OPSETS[lowering],
         variadic=cache_names(layers),
     )
@@ -180,35 +205,32 @@ def ar_graph(model: ARModel, lowering: str, capacity: int) -> Graph:
 
 def nar_graph(model: NARModel, lowering: str) -> Graph:
     """The NAR row: one graph for all stages."""
-    inputs = {
-        "text": torch.zeros(2, 5, dtype=torch.int64),
-        "text_lengths": torch.tensor([5, 3]),
-        "codes": torch.zeros(2, 12, model.config.codebooks, dtype=torch.int64),
-        "prompt_lengths": torch.tensor([4, 3]),
-        "frame_lengths": torch.tensor([12, 9]),
-        "stage": torch.tensor(1),
-    }
+    inputs = NARInputs(
+        text=torch.zeros(2, 5, dtype=torch.int64),
+        text_lengths=torch.tensor([5, 3]),
+        codes=torch.zeros(2, 12, model.config.codebooks, dtype=torch.int64),
+        prompt_lengths=torch.tensor([4, 3]),
+        frame_lengths=torch.tensor([12, 9]),
+        stage=torch.tensor(1),
+    ).feeds()
     axes = {
-        "text": {0: "batch", 1: "tokens"},
-        "text_lengths": {0: "batch"},
-        "codes": {0: "batch", 1: "frames"},
-        "prompt_lengths": {0: "batch"},
-        "frame_lengths": {0: "batch"},
-        "stage": {},
+        name: {axis: label for axis, label in enumerate(labels) if label != CODEBOOK_AXIS}
+        for name, labels in NAR_AXES.items()
     }
-    return Graph("nar", NARGraph(model, FULL[lowering]), inputs, axes, ("codes_out", "logits"))
+    outputs = (f"codes{OUT_SUFFIX}", LOGITS)
+    return Graph(NAR, NARGraph(model, FULL_ATTENTION[lowering]), inputs, axes, outputs)
 
 
 def codec_graphs(encoder: nn.Module, decoder: nn.Module, hop: int) -> list[Graph]:
-    """The codec's rows, two or, where the decoder can hand its state on, three; audio is whole frames."""
+    """The codec's rows: encoder, decoder, and a stream if the decoder is causal. Audio is whole frames."""
     for module in (*encoder.modules(), *decoder.modules()):
         if isinstance(module, Recurrent):
             module.arrange()
     audio = {"audio": torch.zeros(2, 8 * hop)}
     codes = {"codes": torch.zeros(2, 7, CODEBOOKS, dtype=torch.int64)}
     rows = [
-        Graph("codec_encoder", encoder, audio, {"audio": {0: "batch", 1: "samples"}}, ("codes",)),
-        Graph("codec_decoder", decoder, codes, {"codes": {0: "batch", 1: "frames"}}, ("audio",)),
+        Graph(ENCODER, encoder, audio, {"audio": {0: "batch", 1: "samples"}}, ("codes",)),
+        Graph(DECODER, decoder, codes, {"codes": {0: "batch", 1: "frames"}}, ("audio",)),
     ]
     if isinstance(decoder, EncodecDecoder) and decoder.causal:
         rows.append(stream_graph(decoder))
@@ -216,10 +238,10 @@ def codec_graphs(encoder: nn.Module, decoder: nn.Module, hop: int) -> list[Graph
 
 
 def stream_graph(decoder: EncodecDecoder) -> Graph:
-    """The decoder on the next chunk: `state_N` in, `state_N_out` as the next call wants it."""
+    """The decoder on the next chunk: the input `state_N` is the `state_N_out` of the call before."""
     module = EncodecStream(decoder)
     states = module.zero_states(2)
-    names = [f"state_{index}" for index in range(len(states))]
+    names = [f"{STATE_PREFIX}{index}" for index in range(len(states))]
     inputs = {
         "codes": torch.zeros(2, 9, CODEBOOKS, dtype=torch.int64),
         "started": torch.tensor(True),
@@ -227,12 +249,12 @@ def stream_graph(decoder: EncodecDecoder) -> Graph:
     }
     axes: dict[str, dict[int, str]] = {"codes": {0: "batch", 1: "frames"}, "started": {}}
     axes |= {name: {0: "batch"} for name in names}
-    outputs = ("audio", *(f"{name}_out" for name in names))
-    return Graph("codec_stream", module, inputs, axes, outputs, variadic=tuple(names))
+    outputs = ("audio", *(f"{name}{OUT_SUFFIX}" for name in names))
+    return Graph(STREAM, module, inputs, axes, outputs, variadic=tuple(names))
 
 
 def dynamic_shapes(graph: Graph) -> list[Any]:
-    """Axis specifications in the order of the inputs, the variadic ones as one tuple."""
+    """Dynamic axes in the order of the inputs. The variadic inputs are one tuple at the end."""
     dim = torch.export.Dim.DYNAMIC
     rows = [{axis: dim for axis in graph.axes[name]} for name in graph.inputs if name not in graph.variadic]
     if not graph.variadic:
@@ -242,7 +264,7 @@ def dynamic_shapes(graph: Graph) -> list[Any]:
 
 @contextmanager
 def quiet_export() -> Iterator[None]:
-    """Keep the exporter's notes on its own deprecations and on absent packages from the user."""
+    """Hide the exporter's notes on its own deprecations and on missing packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -255,7 +277,14 @@ def quiet_export() -> Iterator[None]:
 
 
 def export_graph(graph: Graph, path: Path, shared: Path | None = None) -> Path:
-    """Trace one row and write it, see `write_graph`."""
+    """Trace one row and write its graph.
+
+    Args:
+        path: of the `.onnx` file. shared: a graph whose weights file this one shares.
+
+    Returns:
+        The path.
+    """
     with torch.no_grad(), quiet_export():
         program = torch.onnx.export(
             graph.module.eval(),
@@ -271,12 +300,12 @@ def export_graph(graph: Graph, path: Path, shared: Path | None = None) -> Path:
     apart = without_weights(program.model)
     model = ir.to_proto(program.model)
     name_axes(model, graph)
-    blockwise(model.graph)
+    use_blockwise_attention(model.graph)
     return write_graph(model, path, shared, apart)
 
 
 def without_weights(model: ir.Model) -> dict[str, NDArray[Any]]:
-    """Take the large weights out of a traced graph: their values, in the module's own memory, by name."""
+    """Take the large weights out of a traced graph. Returns their values by name, without a copy."""
     taken = {}
     for name, value in model.graph.initializers.items():
         weight = value.const_value
@@ -288,7 +317,7 @@ def without_weights(model: ir.Model) -> dict[str, NDArray[Any]]:
 
 
 def name_axes(model: onnx.ModelProto, graph: Graph) -> None:
-    """Give the dynamic input axes our names; drop traces of this machine from the graph."""
+    """Name the dynamic input axes, and remove paths and stack traces of this machine from the graph."""
     for value in model.graph.input:
         for axis, name in graph.axes[value.name].items():
             value.type.tensor_type.shape.dim[axis].dim_param = name

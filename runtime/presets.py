@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from valle2.engine.bundle.untrusted import read_bounded
 from valle2.runtime.errors import PromptError
-from valle2.runtime.types import check_span
+from valle2.runtime.types import Codes, check_span
 
-Codes = NDArray[np.int64]
 LANGUAGES = ("en", "zh", "ja")
 """By row of the model's language table."""
 FILE_LANGUAGES = ("zh", "ja", "en")

@@ -1,4 +1,4 @@
-"""A toy checkpoint and its bundles, exported once a session; where the shared test data lies."""
+"""Shared fixtures: a toy checkpoint and its bundles, exported once per session, and the shared test data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WORDS = {"hello": "hˈelo", "there": "ðˈer", "the": "ði", "a": "a", "fox": "f
 
 
 def shared(name: str) -> Path:
-    """A file of the shared test data, or a skip that says it is absent."""
+    """A file of the shared test data. Skips the test if it is absent."""
     path = SHARED / name
     if not path.exists():
         pytest.skip(f"shared test data {name} is not on this machine")
@@ -57,7 +57,7 @@ def toy_config(group_size: int, max_frames: int = 1024) -> ModelConfig:
 
 
 def toy_checkpoint(group_size: int, max_frames: int = 1024) -> Checkpoint:
-    """Random weights large enough that codes depend on everything."""
+    """Random weights, large enough that codes depend on all inputs."""
     torch.manual_seed(group_size)
     config = toy_config(group_size, max_frames)
     codec = CodecConfig(width=32, ffn=48, blocks=1, decoder_width=32, decoder_ffn=48, decoder_blocks=1)
@@ -78,7 +78,7 @@ def toy_checkpoint(group_size: int, max_frames: int = 1024) -> Checkpoint:
 
 
 def write_toy(folder: Path, checkpoint: Checkpoint) -> Path:
-    """The checkpoint with a front end and two voices beside it."""
+    """Write the checkpoint with a text front end and two voices."""
     save_checkpoint(checkpoint, folder, torch.float16)
     (folder / "text").mkdir()
     (folder / "voices").mkdir()
@@ -97,7 +97,7 @@ def write_toy(folder: Path, checkpoint: Checkpoint) -> Path:
 def near_a_boundary(
     logits: NDArray[np.float32], draws: NDArray[np.float32], top_p: float, rounding: float
 ) -> bool:
-    """Is a draw, or the nucleus's edge, within rounding of a step of the cumulative sum?"""
+    """Whether a draw, or the edge of the nucleus, is within rounding of a step of the cumulative sum."""
     _, probs = rule.ranked_probabilities(logits)
     cumulative = np.cumsum(probs, dtype=np.float64)
     kept = max(1, int(np.sum(cumulative - probs < top_p)))
@@ -107,7 +107,7 @@ def near_a_boundary(
 
 @pytest.fixture(scope="session")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    """`export_graph`, but equal rows are traced once, by all processes of `pytest -n` together."""
+    """`export_graph`, but equal rows are traced once, even across the processes of `pytest -n`."""
     base = tmp_path_factory.getbasetemp()
     kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
     kept.mkdir(exist_ok=True)
@@ -116,7 +116,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 
 @pytest.fixture(scope="session", autouse=True)
 def exports_trace_once(trace: Trace) -> Iterator[None]:
-    """`export_checkpoint` of this process traces so, from the command line's functions too."""
+    """Make `export_checkpoint` use `trace` in this process, also when the command line calls it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle_module, "export_graph", trace)
         yield
@@ -129,13 +129,13 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy bundle with codec, text and voices; do not change it."""
+    """A toy bundle with codec, text and voices. Do not change it."""
     return export_checkpoint(checkpoint_folder, tmp_path_factory.mktemp("bundles") / "toy")
 
 
 @pytest.fixture(scope="session")
 def fixed_bundles(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Toy bundles by lowering, those with a fixed cache length that TensorRT takes; do not change them."""
+    """Toy bundles in the lowerings with a fixed cache length, for TensorRT. Do not change them."""
     folder = tmp_path_factory.mktemp("fixed")
     return {
         lowering: export_checkpoint(checkpoint_folder, folder / lowering, lowering=lowering)
@@ -155,7 +155,7 @@ def voice(tts: Valle2) -> Prompt:
 
 @pytest.fixture
 def broken(bundle: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle to be damaged."""
+    """A copy of the bundle, to be damaged."""
     import shutil
 
     return Path(shutil.copytree(bundle, tmp_path / "broken"))
@@ -173,7 +173,7 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, object]], None]) -> 
 def ar_export(
     trace: Trace, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int, str, int], tuple[ARModel, Path, GraphSpec]]:
-    """(group size, lowering, cache length) -> the eager model, its graph's folder and tensors, made once."""
+    """(group size, lowering, cache length) -> the eager model, and its graph's folder and tensors. Cached."""
 
     @cache
     def make(group_size: int, lowering: str, capacity: int) -> tuple[ARModel, Path, GraphSpec]:

@@ -1,6 +1,6 @@
 """`python -m tests.make_toy FOLDER [full]` writes the tests' toy checkpoint, or one of the paper's size.
 
-The weights of both are random; the large one has no text front end and is for builds and timings.
+Both have random weights. The large one has no text front end and is for builds and timings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Graphs traced once: a row that equals an earlier one is copied, from another test process too.
+"""Traces equal graphs once: later tests get a copy, even in another test process.
 
-Tracing is most of what an export costs, and many tests export the same toy. All else of an export still runs
-each time, its comparison with PyTorch too.
+Tracing takes most of an export's time, and many tests export the same toy. All other steps of an export run
+each time, and so does the comparison with PyTorch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from valle2.export.graphs import Graph, export_graph
 
 
 class Row(pickle.Pickler):
-    """The same bytes for equal rows in any process: a tensor's numbers, not its address; sets sorted."""
+    """Pickles equal rows to equal bytes in any process: tensors by their numbers, sets sorted."""
 
     def persistent_id(self, value: object) -> object:
         if isinstance(value, set):
@@ -33,14 +33,14 @@ class Row(pickle.Pickler):
 
 
 def key(row: Graph) -> str:
-    """Of the module with its weights, the inputs, the axes and the operator set: of all that is traced."""
+    """A hash of everything that is traced: module, weights, inputs, axes and opset."""
     written = io.BytesIO()
     Row(written).dump(row)
     return hashlib.sha256(written.getvalue()).hexdigest()
 
 
 def trace_once(kept: Path, row: Graph, path: Path, shared: Path | None = None) -> Path:
-    """`export_graph` for a row that was not traced before."""
+    """`export_graph`, or a copy if an equal row was traced before."""
     place = kept / key(row)
     traced = place / f"{row.name}.onnx"
     with FileLock(f"{place}.lock"):

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from valle2.benchmarks.quality.redraws import first_draws
 from valle2.benchmarks.report.report import markdown, measured_on
 from valle2.engine import Backend, find_graphs
+from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.engine.bundle.precisions import STORED
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.generation.sequence import Sequence
 from valle2.runtime.generation.token_layout import check_prompt
+from valle2.runtime.types import Codes
 
 Arrays = dict[str, NDArray[Any]]
-Codes = NDArray[np.int64]
 GREEDY = Settings(top_p=0.0, threshold=1.0)
 PARTS = 8
 """Prefixes of the utterance after which AR logits are compared."""
@@ -112,15 +113,15 @@ def ar_logits(tts: Valle2, spoken: Spoken, frames: int) -> NDArray[np.float32]:
 def nar_pass(backend: Backend, spoken: Spoken, stage: int) -> Arrays:
     """One stage over float32's codes: `logits` and `codes_out`."""
     codes = np.concatenate([spoken.prompt, spoken.codes])
-    feeds = {
-        "text": spoken.text[None],
-        "text_lengths": np.array([len(spoken.text)]),
-        "codes": codes[None],
-        "prompt_lengths": np.array([len(spoken.prompt)]),
-        "frame_lengths": np.array([len(codes)]),
-        "stage": np.array(stage),
-    }
-    return backend.run(feeds, ("logits", "codes_out"))
+    inputs = NARInputs(
+        text=spoken.text[None],
+        text_lengths=np.array([len(spoken.text)]),
+        codes=codes[None],
+        prompt_lengths=np.array([len(spoken.prompt)]),
+        frame_lengths=np.array([len(codes)]),
+        stage=np.array(stage),
+    )
+    return backend.run(inputs.feeds(), ("logits", "codes_out"))
 
 
 def row(reference: Found, found: Found) -> dict[str, Any]:

@@ -7,14 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from valle2.runtime import Request, Speech, Valle2
 from valle2.runtime.generation.sampling import repeats_too_often, uniforms
 from valle2.runtime.generation.sequence import Sequence
 from valle2.runtime.generation.token_layout import check_prompt
-
-Codes = NDArray[np.int64]
+from valle2.runtime.types import Codes
 
 
 def count_redraws(tts: Valle2, request: Request, speech: Speech) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from valle2.benchmarks.fullsize import random_ar, with_group
 from valle2.benchmarks.report.plots import Line, Panel
@@ -34,8 +33,6 @@ from valle2.engine.errors import Valle2Error
 from valle2.export import Checkpoint, read_checkpoint
 from valle2.export.checkpoint import weights_file
 from valle2.runtime import Request, Settings, Speech, Timings, Valle2
-
-Codes = NDArray[np.int64]
 
 
 @dataclass(slots=True)

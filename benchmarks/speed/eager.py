@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,8 +18,7 @@ from valle2.export.models.ar import ARModel, Cache, Window, merge_heads, split_h
 from valle2.export.models.reference import layout, refine
 from valle2.runtime import Settings
 from valle2.runtime.generation.sampling import sample_group, uniforms
-
-Codes = NDArray[np.int64]
+from valle2.runtime.types import Codes
 
 
 @dataclass(frozen=True, slots=True)

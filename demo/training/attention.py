@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.export.models.ar import Block, merge_heads, split_heads
 from valle2.export.models.nar import NARModel
 
@@ -51,9 +52,9 @@ class Attention(torch.autograd.Function):
         return of_query.mul_(scale), of_key, of_value, None
 
 
-def hidden(model: NARModel, inputs: list[Tensor]) -> Tensor:
-    """`NARModel.hidden` with this attention in bfloat16; the last input is the stage."""
-    x, seen, angles = model.embed(*inputs)
+def hidden(model: NARModel, inputs: NARInputs[Tensor]) -> Tensor:
+    """`NARModel.hidden` with this attention, in bfloat16."""
+    x, seen, angles = model.embed(inputs)
     turned = None if angles is None else (angles[0].bfloat16(), angles[1].bfloat16())
     bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, HIDDEN)
     bias = bias[:, None, None].expand(-1, 1, seen.shape[1], -1)
@@ -62,4 +63,4 @@ def hidden(model: NARModel, inputs: list[Tensor]) -> Tensor:
         parts = (split_heads(part, block.heads).bfloat16() for part in block.project(x, staged, turned))
         return merge_heads(Attention.apply(*parts, bias))  # type: ignore[no-untyped-call]
 
-    return model.through(x, inputs[-1], attended, lambda x: x)
+    return model.through(x, inputs.stage, attended, lambda x: x)

@@ -21,11 +21,11 @@ from demo.training.attention import HIDDEN, hidden
 from demo.training.batches import SHIPPED_GROUP, Example, demo_config, draw, load_samples, text_batch
 from demo.training.regroup import regroup
 from demo.training.train_codec import autocast, load_codec, resume, save
+from valle2.engine.bundle.contract import CODEBOOKS, EOS_CODE
+from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.export.checkpoint import read_checkpoint
-from valle2.export.codecs.demo import nearest
 from valle2.export.models.ar import ARModel, Block, merge_heads, split_heads
-from valle2.export.models.config import CODEBOOKS, EOS_CODE
-from valle2.export.models.layers import Angles
+from valle2.export.models.layers import Angles, nearest
 from valle2.export.models.nar import NARModel, expected, mean_shift
 
 POSITIONS = {"ar": {1: 2800, 2: 1800, 4: 1300, 8: 1000}, "nar": {1: 2600}}
@@ -148,7 +148,6 @@ def nar_loss(model: NARModel, batch: dict[str, Tensor], tables: Tensor) -> tuple
     code nearest to that residual. A second term is the distance of the expected vector to the residual; the
     vector is shifted to the prompt's mean as in `NARModel.choose`. tables: (8, 1024, D), the codec's.
     """
-    names = ("text", "lengths", "codes", "prompts", "frames")
     start, index = batch["text"].shape[1], torch.arange(batch["codes"].shape[1])
     in_prompt = index < batch["prompts"][:, None]
     target = ~in_prompt & (index < batch["frames"][:, None])
@@ -156,8 +155,9 @@ def nar_loss(model: NARModel, batch: dict[str, Tensor], tables: Tensor) -> tuple
 
     def logits(stage: int) -> Tensor:
         number = torch.tensor(stage)
-        inputs = [*(batch[name] for name in names), number]
-        found = hidden(model, inputs) if fast else model.hidden(*inputs)
+        text, codes = batch["text"], batch["codes"]
+        inputs = NARInputs(text, batch["lengths"], codes, batch["prompts"], batch["frames"], number)
+        found = hidden(model, inputs) if fast else model.hidden(inputs)
         return model.head(found[:, start : start + len(index)][target], number).float()
 
     def moved(logits: Tensor, stage: int, said: Tensor) -> Tensor:

@@ -26,8 +26,9 @@ from torch.nn import functional
 from demo.speech.shards import Utterance, is_held_out, read_shard, shards, symbols
 from demo.speech.speak import RATE
 from demo.training.batches import voice_shares
-from valle2.export.codecs.demo import CodecConfig, CodecEncoder, Trunk, nearest
-from valle2.export.models.config import CODEBOOKS
+from valle2.engine.bundle.contract import CODEBOOKS
+from valle2.export.codecs.demo import CodecConfig, CodecEncoder, Trunk
+from valle2.export.models.layers import nearest
 
 Array = np.ndarray[Any, Any]
 BATCH, CROP, HOP = 16, 96, 320

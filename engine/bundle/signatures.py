@@ -23,6 +23,7 @@ from valle2.engine.bundle.contract import (
     STATE_PREFIX,
     STREAM,
 )
+from valle2.engine.bundle.nar_inputs import CODEBOOK_AXIS, NAR_AXES
 from valle2.engine.bundle.schema import MAX_CACHE, head_width
 from valle2.engine.bundle.specs import GraphSpec, TensorSpec
 from valle2.engine.bundle.untrusted import shown
@@ -167,14 +168,9 @@ def ar_tensors(sizes: Mapping[str, int], cache_length: int) -> Signature:
 
 def nar_tensors(codebooks: int) -> Signature:
     """The signature of the NAR (docs/bundle-format.md)."""
-    row: Axes = ("batch",)
     inputs: dict[str, Tensor] = {
-        "text": (INT, ("batch", "tokens")),
-        "text_lengths": (INT, row),
-        "codes": (INT, ("batch", "frames", codebooks)),
-        "prompt_lengths": (INT, row),
-        "frame_lengths": (INT, row),
-        "stage": (INT, ()),
+        name: (INT, tuple(codebooks if axis == CODEBOOK_AXIS else axis for axis in axes))
+        for name, axes in NAR_AXES.items()
     }
     logits: Tensor = (("float32", "float16"), (None, None, None))
     return Signature(inputs, {"codes_out": (INT, (None, None)), LOGITS: logits})

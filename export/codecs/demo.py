@@ -1,15 +1,13 @@
 """A small neural codec with EnCodec's geometry: 24 kHz, 75 frames a second, 8 codebooks of 1024.
 
-Its codes are its own, not EnCodec's. Codebook 0 quantises the 64-wide latent itself; codebooks 1..7
-quantise what is left, in a narrow projection, of it or of a second latent made for them. Everything is
-matmul, convolution and gather, so the graphs need neither complex numbers nor STFT operators. Axes: B batch,
-N samples, T frames.
+Its codes are not EnCodec's. Codebook 0 quantises the 64-wide latent. Codebooks 1..7 quantise a narrow
+projection of the residual, or of a second latent. The graphs consist of matrix products, convolutions and
+gathers; they need neither complex numbers nor STFT operators. Axes: B batch, N samples, T frames.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -17,48 +15,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from valle2.engine.bundle.contract import CODEBOOK_SIZE, CODEBOOKS
 from valle2.engine.bundle.untrusted import shown
-from valle2.export.models.config import CODEBOOK_SIZE, CODEBOOKS
+from valle2.export.codecs.common import MAX_HOP, SAMPLE_RATES, Limits, check_sizes, embedded, residual_codes
+from valle2.export.codecs.fourier import OVERLAP, Fourier, InverseFourier, inverse_stft
+from valle2.export.models.layers import nearest
 
-OVERLAP = 4
 MEL_FLOOR = 1e-5
-ROWS = 64
-"""Of a Fourier basis, gathered at once."""
-MAX_WIDTH = 4096
-MAX_HOP = 640
-"""Of a codec with Fourier bases, which grow with its square; the published ones have 320."""
-Limits = Mapping[str, tuple[int, int]]
 CODEC_LIMITS: Limits = {
-    "sample_rate": (4000, 192_000),
+    "sample_rate": SAMPLE_RATES,
     "hop": (16, MAX_HOP),
     "mels": (1, 256),
     "blocks": (0, 64),
     "detail": (0, 64),
     "decoder_blocks": (0, 64),
 }
-"""Least and greatest sizes; the others lie between 1 and `MAX_WIDTH`."""
-
-
-def check_sizes(kind: str, sizes: Mapping[str, object], limits: Limits) -> None:
-    """Refuse the first size that is no whole number within its limits, or within 1 and `MAX_WIDTH`.
-
-    Raises:
-        ValueError: it names the codec, the size and its limits.
-    """
-    for name, value in sizes.items():
-        least, most = limits.get(name, (1, MAX_WIDTH))
-        if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"{kind}: {name} is {shown(value)}; expected {least} to {most}")
+"""Smallest and greatest sizes. The others lie between 1 and `common.MAX_WIDTH`."""
 
 
 @dataclass(frozen=True, slots=True)
 class CodecConfig:
-    """Sizes of the codec. The window is four hops long; `width`/`ffn` are the encoder's.
+    """Sizes of the codec. The window is four hops long.
 
-    detail: blocks of a trunk whose latent codebooks 1..7 quantise; 0: they quantise that of codebook 0.
+    Args:
+        sample_rate: in Hz. hop: samples per frame. mels: bands of the encoder's input.
+        width, ffn, blocks: of the encoder's trunk. latent: width of codebook 0. residual: of the others.
+        detail: blocks of a second trunk, whose latent codebooks 1..7 quantise. If 0, they quantise the
+            residual of codebook 0.
+        decoder_width, decoder_ffn, decoder_blocks: of the decoder's trunk.
 
     Raises:
-        ValueError: a size is no whole number in `CODEC_LIMITS`.
+        ValueError: a size is not a whole number within `CODEC_LIMITS`.
     """
 
     sample_rate: int = 24000
@@ -79,7 +66,7 @@ class CodecConfig:
 
     @classmethod
     def from_dict(cls, values: Any) -> CodecConfig:
-        """Build from parsed JSON; a ValueError names what is unknown."""
+        """Build from parsed JSON. Raises ValueError for unknown keys."""
         known = {entry.name for entry in fields(cls)}
         if not isinstance(values, dict) or set(values) - known:
             raise ValueError(f"codec is {shown(values)}; expected some of {sorted(known)}")
@@ -91,7 +78,7 @@ class CodecConfig:
 
 
 def mel_matrix(config: CodecConfig) -> Tensor:
-    """Triangular mel filters (bins, mels), HTK scale, 0 Hz to half the sample rate; never on `meta`."""
+    """Triangular mel filters (bins, mels), HTK scale, 0 Hz to half the sample rate. Always on the CPU."""
     bins = config.window // 2 + 1
     top = 2595 * math.log10(1 + config.sample_rate / 2 / 700)
     mel = torch.linspace(0, top, config.mels + 2, dtype=torch.float64, device="cpu")
@@ -102,87 +89,8 @@ def mel_matrix(config: CodecConfig) -> Tensor:
     return torch.minimum(rise, fall).clamp(min=0).float()
 
 
-class Fourier(nn.Module):
-    """Windowed real Fourier transform, halved by the first butterfly of an FFT.
-
-    Half a frame further on, the wave of an even bin is what it was, and that of an odd bin has changed its
-    sign. So even bins need the sum of a frame's halves and odd bins the difference: half the products. Axes:
-    N samples of a frame, a multiple of 4; K = N / 2 + 1 bins, `order` says which: the even ones, then the odd
-    ones. The window is a periodic Hann.
-
-    Every entry of a basis is one of N cosines. A graph holds only these and gathers the bases when it is
-    loaded: stored, they would weigh as much as the network around them. Outside graphs they are gathered at
-    their first use, so that a module takes no memory for them before; its cosines are real on `meta`.
-    """
-
-    kept: Tensor | None
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size, self.bins = size, size // 2 + 1
-        self.parts = [self.bins // 2 + 1, self.bins // 2]
-        self.order = torch.cat([torch.arange(first, self.bins, 2, device="cpu") for first in (0, 1)])
-        turns = torch.arange(size, dtype=torch.float64, device="cpu")
-        cosine = torch.cos(turns * (2 * math.pi / size))
-        self.register_buffer("cosine", cosine.float(), persistent=False)
-        self.register_buffer("hann", (0.5 - 0.5 * cosine).float(), persistent=False)
-        self.register_buffer("kept", None, persistent=False)
-
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """frames (..., N) -> real and imaginary parts (..., K)."""
-        near, far = (frames * self.get_buffer("hann")).chunk(2, dim=-1)
-        even, odd = self.bases()
-        parts = ((near + far) @ even).chunk(2, dim=-1), ((near - far) @ odd).chunk(2, dim=-1)
-        real, imaginary = (torch.cat(pair, dim=-1) for pair in zip(*parts, strict=True))
-        return real, imaginary
-
-    def bases(self) -> tuple[Tensor, Tensor]:
-        """(N / 2, 2 * bins) of the even bins and of the odd ones."""
-        whole = self.gathered(self.size // 2) if torch.compiler.is_exporting() else self.remembered()
-        odd = 2 * self.parts[0]
-        return whole[:, :odd], whole[:, odd:]
-
-    def gathered(self, *span: int) -> Tensor:
-        """Rows of (N / 2, 2 * K): of each part cosines, then negative sines.
-
-        -sin(x) is cos(x + a quarter turn). span: the rows, as `range` takes them.
-        """
-        evens, odds = self.order[: self.parts[0]], self.order[self.parts[0] :]
-        bins = torch.cat([evens, evens, odds, odds])
-        turned = torch.tensor([turn for part in self.parts for turn in [0] * part + [1] * part])
-        index = (torch.arange(*span)[:, None] * bins + turned * (self.size // 4)) % self.size
-        return self.get_buffer("cosine")[index]
-
-    @torch.inference_mode(False)
-    def remembered(self) -> Tensor:
-        """All rows, gathered a few at a time: their indices take twice their memory."""
-        if self.kept is None:
-            cosine, rows = self.get_buffer("cosine"), self.size // 2
-            whole = cosine.new_empty(rows, 2 * self.bins)
-            for first in range(0, rows, ROWS):
-                end = min(first + ROWS, rows)
-                whole[first:end] = self.gathered(first, end)
-            self.kept = whole
-        return self.kept
-
-
-class InverseFourier(Fourier):
-    """Its inverse, frames windowed again, with the gain of their overlap (1.5) divided out."""
-
-    def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:  # type: ignore[override]
-        """Real and imaginary parts (..., K), bin after bin -> frames (..., N)."""
-        once = torch.tensor([1.0] + [2.0] * (self.bins - 2) + [1.0])
-        scale = once / (self.size * 1.5)  # 0 Hz and half the rate have no mirror image
-        parts = real * scale, imaginary * scale
-        even, odd = (
-            torch.cat([part[..., first::2] for part in parts], dim=-1) @ basis.T
-            for first, basis in enumerate(self.bases())
-        )
-        return torch.cat([even + odd, even - odd], dim=-1) * self.get_buffer("hann")
-
-
 class ConvNeXt(nn.Module):
-    """Depthwise convolution over time, LayerNorm and a two-layer network, on (B, T, C)."""
+    """A ConvNeXt block: depthwise convolution over time, LayerNorm and a two-layer network, on (B, T, C)."""
 
     def __init__(self, width: int, ffn: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -235,44 +143,6 @@ class LogMel(nn.Module):
         return mel
 
 
-def overlap_add(frames: Tensor, hop: int) -> Tensor:
-    """Windowed frames (B, T, 4 * hop), centred at hop * (t + 1/2) -> (B, T * hop)."""
-    hops = frames.reshape(frames.shape[0], frames.shape[1], OVERLAP, hop)
-    pad = functional.pad(hops[:, :, 0], (0, 0, 0, OVERLAP - 1))
-    for i in range(1, OVERLAP):
-        pad = pad + functional.pad(hops[:, :, i], (0, 0, i, OVERLAP - 1 - i))
-    margin = (OVERLAP - 1) * hop // 2
-    audio = pad.flatten(1)
-    return audio[:, margin : audio.shape[1] - margin]
-
-
-def nearest(x: Tensor, table: Tensor) -> Tensor:
-    """Index of the closest row of table (K, D) for each x (B, T, D)."""
-    return ((table * table).sum(dim=1) - 2 * (x @ table.T)).argmin(dim=2)
-
-
-def residual_codes(left: Tensor, tables: Tensor) -> list[Tensor]:
-    """x (B, T, D) in tables (K, 1024, D), each quantising what the ones before left: K times (B, T)."""
-    codes = []
-    for table in tables.unbind(0):
-        codes.append(nearest(left, table))
-        left = left - functional.embedding(codes[-1], table)
-    return codes
-
-
-def embedded(codes: Tensor, tables: Tensor) -> Tensor:
-    """codes (B, T, K) -> the sum of their vectors (B, T, D). tables: (K, 1024, D)."""
-    total = functional.embedding(codes[:, :, 0], tables[0])
-    for book in range(1, codes.shape[2]):
-        total = total + functional.embedding(codes[:, :, book], tables[book])
-    return total
-
-
-def inverse_stft(magnitude: Tensor, phase: Tensor, fourier: InverseFourier, hop: int) -> Tensor:
-    """Magnitude and phase (B, T, bins) -> audio (B, T * hop)."""
-    return overlap_add(fourier(magnitude * phase.cos(), magnitude * phase.sin()), hop)
-
-
 class CodecEncoder(nn.Module):
     """audio (B, N) float32, N a multiple of the hop -> codes (B, N / hop, 8) int64."""
 
@@ -292,7 +162,7 @@ class CodecEncoder(nn.Module):
         return self.quantise(latent, latent if self.detail is None else self.detail(mel))
 
     def quantise(self, latent: Tensor, fine: Tensor) -> Tensor:
-        """Latents (B, T, latent) of codebook 0 and of the others -> codes (B, T, 8)."""
+        """Latents (B, T, latent), for codebook 0 and for the others -> codes (B, T, 8)."""
         first = nearest(latent, self.first)
         left = self.narrow(fine - functional.embedding(first, self.first))
         return torch.stack([first, *residual_codes(left, self.rest)], dim=2)
@@ -313,7 +183,7 @@ class CodecDecoder(nn.Module):
         return self.synthesise(self.embed(codes))
 
     def embed(self, codes: Tensor) -> Tensor:
-        """codes (B, T, 8) -> the sum of their vectors (B, T, latent)."""
+        """codes (B, T, 8) -> the sum of the codes' vectors (B, T, latent)."""
         return embedded(codes, self.tables)
 
     def synthesise(self, latent: Tensor) -> Tensor:

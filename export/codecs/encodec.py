@@ -1,9 +1,9 @@
-"""EnCodec at 24 kHz (Défossez et al., 2022, section 3.2), and SpeechTokenizer (Zhang et al., 2024), its like.
+"""EnCodec at 24 kHz (Défossez et al., 2022, section 3.2), and SpeechTokenizer (Zhang et al., 2024).
 
-EnCodec's convolutions look back only, so speech decoded chunk by chunk, with what each layer leaves behind
-handed on, is the speech decoded at once; SpeechTokenizer's look both ways. Eight codebooks are used. Written
-for export: no padding depends on the data, and a transposed convolution is one of width two, reordered.
-Axes: B batch, C channels, N samples, T frames.
+EnCodec's convolutions are causal. Its decoder can therefore run chunk by chunk, with the state of each layer
+carried over, and gives the same speech as in one call. SpeechTokenizer's convolutions also look ahead. Eight
+codebooks are used. The modules are written for export: no padding depends on the data, and a transposed
+convolution is written as a convolution of width two. Axes: B batch, C channels, N samples, T frames.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from valle2.export.codecs.demo import Limits, check_sizes, embedded, residual_codes
-from valle2.export.models.config import CODEBOOK_SIZE, CODEBOOKS
+from valle2.engine.bundle.contract import CODEBOOK_SIZE, CODEBOOKS
+from valle2.export.codecs.common import SAMPLE_RATES, Limits, check_sizes, embedded, residual_codes
 
 WIDE, NARROW, LSTM_LAYERS = 7, 3, 2
 ENCODEC_LIMITS: Limits = {
@@ -24,22 +24,26 @@ ENCODEC_LIMITS: Limits = {
     "filters": (2, 256),
     "ratio": (2, 64),
     "hop": (2, 2048),
-    "sample_rate": (4000, 192_000),
+    "sample_rate": SAMPLE_RATES,
 }
-"""Least and greatest sizes; dimension and width lie between 1 and `codec.MAX_WIDTH`.
+"""Smallest and greatest sizes. dimension and width lie between 1 and `common.MAX_WIDTH`.
 
-levels: how many ratios. EnCodec has 32 filters, dimension 128 and hop 320, SpeechTokenizer 64, 1024 and 320.
+levels: the number of ratios. EnCodec has 32 filters, dimension 128 and hop 320; SpeechTokenizer 64, 1024
+and 320.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class EncodecConfig:
-    """Sizes. ratios: samples to frames, in the encoder's order; `filters` double with each.
+    """Sizes of the codec.
 
-    causal: convolutions look back only. both_ways: the encoder's LSTM also runs backwards.
+    Args:
+        filters: channels of the first convolution; each level doubles them. dimension: of the latent.
+        ratios: the encoder's strides, in its order; their product is the hop. sample_rate: in Hz.
+        causal: convolutions look only back. both_ways: the encoder's LSTM also runs backwards.
 
     Raises:
-        ValueError: a size is no whole number in `ENCODEC_LIMITS`.
+        ValueError: a size is not a whole number within `ENCODEC_LIMITS`.
     """
 
     filters: int = 32
@@ -62,14 +66,14 @@ class EncodecConfig:
 
     @property
     def width(self) -> int:
-        """Channels at the frame rate."""
+        """Channels at the frame rate, after all levels."""
         return self.filters << len(self.ratios)
 
 
 class Memory:
-    """What each layer leaves for the next chunk, in the order of the layers.
+    """The state that each layer leaves for the next chunk, in the order of the layers.
 
-    started: scalar bool, or None where there are no chunks; states: what was left by the last chunk.
+    started: scalar bool, whether a chunk came before; None outside streams. states: those of that chunk.
     """
 
     def __init__(self, started: Tensor | None = None, states: Sequence[Tensor] = ()) -> None:
@@ -77,7 +81,7 @@ class Memory:
         self.new: list[Tensor] = []
 
     def before(self, fresh: Tensor, later: int = 0) -> Tensor:
-        """The next state (`later`: after so many others); `fresh` is what precedes an utterance."""
+        """The next stored state, or `fresh` at the start of an utterance. later: skip this many states."""
         if self.started is None:
             return fresh
         return torch.where(self.started, self.old[len(self.new) + later], fresh)
@@ -87,26 +91,26 @@ class Memory:
 
 
 def elu(x: Tensor) -> Tensor:
-    """x or, below zero, exp(x) - 1, of operators that every backend has."""
+    """ELU: x, or exp(x) - 1 below zero, from operators that every backend has."""
     return torch.where(x > 0, x, x.clamp(max=0).exp() - 1)
 
 
 def reflected(x: Tensor, size: int) -> Tensor:
-    """The `size` samples before x (B, C, N): its mirror image, zeros where x is shorter."""
+    """The `size` samples before x (B, C, N): its mirror image, zeros where x is too short."""
     longer = torch.cat([x, torch.zeros_like(x[:, :, :1]).expand(-1, -1, size)], dim=2)
     return longer[:, :, 1 : size + 1].flip(2)
 
 
 def mirrored(x: Tensor, size: int) -> Tensor:
-    """The `size` samples after x (B, C, N): its mirror image, zeros where x is no longer than that."""
+    """The `size` samples after x (B, C, N): its mirror image, zeros where x is too short."""
     longer = torch.cat([torch.zeros_like(x[:, :, :1]).expand(-1, -1, size), x], dim=2)
     return longer[:, :, -size - 1 : -1].flip(2)
 
 
 class Conv(nn.Module):
-    """(B, in, N) -> (B, out, N / stride), N a multiple of the stride; before the start is a mirror image.
+    """(B, in, N) -> (B, out, N / stride), N a multiple of the stride. A mirror image pads the start.
 
-    Not causal, half of what it lacks comes after the end.
+    A convolution that is not causal pads half of it at the end.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, causal: bool = True) -> None:
@@ -129,8 +133,9 @@ class Conv(nn.Module):
 class Upsample(nn.Module):
     """(B, in, N) -> (B, out, N * ratio): the transposed convolution of kernel 2 * ratio.
 
-    An output sample hears two inputs, so it is a convolution of width two with `ratio` outputs a channel. Of
-    its (N + 1) * ratio outputs the causal one drops the last `ratio`, the other one those on both sides.
+    Each output sample depends on two inputs, so this is a convolution of width two with `ratio` outputs per
+    channel. It gives (N + 1) * ratio samples. The causal form drops the last `ratio`, the other form drops
+    samples on both sides.
     """
 
     def __init__(self, inputs: int, outputs: int, ratio: int, causal: bool = True) -> None:
@@ -151,13 +156,13 @@ class Upsample(nn.Module):
 
     @staticmethod
     def rearranged(weight: Tensor) -> Tensor:
-        """The transposed convolution's weight (in, out, 2 * ratio) as this one's (out * ratio, in, 2)."""
+        """The weight (in, out, 2 * ratio) of the transposed convolution as (out * ratio, in, 2)."""
         now, before = weight.chunk(2, dim=2)
         return torch.stack([before, now], dim=3).permute(1, 2, 0, 3).flatten(0, 1).contiguous()
 
 
 class Residual(nn.Module):
-    """Two convolutions around half the channels beside one of width one: (B, C, N) -> (B, C, N)."""
+    """A bottleneck of two convolutions plus a pointwise shortcut: (B, C, N) -> (B, C, N)."""
 
     def __init__(self, width: int, causal: bool = True) -> None:
         super().__init__()
@@ -172,9 +177,9 @@ class Residual(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Two LSTM layers with their input added: (B, C, T) -> (B, C, T). `arrange` it before it is exported.
+    """Two LSTM layers and a skip connection: (B, C, T) -> (B, C, T). Call `arrange` before export.
 
-    both_ways: each layer also runs backwards, -> (B, 2 * C, T).
+    both_ways: each layer also runs backwards, and the output is (B, 2 * C, T).
     """
 
     def __init__(self, width: int, both_ways: bool = False) -> None:
@@ -193,7 +198,7 @@ class Recurrent(nn.Module):
         return (out + frames.repeat(1, 1, len(self.ways))).permute(1, 2, 0)
 
     def arrange(self) -> None:
-        """Copy the weights as ONNX's `LSTM` takes them: gates input, output, forget, cell."""
+        """Copy the weights in the gate order of ONNX's `LSTM`: input, output, forget, cell."""
 
         def ordered(name: str, layer: int) -> Tensor:
             parts = (getattr(self.lstm, f"{name}_l{layer}{way}").detach().chunk(4) for way in self.ways)
@@ -208,7 +213,7 @@ class Recurrent(nn.Module):
             self.register_buffer(f"bias_{layer}", bias, persistent=False)
 
     def nodes(self, x: Tensor, start: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """What `self.lstm` computes as one node a layer; the exporter would unroll it over time."""
+        """`self.lstm` as one ONNX node per layer. The exporter would unroll it over time."""
         hidden, cell, ways = [], [], len(self.ways)
         shape = (ways, x.shape[1], self.lstm.hidden_size)
         for layer in range(LSTM_LAYERS):
@@ -261,7 +266,7 @@ class EncodecEncoder(nn.Module):
         return out
 
     def quantise(self, latent: Tensor) -> Tensor:
-        """(B, T, dimension) -> codes (B, T, 8): each codebook quantises what the ones before left."""
+        """(B, T, dimension) -> codes (B, T, 8). Each codebook quantises the residual of the ones before."""
         return torch.stack(residual_codes(latent, self.tables), dim=2)
 
 
@@ -286,7 +291,7 @@ class EncodecDecoder(nn.Module):
         return self.decode(codes, Memory())
 
     def decode(self, codes: Tensor, memory: Memory) -> Tensor:
-        """(B, T, 8) -> (B, T * hop), after what the memory holds."""
+        """Codes (B, T, 8) -> audio (B, T * hop), continued from the memory's state."""
         latent = embedded(codes, self.tables)
         x = self.recurrent(self.first(latent.transpose(1, 2), memory), memory)
         for up, block in zip(self.ups, self.blocks, strict=True):
@@ -298,8 +303,8 @@ class EncodecDecoder(nn.Module):
 class EncodecStream(nn.Module):
     """The decoder on the next chunk of an utterance.
 
-    started: scalar bool, False at an utterance's first chunk; that one has at least seven frames, unless it
-    is the last too. states: as the chunk before returned them, anything at the first.
+    started: scalar bool, False for an utterance's first chunk. The first chunk has at least seven frames,
+    unless it is also the last. states: the outputs of the chunk before; any values for the first chunk.
     """
 
     def __init__(self, decoder: EncodecDecoder) -> None:
@@ -312,7 +317,7 @@ class EncodecStream(nn.Module):
         return (audio, *memory.new)
 
     def zero_states(self, batch: int) -> list[Tensor]:
-        """States in their order and shapes."""
+        """Zero states for a batch, in their order."""
         memory = Memory()
         with torch.no_grad():
             self.decoder.decode(torch.zeros(batch, WIDE, CODEBOOKS, dtype=torch.int64), memory)

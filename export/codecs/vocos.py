@@ -1,7 +1,7 @@
-"""Vocos on EnCodec's codes (Siuzdak, 2023, section 3), the paper's decoder, its inverse STFT in the graph.
+"""Vocos for EnCodec's codes (Siuzdak, 2023, section 3), the decoder of the paper, with its inverse STFT.
 
-Read from the folder of `charactr/vocos-encodec-24khz` or its `pytorch_model.bin`; the shapes say the sizes.
-The bandwidth it is told of is fixed at 6 kbps, so its adaptive norms are plain ones.
+The weights are those of `charactr/vocos-encodec-24khz`: its folder or its `pytorch_model.bin`. Sizes follow
+from the shapes. The bandwidth is fixed at 6 kbps, so the adaptive norms become plain LayerNorms.
 """
 
 from __future__ import annotations
@@ -12,35 +12,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from valle2.engine.bundle.contract import CODEBOOK_SIZE, CODEBOOKS
 from valle2.engine.bundle.untrusted import is_folder
-from valle2.export.checkpoint import check_backed, put
-from valle2.export.codecs.demo import (
-    MAX_HOP,
-    OVERLAP,
-    ConvNeXt,
-    InverseFourier,
-    Limits,
-    check_sizes,
-    embedded,
-    inverse_stft,
-    overlap_add,
-)
+from valle2.export.codecs.common import MAX_HOP, Limits, check_sizes, embedded
+from valle2.export.codecs.demo import ConvNeXt
+from valle2.export.codecs.fourier import OVERLAP, InverseFourier, inverse_stft, overlap_add
 from valle2.export.errors import CheckpointError
-from valle2.export.models.config import CODEBOOK_SIZE, CODEBOOKS
-from valle2.export.weights.state_dict import read_tensors
-from valle2.export.weights.tensors import Claims
+from valle2.export.weights import TensorReader, check_file_size, read_tensors, set_parameters
 
 FILE = "pytorch_model.bin"
 MARKS = ("head.out.weight", "backbone.embed.weight")
-"""Names that every Vocos has."""
+"""Names in every Vocos file."""
 BANDWIDTH = 2
-"""6 kbps among 1.5, 3, 6 and 12."""
+"""The index of 6 kbps among 1.5, 3, 6 and 12."""
 BANDWIDTHS = 4
 EPS = 1e-6
 LOUDEST = 100.0
 KERNEL = 7
 VOCOS_LIMITS: Limits = {"blocks": (0, 64), "hop": (4, MAX_HOP)}
-"""Least and greatest sizes; the others lie between 1 and `codec.MAX_WIDTH`.
+"""Smallest and greatest sizes. The others lie between 1 and `common.MAX_WIDTH`.
 
 The published vocoder has 8 blocks, hop 320, dimension 128, width 384 and ffn 1152.
 """
@@ -48,10 +38,10 @@ The published vocoder has 8 blocks, hop 320, dimension 128, width 384 and ffn 11
 
 @dataclass(frozen=True, slots=True)
 class VocosConfig:
-    """Sizes. dimension: of the codebooks' vectors.
+    """Sizes of the vocoder. dimension: of the codebooks' vectors. hop: samples per frame.
 
     Raises:
-        ValueError: a size is no whole number in `VOCOS_LIMITS`.
+        ValueError: a size is not a whole number within `VOCOS_LIMITS`.
     """
 
     dimension: int = 128
@@ -85,80 +75,87 @@ class VocosDecoder(nn.Module):
         return self.waves(self.out(self.last_norm(hidden)))
 
     def waves(self, out: Tensor) -> Tensor:
-        """Log magnitude and phase (B, T, 2 * bins) -> audio (B, T * hop), the windows' sum divided out."""
+        """Log magnitude and phase (B, T, 2 * bins) -> audio (B, T * hop), over the sum of the windows."""
         magnitude = out[..., : self.bins].exp().clamp(max=LOUDEST)
-        gain = (
-            self.fourier.get_buffer("hann").square() / 1.5
-        )  # the basis has the inner frames' 1.5 divided out
+        # The inverse transform divides by 1.5, the windows' sum of the inner frames.
+        gain = self.fourier.get_buffer("hann").square() / 1.5
         envelope = overlap_add(gain.expand(1, out.shape[1], -1), self.hop)
         return inverse_stft(magnitude, out[..., self.bins :], self.fourier, self.hop) / envelope
 
 
 def read_vocos(path: Path) -> tuple[VocosDecoder, VocosConfig]:
-    """Load a vocoder of EnCodec's codes.
+    """Load a vocoder for EnCodec's codes.
+
+    Args:
+        path: the folder of the model, or its weights file.
+
+    Returns:
+        The decoder in evaluation mode, and its sizes.
 
     Raises:
-        CheckpointError: another file, a vocoder of mel spectrograms, or weights missing or misshapen.
+        CheckpointError: another file, a vocoder of mel spectrograms, or weights missing or of another shape.
     """
     file = vocos_file(path)
-    claims = Claims(file, read_tensors(file, lambda names: all(name in names for name in MARKS)))
-    if not all(name in claims for name in MARKS):
+    reader = TensorReader(file, read_tensors(file, lambda names: all(name in names for name in MARKS)))
+    if not all(name in reader for name in MARKS):
         raise CheckpointError(f"{file} is no Vocos checkpoint; expected that of charactr/vocos-encodec-24khz")
-    if "feature_extractor.codebook_weights" not in claims:
+    if "feature_extractor.codebook_weights" not in reader:
         raise CheckpointError(
             f"{file} decodes mel spectrograms; expected a Vocos of EnCodec's codes (vocos-encodec-24khz)"
         )
-    config = sizes(claims)
-    with torch.device("meta"):  # it takes no memory until the file's weights are in it
+    config = sizes(reader)
+    with torch.device("meta"):  # no memory until the file's weights are set
         decoder = VocosDecoder(config).eval()
-    check_backed(file, decoder)
-    fill(decoder, config, claims)
+    check_file_size(file, decoder)
+    fill(decoder, config, reader)
     return decoder, config
 
 
 def vocos_file(path: Path) -> Path:
-    """The weights' file of a folder, or the file itself."""
+    """The weights file of a folder, or the file itself."""
     return path / FILE if is_folder(path) else path
 
 
-def sizes(claims: Claims) -> VocosConfig:
-    """What the shapes say."""
-    width, dimension, _ = claims.shape("backbone.embed.weight", 3)
-    ffn = claims.shape("backbone.convnext.0.pwconv1.weight", 2)[0]
-    rows = claims.shape("head.out.weight", 2)[0]
+def sizes(reader: TensorReader) -> VocosConfig:
+    """Derive the sizes from the shapes."""
+    width, dimension, _ = reader.shape("backbone.embed.weight", 3)
+    ffn = reader.shape("backbone.convnext.0.pwconv1.weight", 2)[0]
+    rows = reader.shape("head.out.weight", 2)[0]
     if (rows - 2) % (4 * OVERLAP):
         raise CheckpointError(
-            f"{claims.path}: the head has {rows} rows; expected 1282, an STFT of 1280 samples"
+            f"{reader.path}: the head has {rows} rows; expected 1282, an STFT of 1280 samples"
         )
-    count = claims.count("backbone.convnext.{}.gamma")
+    count = reader.count("backbone.convnext.{}.gamma")
     try:
         return VocosConfig(dimension, width, ffn, count, (rows - 2) // OVERLAP)
     except ValueError as error:
-        raise CheckpointError(f"{claims.path}: {error}") from None
+        raise CheckpointError(f"{reader.path}: {error}") from None
 
 
-def fill(decoder: VocosDecoder, config: VocosConfig, claims: Claims) -> None:
-    """Put the file's weights into the decoder, uncopied where they can be."""
-    books, dimension = claims.shape("feature_extractor.codebook_weights", 2)
+def fill(decoder: VocosDecoder, config: VocosConfig, reader: TensorReader) -> None:
+    """Put the file's weights into the decoder, without copies where possible."""
+    books, dimension = reader.shape("feature_extractor.codebook_weights", 2)
     if books < CODEBOOKS * CODEBOOK_SIZE:
         raise CheckpointError(
-            f"{claims.path} has {books} code vectors; expected {CODEBOOKS} times {CODEBOOK_SIZE}"
+            f"{reader.path} has {books} code vectors; expected {CODEBOOKS} times {CODEBOOK_SIZE}"
         )
-    vectors = claims.take("feature_extractor.codebook_weights", books, dimension)
+    vectors = reader.take("feature_extractor.codebook_weights", books, dimension)
     tables = vectors[: CODEBOOKS * CODEBOOK_SIZE].reshape(CODEBOOKS, CODEBOOK_SIZE, dimension)
-    put(decoder, {"tables": tables})
+    set_parameters(decoder, {"tables": tables})
 
     def take(module: nn.Module, name: str) -> None:
         shapes = {part: value.shape for part, value in module.named_parameters()}
-        put(module, {part: claims.take(f"{name}.{part}", *shape) for part, shape in shapes.items()})
+        set_parameters(
+            module, {part: reader.take(f"{name}.{part}", *shape) for part, shape in shapes.items()}
+        )
 
     def adaptive(norm: nn.LayerNorm, name: str) -> None:
         parts = {"weight": "scale", "bias": "shift"}
         tables = {
-            ours: claims.take(f"{name}.{part}.weight", BANDWIDTHS, config.width)
+            ours: reader.take(f"{name}.{part}.weight", BANDWIDTHS, config.width)
             for ours, part in parts.items()
         }
-        put(norm, {ours: table[BANDWIDTH] for ours, table in tables.items()})
+        set_parameters(norm, {ours: table[BANDWIDTH] for ours, table in tables.items()})
 
     take(decoder.embed, "backbone.embed")
     adaptive(decoder.norm, "backbone.norm")
@@ -169,6 +166,6 @@ def fill(decoder: VocosDecoder, config: VocosConfig, claims: Claims) -> None:
         adaptive(block.norm, f"{place}.norm")
         take(block.up, f"{place}.pwconv1")
         take(block.down, f"{place}.pwconv2")
-        put(block, {"scale": claims.take(f"{place}.gamma", config.width)})
+        set_parameters(block, {"scale": reader.take(f"{place}.gamma", config.width)})
     take(decoder.last_norm, "backbone.final_layer_norm")
     take(decoder.out, "head.out")

@@ -1,7 +1,7 @@
-"""Weights of Amphion's VALL-E v2 (two Llama-like networks in two files) on our modules.
+"""Amphion's VALL-E v2: two Llama-like networks in two files.
 
-The AR reads phones, marks and codes from one table of ids; here each has its own. Output rows that are
-neither codes nor the end mark are left out, so they can never be drawn.
+Its AR reads phones, marks and codes from one table; ours has a table for each. Output rows that are neither
+codes nor the end mark are dropped, so they are never sampled.
 """
 
 from __future__ import annotations
@@ -9,27 +9,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from valle2.engine.bundle.contract import CODEBOOK_SIZE
 from valle2.export.checkpoint import Checkpoint
 from valle2.export.errors import CheckpointError
-from valle2.export.importers.family import MAX_FRAMES, MAX_TEXT, Options, assemble, heads_of
-from valle2.export.importers.lifeiteng import staged
-from valle2.export.models.config import CODEBOOK_SIZE, ModelConfig, Style
-from valle2.export.weights.tensors import Claims
+from valle2.export.importers.family import MAX_FRAMES, MAX_TEXT, assemble, heads_of, staged
+from valle2.export.models import ModelConfig, Style
+from valle2.export.options import ImportOptions
+from valle2.export.weights import TensorReader
 
 MARKS = 10
 BOS_TARGET, EOS_TARGET, BOS_PHONE, EOS_PHONE = 1, 2, 3, 4
+"""Indices among the marks, which follow codes and phones in the table."""
 PUBLISHED_HEADS = {1024: 16}
 MAX_POSITIONS = 2000
 IGNORED = ("rotary_emb.inv_freq", "model.model.embed_tokens.weight")
 Weights = dict[str, Tensor]
 
 
-def read_amphion(ar: Claims, nar: Claims, options: Options) -> Checkpoint:
-    """Both files."""
+def read_amphion(ar: TensorReader, nar: TensorReader, options: ImportOptions) -> Checkpoint:
+    """Build a checkpoint from both files."""
     rows, width = ar.shape("model.model.embed_tokens.weight", 2)
     phones = rows - CODEBOOK_SIZE - MARKS
     if phones < 1:
-        raise CheckpointError(f"{ar.path}: {rows} embeddings; expected phones, 1024 codes and 10 marks")
+        raise CheckpointError(
+            f"{ar.path}: {rows} embeddings; expected phones, {CODEBOOK_SIZE} codes and {MARKS} marks"
+        )
     nar_rows, nar_width = nar.shape("phone_embedder.weight", 2)
     heads = head_count(ar, options, width)
     nar_heads = nar_width // (width // heads)
@@ -73,21 +77,21 @@ def read_amphion(ar: Claims, nar: Claims, options: Options) -> Checkpoint:
     return assemble(config, *weights, "amphion", rules, [ar.path, nar.path])
 
 
-def head_count(claims: Claims, options: Options, width: int) -> int:
-    """Heads follow from the stored rotary frequencies, half a head wide; else they must be given."""
+def head_count(reader: TensorReader, options: ImportOptions, width: int) -> int:
+    """The number of heads, from the stored rotary frequencies (half a head's width) or from the options."""
     name = "model.model.layers.0.self_attn.rotary_emb.inv_freq"
     said = PUBLISHED_HEADS.get(width)
-    if name in claims:
-        said = width // (2 * claims.shape(name, 1)[0])
-    return heads_of(claims.path, said, options, width)
+    if name in reader:
+        said = width // (2 * reader.shape(name, 1)[0])
+    return heads_of(reader.path, said, options, width)
 
 
-def ar_weights(claims: Claims, config: ModelConfig, rows: int) -> Weights:
-    """The AR; `mark` numbers are counted from the first mark, after codes and phones."""
+def ar_weights(reader: TensorReader, config: ModelConfig, rows: int) -> Weights:
+    """The AR's weights."""
     first = rows - MARKS
-    table = claims.take("model.model.embed_tokens.weight", rows, config.d_model)
-    head = claims.take("model.lm_head.weight", rows, config.d_model)
-    found = decoder(claims, config.layers, config.d_model, config.ffn, None)
+    table = reader.take("model.model.embed_tokens.weight", rows, config.d_model)
+    head = reader.take("model.lm_head.weight", rows, config.d_model)
+    found = decoder(reader, config.layers, config.d_model, config.ffn, None)
     found["text_table.weight"] = torch.cat(
         [table[CODEBOOK_SIZE:first], table[first + BOS_PHONE : first + EOS_PHONE + 1]]
     )
@@ -98,40 +102,40 @@ def ar_weights(claims: Claims, config: ModelConfig, rows: int) -> Weights:
     return found
 
 
-def nar_weights(claims: Claims, config: ModelConfig, rows: int) -> Weights:
-    """The NAR, whose norms are scaled by the stage."""
+def nar_weights(reader: TensorReader, config: ModelConfig, rows: int) -> Weights:
+    """The NAR's weights. The stage scales its norms."""
     width, books = config.nar_d_model, config.codebooks
-    stages = claims.take("model.model.embed_cond.weight", books, width)[1:]
+    stages = reader.take("model.model.embed_cond.weight", books, width)[1:]
     tables = [
-        claims.take(f"prompt_embedder.embeddings.{j}.weight", CODEBOOK_SIZE, width) for j in range(books)
+        reader.take(f"prompt_embedder.embeddings.{j}.weight", CODEBOOK_SIZE, width) for j in range(books)
     ]
-    heads = [claims.take(f"model.lm_head.{j}.weight", rows, width)[:CODEBOOK_SIZE] for j in range(books - 1)]
-    found = decoder(claims, config.nar_layers, width, config.nar_ffn, stages)
-    found["text_table.weight"] = claims.take("phone_embedder.weight", config.nar_text_rows, width)
+    heads = [reader.take(f"model.lm_head.{j}.weight", rows, width)[:CODEBOOK_SIZE] for j in range(books - 1)]
+    found = decoder(reader, config.nar_layers, width, config.nar_ffn, stages)
+    found["text_table.weight"] = reader.take("phone_embedder.weight", config.nar_text_rows, width)
     found["code_tables"], found["heads"] = torch.stack(tables), torch.stack(heads)
     return found
 
 
-def decoder(claims: Claims, layers: int, width: int, ffn: int, stages: Tensor | None) -> Weights:
+def decoder(reader: TensorReader, layers: int, width: int, ffn: int, stages: Tensor | None) -> Weights:
     """Blocks and final norm."""
     found = Weights()
     for layer in range(layers):
         source, target = f"model.model.layers.{layer}", f"blocks.{layer}"
-        parts = [claims.take(f"{source}.self_attn.{n}_proj.weight", width, width) for n in "qkv"]
-        gates = [claims.take(f"{source}.mlp.{n}_proj.weight", ffn, width) for n in ("gate", "up")]
+        parts = [reader.take(f"{source}.self_attn.{n}_proj.weight", width, width) for n in "qkv"]
+        gates = [reader.take(f"{source}.mlp.{n}_proj.weight", ffn, width) for n in ("gate", "up")]
         found[f"{target}.qkv.weight"], found[f"{target}.up.weight"] = torch.cat(parts), torch.cat(gates)
-        found[f"{target}.out.weight"] = claims.take(f"{source}.self_attn.o_proj.weight", width, width)
-        found[f"{target}.down.weight"] = claims.take(f"{source}.mlp.down_proj.weight", width, ffn)
-        found[f"{target}.norm1.weight"] = norm(claims, f"{source}.input_layernorm", width, stages)
-        found[f"{target}.norm2.weight"] = norm(claims, f"{source}.post_attention_layernorm", width, stages)
-    found["norm.weight"] = norm(claims, "model.model.norm", width, stages)
+        found[f"{target}.out.weight"] = reader.take(f"{source}.self_attn.o_proj.weight", width, width)
+        found[f"{target}.down.weight"] = reader.take(f"{source}.mlp.down_proj.weight", width, ffn)
+        found[f"{target}.norm1.weight"] = norm(reader, f"{source}.input_layernorm", width, stages)
+        found[f"{target}.norm2.weight"] = norm(reader, f"{source}.post_attention_layernorm", width, stages)
+    found["norm.weight"] = norm(reader, "model.model.norm", width, stages)
     return found
 
 
-def norm(claims: Claims, source: str, width: int, stages: Tensor | None) -> Tensor:
-    """A norm's gain (d,), or one per stage (Q, d)."""
+def norm(reader: TensorReader, source: str, width: int, stages: Tensor | None) -> Tensor:
+    """A norm's gain (d,), or one gain per stage (Q, d)."""
     if stages is None:
-        return claims.take(f"{source}.weight", width)
-    matrix = claims.take(f"{source}.to_weight.weight", width, width).double()
-    bias = claims.take(f"{source}.to_weight.bias", width).double()
+        return reader.take(f"{source}.weight", width)
+    matrix = reader.take(f"{source}.to_weight.weight", width, width).double()
+    bias = reader.take(f"{source}.to_weight.bias", width).double()
     return staged((stages.double() @ matrix.T + bias).float())

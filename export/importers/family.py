@@ -1,9 +1,8 @@
-"""What the importers of other code bases share: options, limits, and the checkpoint that comes of them."""
+"""Shared by the importers: limits, attention heads, and the checkpoint around the read weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,23 @@ from torch import Tensor
 from valle2.engine.bundle.untrusted import shown
 from valle2.export.checkpoint import Checkpoint
 from valle2.export.errors import CheckpointError
-from valle2.export.models.ar import ARModel
-from valle2.export.models.config import ModelConfig
-from valle2.export.models.nar import NARModel
+from valle2.export.models import ARModel, ModelConfig, NARModel
+from valle2.export.options import ImportOptions
 
 MAX_TEXT = 1024
 MAX_FRAMES = 3000
 SAMPLING = {"top_p": 1.0, "threshold": 1.0}
+"""Plain sampling from the whole distribution, as these code bases do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a file may not say. heads: 0 where not given. prefix_mode: None where not given."""
+def heads_of(path: Path, said: object, options: ImportOptions, width: int) -> int:
+    """The number of attention heads, from the file or from the options. It must divide the width.
 
-    heads: int = 0
-    prefix_mode: int | None = None
-
-
-def heads_of(path: Path, said: object, options: Options, width: int) -> int:
-    """Attention heads: what the file says, else what was given; they must divide the width.
+    Args:
+        said: the number in the file, or None.
 
     Raises:
-        CheckpointError: neither says it, both say different numbers, or the width is no multiple.
+        CheckpointError: no number, two different numbers, or one that does not divide the width.
     """
     if said is not None and options.heads and options.heads != said:
         raise CheckpointError(f"--heads is {options.heads}, but {path} has {shown(said)}: leave --heads out")
@@ -58,7 +52,7 @@ def assemble(
     rules: Mapping[str, Any],
     sources: Sequence[Path],
 ) -> Checkpoint:
-    """Modules around the mapped tensors, which are not copied."""
+    """Build a checkpoint around the read tensors, without copying them."""
     with torch.device("meta"):
         modules = ARModel(config), NARModel(config)
     for module, weights in zip(modules, (ar, nar), strict=True):
@@ -73,3 +67,8 @@ def assemble(
         provenance={"family": family, "source": ", ".join(path.name for path in sources)},
         rules={"family": family, **rules},
     )
+
+
+def staged(table: Tensor) -> Tensor:
+    """Rows of stages 1, 2, ... with an unused row 0 before them."""
+    return torch.cat([torch.zeros_like(table[:1]), table])

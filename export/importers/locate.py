@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: paths as they are, or files of a repository on the hub."""
+"""Finds the files of a checkpoint: local paths, or files of a repository on the hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "Plachta/VALL-E-X": ("vallex-checkpoint.pt",),
     "amphion/valle": ("valle_ar_mls_196000.bin", "valle_nar_mls_164000.bin"),
 }
-"""Repositories that hold more than a model's files, and these files."""
+"""Repositories with more than one model, and the files of the model to take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,13 @@ class Files:
 
 
 def find_files(given: Sequence[str | Path]) -> Files:
-    """The files of a checkpoint; what is on this machine wins over the hub.
+    """Find the files of a checkpoint. A local path wins over a name on the hub.
 
     Args:
-        given: one or two paths, `owner/name[@revision]`, or `owner/name/file[@revision]` one by one.
+        given: one or two of: a path, `owner/name[@revision]`, `owner/name/file[@revision]`.
 
     Raises:
-        HubError: not on the hub, not to be had, or it is not clear which files are meant.
+        HubError: not on the hub, not to be downloaded, or ambiguous.
     """
     names = [None if exists(Path(path)) else parse_id(path) for path in given]
     if not any(names):
@@ -56,7 +56,7 @@ def find_files(given: Sequence[str | Path]) -> Files:
 
 
 def fetch_checkpoint(name: HubId) -> tuple[list[Path], str]:
-    """The files of one name and their commit."""
+    """Download the files of one name. Returns them and their commit."""
     listed = (
         [name.file] if name.file else list(PUBLISHED.get(name.repo, ())) or chosen(name, list_files(name))
     )
@@ -68,7 +68,7 @@ def fetch_checkpoint(name: HubId) -> tuple[list[Path], str]:
 
 
 def chosen(name: HubId, files: Sequence[str]) -> list[str]:
-    """Which files make the checkpoint: valle2's own, or all pickles if there are one or two."""
+    """Choose the files of the checkpoint: valle2's own, or all pickles if there are one or two."""
     if WEIGHTS in files:
         return [WEIGHTS, *(file for file in files if file.split("/")[0] in BESIDE)]
     pickles = [file for file in files if PurePosixPath(file).suffix in PICKLES]

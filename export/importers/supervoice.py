@@ -1,7 +1,7 @@
-"""Weights of supervoice-vall-e-2 (two files) on our modules: VALL-E 2 of group size 1, nearly.
+"""supervoice-vall-e-2: two files, close to VALL-E 2 with group size 1.
 
-Its norms divide by the length, its heads are narrow, one table and one output matrix serve all codebooks
-of the NAR, and the stage token has no position.
+Its norms divide by the vector's length, its heads are narrow, and its stage token has no position. One table
+and one output matrix serve all codebooks of the NAR.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from valle2.engine.bundle.contract import CODEBOOK_SIZE
 from valle2.export.checkpoint import Checkpoint
 from valle2.export.errors import CheckpointError
-from valle2.export.importers.family import MAX_TEXT, Options, assemble, heads_of
-from valle2.export.importers.lifeiteng import staged
-from valle2.export.models.config import CODEBOOK_SIZE, ModelConfig, Style
-from valle2.export.weights.tensors import Claims
+from valle2.export.importers.family import MAX_TEXT, assemble, heads_of, staged
+from valle2.export.models import ModelConfig, Style
+from valle2.export.options import ImportOptions
+from valle2.export.weights import TensorReader
 
 MAX_FRAMES = 2000
 PUBLISHED_HEADS = {(1024, 256): 16}
@@ -25,7 +26,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Sizes of one file. inner: of query, key and value. texts, frames: rows of the position tables."""
+    """Sizes of one file. inner: width of query, key and value. texts, frames: rows of the position tables."""
 
     vocab: int
     width: int
@@ -36,8 +37,8 @@ class Part:
     frames: int
 
 
-def read_supervoice(ar: Claims, nar: Claims, options: Options) -> Checkpoint:
-    """Both files."""
+def read_supervoice(ar: TensorReader, nar: TensorReader, options: ImportOptions) -> Checkpoint:
+    """Build a checkpoint from both files."""
     one, other = part_of(ar), part_of(nar)
     heads = heads_of(ar.path, PUBLISHED_HEADS.get((one.width, one.inner)), options, one.inner)
     head_width = one.inner // heads
@@ -69,53 +70,53 @@ def read_supervoice(ar: Claims, nar: Claims, options: Options) -> Checkpoint:
     return assemble(config, *weights, "supervoice", {"frames_per_token": 0}, [ar.path, nar.path])
 
 
-def part_of(claims: Claims) -> Part:
-    """Sizes of one file, read from its shapes."""
-    vocab, width = claims.shape("text_embedding.weight", 2)
-    texts, frames = (claims.shape(f"positional_embedding_{kind}.weight", 2)[0] for kind in ("text", "audio"))
+def part_of(reader: TensorReader) -> Part:
+    """Read the sizes of one file from its shapes."""
+    vocab, width = reader.shape("text_embedding.weight", 2)
+    texts, frames = (reader.shape(f"positional_embedding_{kind}.weight", 2)[0] for kind in ("text", "audio"))
     return Part(
         vocab,
         width,
-        inner=claims.shape("transformer.layers.0.attention_output.weight", 2)[1],
-        layers=claims.count("transformer.layers.{}.mlp_input.weight"),
-        ffn=claims.shape("transformer.layers.0.mlp_input.weight", 2)[0],
+        inner=reader.shape("transformer.layers.0.attention_output.weight", 2)[1],
+        layers=reader.count("transformer.layers.{}.mlp_input.weight"),
+        ffn=reader.shape("transformer.layers.0.mlp_input.weight", 2)[0],
         texts=texts,
         frames=frames,
     )
 
 
-def ar_weights(claims: Claims, config: ModelConfig, part: Part) -> Weights:
-    """The AR; the end mark's embedding is never read as a code."""
+def ar_weights(reader: TensorReader, config: ModelConfig, part: Part) -> Weights:
+    """The AR's weights. The row of `<eos>` in the code table is zero, since `<eos>` is never an input."""
     width, classes = part.width, CODEBOOK_SIZE + 1
-    found = shared(claims, config, part, config.max_groups)[0] | decoder(claims, part)
-    codes = claims.take("audio_embedding.weight", CODEBOOK_SIZE, width)
+    found = shared(reader, config, part, config.max_groups)[0] | decoder(reader, part)
+    codes = reader.take("audio_embedding.weight", CODEBOOK_SIZE, width)
     found["code_table.weight"] = torch.cat([codes, torch.zeros_like(codes[:1])])
-    found["bos"] = claims.take("bos_embedding.weight", 1, width)[0]
-    found["predict.weight"] = claims.take("prediction.weight", classes, width)
-    found["predict.bias"] = claims.take("prediction.bias", classes)
+    found["bos"] = reader.take("bos_embedding.weight", 1, width)[0]
+    found["predict.weight"] = reader.take("prediction.weight", classes, width)
+    found["predict.bias"] = reader.take("prediction.bias", classes)
     return found
 
 
-def nar_weights(claims: Claims, config: ModelConfig, part: Part) -> Weights:
-    """The NAR; its frames are closed by the same vector as its text."""
+def nar_weights(reader: TensorReader, config: ModelConfig, part: Part) -> Weights:
+    """The NAR's weights. One vector ends its text and its frames."""
     width = part.width
-    found, eos = shared(claims, config, part, config.max_frames + 2)
-    found |= decoder(claims, part)
-    stages = claims.take("codec_index_embedding.weight", config.codebooks - 1, width)
+    found, eos = shared(reader, config, part, config.max_frames + 2)
+    found |= decoder(reader, part)
+    stages = reader.take("codec_index_embedding.weight", config.codebooks - 1, width)
     found["stage_table.weight"], found["code_eos"] = staged(stages), eos[0]
-    found["code_tables"] = claims.take("audio_embedding.weight", CODEBOOK_SIZE, width)[None]
-    found["heads"] = claims.take("prediction.weight", CODEBOOK_SIZE, width)[None]
-    found["head_bias"] = claims.take("prediction.bias", CODEBOOK_SIZE)[None]
+    found["code_tables"] = reader.take("audio_embedding.weight", CODEBOOK_SIZE, width)[None]
+    found["heads"] = reader.take("prediction.weight", CODEBOOK_SIZE, width)[None]
+    found["head_bias"] = reader.take("prediction.bias", CODEBOOK_SIZE)[None]
     return found
 
 
-def shared(claims: Claims, config: ModelConfig, part: Part, rows: int) -> tuple[Weights, Tensor]:
-    """Text and position tables, cut or filled to ours; and the end mark (1, d)."""
+def shared(reader: TensorReader, config: ModelConfig, part: Part, rows: int) -> tuple[Weights, Tensor]:
+    """Text and position tables, cut or padded to our sizes, and the end mark (1, d)."""
     width = part.width
-    eos = claims.take("eos_embedding.weight", 1, width)
-    text = claims.take("text_embedding.weight", part.vocab, width)
-    text_positions = claims.take("positional_embedding_text.weight", part.texts, width)
-    code_positions = claims.take("positional_embedding_audio.weight", part.frames, width)[:rows]
+    eos = reader.take("eos_embedding.weight", 1, width)
+    text = reader.take("text_embedding.weight", part.vocab, width)
+    text_positions = reader.take("positional_embedding_text.weight", part.texts, width)
+    code_positions = reader.take("positional_embedding_audio.weight", part.frames, width)[:rows]
     filling = torch.zeros(rows - len(code_positions), width)
     return {
         "text_table.weight": torch.cat([text, eos]),
@@ -124,7 +125,7 @@ def shared(claims: Claims, config: ModelConfig, part: Part, rows: int) -> tuple[
     }, eos
 
 
-def decoder(claims: Claims, part: Part) -> Weights:
+def decoder(reader: TensorReader, part: Part) -> Weights:
     """Blocks and final norm."""
     width, inner, ffn = part.width, part.inner, part.ffn
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -140,5 +141,5 @@ def decoder(claims: Claims, part: Part) -> Weights:
     }
     found = Weights()
     for layer in range(part.layers):
-        found |= claims.take_all(f"transformer.layers.{layer}", f"blocks.{layer}", shapes)
-    return found | {"norm.weight": claims.take("transformer.output_norm.gamma", width)}
+        found |= reader.take_all(f"transformer.layers.{layer}", f"blocks.{layer}", shapes)
+    return found | {"norm.weight": reader.take("transformer.output_norm.gamma", width)}

@@ -1,9 +1,8 @@
-"""The VALL-E 2 AR model and its blocks in eager PyTorch: the reference that every graph is compared with.
+"""The VALL-E 2 AR model and its Transformer blocks in eager PyTorch: the reference for the exported AR graph.
 
-The modules know token ids and codes, never text or audio. They are written for export: caches and
-lengths come in as tensors and nothing branches on data. How attention over the cache is computed is
-a function passed in (`attend`), so one module serves the eager reference and every lowering. What a relative
-of VALL-E 2 does otherwise is the `Style` of its configuration.
+The modules know token ids and codes, never text or audio. They are written for export: caches and lengths are
+input tensors, and no Python branch depends on data. Attention over the cache is a function argument
+(`Attend`), so one module serves the reference and every lowering. `Style` lists how other code bases differ.
 Axes: B batch, S new positions, C cache positions, H heads, D head width, G group size, T frames.
 """
 
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from valle2.export.models.config import CODEBOOK_SIZE, ModelConfig, Style
+from valle2.engine.bundle.contract import CODEBOOK_SIZE
+from valle2.export.models.config import ModelConfig, Style
 from valle2.export.models.layers import (
     INIT_STD,
     Activation,
@@ -35,9 +35,9 @@ Cache = tuple[Tensor, Tensor]
 class Window:
     """Where the new positions of each row lie in its cache.
 
-    past: (B,) int64, valid positions before this call. new: (B,) int64, valid new positions; a row's
-    positions beyond `new` are padding. mask: (B, 1, S, C) bool, which cache slots a query may see.
-    causal: the mask is "all slots up to the query's own".
+    past: (B,) int64, valid positions before this call. new: (B,) int64, valid new positions. Positions after
+    `new` are padding. mask: (B, 1, S, C) bool, which cache positions a query sees. causal: whether the mask
+    is plainly causal, so that a fused kernel may build it.
     """
 
     past: Tensor
@@ -51,17 +51,18 @@ Attend = Callable[[Tensor, Tensor, Tensor, Cache, Window], tuple[Tensor, Cache]]
 
 
 def causal_window(past: Tensor, new: Tensor, steps: int, capacity: int) -> Window:
-    """Build the mask of a causal call: query s of row b sees cache slots <= past[b] + s."""
+    """A causal call: query s of row b sees cache positions up to past[b] + s."""
     query = past[:, None, None, None] + torch.arange(steps)[None, None, :, None]
     return Window(past, new, torch.arange(capacity)[None, None, None, :] <= query)
 
 
 def text_window(past: Tensor, new: Tensor, steps: int, capacity: int, text_lengths: Tensor) -> Window:
-    """A causal call but for the text, which sees all of itself: a row's text comes in one call."""
-    slot = torch.arange(capacity)[None, None, None, :]
+    """A causal call in which the text sees all of the text. A row's text must come in one call."""
+    position = torch.arange(capacity)[None, None, None, :]
     query = past[:, None, None, None] + torch.arange(steps)[None, None, :, None]
     length = text_lengths[:, None, None, None]
-    return Window(past, new, (slot <= query) | ((query < length) & (slot < length)), causal=False)
+    mask = (position <= query) | ((query < length) & (position < length))
+    return Window(past, new, mask, causal=False)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -75,14 +76,14 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def write_cache(key: Tensor, value: Tensor, cache: Cache, window: Window) -> Cache:
-    """Put the new keys and values at each row's own position; padding leaves its slots as they were.
+    """Write the new keys and values at each row's next positions. Padding leaves the cache unchanged.
 
-    Slots wrap around, so that no padded position shares a slot with a valid one at the cache's end.
+    Positions wrap around, so that at the cache's end padding never shares a position with a valid entry.
     """
     heads, capacity = cache[0].shape[1], cache[0].shape[2]
     offset = torch.arange(key.shape[1])[None, :]
-    slot = (window.past[:, None] + offset) % capacity
-    index = slot[:, None, :, None].expand(-1, heads, -1, cache[0].shape[3])
+    position = (window.past[:, None] + offset) % capacity
+    index = position[:, None, :, None].expand(-1, heads, -1, cache[0].shape[3])
     valid = (offset < window.new[:, None])[:, None, :, None]
 
     def written(old: Tensor, fresh: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ def write_cache(key: Tensor, value: Tensor, cache: Cache, window: Window) -> Cac
 def attend_eager(
     query: Tensor, key: Tensor, value: Tensor, cache: Cache, window: Window
 ) -> tuple[Tensor, Cache]:
-    """Write the new keys and values at each row's own position, then attend over the cache."""
+    """Write the new keys and values to the cache, then attend over the cache."""
     keys, values = write_cache(key, value, cache, window)
     split = split_heads(query, keys.shape[1])
     out = functional.scaled_dot_product_attention(split, keys, values, attn_mask=window.mask)
@@ -102,7 +103,7 @@ def attend_eager(
 
 
 class Block(nn.Module):
-    """Transformer block with fused query, key and value (paper section 4.1.1)."""
+    """Transformer block with query, key and value in one matrix (paper section 4.1.1)."""
 
     def __init__(
         self, width: int, heads: int, head_width: int, ffn: int, style: Style, stages: int = 0
@@ -127,7 +128,7 @@ class Block(nn.Module):
         return query, key, value
 
     def finish(self, x: Tensor, attended: Tensor, stage: Tensor | None = None) -> Tensor:
-        """Add the attention output and the feed-forward part to the residual stream."""
+        """Add the attention output and the feed-forward output to the residual stream."""
         x = x + self.out(attended)
         if self.norm_first:
             return x + self.feed(self.norm2(x, stage))
@@ -136,16 +137,16 @@ class Block(nn.Module):
         return out
 
     def feed(self, x: Tensor) -> Tensor:
-        """The feed-forward part."""
+        """The feed-forward network: (B, S, d) -> (B, S, d)."""
         out: Tensor = self.down(self.act(self.up(x)))
         return out
 
     def attend(
         self, x: Tensor, mask: Tensor | None, stage: Tensor | None = None, angles: Angles | None = None
     ) -> Tensor:
-        """x (B, S, d) -> attention's output (B, S, H*D), without a cache.
+        """Attention without a cache: x (B, S, d) -> (B, S, H*D).
 
-        mask: broadcastable to (B, H, S, S) bool, None for no mask.
+        mask: bool, broadcastable to (B, H, S, S); None for full attention.
         """
         query, key, value = (split_heads(part, self.heads) for part in self.project(x, stage, angles))
         return merge_heads(functional.scaled_dot_product_attention(query, key, value, attn_mask=mask))
@@ -157,16 +158,16 @@ class Block(nn.Module):
         stage: Tensor | None = None,
         angles: Angles | None = None,
     ) -> Tensor:
-        """The whole block; see `attend`."""
+        """The whole block without a cache. See `attend` for the arguments."""
         return self.finish(x, self.attend(x, mask, stage, angles), stage)
 
 
 class ARModel(nn.Module):
     """Grouped autoregressive model of codebook 0 (section 3.3.1, Eq. 7-11).
 
-    A row of positions is: text tokens, text `<eos>`, `<bos>`, then groups of G codes. Which one a
-    position is follows from its index and the row's text length, so no marker is passed. Relatives may
-    have other marks in their text, and no `<bos>` (`code_bos`).
+    The positions of a row are: text tokens, text `<eos>`, `<bos>`, then groups of G codes. The index of a
+    position and the row's text length tell which of them it is. Other code bases may have other marks in
+    their text and no `<bos>` (`Style.code_bos`).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -200,8 +201,13 @@ class ARModel(nn.Module):
     def embed(self, text: Tensor, codes: Tensor, text_lengths: Tensor, start: Tensor) -> Tensor:
         """Embed positions start[b] .. start[b] + S - 1 of each row (Eq. 7, 8).
 
-        text: (B, S) int64, read where the position is text or text `<eos>`. codes: (B, S, G) int64,
-        read where it is a group. text_lengths: (B,) int64 with `<eos>` counted. -> (B, S, d)
+        Args:
+            text: (B, S) int64, read where the position is text or text `<eos>`.
+            codes: (B, S, G) int64, read where the position is a group.
+            text_lengths: (B,) int64, with `<eos>`. start: (B,) int64.
+
+        Returns:
+            (B, S, d) float32.
         """
         index = start[:, None] + torch.arange(text.shape[1])[None, :]
         is_text = index < text_lengths[:, None]
@@ -215,7 +221,7 @@ class ARModel(nn.Module):
         return torch.where(is_text[..., None], words, group)
 
     def embed_groups(self, codes: Tensor, code_index: Tensor) -> Tensor:
-        """Groups of codes (B, S, G), and `<bos>` where code_index (B, S) is 0, without positions."""
+        """Embed groups (B, S, G), or `<bos>` where code_index (B, S) is 0, without positions -> (B, S, d)."""
         group: Tensor = self.code_table(codes).flatten(2)
         if self.config.group_size > 1:
             group = self.group_embed(group)
@@ -224,20 +230,20 @@ class ARModel(nn.Module):
         return group
 
     def angles(self, start: Tensor, steps: int) -> Angles | None:
-        """Rotary angles of positions start[b] .. start[b] + steps - 1."""
+        """Rotary angles of positions start[b] .. start[b] + steps - 1; None with position tables."""
         if self.config.style.positions == "table":
             return None
         found: Angles = self.rotary(start[:, None] + torch.arange(steps)[None, :])
         return found
 
     def window(self, past: Tensor, new: Tensor, steps: int, capacity: int, text_lengths: Tensor) -> Window:
-        """What each new position sees of the cache; see `Window`."""
+        """The cache positions that each new position sees."""
         if self.config.style.text_ahead:
             return text_window(past, new, steps, capacity, text_lengths)
         return causal_window(past, new, steps, capacity)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """hidden (..., d) -> logits (..., G, 1025); tied, the weight is the code table itself."""
+        """hidden (..., d) -> logits (..., G, 1025). A tied head uses the code table as its weight."""
         hidden = self.norm(hidden)
         if self.config.group_size > 1:
             hidden = self.group_predict(hidden)
@@ -251,11 +257,11 @@ class ARModel(nn.Module):
         """Run whole rows without a cache, as in training.
 
         Args:
-            text: (B, S) int64, ids padded on the right. codes: (B, S, G) int64, groups at their
-                positions, anything elsewhere. text_lengths: (B,) int64 with `<eos>` counted.
+            text: (B, S) int64 ids, right-padded. codes: (B, S, G) int64, groups at their positions and any
+                values elsewhere. text_lengths: (B,) int64, with `<eos>`.
 
         Returns:
-            (B, S, G, 1025) float32: position `<bos>` predicts group 0, group t predicts group t + 1.
+            (B, S, G, 1025) float32: `<bos>` predicts group 0, and group t predicts group t + 1.
         """
         steps, start = text.shape[1], torch.zeros_like(text_lengths)
         x = self.embed(text, codes, text_lengths, start)
@@ -274,10 +280,14 @@ class ARModel(nn.Module):
         caches: list[Cache],
         attend: Attend = attend_eager,
     ) -> tuple[Tensor, list[Cache]]:
-        """Run S new positions per row against the caches; prefill and decode are the same call.
+        """Run S new positions per row against the caches. Prefill and decode are the same call.
+
+        Args:
+            text, codes, text_lengths: as for `embed`, at the positions after `window.past`.
+            caches: by layer, keys and values (B, H, C, D) float32. attend: attention over the cache.
 
         Returns:
-            Logits (B, G, 1025) after the last valid new position of each row, and the new caches.
+            Logits (B, G, 1025) after each row's last valid new position, and the new caches.
         """
         x = self.embed(text, codes, text_lengths, window.past)
         angles = self.angles(window.past, x.shape[1])

@@ -1,4 +1,4 @@
-"""The choices that fix a VALL-E 2 network: sizes, and what the paper leaves open (one place for all)."""
+"""Configuration of a VALL-E 2 network: its sizes, and the choices that the paper leaves open."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from valle2.engine.bundle.schema import SIZES, whole
+from valle2.engine.bundle.contract import CODEBOOKS
+from valle2.engine.bundle.schema import GROUP_SIZES, SIZES, whole
 from valle2.engine.bundle.untrusted import shown
 
-CODEBOOKS = 8
-CODEBOOK_SIZE = 1024
-EOS_CODE = CODEBOOK_SIZE
-GROUP_SIZES = (1, 2, 4, 8)
 MAX_ANGLES = 2**23
-"""Numbers of a table of rotary positions; the published models' have 2**18."""
+"""Numbers in a table of rotary positions. The published models' tables have 2**18."""
 OPTIONAL = ("head_width", "nar_head_width", "vector_width")
 """Sizes that may be 0."""
-FORMATS = ("auto", "valle2", "vallex", "lifeiteng", "amphion", "supervoice")
-
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("layer", "rms", "l2"),
@@ -32,24 +27,27 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """Where a relative of VALL-E 2 differs from it; the defaults are VALL-E 2.
+    """How a related network differs from VALL-E 2. The defaults are VALL-E 2.
 
     Args:
-        norm: "layer" (mean and variance, 1e-5), "rms" (1e-6), "l2" (length 1 times root of the width).
-        norm_first: normalise before attention and feed-forward, and at the end; else after each of them.
-        activation: "gelu" (exact), "relu" or "silu". gated: half of the feed-forward part gates the rest.
-        qkv_bias, bias: biases of query, key and value; of a block's other matrices.
-        positions: "table" adds rows to the embeddings, text and codes counted apart; "rotary" turns queries
-            and keys, counted over the whole row. nar_positions: the NAR's, which may not be the "same".
-        text_ahead: the AR's text sees all of the text, not only what is to its left.
-        code_bos: the AR's codes begin with a start position.
-        head: the output weights are the code tables ("tied"), one matrix per codebook ("own") or "one".
-        head_bias: the output has a bias. one_table: the NAR embeds all codebooks with one table.
-        stage: the NAR learns its stage from a "token" at the end, or from gains and shifts of every "norm".
-        stage_position: the stage token has a position. whole_prompt: the NAR sees all codebooks of the prompt
-            at every stage, not only those below it. prenet: layers between embedding and positions.
-        argmax_ends: `<eos>` ends speech where it is the likeliest code, whatever would be drawn.
-        prompt_mean: a NAR with vectors moves their mean to the prompt's, see `NARModel.choose`.
+        norm: "layer" (mean and variance, epsilon 1e-5), "rms" (epsilon 1e-6) or "l2" (length 1, times the
+            root of the width).
+        norm_first: normalise before attention and feed-forward, and at the end; otherwise after each of them.
+        activation: "gelu" (exact), "relu" or "silu". gated: half of the feed-forward input gates the rest.
+        qkv_bias: query, key and value have biases. bias: the other matrices of a block have biases.
+        positions: "table" adds learned rows to the embeddings, with separate counts for text and codes;
+            "rotary" rotates queries and keys, with one count for the row. nar_positions: of the NAR.
+        text_ahead: in the AR, text attends to all of the text, not only to earlier text.
+        code_bos: the AR's codes begin with a `<bos>` position.
+        head: the output weights: the code tables ("tied"), a matrix per codebook ("own"), or one matrix for
+            all codebooks ("one"). head_bias: the output has a bias.
+        one_table: the NAR embeds all codebooks with one table.
+        stage: the NAR gets its stage from a "token" at the end, or from the gain and shift of every "norm".
+        stage_position: the stage token has a position.
+        whole_prompt: at every stage the NAR sees all codebooks of the prompt, not only those below the stage.
+        prenet: layers between embedding and positions.
+        argmax_ends: `<eos>` ends the speech whenever it is the likeliest code.
+        prompt_mean: a NAR with vectors moves their mean to the prompt's mean, see `NARModel.choose`.
 
     Raises:
         ValueError: an unknown choice.
@@ -77,7 +75,7 @@ class Style:
 
     @property
     def nar_rotary(self) -> bool:
-        """Do the NAR's queries and keys turn, or has it position tables?"""
+        """Whether the NAR rotates queries and keys instead of adding position rows."""
         return (self.positions if self.nar_positions == "same" else self.nar_positions) == "rotary"
 
     def __post_init__(self) -> None:
@@ -91,29 +89,30 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes of an AR and a NAR model that are exported together.
+    """Sizes of an AR and a NAR model that belong together.
 
-    Fixed choices where the paper is silent: pre-LayerNorm blocks with a final LayerNorm, exact GELU,
-    no bias in the group layers, `<bos>` as a learned vector, text `<eos>` as the last row of the text
-    table, the AR's code `<eos>` as row 1024 of its tied table, N(0, 0.02) initialisation.
+    Choices where the paper is silent:
+        Blocks are pre-LayerNorm with a final LayerNorm, GELU is exact, and the group layers have no bias.
+        `<bos>` is a learned vector, text `<eos>` the last row of the text table, and the AR's code `<eos>`
+        row 1024 of its tied table. Weights are drawn from N(0, 0.02).
 
     Args:
         vocab_size: text tokens without `<eos>`.
         d_model, heads, layers, ffn: the AR's Transformer (section 4.1.1).
-        nar_d_model, nar_heads, nar_layers, nar_ffn: the NAR's; 0 means the same as the AR.
-        head_width, nar_head_width: of one attention head; 0 means the width divided by the heads.
-        group_size: codes of codebook 0 per AR step, one of 1, 2, 4, 8.
-        max_text: rows of the text position tables, `<eos>` included.
-        max_frames: frames of prompt and target together that the position tables cover.
-        codebooks: of the codec; the AR makes the first, the NAR the others.
+        nar_d_model, nar_heads, nar_layers, nar_ffn: the NAR's Transformer; 0 means as the AR's.
+        head_width, nar_head_width: width of one attention head; 0 means the model width divided by the heads.
+        group_size: codes of codebook 0 per AR step: 1, 2, 4 or 8.
+        max_text: rows of the text position tables, with `<eos>`.
+        max_frames: most frames of prompt and target together.
+        codebooks: of the codec. The AR predicts the first codebook, the NAR the others.
         text_rows, nar_text_rows: rows of the text tables; 0 means the vocabulary and `<eos>`.
-        vector_width: of the codec's vectors by which the NAR chooses its codes, see `NARModel.choose`; 0: it
-            has none and takes the likeliest (section 3.4).
-        style: where the network differs from VALL-E 2.
+        vector_width: width of the codec vectors by which the NAR chooses codes, see `NARModel.choose`; 0
+            means that it takes the likeliest codes (section 3.4).
+        style: how the network differs from VALL-E 2.
 
     Raises:
         ValueError: a size is not positive, heads do not divide the width, the group size is unknown, or a
-            style needs vectors that the model has not.
+            style needs vectors that the model does not have.
     """
 
     vocab_size: int
@@ -173,7 +172,7 @@ class ModelConfig:
         return self.nar_head_width or self.nar_d_model // self.nar_heads
 
     def default(self, name: str, value: int) -> None:
-        """Put a value where 0 was given."""
+        """Replace a 0 by its default."""
         if getattr(self, name) == 0:
             object.__setattr__(self, name, value)
 
@@ -183,19 +182,20 @@ class ModelConfig:
         return 1 + self.max_frames // self.group_size
 
     def sizes(self) -> dict[str, int]:
-        """The whole numbers, as a bundle's manifest lists them."""
+        """The sizes, as a bundle's manifest lists them."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "style"}
 
     def to_dict(self) -> dict[str, Any]:
+        """All entries, `style` as a dictionary. `from_dict` reads it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> ModelConfig:
-        """Build from parsed JSON; unknown or missing keys are a ValueError that names them."""
+        """Build from parsed JSON. Raises ValueError for unknown or missing keys and wrong types."""
         known = {entry.name for entry in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown or "vocab_size" not in values:
-            raise ValueError(f"model config: unknown keys {shown(unknown)}, expected some of {sorted(known)}")
+            raise ValueError(f"model config: unknown keys {shown(unknown)}; expected some of {sorted(known)}")
         numbers = {name: value for name, value in values.items() if name != "style"}
         for name, value in numbers.items():
             if not isinstance(value, int) or isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""The small layers that blocks are built of, each a choice of `Style`.
+"""Layers of the Transformer blocks, one per choice of `Style`.
 
-They know widths and kinds, nothing of text, codes or caches. Axes: B batch, S positions, d width,
-H heads, D head width.
+They know widths and kinds, never text, codes or caches. Axes: B batch, S positions, d width, H heads,
+D head width.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Angles = tuple[Tensor, Tensor]
 
 
 def initialise(module: nn.Module) -> None:
-    """N(0, 0.02) for every table and matrix, zero biases; section 10 gives the reason."""
+    """Draw tables and matrices from N(0, 0.02) and set biases to zero."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=INIT_STD)
     if isinstance(module, nn.Linear) and module.bias is not None:
@@ -39,9 +39,9 @@ def initialise(module: nn.Module) -> None:
 
 
 class Norm(nn.Module):
-    """Normalisation of the last axis with a gain and, for "layer", a shift.
+    """Normalisation of the last axis with a gain, and for "layer" a shift.
 
-    stages: 0 for one gain, else one gain and shift per NAR stage (row 0 is not used).
+    stages: 0 for one gain; otherwise a gain and shift per NAR stage, with an unused row 0.
     """
 
     def __init__(self, width: int, kind: str, stages: int = 0) -> None:
@@ -52,7 +52,7 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape)) if kind == "layer" else None
 
     def forward(self, x: Tensor, stage: Tensor | None = None) -> Tensor:
-        """x (B, S, d); stage () int64 where there is a gain per stage."""
+        """x (B, S, d) -> the same shape. stage: () int64, if there is a gain per stage."""
         weight, bias = self.row(self.weight, stage), self.row(self.bias, stage)
         assert weight is not None
         epsilon = EPSILON[self.kind]
@@ -64,7 +64,7 @@ class Norm(nn.Module):
         return x / length * math.sqrt(x.shape[-1]) * weight
 
     def row(self, table: Tensor | None, stage: Tensor | None) -> Tensor | None:
-        """The stage's row of a gain or shift that has one per stage."""
+        """The gain or shift of a stage, or the only one."""
         if not self.staged or table is None:
             return table
         assert stage is not None
@@ -72,7 +72,7 @@ class Norm(nn.Module):
 
 
 class Activation(nn.Module):
-    """The feed-forward part's activation; gated, the first half of the input gates the second."""
+    """The feed-forward activation. If gated, the first half of the input gates the second."""
 
     def __init__(self, style: Style) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Activation(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Angles of rotary positions, as tables so that no precision is lost in half-precision graphs."""
+    """Tables of the angles of rotary positions. Tables keep their precision in half-precision graphs."""
 
     def __init__(self, head_width: int, positions: int) -> None:
         super().__init__()
@@ -96,14 +96,14 @@ class Rotary(nn.Module):
         self.register_buffer("sines", phase.sin(), persistent=False)
 
     def forward(self, positions: Tensor) -> Angles:
-        """positions (B, S) int64 -> cosines and sines."""
+        """positions (B, S) int64 -> cosines and sines (B, S, 1, D/2)."""
         tables = self.get_buffer("cosines"), self.get_buffer("sines")
         found = [functional.embedding(positions.clamp(max=len(table) - 1), table) for table in tables]
         return found[0][:, :, None], found[1][:, :, None]
 
 
 def rotate(x: Tensor, angles: Angles, heads: int) -> Tensor:
-    """Turn the first half of every head against the second. x (B, S, H*D) -> the same shape."""
+    """Rotate the first half of each head against the second: x (B, S, H*D) -> the same shape."""
     cosines, sines = angles
     left, right = x.reshape(x.shape[0], x.shape[1], heads, -1).chunk(2, dim=-1)
     turned = torch.cat([left * cosines - right * sines, right * cosines + left * sines], dim=-1)
@@ -111,7 +111,7 @@ def rotate(x: Tensor, angles: Angles, heads: int) -> Tensor:
 
 
 class TextPrenet(nn.Module):
-    """Three convolutions with relu and a linear layer over a text; beyond its end is silence."""
+    """Three convolutions with ReLU and a linear layer over the text. Positions after its end are zero."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class TextPrenet(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """x (B, S, d); seen (B, S) bool, which positions are text."""
+        """x (B, S, d), seen (B, S) bool: which positions are text -> (B, S, d)."""
         inside = seen[:, None].to(x.dtype)
         x = x.transpose(1, 2)
         for convolution in self.convolutions:
@@ -132,7 +132,7 @@ class TextPrenet(nn.Module):
 
 
 def code_prenet(width: int) -> nn.Sequential:
-    """Three linear layers between the sum of the code embeddings and the positions."""
+    """Three linear layers between the sum of the code embeddings and the code positions."""
     return nn.Sequential(
         nn.Linear(width, PRENET_WIDTH),
         nn.ReLU(),
@@ -140,3 +140,8 @@ def code_prenet(width: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(PRENET_WIDTH, width),
     )
+
+
+def nearest(x: Tensor, table: Tensor) -> Tensor:
+    """Index (B, T) of the closest row of table (K, D) for each x (B, T, D)."""
+    return ((table * table).sum(dim=1) - 2 * (x @ table.T)).argmin(dim=2)

@@ -1,7 +1,7 @@
-"""The VALL-E 2 NAR model in eager PyTorch: codebooks 1..7, one full-attention pass each.
+"""The VALL-E 2 NAR model in eager PyTorch: codebooks 1..Q-1, one pass with full attention each.
 
-It knows token ids and codes, never text or audio, and is written for export like the AR (`model`).
-Axes: B batch, L text, T frames.
+It knows token ids and codes, never text or audio, and is written for export as the AR is.
+Axes: B batch, L text, T frames, T' frames of the output, Q codebooks.
 """
 
 from __future__ import annotations
@@ -12,24 +12,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from valle2.export.codecs.demo import nearest
+from valle2.engine.bundle.contract import CODEBOOK_SIZE
+from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.export.models.ar import Block
-from valle2.export.models.config import CODEBOOK_SIZE, ModelConfig
-from valle2.export.models.layers import INIT_STD, Angles, Norm, Rotary, TextPrenet, code_prenet, initialise
+from valle2.export.models.config import ModelConfig
+from valle2.export.models.layers import (
+    INIT_STD,
+    Angles,
+    Norm,
+    Rotary,
+    TextPrenet,
+    code_prenet,
+    initialise,
+    nearest,
+)
 
 MEAN_DOUBT = 30
-"""Frames: a mean of so many is half believed, since it is of what they say as much as of who says it."""
+"""Frames after which a mean counts half: it depends on the words as much as on the voice."""
 TAIL = 2
-"""Positions behind the frames: `<eos>` and the stage."""
+"""Positions after the frames: `<eos>` and the stage."""
+Inputs = NARInputs[Tensor]
 FullAttend = Callable[[Tensor, Tensor, Tensor, int, Tensor], Tensor]
-"""(query, key, value: (B, S, H*D), heads, lengths (B,): how many positions are seen) -> (B, S, H*D)."""
+"""(query, key, value: (B, S, H*D), heads, lengths (B,): positions that are seen) -> (B, S, H*D)."""
 
 
 class NARModel(nn.Module):
-    """Non-autoregressive model of codebooks 1..7 (section 3.3.2, Eq. 12-17).
+    """Non-autoregressive model of codebooks 1..Q-1 (section 3.3.2, Eq. 12-17).
 
-    A row is: text, `<eos>`, prompt and target frames, `<eos>`, stage id. With full attention and
-    learned positions the place of padding does not matter, so text and frames are padded apart.
+    A row is: text, `<eos>`, prompt and target frames, `<eos>`, stage id. Attention is full and positions are
+    learned, so padding may be anywhere: text and frames are padded separately.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -62,9 +73,13 @@ class NARModel(nn.Module):
             self.vectors = nn.Parameter(torch.empty(sizes).normal_(std=INIT_STD))
         self.apply(initialise)
 
-    def embed_frames(self, codes: Tensor, prompt_lengths: Tensor, stage: Tensor) -> Tensor:
-        """codes (B, T, 8) -> (B, T, d): prompt frames sum all codebooks, targets those < stage (Eq. 12)."""
-        whole = prompt_lengths if self.config.style.whole_prompt else torch.zeros_like(prompt_lengths)
+    def embed_frames(self, inputs: Inputs) -> Tensor:
+        """Embed the frames (B, T, d): all codebooks of the prompt, and those below the stage of the target.
+
+        This is Eq. 12.
+        """
+        codes, lengths, stage = inputs.codes, inputs.prompt_lengths, inputs.stage
+        whole = lengths if self.config.style.whole_prompt else torch.zeros_like(lengths)
         in_prompt = torch.arange(codes.shape[1])[None, :] < whole[:, None]
         tables = self.code_rows()
         total = functional.embedding(codes[:, :, 0], tables)
@@ -75,11 +90,11 @@ class NARModel(nn.Module):
         return self.code_prenet(total) if self.config.style.prenet else total
 
     def code_rows(self) -> Tensor:
-        """All code tables in one, (K * 1024, d): a graph that picked a table would hold it twice."""
+        """All code tables as one (K * 1024, d). A graph that picked one table would store it twice."""
         return self.code_tables.flatten(0, 1)
 
     def tail(self, frame_lengths: Tensor, stage: Tensor) -> Tensor:
-        """The closing `<eos>` and stage id (Eq. 13, 14), continuing the code positions: (B, 2, d)."""
+        """The closing `<eos>` and stage id (Eq. 13, 14) at the next code positions: (B, 2, d)."""
         table = not self.config.style.nar_rotary
         eos = self.code_eos.expand(frame_lengths.shape[0], -1)
         if table:
@@ -89,34 +104,24 @@ class NARModel(nn.Module):
             token = token + self.code_positions(frame_lengths + 1)
         return torch.stack([eos, token], dim=1)
 
-    def forward(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        codes: Tensor,
-        prompt_lengths: Tensor,
-        frame_lengths: Tensor,
-        stage: Tensor,
-        attend: FullAttend | None = None,
-    ) -> Tensor:
+    def forward(self, inputs: Inputs, attend: FullAttend | None = None) -> Tensor:
         """One pass of one stage.
 
         Args:
-            text: (B, L) int64 ids with `<eos>`, right-padded. text_lengths: (B,) int64, `<eos>` counted.
-            codes: (B, T, 8) int64, prompt then target; target codebooks >= stage are not read.
-            prompt_lengths, frame_lengths: (B,) int64, prompt frames, and prompt + target frames.
-            stage: () int64 in 1..7. attend: in place of a mask, over positions moved together at the left.
+            inputs: see `NARInputs`.
+            attend: attention over packed positions, which replaces the mask; see `packed`.
 
         Returns:
-            (B, T - min(prompt_lengths), 1024) float32: row b's target frame i is at
+            (B, T', 1024) float32 with T' = T - min(prompt_lengths). Target frame i of row b is at
             prompt_lengths[b] - min(prompt_lengths) + i.
         """
-        inputs = self.embed(text, text_lengths, codes, prompt_lengths, frame_lengths, stage)
-        first = text.shape[1] + prompt_lengths.min()
-        steps = torch.arange(codes.shape[1] + text.shape[1])[first:]
+        embedded = self.embed(inputs)
+        text, stage = inputs.text.shape[1], inputs.stage
+        first = text + inputs.prompt_lengths.min()
+        steps = torch.arange(inputs.codes.shape[1] + text)[first:]
         if attend is None:
-            return self.head(self.masked(*inputs, stage, steps), stage)
-        return self.head(self.packed(*inputs, stage, steps, attend), stage)
+            return self.head(self.masked(*embedded, stage, steps), stage)
+        return self.head(self.packed(*embedded, stage, steps, attend), stage)
 
     def head(self, hidden: Tensor, stage: Tensor) -> Tensor:
         """hidden (B, T, d) -> logits (B, T, 1024) of one stage."""
@@ -131,42 +136,40 @@ class NARModel(nn.Module):
         bias = None if self.head_bias is None else self.head_bias.index_select(0, row.reshape(1))[0]
         return functional.linear(hidden, weight, bias)
 
-    def choose(
-        self, logits: Tensor, codes: Tensor, prompt_lengths: Tensor, frame_lengths: Tensor, stage: Tensor
-    ) -> Tensor:
-        """logits (B, T', 1024) of one stage, the rest as for `forward` -> its codes (B, T').
+    def choose(self, logits: Tensor, inputs: Inputs) -> Tensor:
+        """Choose the codes of one stage: logits (B, T', 1024) of `forward` -> codes (B, T') int64.
 
-        The likeliest ones (Eq. 17); with vectors of the stage's codes, those of least risk, which may be
-        moved towards the prompt's mean before they are chosen.
+        Without vectors, the likeliest codes (Eq. 17). With vectors, the codes of least expected risk; with
+        `Style.prompt_mean` their expected vectors are first moved towards the prompt's mean.
         """
         if not self.config.vector_width:
             return logits.argmax(dim=2)
-        return nearest(*self.wanted(logits, codes, prompt_lengths, frame_lengths, stage))
+        return nearest(*self.wanted(logits, inputs))
 
-    def wanted(
-        self, logits: Tensor, codes: Tensor, prompt_lengths: Tensor, frame_lengths: Tensor, stage: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """As for `choose` -> the vectors (B, T', D) to choose codes by, and the stage's own (1024, D)."""
+    def wanted(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """The vectors (B, T', D) by which `choose` chooses codes, and the vectors (1024, D) of all codes."""
+        stage = inputs.stage
         vectors = self.vectors.index_select(0, (stage - 1).reshape(1))[0]
         wanted = expected(logits, vectors)
         if self.config.style.prompt_mean:
-            wanted = wanted + self.to_prompt(wanted, codes, prompt_lengths, frame_lengths, stage)
+            wanted = wanted + self.to_prompt(wanted, inputs)
         return wanted, vectors
 
-    def to_prompt(
-        self, wanted: Tensor, codes: Tensor, prompt_lengths: Tensor, frame_lengths: Tensor, stage: Tensor
-    ) -> Tensor:
-        """From the target's mean vector, all books together, to the prompt's, as far as both are believed.
+    def to_prompt(self, wanted: Tensor, inputs: Inputs) -> Tensor:
+        """The shift from the target's mean vector, over all codebooks, to the prompt's mean vector.
 
-        A mean over many frames tells the voice more than the words. A NAR gives one that it has not heard
-        the mean of those that it has. What the stages before have said counts, what later ones will does not.
+        A mean over many frames depends more on the voice than on the words. For an unseen speaker the NAR
+        falls back to the average voice of its training speakers; the shift moves it towards the prompt's
+        voice. Codebooks of earlier stages count, later ones do not.
 
         Args:
-            wanted: (B, T', D), the stage's expected vectors of the target; the rest as for `forward`.
+            wanted: (B, T', D), the stage's expected vectors of the target.
 
         Returns:
-            (B, 1, D) to add to each of them.
+            (B, 1, D), to be added to each of them.
         """
+        codes, stage = inputs.codes, inputs.stage
+        prompt_lengths, frame_lengths = inputs.prompt_lengths, inputs.frame_lengths
         rows, books = self.vectors.flatten(0, 1), torch.arange(self.config.codebooks - 1)
         frames = torch.arange(codes.shape[1])
         in_prompt = frames < prompt_lengths[:, None]
@@ -179,38 +182,23 @@ class NARModel(nn.Module):
         target = (said * in_target[:, :, None].to(rows.dtype)).sum(dim=1) + (wanted * heard).sum(dim=1)
         return mean_shift(prompt, target, prompt_lengths, frame_lengths)[:, None]
 
-    def hidden(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        codes: Tensor,
-        prompt_lengths: Tensor,
-        frame_lengths: Tensor,
-        stage: Tensor,
-    ) -> Tensor:
+    def hidden(self, inputs: Inputs) -> Tensor:
         """The last block's output over [text | frames | eos, stage]: (B, L + T + 2, d).
 
-        Where the stage is in the norms there is nothing after the frames.
+        If the stage is in the norms, nothing follows the frames.
         """
-        inputs = self.embed(text, text_lengths, codes, prompt_lengths, frame_lengths, stage)
-        return self.masked(*inputs, stage)
+        return self.masked(*self.embed(inputs), inputs.stage)
 
-    def embed(
-        self,
-        text: Tensor,
-        text_lengths: Tensor,
-        codes: Tensor,
-        prompt_lengths: Tensor,
-        frame_lengths: Tensor,
-        stage: Tensor,
-    ) -> tuple[Tensor, Tensor, Angles | None]:
-        """What the first block reads (B, S, d), which positions are seen (B, S) bool, rotary angles.
+    def embed(self, inputs: Inputs) -> tuple[Tensor, Tensor, Angles | None]:
+        """The first block's input (B, S, d), the valid positions (B, S) bool, and rotary angles.
 
-        Rotary positions count what is seen: frames follow the valid text, the end the valid frames.
+        Rotary positions count valid positions: frames follow the valid text, the end the valid frames.
         """
+        text, text_lengths, codes = inputs.text, inputs.text_lengths, inputs.codes
+        frame_lengths, stage = inputs.frame_lengths, inputs.stage
         text_index, frame_index = torch.arange(text.shape[1]), torch.arange(codes.shape[1])
         seen = [text_index < text_lengths[:, None], frame_index < frame_lengths[:, None]]
-        words, frames = self.text_table(text), self.embed_frames(codes, prompt_lengths, stage)
+        words, frames = self.text_table(text), self.embed_frames(inputs)
         style, angles = self.config.style, None
         if style.prenet:
             words = self.text_prenet(words, seen[0])
@@ -229,7 +217,7 @@ class NARModel(nn.Module):
     def masked(
         self, x: Tensor, seen: Tensor, angles: Angles | None, stage: Tensor, wanted: Tensor | None = None
     ) -> Tensor:
-        """All blocks, with a mask over what is not seen; -> the wanted positions (T',) of the end, or all."""
+        """Run all blocks with a mask over padding -> the wanted positions (T',) of the output, or all."""
         mask = seen[:, None, None, :].expand(-1, 1, x.shape[1], -1)
 
         def attended(block: Block, x: Tensor, staged: Tensor | None) -> Tensor:
@@ -246,7 +234,7 @@ class NARModel(nn.Module):
         wanted: Tensor,
         attend: FullAttend,
     ) -> Tensor:
-        """All blocks over the seen positions moved to the left; -> the wanted ones (T',) of the last."""
+        """Run all blocks over the valid positions, moved to the left -> the wanted positions (T',)."""
         lengths = seen.to(torch.int64).sum(dim=1)
         order = torch.topk(seen.to(torch.float32), seen.shape[1], dim=1)[1]
         place = order.argsort(dim=1).index_select(1, wanted)
@@ -264,7 +252,7 @@ class NARModel(nn.Module):
         attended: Callable[[Block, Tensor, Tensor | None], Tensor],
         pick: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """All blocks. Nothing but what is picked goes through the end of the last."""
+        """Run all blocks. After the last attention, only the picked positions are computed."""
         staged = stage if self.config.style.stage == "norm" else None
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -276,18 +264,18 @@ class NARModel(nn.Module):
 
 
 def expected(logits: Tensor, vectors: Tensor) -> Tensor:
-    """logits (B, T, 1024), vectors (1024, D) -> the mean vector (B, T, D) under the logits' probabilities.
+    """The mean vector (B, T, D) under the probabilities of logits (B, T, 1024); vectors (1024, D).
 
-    The code nearest to it has the least expected squared distance to the true one (minimum Bayes risk). Where
-    a thousand codes are all unlikely the likeliest one is noise, and the mean is not.
+    The code nearest to it has the least expected squared distance to the true code (minimum Bayes risk). If
+    all of a thousand codes are unlikely, the likeliest code is noise, while the mean is not.
     """
     return logits.softmax(dim=2) @ vectors
 
 
 def mean_shift(prompt: Tensor, target: Tensor, prompt_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
-    """From the target's mean to the prompt's, as far as both are believed: (B, D).
+    """The shift (B, D) from the target's mean to the prompt's mean, scaled by the confidence in both.
 
-    prompt, target: (B, D), the sums of their vectors; prompt_lengths, frame_lengths: (B,), see `forward`.
+    prompt, target: (B, D), sums of their vectors. prompt_lengths, frame_lengths: (B,), see `NARInputs`.
     """
     lengths = torch.stack([prompt_lengths, frame_lengths - prompt_lengths]).to(prompt.dtype)
     means = torch.stack([prompt, target]) / lengths.clamp(min=1)[:, :, None]
@@ -296,11 +284,11 @@ def mean_shift(prompt: Tensor, target: Tensor, prompt_lengths: Tensor, frame_len
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """Positions (B, N) of x (B, S, d) -> (B, N, d)."""
+    """x (B, S, d) at positions index (B, N) -> (B, N, d)."""
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 def take_angles(angles: Angles, index: Tensor) -> Angles:
-    """Positions (B, N) of angles (B, S, 1, D/2)."""
+    """Angles (B, S, 1, D/2) at positions index (B, N)."""
     cosines, sines = (take(part[:, :, 0], index)[:, :, None] for part in angles)
     return cosines, sines

@@ -1,7 +1,7 @@
-"""The plain reference generator: eager PyTorch, one request, with or without a cache.
+"""A plain reference generator: eager PyTorch, one request, with or without a cache.
 
-The oracle for graphs, backends and the runtime. `sample` is a rule from logits (G, 1025) to codes, so
-that the numpy rule of the runtime can be plugged in without this room importing it.
+Tests compare graphs, backends and the runtime with it. The caller passes the sampling rule, so that the
+runtime's NumPy rule can be used without an import of the runtime.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from valle2.engine.bundle.contract import EOS_CODE
+from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.export.models.ar import ARModel
-from valle2.export.models.config import EOS_CODE
 from valle2.export.models.nar import NARModel
 
 Codes = NDArray[np.int64]
 Sample = Callable[[NDArray[np.float32], int], tuple[Codes, bool]]
-"""(logits (G, 1025), step) -> (the codes before `<eos>`, whether `<eos>` was drawn)."""
+"""(logits (G, 1025), step) -> (the codes before `<eos>`, whether `<eos>` was sampled)."""
 
 
 def greedy(logits: NDArray[np.float32], step: int) -> tuple[Codes, bool]:
-    """Argmax of every slot."""
+    """The likeliest code of every slot of a group."""
     codes = logits.argmax(axis=1)
     ends = np.flatnonzero(codes == EOS_CODE)
     return (codes[: ends[0]], True) if len(ends) else (codes, False)
 
 
 def layout(model: ARModel, text: Codes, codes: Codes) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay out one row: text ids with `<eos>`, `<bos>`, groups -> text (1, S), codes (1, S, G), length."""
+    """Lay out one row: ids with `<eos>`, `<bos>`, groups -> text (1, S), codes (1, S, G), length (1,)."""
     groups = torch.as_tensor(codes).reshape(-1, model.config.group_size)
     start = len(text) + model.config.style.code_bos
     length = start + len(groups)
@@ -54,11 +55,11 @@ def generate(
     """Decode codebook 0.
 
     Args:
-        text: (L,) int64 with `<eos>`. prompt: (P,) int64, P a multiple of G. max_steps: groups.
-        sample: draws a group. cached: keep keys and values, or run the whole row at every step.
+        text: (L,) int64, with `<eos>`. prompt: (P,) int64, P a multiple of G. max_steps: most groups.
+        sample: draws a group. cached: use a KV cache; otherwise run the whole row at every step.
 
     Returns:
-        The new codes (T,) and whether `<eos>` ended them.
+        The new codes (T,) int64, and whether `<eos>` ended them.
     """
     run = cached_logits(model, text, prompt, max_steps) if cached else whole_logits(model, text, prompt)
     out: list[Codes] = []
@@ -77,7 +78,7 @@ Run = Callable[[Codes | None], Tensor]
 
 
 def whole_logits(model: ARModel, text: Codes, prompt: Codes) -> Run:
-    """Logits after each added group by running the whole row again."""
+    """Logits after each added group, by running the whole row again."""
     row = prompt
 
     def run(group: Codes | None) -> Tensor:
@@ -90,7 +91,7 @@ def whole_logits(model: ARModel, text: Codes, prompt: Codes) -> Run:
 
 
 def cached_logits(model: ARModel, text: Codes, prompt: Codes, max_steps: int) -> Run:
-    """Logits after each added group through the KV cache."""
+    """Logits after each added group, with a KV cache."""
     words, codes, length = layout(model, text, prompt)
     capacity = words.shape[1] + max_steps
     caches = model.empty_caches(1, capacity)
@@ -113,14 +114,13 @@ def cached_logits(model: ARModel, text: Codes, prompt: Codes, max_steps: int) ->
 
 @torch.no_grad()
 def refine(model: NARModel, text: Codes, prompt: Codes, first: Codes) -> Codes:
-    """Fill codebooks 1..Q-1, on torch's default device. prompt (P, Q), first (T,) -> (T, Q)."""
+    """Predict codebooks 1..Q-1 on torch's default device: prompt (P, Q), first (T,) -> codes (T, Q)."""
     codes = torch.zeros(1, len(prompt) + len(first), model.config.codebooks, dtype=torch.int64)
     codes[0, : len(prompt)] = torch.as_tensor(prompt)
     codes[0, len(prompt) :, 0] = torch.as_tensor(first)
     words, lengths = torch.as_tensor(text)[None], torch.tensor([len(text)])
     start, total = torch.tensor([len(prompt)]), torch.tensor([codes.shape[1]])
     for stage in range(1, model.config.codebooks):
-        number = torch.tensor(stage)
-        logits = model(words, lengths, codes, start, total, number)
-        codes[0, len(prompt) :, stage] = model.choose(logits, codes, start, total, number)[0]
+        inputs = NARInputs(words, lengths, codes, start, total, torch.tensor(stage))
+        codes[0, len(prompt) :, stage] = model.choose(model(inputs), inputs)[0]
     return codes[0, len(prompt) :].cpu().numpy()

@@ -1,7 +1,6 @@
-"""Nucleus and repetition-aware sampling (Algorithm 1) as tensors, the tail of the AR graph.
+"""Nucleus and repetition-aware sampling (Algorithm 1) as tensors: the last part of the AR graph.
 
-The reference is `valle2.runtime.generation.sampling`, a few lines of numpy. Both read the same uniform
-numbers.
+The reference is `valle2.runtime.generation.sampling` in NumPy. Both read the same uniform numbers.
 Axes: B batch, G group size, V classes with `<eos>` last, W history slots.
 """
 
@@ -12,18 +11,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from valle2.export.models.config import EOS_CODE
+from valle2.engine.bundle.contract import EOS_CODE
 
 EMPTY = -1
+"""A history slot without a code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Per-row sampling inputs.
+    """Sampling inputs by row.
 
-    history: (B, W) int64, the latest codes, newest last, -1 where there is none yet.
-    uniforms: (B, G, 2) float32 in [0, 1): first draw and redraw of each slot.
-    top_p, threshold: (B,) float32. repeat_window: (B,) int64, K of the paper.
+    history: (B, W) int64, the latest codes, newest last, `EMPTY` where there is none yet.
+    uniforms: (B, G, 2) float32 in [0, 1), for the first draw and the redraw of each slot.
+    top_p, threshold: (B,) float32. repeat_window: (B,) int64, K in the paper.
     """
 
     history: Tensor
@@ -34,7 +34,7 @@ class Sampling:
 
 
 def draw(cumulative: Tensor, uniform: Tensor, kept: Tensor) -> Tensor:
-    """Invert a CDF over its first `kept` entries. cumulative (B, G, V), others (B, G, 1) -> (B, G, 1)."""
+    """Invert a CDF over its first `kept` entries: cumulative (B, G, V), others (B, G, 1) -> (B, G, 1)."""
     mass = cumulative.gather(2, kept - 1)
     index = (cumulative <= uniform * mass).to(torch.int64).sum(dim=2, keepdim=True)
     return torch.minimum(index, kept - 1)
@@ -47,11 +47,11 @@ def sample_group(
 
     Args:
         logits: (B, G, V) float32, all from one forward pass.
-        sampling: see `Sampling`. argmax_ends: where `<eos>` is the likeliest class it is what is drawn.
+        sampling: see `Sampling`. argmax_ends: draw `<eos>` whenever it is the likeliest class.
 
     Returns:
-        codes (B, G) int64, history (B, W) int64 moved on by the codes before `<eos>`,
-        finished (B,) bool, and log-probabilities (B, G) float32 of the codes under the full softmax.
+        codes (B, G) int64; history (B, W) int64 with the codes before `<eos>` appended; finished (B,) bool;
+        log-probabilities (B, G) float32 of the codes under the full softmax.
     """
     classes = logits.shape[2]
     ranked, order = torch.topk(logits, classes, dim=2)
@@ -74,10 +74,11 @@ def sample_group(
 def choose(order: Tensor, first: Tensor, redraw: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Apply the repetition rule slot by slot, so that each slot sees the earlier ones.
 
-    No size of a tensor is computed with: it would be copied from the host at every step, and a step that
-    does that cannot be recorded as a CUDA graph.
+    Tensor sizes are never operands here: each would be copied from the host at every step, and a CUDA graph
+    cannot capture such a step.
 
-    -> ranks (B, G, 1) int64 of the chosen codes, history (B, W) int64.
+    Returns:
+        Ranks (B, G, 1) int64 of the chosen codes, and history (B, W) int64.
     """
     history, alive = sampling.history, torch.ones_like(sampling.threshold, dtype=torch.bool)
     window = sampling.repeat_window[:, None]

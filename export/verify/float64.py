@@ -1,7 +1,7 @@
-"""A module in float64, operator by operator: what its float32 numbers would be without rounding.
+"""Runs a module in float64, operator by operator, to tell what its float32 results are without rounding.
 
-`module.double()` needs twice the weights' memory at once and changes the module. Here an operator's float32
-inputs become float64 while it runs, so no more than one weight lies in memory twice.
+`module.double()` would need twice the weights' memory at once, and would change the module. Here each
+operator's float32 inputs are converted while it runs, so at most one weight is in memory twice.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch.utils._pytree import tree_map
 ATEN = torch.ops.aten
 PRODUCTS = (ATEN.addmm.default, ATEN.mm.default)
 GATHERS = (ATEN.embedding, ATEN.index_select, ATEN.gather)
-"""Operators that copy numbers and compute none: they leave a float32 table as it is, which is exact."""
+"""Operators that only copy numbers. Their float32 tables stay float32, which is exact."""
 
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Modules compute in float64 meanwhile, whatever the precision of their weights and inputs."""
+    """Compute in float64 inside this context, whatever the precision of weights and inputs."""
     with Convolutions(), Operators():
         yield
 
 
 class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Widens what every operator computes with, and what it is asked to convert to."""
+    """Converts the inputs of every operator, and every requested dtype, from float32 to float64."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.room = torch.empty(0, dtype=torch.float64)
+        self.buffer = torch.empty(0, dtype=torch.float64)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -46,17 +46,17 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*(args if moves else tree_map(widened, args)), **named)
 
     def widened_weight(self, weight: Tensor) -> Tensor:
-        """A transposed weight in float64, in memory that the next one reuses: fresh pages take time."""
+        """A transposed weight in float64, in a buffer that is reused: fresh pages take time."""
         turned = weight.t()
         if weight.dtype != torch.float32 or not turned.is_contiguous():
             return weight
-        if self.room.numel() < turned.numel():
-            self.room = torch.empty(turned.numel(), dtype=torch.float64)
-        return self.room[: turned.numel()].view(turned.shape).copy_(turned).t()
+        if self.buffer.numel() < turned.numel():
+            self.buffer = torch.empty(turned.numel(), dtype=torch.float64)
+        return self.buffer[: turned.numel()].view(turned.shape).copy_(turned).t()
 
 
 class Convolutions(TorchFunctionMode):
-    """Widens the weights of convolutions: torch compares their types before an operator is called."""
+    """Converts the weights of convolutions. PyTorch compares their types before it calls an operator."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -65,7 +65,7 @@ class Convolutions(TorchFunctionMode):
 
 
 def widened(value: Any) -> Any:
-    """A float32 tensor in float64, float32 as float64, anything else as it is."""
+    """A float32 tensor as float64, the dtype float32 as float64, any other value unchanged."""
     if isinstance(value, Tensor) and value.dtype == torch.float32:
         return value.double()
     return torch.float64 if value is torch.float32 else value

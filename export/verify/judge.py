@@ -1,8 +1,8 @@
-"""What is right of an exported graph, and what is said of one that is not.
+"""Decides whether an exported graph is right, and describes the worst difference if it is not.
 
-Logits that differ from eager float32 by 1e-4 or less are right. Large logits of a deep network differ by
-more, because float32 holds them no better. Then the same module in float64 decides: the graph may be off by
-`MULTIPLE` times what eager float32 itself is off by, and it must choose the same codes.
+Logits within 1e-4 of eager float32 are right. Large logits of a deep network differ by more, since float32
+cannot represent them more precisely. Then the same module in float64 decides. The graph's error may be up to
+`MULTIPLE` times the error of eager float32, and the graph must choose the same codes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from valle2.engine.errors import Valle2Error
 
 LOGITS_TOLERANCE = 1e-4
-"""Greatest difference of logits from eager float32 that needs no float64 to be right."""
+"""Greatest difference of logits from eager float32 that passes without float64."""
 MULTIPLE = 3.0
-"""How many times what eager float32 is off by from float64 the graph may be off by.
+"""How many times the error of eager float32 a graph's error may be.
 
-Right graphs of random networks (2 to 12 layers, width 64 to 1024) were off by 0.8 to 1.8 times as much as
-eager: they add in another order, and the maximum over the few positions of a check scatters.
+Right graphs of random networks (2 to 12 layers, width 64 to 1024) had 0.8 to 1.8 times the error of eager
+float32: they add in another order, and the maximum over few positions varies.
 """
 Array = NDArray[Any]
 
@@ -36,7 +36,7 @@ class ParityError(Valle2Error):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far a graph is off at its worst place, how far it may be, and a sentence that names the place."""
+    """A graph's difference at its worst place, its bound, and a sentence that names the place."""
 
     figure: float
     bound: float
@@ -44,22 +44,22 @@ class Difference:
 
     @property
     def right(self) -> bool:
-        """Within the bound; NaN is not."""
+        """Whether the difference is within the bound. NaN is not."""
         return self.figure <= self.bound
 
     @property
     def badness(self) -> tuple[bool, float]:
-        """Orders differences, NaN last."""
+        """Sort key of differences, with NaN last."""
         return math.isnan(self.figure), self.figure / self.bound if self.bound else math.inf
 
 
 @dataclass(slots=True)
 class Judge:
-    """Collects what the comparisons find, and refuses wrong graphs.
+    """Collects the differences of the comparisons, and refuses wrong graphs.
 
-    accept: keep a sentence on a graph that is off in `accepted` instead of refusing it. suffix: of the
-    graphs' names. parity: by graph, the greatest difference from eager float32. Where float64 decided, also
-    `NAME_float64` and `NAME_eager_float64`: what the graph and what eager float32 are off by from it.
+    accept: record a wrong graph in `accepted` instead of refusing it. suffix: appended to graph names.
+    parity: by graph, the greatest difference from eager float32. If float64 decided, also `NAME_float64` and
+    `NAME_eager_float64`: the errors of the graph and of eager float32.
     """
 
     accept: bool = False
@@ -68,15 +68,15 @@ class Judge:
     accepted: list[str] = field(default_factory=list)
 
     def record(self, graph: str, figure: float, kind: str = "") -> None:
-        """Keep the greatest figure of a kind."""
+        """Keep the greatest figure of a graph and kind."""
         name = f"{graph}{self.suffix}{kind}"
         self.parity[name] = max(figure, self.parity.get(name, 0.0))
 
     def settle(self, graph: str, found: Sequence[Difference]) -> None:
-        """Pass if every difference is within its bound; else refuse the graph by the worst one, or note it.
+        """Check every difference against its bound.
 
         Raises:
-            ParityError: a difference is too great and not accepted, or not a number.
+            ParityError: one exceeds it and is not accepted, or is not a number.
         """
         wrong = [one for one in found if not one.right]
         if not wrong:
@@ -91,13 +91,19 @@ class Judge:
             )
         self.accepted.append(line)
 
+    def check(self, graph: str, found: Difference) -> float:
+        """Record one difference and check it. Returns its figure."""
+        self.record(graph, found.figure)
+        self.settle(graph, [found])
+        return found.figure
+
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """The same numbers by the graph, by eager float32 and by the module in float64.
+    """The same numbers from the graph, from eager float32 and from the module in float64.
 
-    of: what one of them is. axes: what an index counts, by axis; the last one counts codes.
-    chosen: the graph's codes, each an index of the last axis.
+    of: what the numbers are. axes: names of the axes; the last one counts codes.
+    chosen: the graph's codes, indices into the last axis.
     """
 
     of: str
@@ -109,11 +115,11 @@ class Sides:
 
     @property
     def rounding(self) -> float:
-        """What eager float32 is off by at most."""
+        """The greatest error of eager float32."""
         return gap(self.eager, self.truth)
 
     def worst(self, bound: float, rounding: float) -> Difference:
-        """The number of the graph that is off most. rounding: what eager float32 is off by at most."""
+        """The number with the graph's greatest error. rounding: the greatest error of eager float32."""
         at = greatest(self.graph - self.truth)
         figure = abs(float(self.graph[at] - self.truth[at]))
         return Difference(
@@ -125,9 +131,9 @@ class Sides:
         )
 
     def choice(self, bound: float) -> Difference:
-        """The chosen code that float64 likes least, beside the one that it would choose.
+        """The chosen code with the greatest loss under float64, and the code that float64 chooses.
 
-        Two codes that float64 holds closer together than the bound are a tie, which rounding decides.
+        Two codes whose float64 scores differ by less than the bound are a tie, which rounding decides.
         """
         taken = np.take_along_axis(self.truth, self.chosen[..., None], axis=-1)[..., 0]
         lost, best = self.truth.max(axis=-1) - taken, self.truth.argmax(axis=-1)
@@ -144,7 +150,7 @@ class Sides:
 
 
 def judge_logits(graph: str, judge: Judge, parts: Sequence[Sides]) -> list[Difference]:
-    """Logits against float64, and the codes that are chosen as the likeliest."""
+    """Compare logits, and the codes chosen as the likeliest, with float64."""
     off, rounding = max(gap(part.graph, part.truth) for part in parts), max(part.rounding for part in parts)
     judge.record(graph, off, "_float64")
     judge.record(graph, rounding, "_eager_float64")
@@ -153,16 +159,16 @@ def judge_logits(graph: str, judge: Judge, parts: Sequence[Sides]) -> list[Diffe
 
 
 def judge_choices(parts: Sequence[Sides]) -> list[Difference]:
-    """Codes that are chosen by other scores than logits, against float64."""
+    """Compare codes that were chosen by other scores than logits with float64."""
     bound = MULTIPLE * max(part.rounding for part in parts)
     return [part.choice(bound) for part in parts]
 
 
 def greatest(values: Array) -> tuple[int, ...]:
-    """Index of the greatest magnitude, or of the first NaN."""
+    """Index of the number with the greatest magnitude, or of the first NaN."""
     return tuple(int(part) for part in np.unravel_index(np.abs(values).argmax(), values.shape))
 
 
 def gap(found: Array, expected: Array) -> float:
-    """The greatest difference; NaN where there is one."""
+    """The greatest difference, NaN if there is a NaN."""
     return float(np.abs(found - expected).max(initial=0.0))

@@ -1,7 +1,7 @@
-"""Eager PyTorch against an exported graph: the greatest difference of every output.
+"""Compares exported graphs with eager PyTorch, before a bundle is written.
 
-Run before a bundle is written, on shapes that were not traced: ragged batches, a prefill and then cached
-steps whose inputs are the same for both sides. What differences are right: `judge`.
+The inputs have other shapes than the traced ones: ragged batches, a prefill and then cached steps. Graph and
+module get the same inputs in every step. `judge` decides which differences are right.
 """
 
 from __future__ import annotations
@@ -15,12 +15,21 @@ from torch import Tensor, nn
 
 from valle2.engine import Backend
 from valle2.engine.backends.stateful import Stateful
-from valle2.export.codecs.demo import CodecConfig
-from valle2.export.codecs.encodec import EncodecConfig
+from valle2.engine.bundle.contract import (
+    AR,
+    CODEBOOK_SIZE,
+    CODEBOOKS,
+    DECODER,
+    ENCODER,
+    LOGITS,
+    NAR,
+    OUT_SUFFIX,
+    STREAM,
+)
+from valle2.engine.bundle.nar_inputs import NARInputs
+from valle2.export.codecs import CodecConfig, EncodecConfig
 from valle2.export.graphs import ar_inputs, cache_names
-from valle2.export.models.ar import ARModel
-from valle2.export.models.config import CODEBOOK_SIZE, CODEBOOKS, ModelConfig
-from valle2.export.models.nar import NARModel
+from valle2.export.models import ARModel, ModelConfig, NARModel
 from valle2.export.verify.float64 import in_float64
 from valle2.export.verify.judge import (
     LOGITS_TOLERANCE,
@@ -34,18 +43,19 @@ from valle2.export.verify.judge import (
     judge_choices,
     judge_logits,
 )
-from valle2.export.verify.judge import ParityError as ParityError
 
 AUDIO_TOLERANCE = 1e-3
 CODES_TOLERANCE = 0.01
-"""Share of codes that may differ: of two that are as good the rounding decides."""
+"""Share of codes that may differ: rounding decides between two equally good codes."""
 CHECK_STEPS = 8
+"""AR calls of a comparison."""
 MOST_FRAMES, LEAST_FRAMES = 40, 20
+"""Frames of the NAR's first and last stages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of the AR: ids, codes, and by row the text's length, positions before and new positions."""
+    """Inputs of one AR call. text_lengths, past and new (B,): text, cached and new positions by row."""
 
     text: Array
     codes: Array
@@ -55,13 +65,13 @@ class Call:
 
 
 Run = tuple[Array, list[Array]]
-"""Logits (calls, B, G, 1025) and the caches after the last call, each (B, H, positions, D)."""
+"""Logits (calls, B, G, 1025), and the caches after the last call, each (B, H, positions, D)."""
 
 
 def ar_calls(config: ModelConfig, batch: int) -> list[Call]:
     """A ragged prefill, then mixed cached calls."""
     generator = np.random.default_rng(0)
-    batch = 1 if config.style.text_ahead else batch  # its rows are prefilled one by one
+    batch = 1 if config.style.text_ahead else batch  # such rows are prefilled one by one
     lengths = generator.integers(1, min(24, config.max_text), batch)
     groups = generator.integers(0, min(12, config.max_groups - CHECK_STEPS), batch)
     new, past, calls = lengths + config.style.code_bos + groups, np.zeros(batch, np.int64), []
@@ -75,20 +85,20 @@ def ar_calls(config: ModelConfig, batch: int) -> list[Call]:
 
 
 def run_graph(backend: Backend, config: ModelConfig, calls: Sequence[Call], capacity: int) -> Run:
-    """The calls by a graph, whose caches are handed on."""
+    """Run the calls on a graph. Each call's caches are the next call's inputs."""
     names, batch, logits = cache_names(config.layers), len(calls[0].past), []
     feeds = {name: value.numpy() for name, value in ar_inputs(config, batch, 1, capacity).items()}
     for call in calls:
         feeds |= {"text": call.text, "codes": call.codes, "text_lengths": call.text_lengths}
         feeds |= {"past_lengths": call.past, "new_lengths": call.new}
         found = backend.run(feeds)
-        logits.append(found["logits"])
-        feeds |= {name: found[f"{name}_out"] for name in names}
+        logits.append(found[LOGITS])
+        feeds |= {name: found[f"{name}{OUT_SUFFIX}"] for name in names}
     return np.stack(logits), [feeds[name] for name in names]
 
 
 def run_module(model: ARModel, calls: Sequence[Call]) -> Run:
-    """The calls by the module, with caches of the length that they need."""
+    """Run the calls on the module, with caches of just the needed length."""
     capacity = max(int(call.past.max()) + call.text.shape[1] for call in calls)
     caches, logits = model.empty_caches(len(calls[0].past), capacity), []
     for call in calls:
@@ -104,15 +114,21 @@ def run_module(model: ARModel, calls: Sequence[Call]) -> Run:
 def verify_ar(
     model: ARModel, backend: Backend, capacity: int, judge: Judge | None = None, *, batch: int = 3
 ) -> float:
-    """Ragged prefill, then mixed cached calls. -> greatest difference of the logits.
+    """Compare a ragged prefill and then mixed cached calls.
+
+    Args:
+        capacity: cache positions of the graph. judge: collects the differences. batch: rows.
+
+    Returns:
+        The greatest difference of the logits.
 
     Raises:
-        ParityError: see `Judge.settle`; this is so for the other comparisons, too.
+        ParityError: see `Judge.settle`. The other comparisons raise it too.
     """
     judge, config, calls = judge or Judge(), model.config, ar_calls(model.config, batch)
     found, eager = run_graph(backend, config, calls, capacity), run_module(model, calls)
     difference = gap(found[0], eager[0])
-    judge.record("ar", difference)
+    judge.record(AR, difference)
     if difference <= LOGITS_TOLERANCE:
         return difference
     with in_float64():
@@ -120,13 +136,13 @@ def verify_ar(
     axes, chosen = ("step", "row", "slot", "code"), found[0].argmax(axis=-1)
     sides = Sides("the logit", axes, found[0], eager[0], truth[0], chosen)
     hint = first_cache(config, calls[-1], found[1], eager[1], truth[1])
-    results = judge_logits("ar", judge, [sides])
-    judge.settle("ar", [Difference(one.figure, one.bound, one.sentence + hint) for one in results])
+    results = judge_logits(AR, judge, [sides])
+    judge.settle(AR, [Difference(one.figure, one.bound, one.sentence + hint) for one in results])
     return difference
 
 
 def first_cache(config: ModelConfig, last: Call, *runs: Sequence[Array]) -> str:
-    """The first cache that is out, by layers. runs: caches by the graph, by eager and by float64."""
+    """Name the first wrong cache, in the order of the layers. runs: caches of graph, eager and float64."""
     valid = (last.past + last.new)[:, None, None, None]
     for name, *parts in zip(cache_names(config.layers), *runs, strict=True):
         length = parts[1].shape[2]
@@ -138,71 +154,71 @@ def first_cache(config: ModelConfig, last: Call, *runs: Sequence[Array]) -> str:
     return "; no cache is out"
 
 
-def nar_feeds(config: ModelConfig, stage: int, generator: np.random.Generator) -> dict[str, Array]:
-    """Inputs of a stage, two rows of different lengths; every stage has another number of frames."""
+def nar_inputs(config: ModelConfig, stage: int, generator: np.random.Generator) -> NARInputs[Array]:
+    """Inputs of a stage: two rows of different lengths, and another number of frames in every stage."""
     frames = min(max(MOST_FRAMES - 3 * (stage - 1), LEAST_FRAMES), config.max_frames)
-    return {
-        "text": generator.integers(0, config.nar_text_rows, (2, 9)),
-        "text_lengths": np.array([9, 4]),
-        "codes": generator.integers(0, CODEBOOK_SIZE, (2, frames, config.codebooks)),
-        "prompt_lengths": np.array([frames // 3, frames // 4]),
-        "frame_lengths": np.array([frames, frames - frames // 8]),
-        "stage": np.array(stage),
-    }
+    return NARInputs(
+        text=generator.integers(0, config.nar_text_rows, (2, 9)),
+        text_lengths=np.array([9, 4]),
+        codes=generator.integers(0, CODEBOOK_SIZE, (2, frames, config.codebooks)),
+        prompt_lengths=np.array([frames // 3, frames // 4]),
+        frame_lengths=np.array([frames, frames - frames // 8]),
+        stage=np.array(stage),
+    )
 
 
 @torch.no_grad()
 def verify_nar(model: NARModel, backend: Backend, judge: Judge | None = None) -> float:
-    """Every stage on a ragged batch. -> greatest difference of the logits.
+    """Compare every stage on a ragged batch. Returns the greatest difference of the logits.
 
-    The codes must be those that the module chooses by the graph's own logits, but for ties in rounding.
+    The graph's codes must be those that the module chooses by the graph's own logits, except for ties.
     """
     judge, generator = judge or Judge(), np.random.default_rng(1)
     other, differences = 0.0, list[float]()
     logits, scores = list[Sides](), list[Sides]()
     for stage in range(1, model.config.codebooks):
-        feeds = nar_feeds(model.config, stage, generator)
-        inputs = [torch.from_numpy(value) for value in feeds.values()]
-        eager, found = model(*inputs), backend.run(feeds)
-        chosen = model.choose(torch.from_numpy(found["logits"]), *inputs[2:]).numpy()
+        given = nar_inputs(model.config, stage, generator)
+        inputs = given.map(torch.from_numpy)
+        eager, found = model(inputs), backend.run(given.feeds())
+        chosen = model.choose(torch.from_numpy(found[LOGITS]), inputs).numpy()
         other = max(other, float((found["codes_out"] != chosen).mean()))
-        differences.append(gap(found["logits"], eager.numpy()))
-        judge.record("nar", differences[-1])
+        differences.append(gap(found[LOGITS], eager.numpy()))
+        judge.record(NAR, differences[-1])
         if not differences[-1] <= LOGITS_TOLERANCE:
             parts = by_float64(model, inputs, eager, found)
             logits.append(parts[0])
             scores += parts[1:]
-    sentence = f"{other:.1%} of the codes are not those that PyTorch chooses by the graph's logits, over 1 %"
+    sentence = f"{other:.1%} of the codes differ from PyTorch's choice by the graph's logits, over 1 %"
     judge.settle("nar codes", [Difference(other, CODES_TOLERANCE, sentence)])
     if logits:
         choices = judge_choices(scores) if scores else []
-        judge.settle("nar", judge_logits("nar", judge, logits) + choices)
+        judge.settle(NAR, judge_logits(NAR, judge, logits) + choices)
     return max(differences)
 
 
 def by_float64(
-    model: NARModel, inputs: Sequence[Tensor], eager: Tensor, found: Mapping[str, Array]
+    model: NARModel, inputs: NARInputs[Tensor], eager: Tensor, found: Mapping[str, Array]
 ) -> list[Sides]:
-    """A stage's logits, and its scores where codes are chosen by vectors."""
+    """A stage's logits, and also its scores if codes are chosen by vectors."""
     with in_float64():
-        truth = model(*inputs)
-        exact = code_scores(model, truth, *inputs[2:])
-    of, axes = f"of stage {int(inputs[-1])}", ("row", "position", "code")
-    values = found["logits"], eager.numpy(), truth.numpy()
+        truth = model(inputs)
+        exact = code_scores(model, truth, inputs)
+    of, axes = f"of stage {int(inputs.stage)}", ("row", "position", "code")
+    values = found[LOGITS], eager.numpy(), truth.numpy()
     if not model.config.vector_width:
         return [Sides(f"the logit {of}", axes, *values, found["codes_out"])]
-    ours = code_scores(model, eager, *inputs[2:]).numpy()
+    ours = code_scores(model, eager, inputs).numpy()
     return [
-        Sides(f"the logit {of}", axes, *values, found["logits"].argmax(axis=-1)),
+        Sides(f"the logit {of}", axes, *values, found[LOGITS].argmax(axis=-1)),
         Sides(f"the score {of}", axes, ours, ours, exact.numpy(), found["codes_out"]),
     ]
 
 
-def code_scores(model: NARModel, logits: Tensor, *rest: Tensor) -> Tensor:
-    """(B, T', 1024), the greatest of which is the code that `NARModel.choose` takes."""
+def code_scores(model: NARModel, logits: Tensor, inputs: NARInputs[Tensor]) -> Tensor:
+    """Scores (B, T', 1024) of the codes. `NARModel.choose` takes the code with the greatest score."""
     if not model.config.vector_width:
         return logits
-    wanted, vectors = model.wanted(logits, *rest)
+    wanted, vectors = model.wanted(logits, inputs)
     return 2 * wanted @ vectors.T - (vectors * vectors).sum(dim=1)
 
 
@@ -214,52 +230,52 @@ def verify_codec(
     backends: Mapping[str, Backend],
     judge: Judge | None = None,
 ) -> dict[str, float]:
-    """-> share of codes that differ (encoder) and greatest sample difference (decoder)."""
+    """Compare encoder and decoder.
+
+    Returns:
+        For the encoder the share of codes that differ, for the decoder the greatest sample difference.
+    """
     judge, generator = judge or Judge(), np.random.default_rng(2)
     audio = generator.standard_normal((1, 50 * config.hop)).astype(np.float32) * 0.1
     expected = encoder(torch.from_numpy(audio)).numpy()
-    found = backends["codec_encoder"].run({"audio": audio})["codes"]
+    found = backends[ENCODER].run({"audio": audio})["codes"]
     codes = generator.integers(0, CODEBOOK_SIZE, (1, 45, CODEBOOKS))
     wave = decoder(torch.from_numpy(codes)).numpy()
+    spoken = backends[DECODER].run({"codes": codes})["audio"]
     return {
-        "codec_encoder": check_codes("codec_encoder", judge, found, expected),
-        "codec_decoder": check_audio(
-            "codec_decoder", judge, backends["codec_decoder"].run({"codes": codes})["audio"], wave
-        ),
+        ENCODER: judge.check(ENCODER, codes_difference(found, expected)),
+        DECODER: judge.check(DECODER, audio_difference(spoken, wave)),
     }
 
 
 @torch.no_grad()
 def verify_stream(decoder: nn.Module, backend: Backend, judge: Judge | None = None) -> float:
-    """-> greatest sample difference between chunks with handed-on states and the decoder on all at once."""
+    """Compare a streaming decoder, chunk by chunk, with one call. Returns the greatest sample difference."""
     codes = np.random.default_rng(3).integers(0, CODEBOOK_SIZE, (1, 40, CODEBOOKS))
     whole = decoder(torch.from_numpy(codes)).numpy()
     stream = Stateful(backend)
     parts = [stream.run({"codes": part})["audio"] for part in np.split(codes, (7, 8, 23), axis=1)]
-    return check_audio("codec_stream", judge or Judge(), np.concatenate(parts, axis=1), whole)
+    return (judge or Judge()).check(STREAM, audio_difference(np.concatenate(parts, axis=1), whole))
 
 
-def check_codes(name: str, judge: Judge, found: Array, expected: Array) -> float:
-    """-> share of codes (1, T, Q) that differ."""
+def codes_difference(found: Array, expected: Array) -> Difference:
+    """The share of codes (1, T, Q) that differ."""
     share = float((found != expected).mean())
     _, frame, book = greatest(found != expected)
-    sentence = (
+    return Difference(
+        share,
+        CODES_TOLERANCE,
         f"{share:.1%} of the codes differ, over 1 %; the first is codebook {book} of frame {frame}, "
-        f"{found[0, frame, book]} in the graph and {expected[0, frame, book]} in eager PyTorch"
+        f"{found[0, frame, book]} in the graph and {expected[0, frame, book]} in eager PyTorch",
     )
-    judge.record(name, share)
-    judge.settle(name, [Difference(share, CODES_TOLERANCE, sentence)])
-    return share
 
 
-def check_audio(name: str, judge: Judge, found: Array, expected: Array) -> float:
-    """-> greatest difference of samples (1, N), relative where the loudest is above 1."""
-    off = gap(found, expected) / max(1.0, float(np.abs(expected).max()))
+def audio_difference(found: Array, expected: Array) -> Difference:
+    """The greatest difference of samples (1, N), relative to the loudest sample if that is above 1."""
     at = greatest(found - expected)
-    sentence = (
+    return Difference(
+        gap(found, expected) / max(1.0, float(np.abs(expected).max())),
+        AUDIO_TOLERANCE,
         f"sample {at[1]} is {found[at]:.6g} in the graph and {expected[at]:.6g} in eager PyTorch; it may "
-        f"differ by {AUDIO_TOLERANCE:.0e} of the loudest"
+        f"differ by {AUDIO_TOLERANCE:.0e} of the loudest",
     )
-    judge.record(name, off)
-    judge.settle(name, [Difference(off, AUDIO_TOLERANCE, sentence)])
-    return off

@@ -1,7 +1,7 @@
-"""What a checkpoint's pickle may name, and what each name builds here.
+"""The names that a checkpoint's pickle may use, and what each name builds.
 
-Weights are saved among inert values: numpy's scalars and arrays, paths, namespaces, versions, dates. Each
-name below is built by a few lines of ours from arguments that are checked; nothing is imported by name.
+Training files hold weights beside plain values: NumPy scalars and arrays, paths, namespaces, versions and
+dates. A short function below builds each of them from checked arguments. Nothing is imported by name.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MAX_AXES = 32
 MAX_COUNT = 1 << 48
 PLAIN_DTYPE = re.compile(r"[<|=]?(b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,4})")
 DEQUE_COST, ARRAY_COST, AXIS_COST = 800, 512, 16
-"""Bytes charged for a deque, for an array, for each of its axes, besides what they hold."""
+"""Bytes charged for a deque, for an array and for each axis of an array, besides their contents."""
 LONGEST_NUMBER = 64
-"""Characters of a number that is given as text."""
+"""Longest text that is parsed as a number, in characters."""
 STORAGES = {
     "BFloat16": torch.bfloat16,
     "Bool": torch.bool,
@@ -41,7 +41,7 @@ STORAGES = {
     "Long": torch.int64,
     "Short": torch.int16,
 }
-"""torch's storage classes, `FloatStorage` and so on."""
+"""PyTorch's storage classes: `FloatStorage` and so on."""
 DTYPES = (
     *("bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "bfloat16"),
     *("float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128"),
@@ -51,14 +51,14 @@ ALIASES = {"half": "float16", "float": "float32", "double": "float64", "long": "
 
 @dataclass(frozen=True, slots=True)
 class StorageType:
-    """A storage class by what it holds."""
+    """A PyTorch storage class, reduced to its dtype."""
 
     dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Numbers in the file that tensors are views of. values: None while they have not been found yet."""
+    """The numbers in the file that tensors view. values: None on the first of two passes."""
 
     dtype: torch.dtype
     count: int
@@ -69,21 +69,21 @@ class Storage:
 
 
 def tensor(budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
-    """A view of a storage that lies inside it. rest: whether it wants gradients, hooks, metadata."""
+    """A view inside a storage. rest: requires_grad, hooks, metadata."""
     if len(rest) > 2 and not is_empty(rest[2]):
         raise PickleError("it holds a tensor with a conjugate or negative bit; save its values")
     return view(budget, storage, offset, size, stride, getattr(storage, "dtype", None))
 
 
 def tensor_of_bytes(budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
-    """The same of a storage of bytes. rest: whether it wants gradients, hooks, dtype, metadata."""
+    """The same for a storage of bytes. rest: requires_grad, hooks, dtype, metadata."""
     if len(rest) < 3 or not isinstance(rest[2], torch.dtype) or not all(map(is_empty, rest[3:])):
         raise PickleError("it holds a tensor of no known type")
     return view(budget, storage, offset, size, stride, rest[2])
 
 
 def view(budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> Tensor:
-    """The tensor (size) over a storage, after its place has been checked in whole numbers."""
+    """Build the tensor over a storage. Its range is checked in Python integers first."""
     budget.charge(1024)
     if type(storage) is not Storage or type(offset) is not int:
         raise PickleError("it holds a tensor without numbers")
@@ -103,27 +103,27 @@ def is_empty(metadata: Any) -> bool:
 
 
 def whole(values: Any) -> tuple[int, ...]:
-    """Sizes or strides: whole numbers, 0 or more, that fit a machine's."""
+    """Check a shape or strides: integers from 0 to `MAX_COUNT`."""
     if not isinstance(values, tuple | list | torch.Size) or len(values) > MAX_AXES:
         raise PickleError(f"it holds a tensor without a shape; expected at most {MAX_AXES} axes")
     if not all(type(value) is int and 0 <= value < MAX_COUNT for value in values):
-        raise PickleError("it holds a tensor whose shape is no list of whole numbers")
+        raise PickleError("it holds a tensor whose shape is not a list of whole numbers")
     return tuple(values)
 
 
 def parameter(budget: Budget, value: Any, *rest: Any) -> Tensor:
-    """A parameter is its tensor."""
+    """Return the parameter's tensor."""
     if not isinstance(value, Tensor):
         raise PickleError("it holds a parameter without a tensor")
     return value
 
 
 def with_attributes(budget: Budget, build: Any, kind: Any, arguments: Any, *state: Any) -> Tensor:
-    """A tensor or parameter to which attributes were given; they are dropped."""
+    """A tensor or parameter that carries Python attributes. The attributes are dropped."""
     if not isinstance(build, Global) or build.name not in REBUILDERS or type(arguments) is not tuple:
-        raise PickleError("it holds a tensor of a class of its own; save its values as a plain tensor")
+        raise PickleError("it holds a tensor of its own class; save its values as a plain tensor")
     if not isinstance(kind, Global) or kind.name not in TENSOR_CLASSES:
-        raise PickleError("it holds a tensor of a class of its own; save its values as a plain tensor")
+        raise PickleError("it holds a tensor of its own class; save its values as a plain tensor")
     return REBUILDERS[build.name](budget, *arguments)  # type: ignore[no-any-return]
 
 
@@ -141,24 +141,24 @@ TENSOR_CLASSES = ("Tensor", "Parameter", "Buffer")
 
 
 def mapping(budget: Budget, items: Any = ()) -> dict[Any, Any]:
-    """A dictionary of another one or of pairs."""
+    """A dictionary from another one, or from pairs."""
     pairs = list(items.items() if type(items) is dict else sequence(items))
     if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
-        raise PickleError("its pickle makes a dictionary of what are no pairs")
+        raise PickleError("its pickle makes a dictionary from values that are not pairs")
     return dict(zip(budget.keys(key for key, _ in pairs), (value for _, value in pairs), strict=True))
 
 
 def default_mapping(budget: Budget, factory: Any = None, items: Any = ()) -> dict[Any, Any]:
-    """A dictionary; what it would make of absent keys is dropped."""
+    """A `defaultdict` as a plain dictionary. Its default factory is dropped."""
     if not isinstance(factory, Global | None):
-        raise PickleError("its pickle makes a dictionary with a default that is no type")
+        raise PickleError("its pickle makes a defaultdict whose default is not a type")
     return mapping(budget, items)
 
 
 def sequence(items: Any) -> Any:
-    """A list or tuple, as an argument."""
+    """Check that an argument is a container."""
     if type(items) not in (list, tuple, deque, set, frozenset, dict):
-        raise PickleError(f"its pickle makes a container of a {type(items).__name__}")
+        raise PickleError(f"its pickle makes a container from a {type(items).__name__}")
     return items
 
 
@@ -177,7 +177,7 @@ def size(budget: Budget, items: Any = ()) -> torch.Size:
 
 def queue(budget: Budget, items: Any = (), longest: Any = None) -> deque[Any]:
     if longest is not None and not (type(longest) is int and 0 <= longest < MAX_COUNT):
-        raise PickleError("its pickle makes a deque of no length")
+        raise PickleError("its pickle makes a deque whose length is not a whole number")
     budget.charge(DEQUE_COST)
     return deque(listed(budget, items), longest)
 
@@ -199,39 +199,39 @@ def complex_number(budget: Budget, real: Any = 0, imaginary: Any = 0) -> complex
 
 
 def number(value: Any) -> Any:
-    """A number or its text, as an argument."""
+    """Check that an argument is a number, or the text of one."""
     if type(value) in (int, float, bool) or (type(value) is str and len(value) <= LONGEST_NUMBER):
         return value
-    raise PickleError(f"its pickle makes a number of a {type(value).__name__}")
+    raise PickleError(f"its pickle makes a number from a {type(value).__name__}")
 
 
 def whole_or_none(*values: Any) -> tuple[int | None, ...]:
     if not all(value is None or type(value) is int for value in values):
-        raise PickleError("its pickle makes a range or slice of what are no whole numbers")
+        raise PickleError("its pickle makes a range or slice from values that are not whole numbers")
     return values
 
 
 def text(budget: Budget, value: Any = "") -> str:
     if type(value) is not str:
-        raise PickleError(f"its pickle makes text of a {type(value).__name__}")
+        raise PickleError(f"its pickle makes text from a {type(value).__name__}")
     return value
 
 
 def raw_bytes(budget: Budget, value: Any = b"", encoding: Any = "latin1") -> bytes:
-    """Bytes, which pickles of protocol 2 hold as text of Latin 1."""
+    """Bytes. Pickles of protocol 2 hold them as Latin-1 text."""
     if type(value) in (bytes, bytearray):
         budget.charge(len(value))
         return bytes(value)
     if type(value) is not str or encoding not in ("latin1", "latin-1"):
-        raise PickleError(f"its pickle makes bytes of a {type(value).__name__}")
+        raise PickleError(f"its pickle makes bytes from a {type(value).__name__}")
     budget.charge(len(value))
     return value.encode("latin1")
 
 
 def path_text(budget: Budget, *parts: Any) -> str:
-    """A path as text, whatever system wrote it."""
+    """A path as text, from any operating system."""
     if not all(type(part) is str for part in parts):
-        raise PickleError("its pickle makes a path of what is no text")
+        raise PickleError("its pickle makes a path from values that are not text")
     budget.charge(8 * sum(map(len, parts)))
     return "/".join(parts).replace("//", "/") or "."
 
@@ -244,24 +244,24 @@ def device(budget: Budget, kind: Any, index: Any = None) -> torch.device:
     try:
         return torch.device(text(budget, kind), *whole_or_none(*([] if index is None else [index])))
     except RuntimeError:
-        raise PickleError("it names a device that torch does not know") from None
+        raise PickleError("it names a device that PyTorch does not know") from None
 
 
 def moment(budget: Budget, state: Any, zone: Any = None) -> datetime.datetime:
     if type(state) is not bytes or len(state) != 10 or not isinstance(zone, datetime.tzinfo | None):
-        raise PickleError("its pickle holds a date that is none")
+        raise PickleError("its pickle holds a malformed date and time")
     return datetime.datetime(state, zone)  # type: ignore[arg-type, call-arg]
 
 
 def clock(budget: Budget, state: Any) -> datetime.time:
     if type(state) is not bytes or len(state) != 6:
-        raise PickleError("its pickle holds a time that is none")
+        raise PickleError("its pickle holds a malformed time")
     return datetime.time(state)  # type: ignore[arg-type]
 
 
 def day(budget: Budget, state: Any) -> datetime.date:
     if type(state) is not bytes or len(state) != 4:
-        raise PickleError("its pickle holds a date that is none")
+        raise PickleError("its pickle holds a malformed date")
     return datetime.date(state)  # type: ignore[arg-type, call-arg]
 
 
@@ -277,14 +277,14 @@ def zone(budget: Budget, offset: Any) -> datetime.timezone:
 
 
 def dtype(budget: Budget, name: Any, *flags: Any) -> np.dtype[Any]:
-    """A dtype of plain numbers or text; objects and records are refused."""
+    """A dtype of plain numbers or text. Objects and records are refused."""
     if type(name) is not str or not PLAIN_DTYPE.fullmatch(name):
         raise PickleError("it holds a numpy array of objects or records; expected plain numbers")
     return np.dtype(name)
 
 
 def scalar(budget: Budget, kind: Any, raw: Any) -> Any:
-    """One number or text of numpy."""
+    """One NumPy number or text."""
     budget.charge(ARRAY_COST + 2 * len(raw) if type(raw) is bytes else 0)
     if isinstance(kind, np.dtype) and kind.kind in "SU" and type(raw) is bytes and len(raw) == kind.itemsize:
         return raw.decode("utf-32-le").rstrip("\0") if kind.kind == "U" else raw.rstrip(b"\0")
@@ -292,26 +292,26 @@ def scalar(budget: Budget, kind: Any, raw: Any) -> Any:
 
 
 def elements(kind: Any, raw: Any, count: int) -> Any:
-    """(count,) numbers of the bytes, which must be as many."""
+    """(count,) numbers from bytes. The number of bytes must match."""
     if not isinstance(kind, np.dtype) or kind.kind in "SU":
-        raise PickleError("it holds a numpy array that is none of plain numbers")
+        raise PickleError("it holds a numpy array of a type other than plain numbers")
     if type(raw) is not bytes or len(raw) != count * kind.itemsize:
         raise PickleError("it holds a numpy array whose bytes do not fit its shape")
     return np.frombuffer(raw, kind)
 
 
 def empty_array(budget: Budget, kind: Any, *rest: Any) -> Any:
-    """An array that gets its values by a state."""
+    """An empty array. The opcode BUILD fills it, see `fill_array`."""
     if not isinstance(kind, Global) or kind.name != "ndarray":
-        raise PickleError("it holds a numpy array of a class of its own")
+        raise PickleError("it holds a numpy array of its own class")
     return np.zeros(0, np.uint8)
 
 
 def buffer_array(budget: Budget, raw: Any, kind: Any, shape: Any, order: Any, *rest: Any) -> Any:
-    """An array as protocol 5 writes it. rest: another order of its axes, which is not read."""
+    """An array as protocol 5 writes it. rest: a permutation of its axes, which is refused."""
     budget.charge(ARRAY_COST + AXIS_COST * MAX_AXES)
     if not all(part is None for part in rest):
-        raise PickleError("it holds a numpy array in an order of its own; save a copy")
+        raise PickleError("it holds a numpy array with permuted axes; save a copy")
     flat = elements(kind, raw_bytes(budget, raw), math.prod(whole(shape)))
     return flat.reshape(whole(shape), order="F" if order == "F" else "C")
 
@@ -320,7 +320,7 @@ def buffer_array(budget: Budget, raw: Any, kind: Any, shape: Any, order: Any, *r
 
 
 def fill_array(budget: Budget, array: Any, state: Any) -> None:
-    """Put shape, dtype and values into an array, in place: other values of the file may refer to it."""
+    """Set an array's shape, dtype and values in place: other values of the file may refer to the array."""
     if type(state) is not tuple or len(state) != 5:
         raise PickleError("it holds a numpy array without values")
     budget.charge(ARRAY_COST + AXIS_COST * MAX_AXES)
@@ -331,21 +331,21 @@ def fill_array(budget: Budget, array: Any, state: Any) -> None:
 
 
 def check_byte_order(budget: Budget, kind: Any, state: Any) -> None:
-    """A dtype's state says nothing new but the order of bytes, which is the usual one."""
+    """Check that a dtype's state adds nothing but the native byte order."""
     known = type(state) is tuple and len(state) > 4 and all(part is None for part in state[2:5])
     if not known or type(state[1]) is not str or state[1] not in "<|=":
-        raise PickleError("it holds a numpy array of records or of another order of bytes")
+        raise PickleError("it holds a numpy array of records or of another byte order")
 
 
 def fill_namespace(budget: Budget, target: Namespace, state: Any) -> None:
     if type(state) is not dict or not all(type(name) is str for name in state):
-        raise PickleError("it holds a namespace without names")
+        raise PickleError("it holds a namespace whose names are not text")
     budget.charge(ENTRY_COST * len(state))
     vars(target).update(state)
 
 
 def drop_attributes(budget: Budget, target: Any, state: Any) -> None:
-    """A container or a tensor keeps its values; attributes that were given to it are dropped."""
+    """Ignore Python attributes that were set on a container or a tensor."""
 
 
 BUILDERS: Builders = {
@@ -401,14 +401,14 @@ CALLS: dict[str, dict[str, Named]] = {
     "lightning_fabric.utilities.data": {"AttributeDict": mapping},
     "numpy": {"dtype": dtype},
 }
-"""What a name builds, by module and name."""
+"""Builders by module and name."""
 NUMPY: dict[str, dict[str, Named]] = {
     "multiarray": {"scalar": scalar, "_reconstruct": empty_array},
     "numeric": {"_frombuffer": buffer_array},
 }
 CALLS |= {f"numpy.{core}.{part}": calls for core in ("core", "_core") for part, calls in NUMPY.items()}
 PYTHON2 = {"long": "int", "unicode": "str", "xrange": "range"}
-"""What pickles of protocol 2 call some types of `builtins`."""
+"""The Python 2 names of some types of `builtins`, which pickles of protocol 2 use."""
 CLASSES = {
     "torch": ("Tensor",),
     "torch._tensor": ("Tensor",),
@@ -418,11 +418,11 @@ CLASSES = {
         *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     ),
 }
-"""What stands in a pickle as an argument and builds nothing of its own."""
+"""Classes that appear in a pickle as arguments and build nothing themselves."""
 
 
 def admitted() -> Names:
-    """What a pickle may name, by module and name."""
+    """Values and builders by module and name."""
     found: dict[tuple[str, str], Any] = {
         (module, name): Global(name, call) for module, calls in CALLS.items() for name, call in calls.items()
     }

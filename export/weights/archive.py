@@ -1,9 +1,9 @@
-"""The zip archives that `torch.save` writes, read by one strict parser whose bytes are the ones used.
+"""The zip archives that `torch.save` writes, read by one strict parser.
 
-Two readers of one zip file can see two different contents: one follows the directory at the end, one the
-headers between the members; one takes the first directory, one the last. Nothing here is handed to another
-reader, and a file is accepted only if every byte of it has one meaning: stored members with their local
-headers, one after the other from byte 0, then one directory that agrees with them, then the end.
+Two zip readers can see two different contents in one file. One reads the directory at the end, the other the
+local headers. One takes the first directory, the other the last. This parser passes no file on to another
+reader. It accepts a file only if every byte has one meaning: stored members with local headers one after
+another from byte 0, then one directory that agrees with the headers, then the end record.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from valle2.engine.bundle.untrusted import shown
 
 LOCAL, CENTRAL, END = b"PK\3\4", b"PK\1\2", b"PK\5\6"
 END64, LOCATOR64, DESCRIPTOR = b"PK\6\6", b"PK\6\7", b"PK\7\x08"
@@ -20,25 +22,25 @@ END_RECORD = struct.Struct("<4s4H2IH")
 END64_RECORD = struct.Struct("<4sQ2H2I4Q")
 LOCATOR64_RECORD = struct.Struct("<4sIQI")
 DESCRIPTORS = tuple(struct.Struct(form) for form in ("<4s3I", "<4sI2Q", "<3I", "<I2Q"))
-"""Checksum and sizes behind a member: with and without a signature, of 32 and of 64 bits."""
+"""Checksum and sizes after a member: with and without a signature, in 32 and in 64 bits."""
 FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
-"""What a field holds whose value stands in a ZIP64 record."""
+"""Values of a field whose real value is in a ZIP64 record."""
 ZIP64_FIELD = 1
 FOLLOWED, UTF8 = 1 << 3, 1 << 11
-"""Flags: a descriptor follows the member; its name is UTF-8."""
+"""Flags: a descriptor follows the member; the member's name is UTF-8."""
 MAX_MEMBERS, LONGEST_NAME, MAX_FIELDS = 2**15, 1024, 8
 SCRIPT = {b"constants.pkl", b"code"}
-"""What only TorchScript has in an archive's folder. Its code is packed."""
+"""Only TorchScript archives have these in their folder. Their code is compressed."""
 Bytes = bytes | memoryview
 
 
 class ArchiveError(ValueError):
-    """The bytes are no archive as torch.save writes them. The message ends the sentence "FILE ..."."""
+    """The bytes are not an archive as torch.save writes it. The message continues a sentence: "FILE ..."."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A stored file of the archive: bytes `start` to `end` of it."""
+    """A stored file of the archive: its bytes from `start` to `end`."""
 
     name: str
     start: int
@@ -47,7 +49,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the directory says of a member. offset: of its local header."""
+    """A member's entry in the directory. offset: where its local header begins."""
 
     name: bytes
     flags: int
@@ -57,7 +59,7 @@ class Entry:
 
 
 def is_archive(data: Bytes) -> bool:
-    """Does the file begin as an archive? What begins otherwise is not read as one, whatever it ends with."""
+    """Whether the file begins as an archive. Any other file is not read as one, whatever its end."""
     return bytes(data[:4]) == LOCAL
 
 
@@ -68,11 +70,11 @@ def read_archive(data: Bytes) -> dict[str, Member]:
         data: the whole file.
 
     Returns:
-        Members by name, in the order of their bytes.
+        Members by name, in the order of their offsets.
 
     Raises:
-        ArchiveError: compressed, encrypted or several disks; a byte that belongs to nothing; a local header
-            that says something else than the directory.
+        ArchiveError: compressed, encrypted or split into disks; a byte that belongs to nothing; a local
+            header that disagrees with the directory.
     """
     directory, count = find_directory(data)
     entries = sorted(read_directory(data, directory, count), key=lambda entry: entry.offset)
@@ -81,10 +83,10 @@ def read_archive(data: Bytes) -> dict[str, Member]:
     ends = [entry.offset for entry in entries[1:]] + [directory.start]
     for entry, end in zip(entries, ends, strict=True):
         if entry.offset != at or end < at:
-            raise ArchiveError("is damaged: its members overlap, or bytes between them belong to none")
+            raise ArchiveError("is damaged: its members overlap, or bytes between them belong to no member")
         member = read_member(data, entry, end)
         if member.name in members:
-            raise ArchiveError(f"is damaged: it holds {member.name!r} twice")
+            raise ArchiveError(f"is damaged: it holds {shown(member.name)} twice")
         members[member.name] = member
         at = end
     if at != directory.start:
@@ -93,10 +95,10 @@ def read_archive(data: Bytes) -> dict[str, Member]:
 
 
 def find_directory(data: Bytes) -> tuple[range, int]:
-    """Where the directory lies and how many entries it has, from the record in the last 22 bytes."""
+    """The directory's byte range and its number of entries, from the record in the last 22 bytes."""
     at = len(data) - END_RECORD.size
     if at < 0 or bytes(data[at : at + 4]) != END:
-        raise ArchiveError("is damaged: it is cut off, or bytes stand behind its end")
+        raise ArchiveError("is damaged: it is cut off, or there are bytes after its end")
     _, disk, first, here, count, size, offset, comment = END_RECORD.unpack_from(data, at)
     if comment:
         raise ArchiveError("is damaged: it has a comment, which torch.save never writes")
@@ -109,7 +111,7 @@ def find_directory(data: Bytes) -> tuple[range, int]:
                 raise ArchiveError("is damaged: its two end records differ")
         disk, first, here, count, size, offset = wide
     if disk or first or here != count:
-        raise ArchiveError("is damaged: it is one of several disks, which torch.save never writes")
+        raise ArchiveError("is damaged: it is split into several disks, which torch.save never does")
     if offset + size != end or count * CENTRAL_HEADER.size > size:
         raise ArchiveError("is damaged: its directory does not end where its end record begins")
     if count > MAX_MEMBERS:
@@ -118,18 +120,18 @@ def find_directory(data: Bytes) -> tuple[range, int]:
 
 
 def read_end64(data: Bytes, at: int) -> tuple[int, tuple[int, ...]]:
-    """The ZIP64 end record before a locator at `at`: its offset and its numbers, as in the plain one."""
+    """The ZIP64 end record before a locator at `at`: its offset, and the same numbers as the short record."""
     _, disk, offset, disks = LOCATOR64_RECORD.unpack_from(data, at)
     if disk or disks != 1 or offset + END64_RECORD.size != at or bytes(data[offset : offset + 4]) != END64:
         raise ArchiveError("is damaged: its ZIP64 record is not where it should be")
     _, length, _, _, *numbers = END64_RECORD.unpack_from(data, offset)
     if length != END64_RECORD.size - 12:
-        raise ArchiveError("is damaged: its ZIP64 record is of another size")
+        raise ArchiveError("is damaged: its ZIP64 record has another size")
     return offset, tuple(numbers)
 
 
 def read_directory(data: Bytes, where: range, count: int) -> Iterator[Entry]:
-    """The directory's entries, which must fill it."""
+    """The directory's entries. They must fill its byte range."""
     at = where.start
     for _ in range(count):
         if at + CENTRAL_HEADER.size > where.stop or bytes(data[at : at + 4]) != CENTRAL:
@@ -139,7 +141,7 @@ def read_directory(data: Bytes, where: range, count: int) -> Iterator[Entry]:
         )
         at += CENTRAL_HEADER.size
         if at + name + extra + comment > where.stop or name > LONGEST_NAME:
-            raise ArchiveError("is damaged: an entry of its directory is cut off, or has too long a name")
+            raise ArchiveError("is damaged: a directory entry is cut off, or its name is too long")
         title = bytes(data[at : at + name])
         fields = bytes(data[at + name : at + name + extra])
         at += name + extra
@@ -157,15 +159,15 @@ def read_directory(data: Bytes, where: range, count: int) -> Iterator[Entry]:
 
 
 def check_stored(flags: int, method: int, size: int, packed: int) -> None:
-    """Refuse what would have to be unpacked or decrypted."""
+    """Refuse compressed or encrypted members."""
     if method or size != packed:
-        raise ArchiveError("is a packed archive; expected a file written by torch.save, which packs nothing")
+        raise ArchiveError("is a compressed archive; expected a file of torch.save, which compresses nothing")
     if flags & ~(FOLLOWED | UTF8):
         raise ArchiveError(f"is damaged: a member has the flags {flags:#x}; torch.save encrypts nothing")
 
 
 def extra_fields(fields: bytes) -> Iterator[tuple[int, bytes]]:
-    """(id, value) of each extra field; they must fill their place."""
+    """(id, value) of each extra field. The fields must fill their bytes."""
     at = count = 0
     while at < len(fields):
         count += 1
@@ -180,7 +182,7 @@ def extra_fields(fields: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def widened(fields: bytes, size: int, packed: int, offset: int = 0, disk: int = 0) -> tuple[int, ...]:
-    """Size, packed size, offset and disk, each from the ZIP64 field where the header points there."""
+    """Size, compressed size, offset and disk. Each comes from the ZIP64 field if the header says so."""
     values = [size, packed, offset, disk]
     found = [value for kind, value in extra_fields(fields) if kind == ZIP64_FIELD]
     if len(found) > 1:
@@ -196,7 +198,7 @@ def widened(fields: bytes, size: int, packed: int, offset: int = 0, disk: int = 
 
 
 def read_member(data: Bytes, entry: Entry, end: int) -> Member:
-    """One member between its local header and `end`; every byte there must be accounted for."""
+    """One member between its local header and `end`. Every byte in between must belong to it."""
     at = entry.offset
     if at + LOCAL_HEADER.size > end or bytes(data[at : at + 4]) != LOCAL:
         raise ArchiveError("is damaged: a member has no header where the directory says")
@@ -204,7 +206,7 @@ def read_member(data: Bytes, entry: Entry, end: int) -> Member:
     at += LOCAL_HEADER.size
     start = at + name + extra
     if start + entry.size > end:
-        raise ArchiveError("is damaged: a member is longer than its place")
+        raise ArchiveError("is damaged: a member is longer than the bytes before the next one")
     fields = bytes(data[at + name : start])
     empty = (checksum, packed, size) == (0, 0, 0) and flags & FOLLOWED
     if not empty:
@@ -214,29 +216,29 @@ def read_member(data: Bytes, entry: Entry, end: int) -> Member:
         pass
     same = empty or (checksum, size) == (entry.checksum, entry.size)
     if bytes(data[at : at + name]) != entry.name or (flags, method) != (entry.flags, 0) or not same:
-        raise ArchiveError("is damaged: a member's header says something else than the directory")
+        raise ArchiveError("is damaged: a member's header disagrees with the directory")
     check_descriptor(bytes(data[start + entry.size : min(end, start + entry.size + 25)]), entry)
     return Member(member_name(entry.name), start, start + entry.size)
 
 
 def check_descriptor(rest: bytes, entry: Entry) -> None:
-    """What lies behind a member: nothing, or its checksum and sizes once more."""
+    """Check the bytes after a member: nothing, or its checksum and sizes once more."""
     if entry.flags & FOLLOWED:
         told = (entry.checksum, entry.size, entry.size)
         for form in DESCRIPTORS:
             if len(rest) == form.size and form.unpack(rest) in (told, (DESCRIPTOR, *told)):
                 return
     if rest or entry.flags & FOLLOWED:
-        raise ArchiveError("is damaged: bytes behind a member belong to none")
+        raise ArchiveError("is damaged: bytes after a member belong to no member")
 
 
 def member_name(name: bytes) -> str:
-    """A member's name as text: printable, and a path inside the archive."""
+    """A member's name as text. It must be printable, and a path inside the archive."""
     try:
         text = name.decode("utf-8")
     except UnicodeDecodeError:
         raise ArchiveError("is damaged: a member's name is not UTF-8") from None
     parts = text.split("/")
     if not text.isprintable() or "\\" in text or {"", ".", ".."} & set(parts) or len(text) > LONGEST_NAME:
-        raise ArchiveError(f"is damaged: it holds a member named {text[:80]!r}")
+        raise ArchiveError(f"is damaged: it holds a member named {shown(text)}")
     return text

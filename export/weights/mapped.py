@@ -1,6 +1,6 @@
-"""Weights that are mapped from a checkpoint's file: their share of this process's memory, given back.
+"""Releases the memory of weights that are mapped from a checkpoint's file.
 
-Where a system lacks a call, nothing is done.
+Systems without the needed calls keep the memory.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ DROP = getattr(mmap, "MADV_DONTNEED", None)
 
 
 def unload(module: nn.Module) -> None:
-    """Drop a module's mapped weights from memory. What uses one again reads it from its file.
+    """Drop a module's mapped weights from memory. The next use reads them from the file again.
 
-    Weights that are not mapped, or of a mapping that has been written to, stay as they are.
+    Weights that are not mapped stay in memory, and so do those of a mapping that was written to.
     """
     try:
         clean, advise = untouched(MAPS.read_text(errors="replace")), ctypes.CDLL(None).madvise
@@ -35,7 +35,7 @@ def unload(module: nn.Module) -> None:
 
 
 def untouched(smaps: str) -> list[range]:
-    """Addresses of the files that are mapped and of which no page has been written to, from Linux's table."""
+    """Address ranges of mapped files without a modified page, from the text of Linux's `smaps`."""
     found: list[range] = []
     for line in smaps.splitlines():
         words = line.split(maxsplit=5)

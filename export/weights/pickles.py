@@ -1,9 +1,9 @@
-"""A pickle read as data: a small machine of its own that builds tensors, plain values and containers.
+"""Reads a pickle as data: a small stack machine that builds tensors, plain values and containers.
 
-A pickle is a program for a stack machine, and Python's own machine calls what the program names. This one
-calls nothing of the file's choice. It knows the opcodes that build values; a name means one of the entries
-in `valle2.export.weights.admitted`, and every other name is refused. The work and the memory are bounded
-before they are spent: by the number of opcodes, and by the bytes of all values made.
+A pickle is a program, and Python's own machine calls the functions that the program names. This machine
+calls no function of the file's choice. It knows the opcodes that build values. A name in the pickle must be
+an entry of `valle2.export.weights.admitted`; other names are refused. Limits on the number of opcodes and on
+the bytes of all values are checked before the work is done.
 """
 
 from __future__ import annotations
@@ -16,51 +16,53 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from valle2.engine.bundle.untrusted import shown
+
 Bytes = bytes | memoryview
 
 MAX_OPCODES, MAX_ARGUMENTS = 2_000_000, 64
 MAX_DIGITS = 64
-"""Bytes of a whole number; the states of random generators have 17."""
+"""Bytes of a whole number. The states of random generators have 17."""
 MAX_KEYS, MAX_TUPLE_KEYS, LONGEST_TUPLE_KEY = 20_000, 1000, 16
-"""Keys that are numbers, and tuples among them. They could be chosen so that a dictionary is slow."""
+"""Most keys that are numbers, and most tuples among them. A file could choose such keys to collide."""
 KEY_LIMIT = 1 << 60
-"""Whole numbers below it have hashes of their own."""
+"""Smaller whole numbers are their own hashes."""
 MEMO_GAP = 8
-"""How far the number of a value in the memo may run ahead of the values before it."""
+"""How far the index of a memo entry may exceed the number of entries so far."""
 OPCODE_COST, VALUE_COST, ENTRY_COST, MARK_COST = 16, 64, 100, 120
-"""Bytes charged for an opcode, for a small value, for an entry of a dictionary, for a list."""
+"""Bytes charged for an opcode, a small value, a dictionary's entry and a list."""
 
 
 class PickleError(ValueError):
-    """The bytes are no pickle that torch.save writes. The message says why."""
+    """The bytes are not a pickle of torch.save. The message says why."""
 
 
 class RefusedName(PickleError):
-    """The pickle names something that is not admitted. `str` is the name, printable and short."""
+    """The pickle uses a name that is not admitted. The message is the quoted name."""
 
     def __init__(self, module: str, name: str) -> None:
-        super().__init__(printable(f"{module}.{name}"))
+        super().__init__(shown(f"{module}.{name}"))
 
 
 class Budget:
-    """What the values of a file may take. limit: bytes of all of them."""
+    """How much memory the values of a file may still take. limit: bytes for all values."""
 
     def __init__(self, limit: int) -> None:
         self.limit = self.left = limit
         self.tuple_keys, self.number_keys = MAX_TUPLE_KEYS, MAX_KEYS
 
     def charge(self, size: int) -> None:
-        """Take so many bytes, before they are allocated.
+        """Count bytes before they are allocated.
 
         Raises:
-            PickleError: there are not as many left.
+            PickleError: the limit is exceeded.
         """
         self.left -= size
         if self.left < 0:
             raise PickleError(f"its values beside the tensors take more than {self.limit >> 20} MiB")
 
     def check_key(self, key: Any) -> None:
-        """Admit keys that cannot be chosen so that they collide: no nested ones, few tuples."""
+        """Check that a key cannot be chosen so that keys collide: no nested tuples, few tuples."""
         self.charge(ENTRY_COST)
         if type(key) is tuple:
             self.tuple_keys -= 1
@@ -81,7 +83,7 @@ class Budget:
             )
 
     def keys(self, values: Iterable[Any]) -> list[Any]:
-        """The values, each fit to be a key."""
+        """The values, each checked as a key."""
         found = list(values)
         for key in found:
             self.check_key(key)
@@ -89,44 +91,40 @@ class Budget:
 
 
 class Named(Protocol):
-    """What an admitted name stands for when the pickle calls it."""
+    """Builds the value of an admitted name when the pickle calls it."""
 
     def __call__(self, budget: Budget, *arguments: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """An admitted name as a value. call: builds what the name would build; None where it builds nothing."""
+    """An admitted name as a value. call: its builder; None if it builds nothing."""
 
     name: str
     call: Named | None = None
 
 
 ABSENT = object()
-"""A place of the memo without a value."""
+"""A memo entry without a value."""
 Persistent = Callable[[Any], Any]
 Names = Mapping[tuple[str, str], Any]
 Builders = Mapping[type, Callable[[Budget, Any, Any], None]]
-"""By the type of a value: puts a state (the opcode BUILD) into it, or raises."""
-
-
-def printable(text: str, longest: int = 80) -> str:
-    """Foreign text as it may stand in a message: one line, printable, not long."""
-    shown = "".join(char if char.isprintable() else "?" for char in text[:longest])
-    return shown + ("..." if len(text) > longest else "")
+"""By type of a value: sets its state (the opcode BUILD), or raises PickleError."""
 
 
 def no_storage(key: Any) -> Any:
-    raise PickleError("its pickle names a tensor's storage where none can be")
+    raise PickleError("its pickle refers to a tensor's storage where there is none")
 
 
 class Machine:
-    """Reads pickles one after the other from a file.
+    """Reads one pickle after another from the same bytes.
 
     Args:
-        data: the bytes. names: what may be named, by module and name: a `Global`, or a value.
-        builders: what takes a state. budget: of all values made.
-        persistent: makes a storage of a persistent id. at: where the next pickle begins.
+        data: the bytes. names: the admitted names, by module and name: a `Global`, or a value.
+        builders: the types that take a state. budget: limits the memory of all values.
+
+    Attributes:
+        persistent: makes a storage from a persistent id. at: where the next pickle begins.
     """
 
     def __init__(self, data: Bytes, names: Names, builders: Builders, budget: Budget) -> None:
@@ -136,10 +134,10 @@ class Machine:
         self.opcodes = MAX_OPCODES
 
     def load(self) -> Any:
-        """Read the next pickle; `at` is then behind it.
+        """Read the next pickle. Afterwards `at` is the byte after it.
 
         Raises:
-            PickleError: damaged, too much, or an opcode or a name that is not admitted.
+            PickleError: damaged, too large, or with an opcode or a name that is not admitted.
         """
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
@@ -160,13 +158,11 @@ class Machine:
                 step(self)
             (found,) = self.stack
         except (IndexError, struct.error):
-            raise PickleError("its pickle is cut off, or takes values that it has not made") from None
+            raise PickleError("its pickle is cut off, or uses values that it has not made") from None
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
             if isinstance(error, PickleError):
                 raise
-            raise PickleError(
-                f"its pickle is malformed ({printable(type(error).__name__)} at {self.at})"
-            ) from None
+            raise PickleError(f"its pickle is malformed ({type(error).__name__} at byte {self.at})") from None
         if self.marks:
             raise PickleError("its pickle ends inside a container")
         return found
@@ -174,7 +170,7 @@ class Machine:
     # -- bytes ----------------------------------------------------------------------------------
 
     def take(self, size: int) -> bytes:
-        """The next bytes, copied and charged."""
+        """The next bytes, copied and charged to the budget."""
         if self.at + size > len(self.data):
             raise PickleError("its pickle is cut off")
         self.budget.charge(VALUE_COST + size)
@@ -182,28 +178,28 @@ class Machine:
         return bytes(self.data[self.at - size : self.at])
 
     def number(self, form: struct.Struct) -> int:
-        """The next number, of this form."""
+        """The next number in the given format."""
         found: int = form.unpack_from(self.data, self.at)[0]
         self.at += form.size
         return found
 
     def line(self) -> str:
-        """Text up to the end of the line, as names have."""
+        """Text up to the end of the line: a module or a name."""
         found = bytearray()
         while (byte := self.data[self.at]) != NEWLINE:
             found.append(byte)
             self.at += 1
             if len(found) > LONGEST_LINE:
-                raise PickleError("its pickle has a name that does not end")
+                raise PickleError("its pickle has a name without an end")
         self.at += 1
         return found.decode("utf-8")
 
     def blob(self, form: struct.Struct) -> bytes:
-        """Bytes behind their length."""
+        """Bytes with their length before them."""
         return self.take(self.number(form))
 
     def text(self, form: struct.Struct) -> None:
-        """Text behind its length. A character takes up to four bytes once one of them does."""
+        """Text with its length before it. One wide character makes all characters take up to four bytes."""
         raw = self.blob(form)
         if not raw.isascii():
             top = int(np.frombuffer(raw, np.uint8).max())
@@ -221,7 +217,7 @@ class Machine:
         self.stack = []
 
     def since_mark(self) -> list[Any]:
-        """The values since the last mark, which is taken away."""
+        """Pop the values since the last mark, and the mark."""
         found, self.stack = self.stack, self.marks.pop()
         return found
 
@@ -234,14 +230,14 @@ class Machine:
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
-        """Push a value of the memo."""
+        """Push a memo entry."""
         value = self.memo[index]
         if value is ABSENT:
-            raise PickleError(f"its pickle takes the value {index} before it has made it")
+            raise PickleError(f"its pickle uses the value {index} before it has made it")
         self.push(value)
 
     def named(self, module: str, name: str) -> None:
-        """Push what an admitted name stands for."""
+        """Push the value of an admitted name."""
         if (module, name) not in self.names:
             raise RefusedName(module, name)
         self.push(self.names[module, name])
@@ -251,43 +247,43 @@ class Machine:
         self.push(tuple(items))
 
     def pair_of(self, size: int) -> None:
-        """A tuple of the last one, two or three values."""
+        """Push a tuple of the last one, two or three values."""
         items = self.stack[-size:]
         if len(items) != size:
-            raise PickleError("its pickle takes values that it has not made")
+            raise PickleError("its pickle uses values that it has not made")
         del self.stack[-size:]
         self.tuple_of(items)
 
     def call(self) -> None:
-        """Let an admitted name build its value from a tuple of arguments."""
+        """Let the builder of an admitted name make its value from a tuple of arguments."""
         arguments, target = self.stack.pop(), self.stack.pop()
         if not isinstance(target, Global) or target.call is None or type(arguments) is not tuple:
-            shown = target.name if isinstance(target, Global) else f"a {type(target).__name__}"
-            raise PickleError(f"its pickle calls {printable(shown)} with what it does not take")
+            called = target.name if isinstance(target, Global) else f"a {type(target).__name__}"
+            raise PickleError(f"its pickle calls {called} with arguments that it does not take")
         if len(arguments) > MAX_ARGUMENTS:
             raise PickleError(f"its pickle calls {target.name} with {len(arguments)} values")
         self.budget.charge(VALUE_COST)
         self.push(target.call(self.budget, *arguments))
 
     def call_with_names(self) -> None:
-        """The same with named arguments, of which there may be none."""
+        """The same with keyword arguments. There must be none."""
         names = self.stack.pop()
         if type(names) is not dict or names:
-            raise PickleError("its pickle makes a value with named arguments")
+            raise PickleError("its pickle makes a value with keyword arguments")
         self.call()
 
     def build(self) -> None:
-        """Give a value its state."""
+        """Set the state of a value."""
         state, target = self.stack.pop(), self.stack[-1]
         for kind, builder in self.builders.items():
             if isinstance(target, kind):
                 return builder(self.budget, target, state)
-        raise PickleError(f"its pickle gives a {type(target).__name__} a state")
+        raise PickleError(f"its pickle sets the state of a {type(target).__name__}")
 
     # -- containers -----------------------------------------------------------------------------
 
     def extend(self, values: list[Any]) -> None:
-        """Add values to a list or deque."""
+        """Add values to a list or a deque."""
         target = self.stack[-1]
         if type(target) not in (list, deque):
             raise PickleError(f"its pickle appends to a {type(target).__name__}")
@@ -310,7 +306,7 @@ class Machine:
 
 STOP, NEWLINE, LONGEST_LINE = ord("."), ord("\n"), 1000
 TWO_BYTES, FOUR_BYTES = 0xC4, 0xF0
-"""First bytes in UTF-8 from which on a character takes two bytes of memory, and four."""
+"""First bytes in UTF-8 of characters that take two bytes of memory, and four."""
 U8, U16, I32, U32, U64, F64 = map(struct.Struct, ("<B", "<H", "<i", "<I", "<Q", ">d"))
 Step = Callable[[Machine], None]
 
@@ -323,14 +319,14 @@ def whole_number(machine: Machine, form: struct.Struct) -> None:
 
 
 def byte_text(machine: Machine, form: struct.Struct) -> None:
-    """A string of Python 2: text where it is text, else bytes."""
+    """A Python 2 string: text if it is ASCII, otherwise bytes."""
     raw = machine.blob(form)
     machine.push(raw.decode("ascii") if raw.isascii() else raw)
 
 
 def protocol(machine: Machine) -> None:
     if machine.number(U8) > 5:
-        raise PickleError("its pickle has a protocol after 5")
+        raise PickleError("its pickle has a protocol above 5")
 
 
 def frame(machine: Machine) -> None:
@@ -341,7 +337,7 @@ def frame(machine: Machine) -> None:
 def stack_global(machine: Machine) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
     if type(name) is not str or type(module) is not str:
-        raise PickleError("its pickle names something by no text")
+        raise PickleError("its pickle has a name that is not text")
     machine.named(module, name)
 
 
@@ -367,7 +363,7 @@ def new_set(machine: Machine, items: list[Any], kind: type = set) -> None:
 
 
 def drop(machine: Machine) -> None:
-    """Take the last value away, or the mark where there is none behind it."""
+    """Pop the last value, or the mark if there is no value after it."""
     if machine.stack:
         machine.stack.pop()
     else:
@@ -433,4 +429,4 @@ STEPS: dict[int, Step] = {
     ord("b"): Machine.build,
     ord("Q"): lambda m: m.push(m.persistent(m.stack.pop())),
 }
-"""What an opcode does. Those of protocol 0, extensions, classes and buffers elsewhere are not here."""
+"""Opcodes by their byte. Protocol 0, extensions, classes and out-of-band buffers are left out."""

@@ -1,8 +1,8 @@
-"""Where a training file keeps its weights, and their names without what training put around them.
+"""Finds the weights in a training file, and restores the names that the plain network has.
 
-Training loops save weights bare or below one of a few keys. Wrappers of the module (data parallel, compiled,
-sharded) put a word into every name, Lightning the attribute that holds the module. Such a file reads as the
-plain file does, tensor for tensor.
+Training loops save weights directly or under one of a few keys. Wrappers of the module (data parallel,
+compiled, sharded) put a word into every name. Lightning puts the attribute of the network before every name.
+Such a file gives the same names and tensors as the plain file.
 """
 
 from __future__ import annotations
@@ -20,47 +20,50 @@ from valle2.export.weights.unpickle import read_container
 
 SUFFIX = ".safetensors"
 KEYS = ("model", "model_state_dict", "state_dict", "module")
-"""Entries that may hold the weights, the first that fits."""
+"""Entries that may hold the weights. The first that fits wins."""
 MAX_DEPTH = 3
-"""Entries of entries are looked through so far, and so many words before all names are left out."""
+"""Levels of nested entries that are searched, and words before all names that are removed."""
 WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
-"""Words that wrappers put into names: DataParallel, torch.compile, sharding, checkpointing."""
+"""Words that wrappers put into names: DataParallel, torch.compile, sharding and checkpointing."""
 EXTRA_STATE = "_extra_state"
-"""What a module may keep beside its weights, below its own name."""
+"""A module's extra state: an entry that ends so need not be a tensor."""
 AVERAGED = "n_averaged"
-"""What torch's averaged model counts, beside the weights."""
+"""The counter of torch's averaged model. It is not a weight."""
 LONGEST_NAME = 512
 ATTRIBUTE = "model"
-"""The attribute of a Lightning module that usually holds the network."""
+"""The usual attribute of a Lightning module for the network."""
 Known = Callable[[Mapping[str, Tensor]], bool]
 
 
 def read_tensors(path: Path, known: Known) -> dict[str, Tensor]:
-    """The weights of a safetensors file or of one that torch wrote.
+    """Read the weights of a safetensors file or of a `torch.save` file.
 
     Args:
-        known: are these the names of the network that is read?
+        known: whether these are the names of the wanted network.
 
     Raises:
-        CheckpointError: neither, damaged, or without weights.
+        CheckpointError: another kind of file, damaged, or without weights.
     """
     return find_state(read_values(path), path, known)
 
 
 def read_values(path: Path) -> Mapping[str, Any]:
-    """What a safetensors file or one that torch wrote holds, by name."""
+    """All entries of a safetensors file or of a `torch.save` file, by name."""
     return read_safetensors(path)[0] if path.suffix == SUFFIX else read_container(path)
 
 
 def find_state(container: Mapping[Any, Any], path: Path, known: Known) -> dict[str, Tensor]:
-    """The weights of a training file.
+    """Find the weights in a training file.
+
+    Args:
+        known: whether these are the names of the wanted network.
 
     Returns:
-        Tensors by the names of the plain network: the first place that `known` recognises, else the first
-        that has tensors, so that the caller can say what is missing.
+        Tensors by the names of the plain network: the first place that `known` accepts. If there is none, the
+        first place with tensors, so that the caller can say what is missing.
 
     Raises:
-        CheckpointError: no tensors anywhere, or two names that are one without their wrappers.
+        CheckpointError: no tensors anywhere, or two names become one without their wrappers.
     """
     fallback: dict[str, Tensor] = {}
     for candidate in candidates(container):
@@ -72,8 +75,8 @@ def find_state(container: Mapping[Any, Any], path: Path, known: Known) -> dict[s
             fallback = fallback or state
     if not fallback:
         raise CheckpointError(
-            f"{path} holds no weights, but {shown(sorted(map(shown, container)))}; "
-            f"expected tensors by their names, bare or below one of {', '.join(KEYS)}"
+            f"{path} holds no weights; its entries are {shown(sorted(map(shown, container)))}; "
+            f"expected tensors by name, at the top or under one of {', '.join(KEYS)}"
         )
     return fallback
 
@@ -84,7 +87,7 @@ def is_weight(name: Any, value: Any) -> bool:
 
 
 def check_rest(candidate: Mapping[Any, Any], path: Path) -> None:
-    """Plain values may stand beside weights, but not in place of one: the names of weights have dots."""
+    """Refuse a plain value with the name of a weight, that is, with a dot. Other plain values are allowed."""
     for name, value in candidate.items():
         plain = not isinstance(name, str) or "." not in name or name.endswith(EXTRA_STATE)
         if not plain and not isinstance(value, Tensor):
@@ -94,7 +97,7 @@ def check_rest(candidate: Mapping[Any, Any], path: Path) -> None:
 
 
 def candidates(container: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
-    """Dictionaries that may be the weights, each once, the inner ones first."""
+    """Dictionaries that may be the weights, each once, innermost first."""
     found = {id(container): container}
     levels = [[container]]
     for _ in range(MAX_DEPTH):
@@ -106,9 +109,9 @@ def candidates(container: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
 
 
 def spellings(tensors: Mapping[str, Tensor], path: Path) -> Iterator[dict[str, Tensor]]:
-    """The tensors by their names without wrappers, then without one word before the names after another.
+    """The tensors by their names without wrappers, then without one more first word at a time.
 
-    What stands beside the names that have the word is left out: it belongs to the training.
+    Tensors without the removed word belong to the training, and are dropped.
     """
     state = renamed(tensors, path, WRAPPERS)
     for _ in range(MAX_DEPTH + 1):
@@ -123,7 +126,7 @@ def spellings(tensors: Mapping[str, Tensor], path: Path) -> Iterator[dict[str, T
 
 
 def common_word(names: Iterable[str]) -> str:
-    """The first word that all names have before others; `model` where some have it."""
+    """The first word of all names, or `model` if only some names begin with it."""
     first = {name.partition(".")[::2] for name in names}
     words = {word for word, rest in first if rest}
     if len(words) == 1 and all(rest for _, rest in first):
@@ -134,10 +137,10 @@ def common_word(names: Iterable[str]) -> str:
 def renamed(
     tensors: Mapping[str, Tensor], path: Path, without: Container[str] = (), before: str = ""
 ) -> dict[str, Tensor]:
-    """The tensors by other names, none of which two tensors may have.
+    """The tensors by shorter names. Two tensors must not get the same name.
 
     Args:
-        without: words to leave out wherever they stand. before: a word to leave out before a name.
+        without: words to remove anywhere. before: a word to remove at the start.
     """
     found: dict[str, Tensor] = {}
     for name, value in tensors.items():
@@ -145,8 +148,8 @@ def renamed(
         plain = ".".join(words).removeprefix(f"{before}." if before else "")
         if not plain or plain in found:
             raise CheckpointError(
-                f"{path} has two weights named {shown(plain)} once what wrappers put into names is left "
-                "out; save the state dict of one model"
+                f"{path} has two weights named {shown(plain)} after the words of wrappers are removed; "
+                "save the state dict of one model"
             )
         found[plain] = value.detach()
     return found

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from valle2.engine import Backend, sized
 from valle2.engine.bundle.contract import CODEBOOKS
+from valle2.runtime.types import Codes
 
 Audio = NDArray[np.float32]
-Codes = NDArray[np.int64]
 
 
 class Codec:

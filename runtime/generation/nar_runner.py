@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from valle2.engine import Backend, sized
+from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.runtime.types import Codes
 
 
@@ -58,15 +59,15 @@ class NARRunner:
 
     def run(self, state: NARState, codebook: int) -> None:
         """Compute one codebook from those before it, and fill it in."""
-        feeds = {
-            "text": state.text[None],
-            "text_lengths": np.array([len(state.text)]),
-            "codes": state.codes[None],
-            "prompt_lengths": np.array([state.prompt_length]),
-            "frame_lengths": np.array([len(state.codes)]),
-            "stage": np.array(codebook),
-        }
-        found = self.backend.run(feeds, ("codes_out",))["codes_out"]
+        inputs = NARInputs(
+            text=state.text[None],
+            text_lengths=np.array([len(state.text)]),
+            codes=state.codes[None],
+            prompt_lengths=np.array([state.prompt_length]),
+            frame_lengths=np.array([len(state.codes)]),
+            stage=np.array(codebook),
+        )
+        found = self.backend.run(inputs.feeds(), ("codes_out",))["codes_out"]
         state.target[:, codebook] = sized(self.backend.spec, "codes_out", found, (1, len(state.target)))[0]
 
     def refine(self, text: Codes, prompt: Codes, first: Codes) -> Codes:

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from valle2.engine import Manifest, ManifestError, whole_text
 from valle2.engine.bundle.contract import CODEBOOKS
 from valle2.engine.bundle.schema import check_rules
 from valle2.runtime.errors import PromptError, TextError
-from valle2.runtime.types import check_span
-
-Codes = NDArray[np.int64]
+from valle2.runtime.types import Codes, check_span
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Sizes that a hostile checkpoint may claim: each is refused before anything is built of that size."""
+"""Sizes that a hostile checkpoint may claim. Each is refused before anything of that size is built."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from tests.export.codecs.test_codecs import as_file, peer
 from tests.export.importers.peers import Lifeiteng
 from valle2.export import CheckpointError, read_checkpoint, save_checkpoint
 from valle2.export.checkpoint import METADATA, empty_checkpoint
-from valle2.export.codecs.demo import CodecConfig, Fourier, InverseFourier
-from valle2.export.codecs.encodec import EncodecConfig
-from valle2.export.codecs.encodec_weights import read_encodec
-from valle2.export.codecs.vocos import VocosConfig, read_vocos
-from valle2.export.importers import lifeiteng
-from valle2.export.importers.registry import read_any
+from valle2.export.codecs import CodecConfig, EncodecConfig, read_encodec, read_vocos
+from valle2.export.codecs.fourier import Fourier, InverseFourier
+from valle2.export.codecs.vocos import VocosConfig
+from valle2.export.importers import lifeiteng, read_any
 
 ENCODEC_SIZES: dict[str, dict[str, Any]] = {
     "filters": {"filters": 512},
@@ -76,7 +74,7 @@ def test_published_codecs_are_within_the_limits() -> None:
 
 
 def encodec_claim(filters: int, ratios: tuple[int, ...], dimension: int = 8) -> dict[str, Tensor]:
-    """The tensors of EnCodec that its sizes are read from, each with all of its numbers, and no others."""
+    """Only those tensors of EnCodec that tell its sizes, with all their numbers."""
     kernels = [2 * ratio for ratio in (*ratios, 3)]
     table = torch.zeros(1024, dimension)
     return (
@@ -90,7 +88,7 @@ def encodec_claim(filters: int, ratios: tuple[int, ...], dimension: int = 8) -> 
 
 
 def vocos_claim(rows: int, width: int, ffn: int, blocks: int = 1) -> dict[str, Tensor]:
-    """The tensors of Vocos that its sizes are read from."""
+    """Only those tensors of Vocos that tell its sizes."""
     found = {
         "backbone.embed.weight": torch.zeros(width, 1, 1),
         "head.out.weight": torch.zeros(rows, 1),
@@ -149,7 +147,7 @@ LARGEST = {"width": 4096, "ffn": 4096, "blocks": 64, "decoder_width": 4096, "dec
 
 
 def test_an_own_codec_takes_no_memory_until_it_fits_its_file(tmp_path: Path) -> None:
-    """Its weights would take some 20 GB."""
+    """Its weights would take about 20 GB."""
     values = {"model": toy_config(1).to_dict(), "codec": LARGEST}
     codec = empty_checkpoint(values).codec
     assert codec is not None and all(weight.is_meta for part in codec[:2] for weight in part.parameters())
@@ -161,7 +159,7 @@ def test_an_own_codec_takes_no_memory_until_it_fits_its_file(tmp_path: Path) -> 
 
 
 def test_an_own_codec_that_was_read_codes_as_it_did(tmp_path: Path) -> None:
-    """Nothing of it stays without numbers: its filters and Fourier bases are in no file."""
+    """Filters and Fourier bases are not in the file, so they must be computed after loading."""
     toy = toy_checkpoint(2)
     assert toy.codec is not None
     stored = read_checkpoint(save_checkpoint(toy, tmp_path / "toy")).codec
@@ -193,7 +191,7 @@ def test_a_basis_that_inference_made_first_can_be_trained_through() -> None:
 
 
 def plain_sinusoids(rows: int, width: int, scale: Tensor) -> Tensor:
-    """As the code base writes it: all at once."""
+    """The code base's own formula: all rows at once."""
     rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))
     phase = torch.arange(rows, dtype=torch.float32)[:, None] * rate
     return torch.stack([phase.sin(), phase.cos()], dim=2).flatten(1)[:, :width] * scale

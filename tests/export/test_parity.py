@@ -1,4 +1,4 @@
-"""Every lowering against eager PyTorch: logits within 1e-4, codes equal, greedy and seeded."""
+"""Every lowering against eager PyTorch: logits within 1e-4, and equal codes, greedy and seeded."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from tests.conftest import near_a_boundary
 from valle2.engine import Backend
+from valle2.engine.bundle.contract import EOS_CODE
 from valle2.export.attention import LOWERINGS
 from valle2.export.graphs import ar_inputs, cache_names
-from valle2.export.models.ar import ARModel
-from valle2.export.models.config import EOS_CODE
+from valle2.export.models import ARModel
 from valle2.export.models.reference import generate
-from valle2.export.verify.parity import verify_ar
+from valle2.export.verify import verify_ar
 from valle2.runtime import Settings
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.engine import advance_rows
@@ -49,7 +49,7 @@ def test_logits_of_prefill_and_200_cached_steps(
 def steps_beside_eager(
     model: ARModel, backend: Backend, batch: int, steps: int = STEPS
 ) -> tuple[float, float]:
-    """Ragged prefill and cached steps, each side with its own caches.
+    """Run a ragged prefill and cached steps on both sides, each with its own caches.
 
     Returns:
         The greatest difference of the logits, and the share of rows and slots with the same likeliest code.
@@ -91,7 +91,7 @@ def test_rows_may_prefill_while_others_decode(ar_backend: Make, lowering: str) -
 def reference_codes(
     model: ARModel, row: Sequence, steps: int, *, cached: bool
 ) -> tuple[list[int], bool, list[NDArray[np.float32]]]:
-    """Codes of the eager model under the numpy rule, and the logits of every step."""
+    """Codes of the eager model under the NumPy rule, and the logits of every step."""
     history, trace, settings = row.prompt, list[NDArray[np.float32]](), row.settings
 
     def sample(logits: NDArray[np.float32], step: int) -> tuple[NDArray[np.int64], bool]:
@@ -112,7 +112,7 @@ def reference_codes(
 
 
 def agrees(model: ARModel, row: Sequence, found: tuple[list[int], bool], steps: int, *, cached: bool) -> bool:
-    """Are these the reference's codes? Where they part, the draw must lie on a boundary within rounding."""
+    """Whether these are the reference's codes. Asserts that another draw is within rounding of a boundary."""
     codes, ended, trace = reference_codes(model, row, steps, cached=cached)
     if found == (codes, ended):
         return True
@@ -126,7 +126,7 @@ def agrees(model: ARModel, row: Sequence, found: tuple[list[int], bool], steps: 
 
 
 def as_likely(model: ARModel, row: Sequence, found: tuple[list[int], bool], steps: int, slack: float) -> bool:
-    """Are these the reference's greedy codes, or do they part at one that is as likely within `slack`?"""
+    """Whether the codes are the reference's greedy codes up to a code that is as likely within `slack`."""
     codes, ended, trace = reference_codes(model, row, steps, cached=True)
     ours, theirs = ([*said, EOS_CODE] if over else said for said, over in (found, (codes, ended)))
     same = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
@@ -137,7 +137,7 @@ def as_likely(model: ARModel, row: Sequence, found: tuple[list[int], bool], step
 
 
 def decoded(runner: ARRunner, rows: list[Sequence], steps: int) -> list[tuple[list[int], bool]]:
-    """Codes of every row up to its `<eos>`; the rows enter one after another, each a step later."""
+    """Codes of every row up to its `<eos>`. Each row enters one step after the row before."""
     scheduler = Scheduler(runner.rows)
     sequences = [scheduler.add(replace(row, step_limit=steps, codes=[])) for row in rows]
     while not all(sequence.finished for sequence in sequences):
@@ -175,6 +175,6 @@ def test_codes_equal_the_reference_in_a_ragged_batch(
     agreed = [agrees(model, row, found, steps, cached=True) for row, found in zip(rows, batch, strict=True)]
     alone = [agrees(model, row, decoded(slots, [row], steps)[0], steps, cached=True) for row in rows]
     uncached = agrees(model, rows[0], batch[0], steps, cached=False)
-    if settings.top_p == 0:
-        assert all(agreed) and all(alone) and uncached
-    assert sum(agreed) >= len(agreed) - 1 and sum(alone) >= len(alone) - 1
+    greedy = settings.top_p == 0
+    least = len(rows) - (not greedy)  # one seeded row may differ by a draw on a boundary
+    assert sum(agreed) >= least and sum(alone) >= least and (uncached or not greedy)

@@ -1,4 +1,4 @@
-"""The AR in float16 and in 8 bits, as `valle2 build --target ort` makes it, and eager PyTorch."""
+"""The AR in float16 and in 8 bits, as `valle2 build --target ort` makes it, against eager PyTorch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from valle2.engine.build.ort import build_graph
 from valle2.engine.bundle.precisions import METHODS
 from valle2.export.bundle import graph_spec
 from valle2.export.graphs import ar_graph, ar_inputs
-from valle2.export.models.ar import ARModel
-from valle2.export.models.config import Style
+from valle2.export.models import ARModel, Style
 from valle2.runtime import Settings
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.sampling import sample_group
@@ -27,8 +26,11 @@ STEPS = 40
 
 @dataclass(frozen=True)
 class Bounds:
-    """logits: by how much they may differ, they span some 3. same: the least share of the likeliest codes.
-    cache: the type of the caches' numbers."""
+    """Bounds of a precision.
+
+    logits: greatest difference, of logits that span about 3. same: smallest share of equal likeliest codes.
+    cache: the dtype of the caches.
+    """
 
     logits: float
     same: float

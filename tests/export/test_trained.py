@@ -1,4 +1,4 @@
-"""Export of trained weights, every lowering: compared with eager PyTorch, and the same speech."""
+"""Export of trained weights: every lowering agrees with eager PyTorch and gives the same speech."""
 
 from __future__ import annotations
 

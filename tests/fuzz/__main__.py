@@ -1,6 +1,6 @@
-"""`python -m tests.fuzz [--count 100000] [--kinds archives ...] [--seed 0]`: hostile files, read and refused.
+"""`python -m tests.fuzz [--count 100000] [--kinds archives ...] [--seed 0]`: reads many hostile files.
 
-Prints a table, one row a kind, and ends with status 1 if any file was more than refused.
+Prints a table with one row per kind. The exit status is 1 if any file caused a fault.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ KINDS: dict[str, tuple[Maker, int]] = {
     "checkpoints": (CheckpointFuzzer, 5),
     "bundles": (BundleFuzzer, 10),
 }
-"""By kind: its fuzzer, and its share of all files in percent."""
+"""By kind: its fuzzer, and its relative share of the files."""
 
 
 def all_kinds(count: int, seed: int = 0, kinds: tuple[str, ...] = tuple(KINDS)) -> list[Report]:
-    """Every kind in turn, each with its share of the files."""
+    """Run every kind with its share of the files."""
     whole = sum(KINDS[kind][1] for kind in kinds)
     return [fuzz(kind, KINDS[kind][0], count * KINDS[kind][1] // whole, seed) for kind in kinds]
 
 
 def table(reports: list[Report]) -> str:
-    """The reports as Markdown."""
+    """The reports as a Markdown table."""
     rows = ["| kind | files | read | refused | slowest, s | growth, MiB | faults |", "|" + "---|" * 7]
     for found in reports:
         rows.append(

@@ -1,4 +1,4 @@
-"""Zip archives that two readers may read differently, made of archives that torch.save wrote."""
+"""Makes zip archives that two readers may read differently, from archives of torch.save."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def stored(parts: Parts, compression: int = zipfile.ZIP_STORED, comment: bytes =
 
 
 def header(name: bytes, data: bytes, *, flags: int = 0, method: int = 0, extra: bytes = b"") -> bytes:
-    """A local header and what follows it."""
+    """A local header and the member's bytes."""
     sizes = (0, len(data), len(data), len(name), len(extra))
     return struct.pack("<4s5H3I2H", SIGNATURES[0], 20, flags, method, 0, 0, *sizes) + name + extra + data
 
@@ -45,12 +45,12 @@ def central(name: bytes, size: int, offset: int, *, flags: int = 0, extra: bytes
 
 
 def end(count: int, size: int, offset: int, comment: bytes = b"") -> bytes:
-    """The record at the end."""
+    """The end record."""
     return struct.pack("<4s4H2IH", SIGNATURES[2], 0, 0, count, count, size, offset, len(comment)) + comment
 
 
 def two_directories(first: Parts, second: Parts) -> bytes:
-    """All members of both, then a directory of each: which one counts depends on the reader."""
+    """All members of both, then a directory of each. Readers differ in which directory they use."""
     body, tables = b"", []
     for parts in (first, second):
         rows = []
@@ -66,7 +66,7 @@ def two_directories(first: Parts, second: Parts) -> bytes:
 
 
 def hidden_local(parts: Parts, hostile: bytes) -> bytes:
-    """Headers between the members name other contents than the directory at the end."""
+    """Local headers whose contents differ from those in the directory."""
     body, rows = b"", []
     for name, data in parts.items():
         rows.append(central(name.encode(), len(data), len(body)))
@@ -76,7 +76,7 @@ def hidden_local(parts: Parts, hostile: bytes) -> bytes:
 
 
 def flip(data: bytes, rng: random.Random) -> bytes:
-    """Some bytes changed."""
+    """Change some bytes."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8, 30))):
         out[rng.randrange(len(out))] = rng.randrange(256)
@@ -84,7 +84,7 @@ def flip(data: bytes, rng: random.Random) -> bytes:
 
 
 def edit_field(data: bytes, rng: random.Random) -> bytes:
-    """A field of one of the zip records holds another number."""
+    """Put another number into a field of a zip record."""
     signature = rng.choice(SIGNATURES)
     places = [found.start() for found in re.finditer(re.escape(signature), data)]
     at = rng.choice(places or [rng.randrange(len(data))])
@@ -95,14 +95,14 @@ def edit_field(data: bytes, rng: random.Random) -> bytes:
 
 
 def cut(data: bytes, rng: random.Random) -> bytes:
-    """The end, the beginning or a piece is missing."""
+    """Remove the end, the beginning or a piece."""
     first, last = sorted((rng.randrange(len(data)), rng.randrange(len(data) + 1)))
     pieces: tuple[bytes, ...] = (data[:last], data[first:], data[:first] + data[last:])
     return rng.choice(pieces)
 
 
 def add(data: bytes, rng: random.Random) -> bytes:
-    """Bytes before it, behind it or inside."""
+    """Insert bytes before, after or inside."""
     tail = rng.choice(
         (b"\0", b"PK\5\6" + bytes(6), EMPTY_END, rng.randbytes(rng.randrange(1, 40)), *SIGNATURES)
     )
@@ -111,7 +111,7 @@ def add(data: bytes, rng: random.Random) -> bytes:
 
 
 def rename(data: bytes, rng: random.Random) -> bytes:
-    """Members with names that mean something else, or twice the same."""
+    """Rename a member, perhaps to another member's name."""
     parts = list(parts_of(data).items())
     index = rng.randrange(len(parts))
     root = parts[0][0].partition("/")[0]
@@ -127,7 +127,7 @@ def rename(data: bytes, rng: random.Random) -> bytes:
 
 
 def repack(data: bytes, rng: random.Random) -> bytes:
-    """The same members compressed, with a comment, or in another order."""
+    """Compress the members, add a comment, or change their order."""
     parts = list(parts_of(data).items())
     rng.shuffle(parts)
     method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
@@ -135,7 +135,7 @@ def repack(data: bytes, rng: random.Random) -> bytes:
 
 
 def join(data: bytes, rng: random.Random, hostile: bytes) -> bytes:
-    """Two archives in one file."""
+    """Put two archives into one file."""
     ours, theirs = parts_of(data), parts_of(hostile)
     return rng.choice(
         (
@@ -150,7 +150,7 @@ def join(data: bytes, rng: random.Random, hostile: bytes) -> bytes:
 
 
 def mutate(original: bytes, rng: random.Random, hostile: Sequence[bytes]) -> bytes:
-    """One or more changes to an archive."""
+    """Change an archive once or several times."""
     changes: list[Callable[[bytes], bytes]] = [
         lambda old: flip(old, rng),
         lambda old: edit_field(old, rng),

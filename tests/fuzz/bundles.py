@@ -1,7 +1,7 @@
-"""Hostile bundles: a small valid one with one thing or more made wrong, over and over.
+"""Makes hostile bundles: a small valid bundle with one or more errors.
 
-Where a file is changed its hash is right, as it would be in a hostile bundle. The same seed gives the same
-variants. Every variant lies in one folder, which `make` mends before it breaks it anew.
+The hash of a changed file is correct, as an attacker would make it. The same seed gives the same variants.
+All variants use one folder, which `make` repairs before each change.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from valle2.runtime.generation.token_layout import TokenLayout
 from valle2.runtime.presets import read_preset
 
 LOADED_LATE = (encodings.cp437, valle2.engine.build.budget)
-"""Modules that reading imports at their first use, which `harness` would take for code of a file."""
+"""Modules that readers import on first use. They are imported here, so that `harness` reports no import."""
 Change = Callable[[], None]
 PRESET = "preset.npz"
 DEEP = 0.03
-"""Share of the cases, besides those that need it, in which the model is loaded and speaks."""
+"""Share of the variants with which the model is loaded and speaks, in addition to those that need it."""
 NUMBERS: list[Any] = [
     -1, 0, 1, 2, 3, 7, 8, 255, 1024, 65_536, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**12, 10**30, 10**40,
     0.5, -0.5, 1e-300, 1e300, 1e999, -1e999, float("nan"),
@@ -73,10 +73,10 @@ PIECES = [
 
 
 class BundleFuzzer:
-    """Makes hostile bundles and opens them as the product does.
+    """Makes hostile bundles and opens them as the commands do.
 
     Args:
-        folder: where they lie; a new or an empty one. seed: of everything that is drawn.
+        folder: an empty folder for the bundles. seed: of all random choices.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -113,7 +113,7 @@ class BundleFuzzer:
     # -- making -----------------------------------------------------------------------------------
 
     def make(self) -> Path:
-        """Mend the folder, break it in another way, and return it."""
+        """Repair the folder, change it in another way, and return it."""
         for name in self.changed:
             self.restore(name)
         self.changed.clear()
@@ -125,7 +125,7 @@ class BundleFuzzer:
         return self.path
 
     def restore(self, name: str) -> None:
-        """Put back a file as it was."""
+        """Restore a file."""
         path = self.path / name
         remove(path)
         if name in self.contents:
@@ -133,7 +133,7 @@ class BundleFuzzer:
             path.write_bytes(self.contents[name])
 
     def write(self, name: str, data: bytes, *, hashed: bool = True) -> None:
-        """Change a file, and its hash in the manifest."""
+        """Write a file, and its hash in the manifest."""
         self.changed.add(name)
         (self.path / name).write_bytes(data)
         if hashed and name in self.values["files"]:
@@ -142,12 +142,12 @@ class BundleFuzzer:
             self.write_values(values)
 
     def write_values(self, values: object) -> None:
-        """Change the manifest."""
+        """Write the manifest."""
         text = json.dumps(values)
         self.write(FILE_NAME, text.encode("utf-8", "surrogatepass"))
 
     def damaged(self, data: bytes) -> bytes:
-        """Bytes with some that were flipped, cut, doubled or put in."""
+        """Flip, remove, double or insert some bytes."""
         out = bytearray(data)
         for _ in range(self.random.choice([1, 1, 1, 2, 5, 20])):
             at, kind = self.random.randrange(len(out) + 1), self.random.randrange(6)
@@ -168,7 +168,7 @@ class BundleFuzzer:
         return bytes(out)
 
     def hostile(self) -> Any:
-        """A value that nobody expects."""
+        """A random unexpected value."""
         return copy.deepcopy(self.random.choice(self.random.choice([NUMBERS, WORDS, OTHERS])))
 
     def place(self, values: Any) -> tuple[Any, Any]:
@@ -196,7 +196,7 @@ class BundleFuzzer:
         self.write_values(values)
 
     def change_keys(self) -> None:
-        """A key more, less, renamed, or given twice."""
+        """Add, remove, rename or double a key."""
         values = self.fresh()
         container, key = self.place(values)
         while not isinstance(container, dict):
@@ -215,7 +215,7 @@ class BundleFuzzer:
         self.write(FILE_NAME, text.encode("utf-8", "surrogatepass"))
 
     def change_names(self) -> None:
-        """A file's name in the list, of a graph, or of both."""
+        """Change a file's name in the list of files, and perhaps in a graph."""
         values, name = self.fresh(), self.random.choice(NAMES)
         known = self.random.choice(list(values["files"]))
         digest = values["files"].pop(known) if self.random.random() < 0.5 else "0" * 64
@@ -226,7 +226,7 @@ class BundleFuzzer:
         self.write_values(values)
 
     def move_trees(self) -> None:
-        """One part of the manifest in the place of another."""
+        """Replace one part of the manifest by another."""
         values = self.fresh()
         container, key = self.place(values)
         other, name = self.place(values)
@@ -245,7 +245,7 @@ class BundleFuzzer:
         self.deep = self.random.random() < 0.5
 
     def move_weights(self) -> None:
-        """A tensor somewhere in a graph that names a file."""
+        """Put a tensor with its data in another file into a graph."""
         name = self.random.choice(self.graphs)
         location = self.random.choice(LOCATIONS)
         model = onnx.ModelProto.FromString(self.contents[name])
@@ -290,7 +290,7 @@ class BundleFuzzer:
         self.write(PRESET, self.damaged(self.contents[PRESET]))
 
     def damage_record(self) -> None:
-        """What says what `valle2 build` made; a hostile archive may bring one."""
+        """Damage a record of `valle2 build`, which a hostile bundle may contain."""
         name = self.random.choice([n for n in self.contents if n.startswith("engines/")])
         data = self.damaged(self.contents[name])
         if name.endswith(".json") and self.random.random() < 0.8:
@@ -302,7 +302,7 @@ class BundleFuzzer:
         self.deep = self.random.random() < 0.5
 
     def replace_file(self) -> None:
-        """A link, a folder, a pipe or nothing where a file is listed."""
+        """Replace a listed file by a link, a folder, a pipe or nothing."""
         name = self.random.choice([FILE_NAME, *self.values["files"]])
         self.changed.add(name)
         path, kind = self.path / name, self.random.randrange(6)
@@ -317,11 +317,7 @@ class BundleFuzzer:
     # -- reading ----------------------------------------------------------------------------------
 
     def read(self, path: Path) -> None:
-        """Open a bundle as the commands do.
-
-        Raises:
-            Valle2Error: it is refused.
-        """
+        """Open a bundle as the commands do. Raises Valle2Error if it is refused."""
         if self.kind == "preset":
             read_preset(path / PRESET)
             return
@@ -336,14 +332,14 @@ class BundleFuzzer:
             self.speak(path)
 
     def find(self, path: Path, manifest: Manifest, precision: str) -> None:
-        """The builds that lie in the bundle, where there are any."""
+        """Look for builds in the bundle."""
         if (path / "engines" / f"ort-{precision}").is_dir():
             find_graphs(path, manifest, precision)
         for record in engine_records(path / "engines" / "tensorrt").values():
             assert record.profile_names is not None and record.key["graph"]
 
     def speak(self, path: Path) -> None:
-        """Load it, list it, speak."""
+        """Inspect the bundle, load it and speak."""
         flags = {"budget": False, "batch": 1, "frames": 0, "precision": "fp16", "lowering": None}
         flags |= {"device_memory": 0.0, "bandwidth": 0.0, "bundle": str(path)}
         for budget in (False, True):
@@ -356,7 +352,7 @@ class BundleFuzzer:
 
 
 def external(location: str) -> TensorProto:
-    """A tensor whose numbers lie in a file."""
+    """A tensor whose data is in a file."""
     tensor = TensorProto(name="hidden", data_type=TensorProto.FLOAT, dims=[4])
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in {"location": location, "offset": "0", "length": "16"}.items():
@@ -418,7 +414,7 @@ def in_list(model: onnx.ModelProto, tensor: TensorProto) -> bytes:
 
 
 def in_second_graph(model: onnx.ModelProto, tensor: TensorProto) -> bytes:
-    """A field that is given twice: readers of protobuf join the two."""
+    """A protobuf field given twice, which readers merge."""
     more = onnx.ModelProto()
     more.graph.initializer.append(tensor)
     return bytes(model.SerializeToString() + more.SerializeToString())
@@ -453,7 +449,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete whatever is there."""
+    """Delete a file, a link or a folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

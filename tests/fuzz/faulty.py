@@ -1,4 +1,4 @@
-"""A reader with every fault that the harness looks for, so that a test can see that it finds them."""
+"""A reader with every fault that the harness must find. It tests the harness."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MEMORY = 100 << 20
 
 
 class Unclean(Valle2Error):
-    """An error whose message is two lines, as none of the product's can be."""
+    """An error with a message of two lines, which `Valle2Error` itself prevents."""
 
     def __str__(self) -> str:
         return "two\nlines"
 
 
 class Faulty:
-    """Reads the first files well; then one file a fault."""
+    """Reads the warm-up files well. Each file after them shows one fault."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.mark, self.path = folder / "ran", folder / "model.pt"
@@ -62,4 +62,4 @@ EXPECTED = (
     "did what it must not",
     "ended",
 )
-"""How the faults are told, in their order."""
+"""A part of each fault's message, in order."""

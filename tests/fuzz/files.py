@@ -1,4 +1,4 @@
-"""Hostile checkpoint files: archives, pickles, files of before torch 1.6, safetensors, whole checkpoints."""
+"""Makes hostile checkpoint files: archives, pickles, old torch files, safetensors, checkpoints."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tests.conftest import toy_checkpoint
 from tests.export.importers.peers import Lifeiteng
 from tests.fuzz import archives, pickles
 from valle2.export.checkpoint import METADATA, WEIGHTS, save_checkpoint
-from valle2.export.importers.family import Options
-from valle2.export.importers.registry import read_any
+from valle2.export.importers import read_any
+from valle2.export.options import ImportOptions
 from valle2.export.weights.unpickle import read_container
 
 
 def saved(value: Any, **options: Any) -> bytes:
-    """A file that torch.save wrote."""
+    """The bytes that torch.save writes."""
     out = io.BytesIO()
     torch.save(value, out, **options)
     return out.getvalue()
 
 
 def small() -> dict[str, Any]:
-    """Weights of several dtypes and shapes, shared and transposed ones, with plain values beside them."""
+    """Weights of several dtypes and shapes, some shared or transposed, and plain values beside them."""
     whole = torch.arange(24.0).reshape(4, 6)
     weights = {
         "a.weight": whole,
@@ -46,7 +46,7 @@ def small() -> dict[str, Any]:
 
 
 class Fuzzer:
-    """Makes files in a folder, deterministically for a seed, and reads them as the product does."""
+    """Makes files in a folder, the same for the same seed, and reads them as the export does."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.rng = folder, random.Random(seed)
@@ -55,7 +55,7 @@ class Fuzzer:
         self.prepare()
 
     def prepare(self) -> None:
-        """Make what the files are made of."""
+        """Make the valid files and the hostile parts."""
         self.valid = [saved(small()), saved({"w": torch.ones(300)}), saved(small(), pickle_protocol=4)]
         parts = archives.parts_of(self.valid[1])
         name = next(iter(parts))
@@ -82,7 +82,7 @@ class ArchiveFuzzer(Fuzzer):
 
 
 class PickleFuzzer(Fuzzer):
-    """Right archives around hostile pickles."""
+    """Valid archives with hostile pickles."""
 
     def prepare(self) -> None:
         super().prepare()
@@ -96,7 +96,7 @@ class PickleFuzzer(Fuzzer):
 
 
 class OldFuzzer(Fuzzer):
-    """Files of before torch 1.6, and bare pickles."""
+    """Files from before torch 1.6, and bare pickles."""
 
     def prepare(self) -> None:
         super().prepare()
@@ -118,7 +118,7 @@ class OldFuzzer(Fuzzer):
 
 
 class SafetensorsFuzzer(Fuzzer):
-    """valle2's own checkpoints: hostile headers, metadata and sizes."""
+    """Checkpoints in valle2's own format, with hostile headers, metadata and sizes."""
 
     def prepare(self) -> None:
         folder = self.folder / "toy"
@@ -175,7 +175,7 @@ ODD: tuple[Any, ...] = (
 
 
 def edit(values: Any, rng: random.Random) -> None:
-    """Change something somewhere in parsed JSON."""
+    """Change a random entry of parsed JSON."""
     while True:
         keys = list(values) if isinstance(values, dict) else list(range(len(values)))
         key = rng.choice(keys) if keys else None
@@ -196,7 +196,7 @@ DTYPES = (torch.float16, torch.float64, torch.complex64, torch.int8, torch.bool,
 
 
 class CheckpointFuzzer(Fuzzer):
-    """Checkpoints of other code bases with entries of other types, shapes and numbers."""
+    """Checkpoints of other code bases, with entries of other types, shapes and values."""
 
     def prepare(self) -> None:
         super().prepare()
@@ -219,7 +219,7 @@ class CheckpointFuzzer(Fuzzer):
         return saved(container)
 
     def tensor(self, old: torch.Tensor) -> Any:
-        """Another value in the place of a weight."""
+        """A value to replace a weight by."""
         if self.rng.random() < 0.4:
             return torch.zeros(old.shape, dtype=self.rng.choice(DTYPES))
         return self.rng.choice(
@@ -243,4 +243,4 @@ class CheckpointFuzzer(Fuzzer):
         )
 
     def read(self, path: Path) -> None:
-        read_any([path], "auto", Options(heads=self.rng.choice((0, 2)), prefix_mode=1))
+        read_any([path], ImportOptions(heads=self.rng.choice((0, 2)), prefix_mode=1))

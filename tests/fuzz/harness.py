@@ -1,8 +1,9 @@
-"""Runs fuzzers in processes of their own and watches what reading a file does.
+"""Runs each fuzzer in its own process and watches what reading a file does.
 
-A file may be read, or refused by a `Valle2Error` of one line. Anything else is a fault: another exception,
-code that runs (Python's audit events, and a folder that hostile pickles would make), memory beyond 1.5 times
-the file and a constant, more than two seconds of the processor, a process that dies or hangs.
+A file may be read, or refused with a `Valle2Error` of one line. Faults are another exception, running code,
+too much memory, more than two seconds of CPU time, and a process that dies or hangs. Audit events of Python,
+and a folder that hostile pickles make, reveal running code. Memory may grow by 1.5 times the file's size
+plus a constant.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ import torch
 from valle2.engine.errors import Valle2Error
 
 SECONDS, HANG = 2.0, 60
-"""Of the processor for one file; of the clock, after which the process is ended."""
+"""CPU seconds for one file, and seconds after which the process is killed."""
 GROWTH, CONSTANT = 1.5, 24 << 20
-"""Bytes that a read may add at its peak: so many times the file, and what small values take in Python."""
+"""Peak memory of a read: this many times the file's size, plus bytes for small Python values."""
 LONGEST_MESSAGE = 2000
 WARM_UP = 30
 FORBIDDEN = (
@@ -44,11 +45,11 @@ FORBIDDEN = (
     *("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate"),
     *("socket.connect", "socket.bind", "socket.sendto", "shutil.rmtree", "shutil.copyfile"),
 )
-"""Audit events that reading a file must not raise. A fuzzer loads beforehand what readers load late."""
+"""Audit events that must not occur during a read. Fuzzers import beforehand what readers import late."""
 
 
 class Fuzzes(Protocol):
-    """Makes hostile files and reads them; `mark` is what hostile ones would make."""
+    """Makes hostile files and reads them. Hostile code would make the folder `mark`."""
 
     mark: Path
 
@@ -58,7 +59,7 @@ class Fuzzes(Protocol):
 
 @dataclass
 class Report:
-    """What a run found. faults: (what, file's number), at most a few of them kept."""
+    """Results of a run. faults: (message, number of the file), at most 20."""
 
     kind: str
     files: int = 0
@@ -70,7 +71,7 @@ class Report:
 
 
 class Watch:
-    """Notes forbidden audit events while it is on."""
+    """Collects forbidden audit events while it is on."""
 
     def __init__(self) -> None:
         self.on = False
@@ -94,13 +95,13 @@ def memory(name: str) -> int:
 
 
 def reset_peak() -> None:
-    """Let the peak start anew from what is resident now."""
+    """Reset the peak to the memory that is resident now."""
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
 
 
 def run(kind: str, fuzzer: Fuzzes, count: int, watch: Watch, progress: Path) -> Report:
-    """Make and read so many files in this process. progress: a file that says what is being read."""
+    """Make and read files in this process. progress: a file for the state of the run, if the process dies."""
     report = Report(kind)
     for number in range(count):
         path = fuzzer.make()
@@ -159,7 +160,7 @@ Maker = Callable[[Path, int], Fuzzes]
 
 
 def work(kind: str, maker: Maker, count: int, seed: int, folder: Path) -> None:
-    """The whole of a process: a fuzzer, its run, and the report as a file."""
+    """The process's main function: make a fuzzer, run it, and write the report to a file."""
     (folder / "files").mkdir()
     watch = Watch()
     torch.set_num_threads(1)
@@ -168,10 +169,10 @@ def work(kind: str, maker: Maker, count: int, seed: int, folder: Path) -> None:
 
 
 def fuzz(kind: str, maker: Maker, count: int, seed: int = 0) -> Report:
-    """Run a fuzzer in a process of its own.
+    """Run a fuzzer in its own process.
 
     Args:
-        kind: what the report calls it. maker: makes it, of a folder and a seed. count: files.
+        kind: its name in the report. maker: makes it from a folder and a seed. count: files.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

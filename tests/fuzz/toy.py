@@ -1,7 +1,7 @@
-"""The smallest bundle that speaks: graphs of a few operators, written in milliseconds, without torch.
+"""The smallest bundle that speaks: graphs of a few operators, written in milliseconds without PyTorch.
 
-Its AR says two groups and ends, its NAR copies codebook 0, its codec is silent. What reads a bundle finds all
-that a real one has: external weights, a lexicon, two voices, a second lowering.
+Its AR gives two groups and `<eos>`, its NAR copies codebook 0, and its codec is silent. It has every part of
+a real bundle: external weights, a lexicon, two voices, a second lowering.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, write_manifest
+from valle2.engine.bundle.contract import CODEBOOKS
 from valle2.engine.bundle.manifest import Variant
+from valle2.engine.bundle.nar_inputs import CODEBOOK_AXIS, NAR_AXES
 from valle2.runtime import Prompt
 from valle2.runtime.presets import ENTRIES
 from valle2.runtime.voices import store_prompt
@@ -33,7 +35,7 @@ SIZES = {
     "group_size": GROUP,
     "max_text": MAX_TEXT,
     "max_frames": MAX_FRAMES,
-    "codebooks": 8,
+    "codebooks": CODEBOOKS,
     "head_width": 0,
 }
 Axes = Sequence[int | str]
@@ -96,7 +98,7 @@ def number(name: str, *values: int) -> TensorProto:
 
 
 def ar(folder: Path, stem: str, slots: int | str) -> GraphSpec:
-    """Group 0 of zeros, group 1 of 512, then `<eos>`; logits are weights that lie in `ar.weights`."""
+    """Group 0 is zeros, group 1 is 512, then `<eos>`. The logits are weights in `ar.weights`."""
     cache = ("batch", HEADS, slots, WIDTH)
     row: Axes = ("batch",)
     inputs: list[tuple[str, int, Axes]] = [
@@ -150,14 +152,10 @@ def ar(folder: Path, stem: str, slots: int | str) -> GraphSpec:
 
 
 def nar(folder: Path) -> GraphSpec:
-    """Every codebook is codebook 0."""
+    """Every codebook copies codebook 0."""
     inputs: list[tuple[str, int, Axes]] = [
-        ("text", INT, ("batch", "tokens")),
-        ("text_lengths", INT, ("batch",)),
-        ("codes", INT, ("batch", "frames", 8)),
-        ("prompt_lengths", INT, ("batch",)),
-        ("frame_lengths", INT, ("batch",)),
-        ("stage", INT, ()),
+        (name, INT, tuple(CODEBOOKS if axis == CODEBOOK_AXIS else axis for axis in axes))
+        for name, axes in NAR_AXES.items()
     ]
     outputs: list[tuple[str, int, Axes]] = [
         ("codes_out", INT, ("batch", "u")),
@@ -233,7 +231,7 @@ def save(
     outputs: Sequence[tuple[str, int, Axes]],
     weights: Sequence[TensorProto],
 ) -> GraphSpec:
-    """Write a graph, its larger weights beside it, and say what its tensors are."""
+    """Write a graph, with large weights in a file beside it. Returns the specification of its tensors."""
     made = []
     for kind, names, out in nodes:
         given = dict(ATTRIBUTES.get(kind, {})) | ({"to": CASTS.get(out, FLOAT)} if kind == "Cast" else {})
@@ -244,7 +242,7 @@ def save(
     graph = helper.make_graph(made, stem, ins, outs, list(weights))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     weights_name, path = f"{stem.partition('-')[0]}.weights", folder / f"{stem}.onnx"
-    outside = not (folder / weights_name).exists()  # a second lowering keeps its few weights inside
+    outside = not (folder / weights_name).exists()  # the second lowering keeps its few weights inside
     onnx.save_model(
         model, str(path), save_as_external_data=outside, location=weights_name, size_threshold=1024
     )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -27,6 +27,7 @@ from valle2.engine.backends.trt.api import TARGETS
 from valle2.engine.backends.trt.cuda import this_gpu
 from valle2.engine.build.ort import build_graphs
 from valle2.engine.build.tensorrt import build_engine
+from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.engine.bundle.precisions import METHODS
 from valle2.engine.bundle.profiles import Limits
 from valle2.export import export_checkpoint, read_checkpoint
@@ -203,19 +204,21 @@ def test_logits_of_smaller_precisions_stay_near(
             pytest.skip(str(error))
         raise
     rng = np.random.default_rng(0)
-    feeds: dict[str, Any] = {
-        "text": rng.integers(0, 30, (1, 12)),
-        "text_lengths": np.array([12]),
-        "codes": rng.integers(0, 1024, (1, 60, 8)),
-        "prompt_lengths": np.array([20]),
-        "frame_lengths": np.array([60]),
-    }
+    inputs = NARInputs(
+        text=rng.integers(0, 30, (1, 12)),
+        text_lengths=np.array([12]),
+        codes=rng.integers(0, 1024, (1, 60, 8)),
+        prompt_lengths=np.array([20]),
+        frame_lengths=np.array([60]),
+        stage=np.array(1),
+    )
     ours, reference = (
         graph_of(folder, "nar", engine, precision),
         open_backend(folder, read_manifest(folder).graphs["nar"]),
     )
     for stage in range(1, 8):
-        found, expected = (b.run(feeds | {"stage": np.array(stage)})["logits"] for b in (ours, reference))
+        feeds = replace(inputs, stage=np.array(stage)).feeds()
+        found, expected = (b.run(feeds)["logits"] for b in (ours, reference))
         noise = float(np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)))
         assert noise < NOISE[precision]
 

@@ -20,6 +20,7 @@ from valle2.engine.build import ort as module
 from valle2.engine.build.kv_int8 import cache_ranges
 from valle2.engine.build.ort import build_graphs
 from valle2.engine.build.quantize import block_codes, quantise
+from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.engine.bundle.precisions import DYNAMIC, METHODS, RECORD_FILE, Method, graph_folder
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.cli.main import main
@@ -55,14 +56,14 @@ def ours(built: Path, tmp_path: Path) -> Path:
 def feeds_of(bundle: Path, graph: str) -> Arrays:
     rng, sizes = np.random.default_rng(0), read_manifest(bundle).sizes
     if graph == "nar":
-        return {
-            "text": rng.integers(0, 30, (1, 12)),
-            "text_lengths": np.array([12]),
-            "codes": rng.integers(0, 1024, (1, 60, 8)),
-            "prompt_lengths": np.array([20]),
-            "frame_lengths": np.array([60]),
-            "stage": np.array(3),
-        }
+        return NARInputs(
+            text=rng.integers(0, 30, (1, 12)),
+            text_lengths=np.array([12]),
+            codes=rng.integers(0, 1024, (1, 60, 8)),
+            prompt_lengths=np.array([20]),
+            frame_lengths=np.array([60]),
+            stage=np.array(3),
+        ).feeds()
     group, width = sizes["group_size"], sizes["d_model"] // sizes["heads"]
     caches = [f"cache_{part}_{layer}" for layer in range(sizes["layers"]) for part in ("key", "value")]
     return {

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from valle2.engine import BackendError, GraphSpec, TensorSpec, read_manifest
 from valle2.engine.build.precision import load_graph, retyped
 from valle2.engine.bundle.engine_files import graph_precision
+from valle2.engine.bundle.nar_inputs import NARInputs
 
 HALF_TOLERANCE = {"ar": 2e-2, "nar": 2e-2}
 """Greatest difference of the logits, which span about 3 in the toy models."""
@@ -24,14 +25,14 @@ def feeds(folder: Path, graph: str) -> dict[str, NDArray[np.generic]]:
     """Inputs of one call with rows of different lengths; caches in float32."""
     rng = np.random.default_rng(3)
     if graph == "nar":
-        return {
-            "text": rng.integers(0, 30, (2, 9)),
-            "text_lengths": np.array([9, 4]),
-            "codes": rng.integers(0, 1024, (2, 24, 8)),
-            "prompt_lengths": np.array([8, 6]),
-            "frame_lengths": np.array([24, 20]),
-            "stage": np.array(3),
-        }
+        return NARInputs[NDArray[np.generic]](
+            text=rng.integers(0, 30, (2, 9)),
+            text_lengths=np.array([9, 4]),
+            codes=rng.integers(0, 1024, (2, 24, 8)),
+            prompt_lengths=np.array([8, 6]),
+            frame_lengths=np.array([24, 20]),
+            stage=np.array(3),
+        ).feeds()
     made: dict[str, NDArray[np.generic]] = {}
     sizes = {"batch": 2, "new": 9, "slots": 10, "draws": 4}
     for spec in read_manifest(folder).graphs["ar"].inputs:

@@ -1,9 +1,7 @@
-"""Outputs of the libraries' own modules, kept in codec_peers.npz.
+"""`python -m tests.export.codecs.make_codec_peers` writes codec_peers.npz: outputs of the codec libraries.
 
-`python -m tests.export.codecs.make_codec_peers` writes the file.
-
-Needs `encodec`, `vocos`, `transformers`, `torchaudio` and `speechtokenizer`, which the tests do without.
-Weights are drawn from a seed by name and shape, so that only names, shapes and outputs are kept.
+It needs `encodec`, `vocos`, `transformers`, `torchaudio` and `speechtokenizer`; the tests need none of them.
+Weights are drawn from a seed by name and shape, so the file holds only names, shapes and outputs.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ WIDTH, FFN, BLOCKS = 16, 24, 2
 
 
 def drawn(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """A state dict of these shapes, the same wherever it is made; norms and lengths stay near one."""
+    """A random state dict of these shapes, the same on every machine. Gains and norms are near one."""
     generator = np.random.default_rng(0)
     out = {}
     for name, shape in sorted(shapes.items()):

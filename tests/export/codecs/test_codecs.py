@@ -1,4 +1,4 @@
-"""EnCodec, SpeechTokenizer and Vocos against the libraries' own outputs; bundles that speak through them."""
+"""EnCodec, SpeechTokenizer and Vocos against the libraries' outputs, and bundles that speak through them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ from tests.export.codecs.make_codec_peers import PEERS, drawn, random_audio, ran
 from valle2.engine import open_backend, read_manifest
 from valle2.engine.backends.stateful import Stateful
 from valle2.export import export_checkpoint
-from valle2.export.codecs.demo import Fourier, InverseFourier
-from valle2.export.codecs.encodec import EncodecStream, elu, mirrored, reflected
-from valle2.export.codecs.encodec_weights import read_encodec
-from valle2.export.codecs.vocos import read_vocos
+from valle2.export.codecs import EncodecStream, read_encodec, read_vocos
+from valle2.export.codecs.encodec import elu, mirrored, reflected
+from valle2.export.codecs.fourier import Fourier, InverseFourier
 from valle2.export.errors import CheckpointError
 from valle2.runtime import Prompt, Settings, Valle2
 from valle2.runtime.cli.main import main
 
 AUDIO_TOLERANCE = 2e-5
-"""Of the wave's greatest sample."""
+"""Relative to the loudest sample."""
 
 
 def peer(name: str) -> tuple[dict[str, Tensor], NDArray[np.int16], NDArray[np.float32]]:
-    """State dict, codes (B, T, 8), every seventh sample of the wave (B, N)."""
+    """A library's state dict, codes (B, T, 8), and every seventh sample of its audio (B, N)."""
     with np.load(PEERS) as kept:
         shapes = json.loads(str(kept[f"{name}_shapes"]))
         return drawn(shapes), kept[f"{name}_codes"], kept[f"{name}_wave"]
@@ -105,7 +104,7 @@ def test_vocos_is_the_librarys(files: dict[str, Path]) -> None:
 
 @torch.no_grad()
 def test_graphs_are_the_librarys(encodec_bundle: Path) -> None:
-    """Codes and wave of the graphs; the stream's chunks joined are the whole, at seams of any size."""
+    """Codes and audio of the graphs agree. Streamed chunks of any sizes join to the whole."""
     graphs = read_manifest(encodec_bundle).graphs
     _, codes, wave = peer("encodec")
     encoder, decoder, stream = (
@@ -130,7 +129,7 @@ def test_the_stream_reads_the_decoders_weights(encodec_bundle: Path) -> None:
 
 @torch.no_grad()
 def test_a_state_left_out_is_heard(files: dict[str, Path]) -> None:
-    """The streaming test would not pass without the states."""
+    """Each state changes the audio, so the streaming test depends on all of them."""
     _, decoder, _ = read_encodec(files["encodec"])
     stream, codes = EncodecStream(decoder), random_codes()
     first = stream(codes[:, :20], torch.tensor(False), *stream.zero_states(2))
@@ -149,7 +148,7 @@ def test_lengths_shorter_than_the_mirror() -> None:
 
 
 def test_a_bundle_speaks_through_it(encodec_bundle: Path, tmp_path: Path) -> None:
-    """A voice from a recording and real codes as a prompt; streamed and whole are the same sound."""
+    """A recording becomes a voice. Streamed and whole speech are the same audio."""
     tts = Valle2.load(encodec_bundle, threads=1)
     soundfile.write(tmp_path / "me.wav", 0.3 * np.sin(np.arange(44100 * 2) / 30), 44100)
     prompt = tts.prompt(tmp_path / "me.wav", "hello there")
@@ -167,14 +166,16 @@ def test_a_bundle_speaks_through_it(encodec_bundle: Path, tmp_path: Path) -> Non
 def test_real_codes_are_prompts(encodec_bundle: Path) -> None:
     folder = shared("fixtures/encodec-codes")
     tts = Valle2.load(encodec_bundle, threads=1)
-    for path in sorted(folder.glob("*.npz"))[:3] + sorted(folder.glob("*.npy"))[:3]:
+    paths = sorted(folder.glob("*.npz"))[:3] + sorted(folder.glob("*.npy"))[:3]
+    assert paths
+    for path in paths:
         codes = real_codes(path)
         speech = tts.synthesize("a fox", Prompt(codes[:200], "hello there", "real"), Settings(seed=1))
         assert len(speech.audio) == 320 * len(speech.codes)
 
 
 def real_codes(path: Path) -> NDArray[np.int64]:
-    """(T, 8), however the file lays them out."""
+    """Codes (T, 8), from any layout of the file."""
     found = np.load(path)
     array = found if isinstance(found, np.ndarray) else found[found.files[0]]
     array = np.squeeze(array)
@@ -190,7 +191,7 @@ def test_export_command_takes_vocos(
         "-o",
         str(tmp_path / "b"),
         "--codec",
-        str(files["transformers"]),
+        str(files["encodec"]),  # as in `encodec_bundle`, so that its encoder is not traced again
     ]
     assert main([*args, "--vocoder", str(files["vocos"].parent)]) == 0
     assert "codec_decoder" in capsys.readouterr().out
@@ -202,7 +203,7 @@ def test_export_command_takes_vocos(
 def test_a_bundle_speaks_through_speechtokenizer(
     checkpoint_folder: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Its graphs are the library's, a shorter chunk too; 50 frames a second, no stream of states."""
+    """Its graphs agree with the library, for short chunks too: 50 frames per second, no streaming graph."""
     folder = export_checkpoint(checkpoint_folder, tmp_path / "b", codec=files["speechtokenizer"].parent)
     manifest = read_manifest(folder)
     assert "codec_stream" not in manifest.graphs and manifest.codec == {"sample_rate": 16000, "hop": 320}
@@ -258,7 +259,7 @@ def test_another_speechtokenizer_is_refused(
     ],
 )
 def test_more_than_speechtokenizer_is_refused(name: str, tmp_path: Path) -> None:
-    """Without a configuration, too: what is not computed must not be there."""
+    """Without a configuration, too. Weights that the module does not use must not be there."""
     weights = peer("speechtokenizer")[0] | {name: torch.ones(3)}
     with pytest.raises(CheckpointError, match=f"unknown weights .*{name}"):
         read_encodec(as_file(weights, tmp_path / "SpeechTokenizer.pt"))
@@ -280,7 +281,7 @@ def test_vocos_does_not_decode_speechtokenizer(
 
 
 def wrong_codecs(folder: Path) -> list[tuple[Path, str]]:
-    """Files that are no 24 kHz EnCodec, and what is said of each."""
+    """Files that are not a 24 kHz EnCodec, and a part of each message."""
     weights = peer("encodec")[0]
     stereo = weights | {"encoder.model.0.conv.conv.weight_v": torch.ones(2, 2, 7)}
     few = {name: value for name, value in weights.items() if "layers.7." not in name}

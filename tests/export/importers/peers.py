@@ -1,6 +1,6 @@
-"""Random checkpoints of the public code bases, and plain-torch oracles written from their specification.
+"""Random checkpoints of public code bases, and oracles in plain PyTorch written from their specification.
 
-The oracles work on the raw tensors of a file in float64 and share nothing with the modules of valle2.
+The oracles use the raw tensors of a file in float64, and share no code with the modules of valle2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Lifeiteng:
-    """A random lifeiteng or VALL-E X file. Its NAR is `scale` times as wide, tall and deep."""
+    """A random lifeiteng or VALL-E X file. Its NAR has `scale` times the width, heads and layers."""
 
     width: int = 32
     heads: int = 4
@@ -46,7 +46,7 @@ class Lifeiteng:
         return torch.randn(*shape, generator=self.generator)
 
     def half(self, part: str) -> Weights:
-        """What both halves have."""
+        """The weights that both halves have."""
         width, _, layers = self.sizes(part)
         found = {f"{part}_text_embedding.word_embeddings.weight": self.table(self.vocab, width)}
         for kind in ("text", "audio"):
@@ -109,7 +109,7 @@ class Lifeiteng:
         return found
 
     def container(self) -> dict[str, Any]:
-        """What the code base saves."""
+        """The container that the code base saves."""
         return {
             "model": self.state(),
             "model_name": "VALL-E",
@@ -137,7 +137,7 @@ def sinusoid(length: int, width: int) -> Tensor:
 
 
 class Oracle:
-    """lifeiteng's network of one file, one row, no batch."""
+    """lifeiteng's network, for one row without a batch axis."""
 
     def __init__(self, file: Lifeiteng, state: Weights) -> None:
         self.file = file
@@ -236,7 +236,7 @@ class Oracle:
 
 
 def greedy(oracle: Oracle, text: Tensor, nar_text: Tensor, prompt: Tensor, frames: int) -> Tensor:
-    """Codes (T, Q) as the code base makes them, argmax everywhere, without a cache."""
+    """Codes (T, Q) of the code base: argmax everywhere, no cache."""
     first = prompt[:, 0]
     while len(first) < len(prompt) + frames:
         code = oracle.ar(text, first)[-1].argmax()

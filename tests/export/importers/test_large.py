@@ -1,11 +1,11 @@
-"""A checkpoint of VALL-E X's published size: what its import costs, and the engine's AR step against eager.
+"""A checkpoint of VALL-E X's published size: the cost of its import, and the AR step against PyTorch.
 
     pytest -m slow -s tests/export/importers/test_large.py
 
-needs 5 GB of disk and of memory. The NAR's logits reach 210. Float32 cannot hold them within 1e-4, so the
-comparison with float64 is a part of what the export costs. The eager step is what a user has without valle2:
-one row in PyTorch, keys and values joined with `torch.cat`. Both sides use one thread and take turns, so a
-busy machine slows both.
+It needs 5 GB of disk and of memory. The NAR's logits reach 210, which float32 cannot represent within 1e-4.
+The export therefore compares with float64, too. The eager step is what a user has without valle2: one row in
+PyTorch, with keys and values joined by `torch.cat`. Both sides use one thread and take turns, so a busy
+machine slows both.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ import torch
 from tests.export.importers.peers import Lifeiteng
 from valle2.benchmarks.speed.eager import decode
 from valle2.engine import read_manifest
-from valle2.export.importers.family import Options
-from valle2.export.importers.registry import read_any
+from valle2.export.importers import read_any
 from valle2.export.verify.judge import LOGITS_TOLERANCE, MULTIPLE
 from valle2.runtime import Settings, Valle2
 from valle2.runtime.generation.engine import EncodedRequest
 from valle2.runtime.generation.token_layout import Text
 
 READ, WHOLE = (20.0, 1.6), (60.0, 1.8)
-"""Most seconds and most memory, as a multiple of the file's size."""
+"""Most seconds, and most memory as a multiple of the file's size."""
 STEPS, ROUNDS, TEXT, PROMPT = 40, 3, 60, 225
 GREEDY = Settings(top_p=0.0, threshold=1.0, max_frames=STEPS)
 MEASURED = """
 import json, resource, sys, time
 from pathlib import Path
 from valle2.export import export_checkpoint
-from valle2.export.importers.registry import read_any
+from valle2.export.importers import read_any
 file, *bundle = map(Path, sys.argv[1:])
 began = time.perf_counter()
 export_checkpoint(file, bundle[0], codec=False) if bundle else read_any([file])
@@ -59,7 +58,7 @@ class Cost:
 
 
 def cost(file: Path, *bundle: Path, threads: int = 1) -> Cost:
-    """Read the file, or make a bundle of it, in a process of its own. threads: of eager PyTorch."""
+    """Read the file, or export it to a bundle, in another process. threads: of eager PyTorch."""
     command = [sys.executable, "-c", MEASURED, str(file), *map(str, bundle)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -69,7 +68,7 @@ def cost(file: Path, *bundle: Path, threads: int = 1) -> Cost:
 
 
 def made(folder: Path) -> Path:
-    """The checkpoint: shared heads are stored once, and `<eos>` is never the likeliest code."""
+    """The checkpoint. Shared heads are stored once, and `<eos>` is never the likeliest code."""
     file = Lifeiteng(width=1024, heads=16, layers=12, bos=True, languages=True, vocab=2048)
     state = file.state()
     state["ar_predict_layer.weight"][1024] = 0
@@ -78,7 +77,7 @@ def made(folder: Path) -> Path:
 
 
 def engine_steps(tts: Valle2, ids: np.ndarray, prompt: np.ndarray) -> float:
-    """Seconds of one AR step of the engine."""
+    """Seconds per AR step of the engine."""
     request = EncodedRequest((Text(ids, ids * 0),), prompt, GREEDY, codes_only=True)
     timings = tts.run([request])[0].timings
     return timings.ar / (timings.steps - 1)
@@ -95,7 +94,7 @@ def test_a_checkpoint_of_the_published_size(tmp_path: Path) -> None:
     parity = read_manifest(tmp_path / "bundle").parity
     print("; ".join(f"{name} {value:.1e}" for name, value in parity.items()))
     tts = Valle2.load(tmp_path / "bundle", threads=1, slots=1)
-    model = read_any([file], "auto", Options()).ar
+    model = read_any([file]).ar
     draws = np.random.default_rng(0)
     ids, prompt = draws.integers(5, 70, TEXT), draws.integers(0, 1024, (PROMPT, 8))
     ours, eager = [], []

@@ -1,4 +1,4 @@
-"""The fixtures: small checkpoints of four code bases, and what these code bases computed with them."""
+"""Small checkpoints of four code bases, and the outputs of these code bases."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 from numpy.typing import NDArray
 
 from tests.conftest import shared
+from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.export import Checkpoint, export_checkpoint
-from valle2.export.importers.family import Options
-from valle2.export.importers.registry import read_any
-from valle2.export.models.reference import generate, layout, refine
+from valle2.export.importers import read_any
+from valle2.export.models.reference import Codes, generate, layout, refine
+from valle2.export.options import ImportOptions
 from valle2.runtime import Settings, Valle2
 from valle2.runtime.presets import read_preset
 
 TOLERANCE = 2e-4
 GREEDY = Settings(top_p=0.0, threshold=1.0)
-Codes = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A fixture: its files, heads, and what its code base computed."""
+    """A fixture: its files, its number of heads, and the outputs of its code base."""
 
     files: tuple[Path, ...]
     heads: int
@@ -53,7 +53,7 @@ def frames_first(codes: Codes) -> Codes:
 
 
 def load_peer(family: str) -> Peer:
-    """A fixture, or a skip."""
+    """Load a fixture. Skips the test if it is absent."""
     names, heads = PEERS[family]
     files = tuple(shared(f"fixtures/peers/{name}.ckpt.pt") for name in names)
     ios = [np.load(shared(f"fixtures/peers/{name}.io.npz")) for name in names]
@@ -76,11 +76,11 @@ def load_peer(family: str) -> Peer:
 
 
 def read_peer(peer: Peer) -> Checkpoint:
-    return read_any(peer.files, "auto", Options(peer.heads))
+    return read_any(peer.files, ImportOptions(heads=peer.heads))
 
 
 def texts(checkpoint: Checkpoint, peer: Peer) -> tuple[Codes, Codes]:
-    """What the AR and the NAR read, spelled out family by family."""
+    """The texts of the AR and of the NAR, family by family."""
     family, ids = checkpoint.rules["family"], peer.ids
     if family == "vallex":
         ids = ids + 2048 * peer.extra["language_ids"]
@@ -107,7 +107,8 @@ def test_eager_logits_and_greedy_codes_are_the_code_bases_own(family: str) -> No
     lengths = torch.tensor([len(nar_text)]), torch.tensor([len(peer.prompt)]), torch.tensor([codes.shape[1]])
     for stage in range(1, 8):
         words = torch.from_numpy(nar_text)[None]
-        logits = checkpoint.nar(words, lengths[0], codes, *lengths[1:], torch.tensor(stage))[0].numpy()
+        inputs = NARInputs(words, lengths[0], codes, *lengths[1:], torch.tensor(stage))
+        logits = checkpoint.nar(inputs)[0].numpy()
         assert np.abs(logits - peer.nar_logits[stage - 1][:, :1024]).max() < TOLERANCE
     first, ended = generate(checkpoint.ar, text, peer.prompt[:, 0], len(peer.greedy) + 1)
     assert ended and np.array_equal(first, peer.greedy[:, 0])

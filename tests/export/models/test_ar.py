@@ -1,4 +1,4 @@
-"""Properties of the eager models (reference, section 11)."""
+"""Properties of the eager models."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from tests.conftest import toy_checkpoint, toy_config
-from valle2.export.models.ar import ARModel
-from valle2.export.models.config import ModelConfig
-from valle2.export.models.nar import NARModel
+from valle2.engine.bundle.nar_inputs import NARInputs
+from valle2.export.models import ARModel, ModelConfig, NARModel
 
 
 def ar_row(model: ARModel, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -51,9 +50,9 @@ def test_head_is_tied_to_the_code_table() -> None:
 
 @torch.no_grad()
 def nar_logits(model: NARModel, codes: torch.Tensor, stage: int) -> torch.Tensor:
-    text = torch.arange(5)[None]
-    args = (torch.tensor([5]), codes, torch.tensor([4]), torch.tensor([10]), torch.tensor(stage))
-    logits: torch.Tensor = model(text, *args)
+    lengths = torch.tensor([5]), torch.tensor([4]), torch.tensor([10])
+    inputs = NARInputs(torch.arange(5)[None], lengths[0], codes, *lengths[1:], torch.tensor(stage))
+    logits: torch.Tensor = model(inputs)
     return logits
 
 
@@ -81,8 +80,9 @@ def test_nar_row_of_a_batch_equals_the_row_alone() -> None:
     text = torch.randint(0, 20, (2, 7), generator=generator)
     codes = torch.randint(0, 1024, (2, 14, 8), generator=generator)
     lengths, prompts, frames = torch.tensor([7, 4]), torch.tensor([5, 3]), torch.tensor([14, 9])
-    both = model(text, lengths, codes, prompts, frames, torch.tensor(3))
-    alone = model(text[1:, :4], lengths[1:], codes[1:, :9], prompts[1:], frames[1:], torch.tensor(3))
+    stage = torch.tensor(3)
+    both = model(NARInputs(text, lengths, codes, prompts, frames, stage))
+    alone = model(NARInputs(text[1:, :4], lengths[1:], codes[1:, :9], prompts[1:], frames[1:], stage))
     assert torch.allclose(both[1, : alone.shape[1]], alone[0], atol=1e-5)
 
 

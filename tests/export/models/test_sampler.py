@@ -1,4 +1,4 @@
-"""The sampler in the graph against the numpy rule."""
+"""The sampler in the graph against the NumPy rule."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_ten_thousand_random_cases(tmp_path: Path) -> None:
 def one(
     logits: list[float], history: list[int], *, top_p: float = 0.0, window: int = 10, threshold: float = 0.1
 ) -> int:
-    """Code drawn by the numpy rule from a few classes; the redraw number is 0.999."""
+    """The code that the NumPy rule draws from a few classes. The redraw's uniform number is 0.999."""
     full = np.full((1, CLASSES), -50, np.float32)
     full[0, : len(logits)] = logits
     draws = np.array([[0.5, 0.999]], np.float32)

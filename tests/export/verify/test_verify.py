@@ -1,7 +1,7 @@
-"""Where float32 cannot hold the logits float64 decides: right graphs pass, wrong ones are refused.
+"""If float32 cannot represent the logits, float64 decides: right graphs pass, wrong ones are refused.
 
-The networks here have sharp attention and large logits, so that right graphs differ from eager float32 by
-several times the plain bound, as those of a random checkpoint of VALL-E X's published size do.
+The networks here have sharp attention and large logits. Right graphs therefore differ from eager float32 by
+several times the plain bound. A random checkpoint of VALL-E X's published size does, too.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from valle2.export import ParityError, export_checkpoint
 from valle2.export import bundle as bundle_module
 from valle2.export.bundle import ACCEPTED, graph_spec
 from valle2.export.graphs import Graph, ar_graph, nar_graph
-from valle2.export.models.ar import ARModel, Window
-from valle2.export.models.config import ModelConfig, Style
+from valle2.export.models import ARModel, ModelConfig, NARModel, Style
+from valle2.export.models.ar import Window
 from valle2.export.models.layers import EPSILON
-from valle2.export.models.nar import NARModel
 from valle2.export.verify.float64 import in_float64
 from valle2.export.verify.judge import LOGITS_TOLERANCE, MULTIPLE, Judge, Sides
-from valle2.export.verify.parity import ar_calls, nar_feeds, run_module, verify_ar, verify_nar
+from valle2.export.verify.parity import ar_calls, nar_inputs, run_module, verify_ar, verify_nar
 from valle2.runtime.cli.main import main
 
 CAPACITY = 128
@@ -42,7 +41,7 @@ Model = ARModel | NARModel
 
 
 def deep(kind: type[ARModel] | type[NARModel], vector_width: int = 0) -> Model:
-    """Three layers whose random weights are four times as large as usual, and heads with large logits."""
+    """Three layers with random weights four times as large as usual, and heads with large logits."""
     torch.manual_seed(0)
     style = Style(stage="norm", head="own", head_bias=True)
     sizes = {"vocab_size": 40, "d_model": 64, "heads": 4, "layers": 3, "ffn": 256, "group_size": 2}
@@ -93,16 +92,14 @@ def toy_ar(style: dict[str, object]) -> ARModel:
 @pytest.mark.parametrize("style", [*STYLES.values(), AHEAD], ids=[*STYLES, "ahead"])
 @torch.no_grad()
 def test_in_float64_is_the_module_in_float64(style: dict[str, object]) -> None:
-    """And leaves the module as it was."""
+    """And the module is unchanged."""
     nar, ar = toy_nar(style, 5), toy_ar(style)
-    inputs = [
-        torch.from_numpy(value) for value in nar_feeds(nar.config, 3, np.random.default_rng(0)).values()
-    ]
+    inputs = nar_inputs(nar.config, 3, np.random.default_rng(0)).map(torch.from_numpy)
     calls = ar_calls(ar.config, 3)
     before = [copy.deepcopy(model.state_dict()) for model in (nar, ar)]
     with in_float64():
-        logits, (steps, caches) = nar(*inputs), run_module(ar, calls)
-        codes = nar.choose(logits, *inputs[2:])
+        logits, (steps, caches) = nar(inputs), run_module(ar, calls)
+        codes = nar.choose(logits, inputs)
     for model, state in zip((nar, ar), before, strict=True):
         for name, weight in model.state_dict().items():
             assert weight.dtype == torch.float32 and torch.equal(weight, state[name])
@@ -110,12 +107,12 @@ def test_in_float64_is_the_module_in_float64(style: dict[str, object]) -> None:
     wide_ar.empty_caches = lambda *sizes: [  # type: ignore[method-assign]
         (key.double(), value.double()) for key, value in ar.empty_caches(*sizes)
     ]
-    expected, (wide_steps, wide_caches) = wide_nar(*inputs), run_module(wide_ar, calls)
+    expected, (wide_steps, wide_caches) = wide_nar(inputs), run_module(wide_ar, calls)
     assert logits.dtype == torch.float64 and steps.dtype == caches[-1].dtype == np.float64
     assert (logits - expected).abs().max() < NO_ROUNDING and np.abs(steps - wide_steps).max() < NO_ROUNDING
     assert np.abs(caches[-1] - wide_caches[-1]).max() < NO_ROUNDING
-    assert torch.equal(codes, wide_nar.choose(expected, *inputs[2:]))
-    assert (logits - nar(*inputs)).abs().max() > NO_ROUNDING
+    assert torch.equal(codes, wide_nar.choose(expected, inputs))
+    assert (logits - nar(inputs)).abs().max() > NO_ROUNDING
 
 
 def test_right_graphs_with_large_logits_pass(pair: Pair) -> None:
@@ -166,7 +163,7 @@ def epsilon(model: Model, patch: pytest.MonkeyPatch) -> None:
 
 
 def mask(model: Model, patch: pytest.MonkeyPatch) -> None:
-    """A position that a query may not see, or does not see though it may."""
+    """Let a query see a position that it must not see, or hide one that it must see."""
     if isinstance(model, NARModel):
         masked = model.masked
         patch.setattr(
@@ -202,7 +199,7 @@ CHANGES: list[Callable[[Model, pytest.MonkeyPatch], None]] = [
 def test_wrong_graphs_are_refused(
     pair: Pair, change: Callable[[Model, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The module is changed and the graph stays: which of the two is the wrong one makes no difference."""
+    """The module changes and the graph stays. It makes no difference which of the two is wrong."""
     model = copy.deepcopy(pair.model)
     change(model, monkeypatch)
     judge = Judge()
@@ -247,7 +244,7 @@ def test_only_a_tie_may_be_chosen_otherwise() -> None:
 
 
 def off_in_the_nar(trace: Trace, row: Graph, path: Path, shared: Path | None = None) -> Path:
-    """`export_graph` that writes other weights than the NAR's own."""
+    """`export_graph` with wrong weights in the NAR."""
     if row.name == "nar":
         module = copy.deepcopy(row.module)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Hostile files of every kind, a few thousand of them; `python -m tests.fuzz` reads a hundred thousand."""
+"""A few thousand hostile files of every kind. `python -m tests.fuzz` reads a hundred thousand."""
 
 from __future__ import annotations
 

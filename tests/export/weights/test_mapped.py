@@ -1,4 +1,4 @@
-"""Mapped weights leave memory and are the same when they are used again; others are left alone."""
+"""Mapped weights leave memory and are the same at the next use. Other weights stay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs L
 
 
 def resident() -> int:
-    """Bytes of files that are mapped into memory now."""
+    """Bytes of mapped files that are resident now."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssFile")) * 1024
 

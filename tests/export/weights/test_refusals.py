@@ -1,4 +1,4 @@
-"""`valle2 export` of what it cannot read: one line, exit status 1, nothing written."""
+"""`valle2 export` of unreadable files: one line, exit status 1, nothing written."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def truncated(path: Path) -> None:
 
 
 def behind(path: Path) -> None:
-    """An archive and the end of an empty one."""
+    """An archive, then the end record of an empty one."""
     saved(path, Lifeiteng().container())
     path.write_bytes(path.read_bytes() + archives.EMPTY_END)
 
 
 def twofold(path: Path) -> None:
-    """A harmless archive and a bomb in one file, with a directory each."""
+    """A harmless archive and a bomb in one file, each with its directory."""
     ours, theirs = files.saved(Lifeiteng().container()), files.saved({"x": Bomb()})
     path.write_bytes(archives.two_directories(archives.parts_of(ours), archives.parts_of(theirs)))
 
 
 def bottomless(path: Path) -> None:
-    """A memo of two thousand million places."""
+    """A memo of two billion entries."""
     path.write_bytes(pickles.BOMBS[0])
 
 
 def changed(**entries: Any) -> Callable[[Path], None]:
-    """lifeiteng's container with other entries; None leaves one out."""
+    """lifeiteng's container with changed entries. None removes an entry."""
     container = {**Lifeiteng().container(), **entries}
     return lambda path: saved(path, {name: value for name, value in container.items() if value is not None})
 
@@ -62,8 +62,8 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "a bomb": (lambda path: saved(path, {"model": {"x": Bomb()}}), "do not trust this file"),
     "bytes behind its end": (behind, "is damaged"),
     "two directories": (twofold, "is damaged"),
-    "a memo of two thousand million": (bottomless, "not a readable"),
-    "VALL-F": (changed(model_name="VALL-F"), "VALL-F network"),
+    "a memo of two billion": (bottomless, "not a readable"),
+    "VALL-F": (changed(model_name="VALL-F"), "another kind of network, 'VALL-F'"),
     "GPT-2": (lambda path: saved(path, {"wte.weight": torch.zeros(9, 4)}), "no checkpoint that valle2 knows"),
     "no heads": (changed(nhead=None), "pass --heads"),
 }

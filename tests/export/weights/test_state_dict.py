@@ -1,4 +1,4 @@
-"""Training files read as the plain file does, tensor for tensor, whatever training put around the weights."""
+"""Training files give the same tensors as the plain file, whatever training put around the weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from tests.export.importers.peers import Lifeiteng
 from valle2.export import CheckpointError
-from valle2.export.importers.family import Options
-from valle2.export.importers.registry import KINDS, read_any, read_source
+from valle2.export.importers import read_any
+from valle2.export.importers.registry import KINDS, read_source
+from valle2.export.options import ImportOptions
 from valle2.export.weights.state_dict import find_state
 
 FILE = Lifeiteng(width=16, layers=1, books=2)
@@ -31,7 +32,7 @@ def renamed(before: str) -> Callable[[Weights], Weights]:
 
 
 def inside(word: str) -> Callable[[Weights], Weights]:
-    """The word behind the first one of every name, as a wrapped part of a module has it."""
+    """Put the word after the first word of every name, as a wrapped part of a module does."""
     return lambda state: {name.replace(".", f".{word}.", 1): value for name, value in state.items()}
 
 
@@ -87,7 +88,7 @@ PLACES: dict[str, Wrap] = {
 def read(folder: Path, container: dict[str, Any]) -> tuple[str, Weights]:
     torch.save(container, folder / "model.pt")
     source = read_source(folder / "model.pt")
-    return source.kind, dict(source.claims.tensors)
+    return source.kind, dict(source.reader.tensors)
 
 
 def check_equal(found: Weights, expected: Weights) -> None:
@@ -107,7 +108,7 @@ def test_weights_are_found_and_named_as_in_the_plain_file(place: str, names: str
 
 @pytest.mark.parametrize("names", NAMES)
 def test_names_that_begin_as_wrappers_do_are_kept(names: str, tmp_path: Path) -> None:
-    """Amphion's own names begin with `model.`, and some with `model.model.`."""
+    """Amphion's own names begin with `model.`, some even with `model.model.`."""
     plain = {"model.lm_head.weight": torch.ones(2, 2), "model.model.embed_tokens.weight": torch.ones(2)}
     kind, found = read(tmp_path, {"state_dict": NAMES[names](plain)})
     assert kind == "amphion AR"
@@ -123,9 +124,9 @@ def test_peers_wrapped(name: str, names: str, tmp_path: Path) -> None:
     if not file.is_file():
         pytest.skip(f"{file} is not here")
     plain = read_source(file)
-    kind, found = read(tmp_path, {"state_dict": NAMES[names](dict(plain.claims.tensors))})
+    kind, found = read(tmp_path, {"state_dict": NAMES[names](dict(plain.reader.tensors))})
     assert kind == plain.kind and kind in KINDS
-    check_equal(found, dict(plain.claims.tensors))
+    check_equal(found, dict(plain.reader.tensors))
 
 
 def test_safetensors_of_another_code_base(tmp_path: Path) -> None:
@@ -133,8 +134,8 @@ def test_safetensors_of_another_code_base(tmp_path: Path) -> None:
     save_file(renamed("module.")(state), str(tmp_path / "model.safetensors"))
     source = read_source(tmp_path / "model.safetensors")
     assert source.kind == "lifeiteng"
-    check_equal(dict(source.claims.tensors), state)
-    checkpoint = read_any([tmp_path / "model.safetensors"], "auto", Options(heads=4, prefix_mode=1))
+    check_equal(dict(source.reader.tensors), state)
+    checkpoint = read_any([tmp_path / "model.safetensors"], ImportOptions(heads=4, prefix_mode=1))
     assert checkpoint.rules["family"] == "lifeiteng"
     save_file({"w": torch.ones(2)}, str(tmp_path / "other.safetensors"))
     with pytest.raises(CheckpointError, match="no checkpoint that valle2 knows"):

@@ -1,0 +1,47 @@
+"""The inputs of the NAR graph, as one value for the manifest's check, the exporter and the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Array = TypeVar("Array")
+Other = TypeVar("Other")
+CODEBOOK_AXIS = "codebooks"
+NAR_AXES: dict[str, tuple[str, ...]] = {
+    "text": ("batch", "tokens"),
+    "text_lengths": ("batch",),
+    "codes": ("batch", "frames", CODEBOOK_AXIS),
+    "prompt_lengths": ("batch",),
+    "frame_lengths": ("batch",),
+    "stage": (),
+}
+"""Axes of the NAR graph's inputs, in the graph's order. All inputs are int64; only `codebooks` is fixed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NARInputs(Generic[Array]):
+    """Inputs of one NAR call. `Array` is an int64 array of NumPy or PyTorch.
+
+    Args:
+        text: (B, L) ids with `<eos>`, right-padded. text_lengths: (B,), with `<eos>`.
+        codes: (B, T, Q), prompt frames and then target frames. Target codebooks >= stage are not read.
+        prompt_lengths: (B,) prompt frames. frame_lengths: (B,) prompt and target frames together.
+        stage: () in 1..Q-1, the codebook to predict.
+    """
+
+    text: Array
+    text_lengths: Array
+    codes: Array
+    prompt_lengths: Array
+    frame_lengths: Array
+    stage: Array
+
+    def feeds(self) -> dict[str, Array]:
+        """The inputs by name, in the graph's order."""
+        return {name: getattr(self, name) for name in NAR_AXES}
+
+    def map(self, convert: Callable[[Array], Other]) -> NARInputs[Other]:
+        """The same inputs with each array converted."""
+        return NARInputs(**{name: convert(array) for name, array in self.feeds().items()})
