@@ -51,8 +51,6 @@ class FrontEnd(ABC):
         table: ids by symbol. max_tokens: tokens of a sentence that `split` aims at.
     """
 
-    joined = False
-    """Is a text encoded together with the transcript before it, or each by itself?"""
     gap = ""
     """The symbol between two words, where the table has one."""
     warnings: tuple[str, ...] = ()
@@ -158,8 +156,6 @@ class FrontEnd(ABC):
 
     def encode_pair(self, transcript: str, before: Ids, text: str) -> EncodedText:
         """One sentence after a transcript. before: the ids of the transcript alone."""
-        if self.joined and not isinstance(transcript, Phones) and not isinstance(text, Phones):
-            return EncodedText(self.encode(f"{transcript} {text}"), None, len(before))
         after = self.encode(text)
         between = [self.table[self.gap]] if self.gap in self.table else []
         ids = np.concatenate([before, np.array(between, np.int64), after])

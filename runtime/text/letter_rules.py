@@ -15,6 +15,7 @@ STRESS = PRIMARY + SECONDARY
 EDGE = "#"
 # Letters to the left and to the right that a rule looks at, from the most general to the most specific.
 WINDOWS = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (3, 3), (2, 5))
+SPECIFIC_FIRST = WINDOWS[::-1]
 REACH = max(max(window) for window in WINDOWS)
 GROUPS = {
     "a": "æ", "b": "b", "c": "k", "d": "d", "e": "ɛ", "f": "f", "g": "ɡ", "h": "h", "i": "ɪ", "j": "ʤ",
@@ -42,8 +43,9 @@ class LetterRules:
         return one_stress("".join(self.letter(padded, i + REACH) for i in range(len(word))))
 
     def letter(self, padded: str, index: int) -> str:
-        for window in reversed(WINDOWS):
-            found = self.rules.get(context(padded, index, window))
+        """The sounds of one letter by the most specific rule; nothing if no rule fits."""
+        for left, right in SPECIFIC_FIRST:
+            found = self.rules.get(f"{padded[index - left : index]}>{padded[index : index + right + 1]}")
             if found is not None:
                 return found
         return ""

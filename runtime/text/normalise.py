@@ -5,16 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from valle2.runtime.text.abbreviations import (
-    ABBREVIATIONS,
-    AT_THE_END,
-    PLURALS,
-    PUNCTUATION,
-    SHORT_WORDS,
-    SYMBOLS,
-    TITLES,
-    UNITS,
-)
 from valle2.runtime.text.numerals import (
     CURRENCIES,
     NUMBER,
@@ -26,7 +16,60 @@ from valle2.runtime.text.numerals import (
     ordinal,
 )
 
+TITLES = {
+    "mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": "professor",
+    "st": "saint", "gen": "general", "col": "colonel", "capt": "captain", "lt": "lieutenant",
+    "sgt": "sergeant", "rev": "reverend", "gov": "governor", "sen": "senator",
+    "rep": "representative", "hon": "honorable", "mt": "mount", "ft": "fort",
+}  # fmt: skip
+ABBREVIATIONS = {
+    "jr": "junior", "sr": "senior", "vs": "versus", "etc": "et cetera", "approx": "approximately",
+    "dept": "department", "inc": "incorporated", "ltd": "limited", "co": "company",
+    "corp": "corporation", "ave": "avenue", "blvd": "boulevard", "rd": "road",
+    "jan": "January", "feb": "February", "aug": "August",
+    "sept": "September", "oct": "October", "nov": "November", "dec": "December",
+    "e.g": "for example", "i.e": "that is",
+}  # fmt: skip
+AT_THE_END = {"dr": "drive", "st": "street"}
+"""What two titles mean after a name."""
+UNITS = {
+    "km": "kilometer", "cm": "centimeter", "mm": "millimeter", "kg": "kilogram",
+    "mg": "milligram", "lb": "pound", "lbs": "pound", "oz": "ounce", "ml": "milliliter",
+    "mph": "mile per hour", "km/h": "kilometer per hour", "kph": "kilometer per hour",
+    "hz": "hertz", "khz": "kilohertz", "mhz": "megahertz", "ghz": "gigahertz", "kb": "kilobyte",
+    "mb": "megabyte", "gb": "gigabyte", "tb": "terabyte", "hr": "hour", "hrs": "hour",
+    "min": "minute", "mins": "minute", "sec": "second", "secs": "second", "kw": "kilowatt",
+    "kwh": "kilowatt hour", "mw": "megawatt", "fps": "frame per second", "ms": "millisecond",
+    "ft": "foot", "yd": "yard", "sq": "square",
+}  # fmt: skip
+PLURALS = {
+    "foot": "feet", "hertz": "hertz", "kilohertz": "kilohertz", "megahertz": "megahertz",
+    "gigahertz": "gigahertz", "square": "square",
+}  # fmt: skip
+SYMBOLS = {
+    "&": " and ", "%": " percent", "+": " plus ", "=": " equals ", "@": " at ",
+    "°C": " degrees Celsius", "°F": " degrees Fahrenheit", "°": " degrees", "€": " euros ",
+    "£": " pounds ", "$": " dollars ", "¥": " yen ", "×": " times ", "÷": " divided by ",
+    "±": " plus or minus ", "ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o",
+    "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "ð": "th", "þ": "th", "ı": "i",
+}  # fmt: skip
+PUNCTUATION = str.maketrans({
+    "‘": "'", "’": "'", "‛": "'", "`": "'", "´": "'", "‐": "-", "‑": "-", "−": "-", "–": "–",
+    "—": ", ", "―": ", ", "。": ".", "、": ", ", "，": ", ", "！": "!", "？": "?", "：": ":", "；": ";",
+    "¡": " ", "¿": " ", "⁄": "/", "(": ", ", ")": ", ", "[": ", ", "]": ", ", "\u00ad": "",
+    "\u200b": "",
+})  # fmt: skip
+CAPITALS = """
+ALL AM AN AND ANY ARE AS AT BAD BE BIG BOX BOY BUT BY CAN CAR CAT DAY DID DO DOG EAT END FAR FOR
+FUN GET GO GOT HAD HAS HE HER HIM HIS HOT HOW I IF IN IS IT ITS LET MAN MAY ME MY NEW NO NOT NOW
+OF OFF OH OLD ON ONE OR OUR OUT OWN PUT RED RUN SAY SEE SHE SO SUN THE TO TOO TOP TRY TWO UP USE
+WAS WAY WE WHO WHY YES YET YOU
+"""
+SHORT_WORDS = frozenset(CAPITALS.split())
+"""Words in capitals that are words and not acronyms."""
 SMALLEST_SHOUT = 3
+"""Words from which on a text in capitals is read in lower case."""
+VISIBLE = re.compile(r"\S")
 
 
 def either(words: object) -> str:
@@ -40,13 +83,20 @@ def title(match: re.Match[str]) -> str:
 
 def expand(match: re.Match[str]) -> str:
     """An abbreviation in words; its full stop stays where the sentence ends with it."""
-    short, rest = match[1].lower(), match.string[match.end() :].lstrip()
-    ends = not rest or (rest[0].isupper() and short in ("etc", "jr", "sr", "inc", "ltd", "co", "st"))
+    short, following = match[1].lower(), VISIBLE.search(match.string, match.end())
+    capital = following is not None and following[0].isupper()
+    ends = following is None or (capital and short in ("etc", "jr", "sr", "inc", "ltd", "co", "st"))
     return (AT_THE_END | ABBREVIATIONS)[short] + ("." if ends else "")
 
 
 def measure(match: re.Match[str]) -> str:
-    """5 km -> "5 kilometers"."""
+    """5 km -> "5 kilometers"; a number without a unit stays.
+
+    The rule takes every number, because one that only took numbers with a unit would search a long number
+    such as 111,111,111 from each of its groups.
+    """
+    if not match[2]:
+        return match[0]
     amount, unit = match[1], UNITS[match[2].lower()]
     head, _, tail = unit.partition(" ")
     many = unit if amount == "1" else f"{PLURALS.get(head, f'{head}s')} {tail}".strip()
@@ -89,7 +139,7 @@ RULES: tuple[tuple[re.Pattern[str], object], ...] = (
     (re.compile(rf"(?P<sign>{SIGN})\s?(?P<amount>{NUMBER})(?:\s?(?P<scale>{SCALE})\b)?"), money),
     (re.compile(TIME), clock),
     (re.compile(r"\b(\d{1,2})\s?([ap])m\b", re.I), lambda m: f"{m[1]} {m[2].upper()} M"),
-    (re.compile(rf"\b({NUMBER})\s?((?i:{either(UNITS)}))\b(?:\.(?=\s[a-z]))?"), measure),
+    (re.compile(rf"\b({NUMBER})(?:\s?((?i:{either(UNITS)}))\b(?:\.(?=\s[a-z]))?)?"), measure),
     (re.compile(r"\b(\d{2,4})'?s\b"), decade),
     (re.compile(rf"\b({MONTHS})\s(\d{{1,2}})\b(?![:.]\d)"), lambda m: f"{m[1]} {ordinal(int(m[2]))}"),
     (re.compile(r"\b(\d{1,9})(?:st|nd|rd|th)\b", re.I), lambda m: ordinal(int(m[1]))),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from valle2.runtime.text.letter_rules import (
     PRIMARY,
@@ -27,7 +27,10 @@ REDUCED = frozenset("ɐᵊ")
 LETTERS_OF_VOWELS = frozenset("aeiouy")
 PUNCTUATION = frozenset(",.?!;:")
 TOKEN = re.compile(r"(?P<spelt>\b[A-Z](?: [A-Z])+(?:'s)?(?![A-Za-z'-]))|[A-Za-z']+(?:-[A-Za-z']+)*|[,.?!;:]")
-SHORTEST_PART = 3
+SHORTEST_PART, LONGEST_PART = 3, 40
+"""Letters of a word that is looked for in a compound."""
+CACHED = 8192
+"""Words whose pronunciation is kept: splitting a text counts the tokens of the same words several times."""
 CLITICS = frozenset(["the", "a", "an", "to", "in", "am", "i"])
 BEFORE_VERB = """
 to will would can could may might must shall should do does did don't doesn't didn't can't won't
@@ -118,6 +121,8 @@ class Pronouncer:
     def __init__(self, lexicon: Mapping[str, str], guess: Callable[[str], str] = letter_groups) -> None:
         self.lexicon = lexicon
         self.guess = guess
+        self.entry = lru_cache(CACHED)(lambda word: lexicon.get(word, ""))
+        self.word = lru_cache(CACHED)(self.pronounce)
 
     def __call__(self, text: str) -> str:
         """Normalised text -> phonemes, words apart by a space, punctuation attached."""
@@ -147,7 +152,7 @@ class Pronouncer:
 
     def compounded(self, word: str, place: Place) -> str:
         """A word, or words joined by hyphens with less stress on all but the last."""
-        whole = self.lexicon.get(word.lower(), "").partition("\t")[0]
+        whole = self.usual(word.lower())
         parts = [part for part in word.split("-") if part]
         if whole or len(parts) < 2:
             return self.placed("-".join(parts), place)
@@ -162,14 +167,14 @@ class Pronouncer:
         lower = word.lower()
         if lower in CLITICS:
             return self.clitic(lower, place)
-        usual, *others = self.lexicon.get(lower, "").split("\t")
+        usual, *others = self.entry(lower).split("\t")
         forms = dict(other.split("=", 1) for other in others if "=" in other)
         sounds = next((forms[tag] for tag in place.tags if tag in forms), usual) or self.word(lower)
         return sounds if word == lower else stressed(sounds, word.isupper() and len(word) > 1)
 
     def clitic(self, word: str, place: Place) -> str:
         """Little words that lean on the next word's first sound."""
-        usual = self.lexicon.get(word, "").partition("\t")[0] or self.guess(word)
+        usual = self.usual(word) or self.guess(word)
         vowel = starts_with_vowel(place.sounds)
         leaning = {
             "the": "ði" if vowel else "ðə", "to": "tʊ" if vowel else "tə", "a": "ɐ", "an": "ɐn",
@@ -178,9 +183,13 @@ class Pronouncer:
         alone = {"the": "ðə", "a": "ˈA", "an": "ɐn", "in": "ˈɪn", "i": "ˌI"}
         return leaning[word] if place.sounds else alone.get(word, usual)
 
-    def word(self, word: str) -> str:
-        """One lower-case word by itself, however it can be had."""
-        known = self.lexicon.get(word, "").partition("\t")[0]
+    def usual(self, word: str) -> str:
+        """The usual form of a word in the lexicon, or an empty string."""
+        return self.entry(word).partition("\t")[0]
+
+    def pronounce(self, word: str) -> str:
+        """One lower-case word by itself: from the lexicon, derived from it, or guessed. `word` caches it."""
+        known = self.usual(word)
         if not known and len(word) > 1 and not LETTERS_OF_VOWELS.intersection(word) and word.isalpha():
             return self.spelt(" ".join(word))
         return known or self.inflected(word) or self.compound(word) or self.guess(word.replace("'", ""))
@@ -192,7 +201,7 @@ class Pronouncer:
             if stem == word or len(stem) < 2:
                 continue
             for form in stem_spellings(stem, add is plural):
-                known = self.lexicon.get(form, "").partition("\t")[0]
+                known = self.usual(form)
                 if known:
                     return add(known)
         stem = word.removesuffix("'s")
@@ -200,10 +209,13 @@ class Pronouncer:
         return plural(self.word(stem)) if once else ""
 
     def compound(self, word: str) -> str:
-        """Two known words written as one."""
-        for cut in range(len(word) - SHORTEST_PART, SHORTEST_PART - 1, -1):
-            head, tail = (self.lexicon.get(w, "").partition("\t")[0] for w in (word[:cut], word[cut:]))
-            if head and tail:
+        """Two known words written as one, the longest first word that fits."""
+        first = max(SHORTEST_PART, len(word) - LONGEST_PART)
+        last = min(len(word) - SHORTEST_PART, LONGEST_PART)
+        for cut in range(last, first - 1, -1):
+            head = self.usual(word[:cut])
+            tail = self.usual(word[cut:]) if head else ""
+            if tail:
                 return head + tail.replace(PRIMARY, SECONDARY)
         return ""
 

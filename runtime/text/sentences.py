@@ -11,28 +11,30 @@ import re
 from collections.abc import Callable
 
 from valle2.runtime.errors import TextError
-from valle2.runtime.text.abbreviations import ABBREVIATIONS, TITLES
-from valle2.runtime.text.normalise import normalise
+from valle2.runtime.text.normalise import ABBREVIATIONS, TITLES, normalise
 
 SPEAKABLE = re.compile(r"[A-Za-z]")
-SURELY_SPEAKABLE = re.compile(r"\d|\b(?!www|https?)[A-Za-z]", re.A)
-SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+")
+SURELY_SPEAKABLE = re.compile(r"[\d¼½¾]|\b(?!www|https?)[A-Za-z]", re.A)
+MAX_CLOSING = 8
+"""Quotes and brackets that may stand between a mark and the space after it."""
+SENTENCE_END = re.compile(rf"(?<=[.!?…])[\"'”’)\]]{{0,{MAX_CLOSING}}}\s+|(?<=[。！？])|\n+")
 CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+")
+WORD_END = re.compile(r"\s+")
 NOT_AN_END = frozenset(TITLES) | frozenset(ABBREVIATIONS) - {"etc", "jr", "sr", "inc", "ltd", "co"}
 INITIALS = re.compile(r"(?:[A-HJ-Z]|(?:[A-Za-z]\.)+[A-Za-z])\.")
 ENDED = re.compile(r"[.!?…。！？][\"'”’)\]]*$")
 OPENING = "\"'“‘(["
 SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
-CLOSING = f".!?…\"'”’)]{SPACES}"
-"""Characters that may precede the point where a sentence turns out to end."""
 UNENDED = f",;:—–-{SPACES}"
 """Characters at the end of a piece that a full stop replaces."""
 LOOKAHEAD = 8
 """Characters after a mark that decide whether a sentence goes on there."""
-# How far from the middle, as a share of the length, a clause's end is preferred to a word's.
 MIDDLE = 0.3
-# Characters a token, above which a sentence is cut without counting its tokens.
+"""How far from the middle, as a share of the length, a clause's end is preferred to a word's."""
 HOPELESS = 8
+"""Characters a token, above which a sentence is cut without counting its tokens."""
+SURELY_TOO_LONG = 1.5
+"""A part is cut without counting its tokens if it has so many times the limit by its share of the whole."""
 
 
 def split_sentences(text: str, usual: int, most: int, count: Callable[[str], int]) -> list[str]:
@@ -86,7 +88,7 @@ class SentenceSplitter:
         """Take the complete sentences out of `rest`. at_end: no more text will come."""
         out: list[str] = []
         start, text = 0, self.rest
-        resume = len(text.rstrip(CLOSING))
+        resume = len(text) - MAX_CLOSING - 1
         for match in SENTENCE_END.finditer(text, self.unsearched):
             piece, following = text[start : match.end()], text[match.end() : match.end() + LOOKAHEAD]
             ends = "\n" in match[0] or ends_sentence(piece.rstrip(), following, at_end)
@@ -122,26 +124,44 @@ def ends_sentence(piece: str, following: str, at_end: bool = True) -> bool | Non
     return not abbreviated and not (may_go_on and next_letter.islower())
 
 
-def fit(sentence: str, usual: int, most: int, count: Callable[[str], int]) -> list[str]:
-    """One sentence in about equal parts, cut at a clause near the middle or else between two words."""
+def fit(
+    sentence: str, usual: int, most: int, count: Callable[[str], int], estimate: float = 0.0
+) -> list[str]:
+    """One sentence in about equal parts, cut at a clause near the middle or else between two words.
+
+    Args:
+        estimate: tokens of the sentence by its share of a longer one that was counted; 0 if none was.
+
+    Raises:
+        TextError: a single word has more than `most` tokens.
+    """
     cut = middle(sentence)
     limit = most if cut is None else usual
-    if len(sentence) <= HOPELESS * limit and count(sentence) <= limit:
-        return [sentence]
+    counted = 0
+    if cut is None or (len(sentence) <= HOPELESS * limit and estimate <= SURELY_TOO_LONG * limit):
+        counted = count(sentence) if len(sentence) <= HOPELESS * limit else limit + 1
+        if counted <= limit:
+            return [sentence]
     if cut is None:
         shown = sentence if len(sentence) <= 40 else f"{sentence[:37]}..."
         raise TextError(
             f"the word {shown!r} is longer than the model's {most} tokens; expected a shorter one: "
             "put spaces into it"
         )
+    density = (counted or estimate) / len(sentence)
     halves = (sentence[:cut].strip(), sentence[cut:].strip())
-    return [piece for half in halves if speakable(half) for piece in fit(half, usual, most, count)]
+    return [
+        piece
+        for half in halves
+        if speakable(half)
+        for piece in fit(half, usual, most, count, density * len(half))
+    ]
 
 
 def middle(sentence: str) -> int | None:
     """Where to cut: the clause's end nearest the middle if it is near, else the nearest space."""
     half = len(sentence) / 2
-    for pattern, reach in ((CLAUSE_END, MIDDLE * len(sentence)), (re.compile(r"\s+"), half)):
+    for pattern, reach in ((CLAUSE_END, MIDDLE * len(sentence)), (WORD_END, half)):
         ends = [match.end() for match in pattern.finditer(sentence)]
         nearest = min(ends, key=lambda end: abs(end - half), default=None)
         if nearest is not None and abs(nearest - half) <= reach:

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from codecs import getincrementaldecoder
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from valle2.engine.bundle.untrusted import read_bounded
 
@@ -41,13 +42,20 @@ class SortedTable(Mapping[str, str]):
         self.first = [self.data[start : self.data.index(b"\t", start) + 1] for start in self.starts[:-1]]
 
     def __getitem__(self, key: str) -> str:
+        found: str | None = self.get(key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the default. Most look-ups fail, and raising an error takes long."""
         line = key.encode() + b"\t"
         block = max(0, bisect_left(self.first, line) - 1)
         stop = self.starts[block + 1] if self.first else 0
         # The key may be that of the next block's first line, so the search runs into it.
         found = self.data.find(b"\n" + line, self.starts[block] - 1, stop + len(line))
         if found < 0:
-            raise KeyError(key)
+            return default
         begin = found + 1 + len(line)
         return self.data[begin : self.data.index(b"\n", begin)].decode()
 

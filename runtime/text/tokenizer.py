@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import ManifestError
 from valle2.runtime.errors import TextError
-from valle2.runtime.text.base import MAX_TOKENS, FrontEnd, Ids, check_text, unspeakable
+from valle2.runtime.text.base import MAX_TOKENS, EncodedText, FrontEnd, Ids, check_text, unspeakable
 from valle2.runtime.text.letter_rules import LetterRules, letter_groups
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.phonemes import Pronouncer
@@ -28,6 +29,8 @@ MAX_PREPARED, MAX_GROWN = 2**16, 2**20
 """Characters of a sentence as the tokenizer reads it, and what normaliser and template may make of them."""
 NARROW = str.maketrans("’‘，。；？！（）：-《》、“”【】", "'',.;?!():" + " <>/" + '""[]')
 """Full-width and curly marks as supervoice writes them."""
+KEPT_TEXTS, KEPT_CHARACTERS = 512, 1024
+"""Prepared sentences that are kept, and characters of the longest."""
 PAIRS = {"oʊ": "O", "eɪ": "A", "aɪ": "I", "aʊ": "W", "ɔɪ": "Y", "tʃ": "ʧ", "dʒ": "ʤ", "g": "ɡ", "r": "ɹ"}
 """Phones of the IPA that the lexicon writes with one other symbol."""
 Preparer = Callable[[str], str]
@@ -43,8 +46,6 @@ class TextFrontEnd(FrontEnd):
         notation: how phones are written, if each is one character.
     """
 
-    joined = True
-
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -55,7 +56,7 @@ class TextFrontEnd(FrontEnd):
     ) -> None:
         super().__init__(tokenizer.get_vocab(), max_tokens)
         self.tokenizer = tokenizer
-        self.prepare = prepare
+        self.prepare = kept(prepare)
         self.longest = min(MAX_PREPARED, MAX_GROWN // growth)
         self.notation = notation
         self.gap = notation.gap if notation else ""
@@ -88,16 +89,15 @@ class TextFrontEnd(FrontEnd):
             TextError: nothing in the text can be spoken, or it has more than `longest` characters (at most
                 `MAX_PREPARED`) when it is prepared.
         """
-        prepared = self.prepare(check_text(text))
+        return self.prepared_ids(text, self.prepare(check_text(text)))
+
+    def prepared_ids(self, text: str, prepared: str) -> Ids:
+        """The ids of a prepared text; `text` is what a message shows."""
         if len(prepared) > self.longest:
             raise TextError(
                 f"{shown(text)} has {len(prepared)} characters when it is prepared for the tokenizer; "
                 f"expected at most {self.longest}: split it"
             )
-        return self.prepared_ids(text, prepared)
-
-    def prepared_ids(self, text: str, prepared: str) -> Ids:
-        """The ids of a prepared text."""
         with explained(
             lambda reason: TextError(f"the model's tokenizer does not take {shown(text)}: {reason}")
         ):
@@ -105,6 +105,13 @@ class TextFrontEnd(FrontEnd):
         if not ids:
             raise unspeakable(text)
         return np.array(ids, np.int64)
+
+    def encode_pair(self, transcript: str, before: Ids, text: str) -> EncodedText:
+        """Both parts are prepared by themselves, so a prompt cannot change how a sentence is read."""
+        if isinstance(transcript, Phones) or isinstance(text, Phones):
+            return super().encode_pair(transcript, before, text)
+        prepared = f"{self.prepare(transcript)} {self.prepare(check_text(text))}"
+        return EncodedText(self.prepared_ids(text, prepared), None, len(before))
 
     def count(self, piece: str) -> int:
         """Tokens of a piece; of one that is too long for `encode`, its characters."""
@@ -121,6 +128,12 @@ class TextFrontEnd(FrontEnd):
     def phones(self, ids: Any) -> Phones:
         found = super().phones(ids)
         return self.notation.write(ids, self.symbols) if self.notation else found
+
+
+def kept(prepare: Preparer) -> Preparer:
+    """A preparer that keeps its last results, because a sentence is counted before it is encoded."""
+    short = lru_cache(KEPT_TEXTS)(prepare)
+    return lambda text: short(text) if len(text) <= KEPT_CHARACTERS else prepare(text)
 
 
 def normalised_words(_folder: Path, _tokenizer: Tokenizer, _files: Collection[str]) -> Preparer:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -321,6 +324,40 @@ def test_no_text_takes_long_or_fails_otherwise(phonemes: TextFrontEnd, text: str
         assert phonemes.encode(text * (5_000 // len(text))).size
     except TextError as error:
         assert "nothing that can be spoken" in str(error)
+
+
+REPEATED = [
+    "etc. ", "Dr. ", "St. ", "e.g. ", "a.b.", "A.", "I. ", "a.m. ", "BBC ", "Mr. X ", "1,", "111,", "9", "1.",
+    "1/", "1:1 ", "1-2 ", "$1,111,", "5 km ", "1st ", "90s ", "Jan 5 ", "½", "°C", "(", "''", "'s ", "- -", ", ", "...",
+    ".'", "http://", "é", "ab ", "bcdf ", "a b ", "x", "\n",
+]  # fmt: skip
+
+
+def seconds(work: Callable[[str], object], text: str) -> float:
+    """The least processor time of several runs."""
+    found = []
+    for _ in range(5):
+        began = time.process_time()
+        with suppress(TextError):
+            work(text)
+        found.append(time.process_time() - began)
+    return min(found)
+
+
+def fed(text: str) -> None:
+    """A stream of single characters."""
+    splitter = SentenceSplitter()
+    for character in text:
+        splitter.feed(character)
+    splitter.flush()
+
+
+@pytest.mark.parametrize("piece", REPEATED)
+def test_text_is_prepared_in_linear_time(phonemes: TextFrontEnd, piece: str) -> None:
+    """Four times the text takes four times as long; what is quadratic takes sixteen times as long."""
+    short, long = ((piece * 4096)[:length] for length in (1024, 4096))
+    for work in (normalise, sentences, fed, phonemes.split):
+        assert seconds(work, long) < 9 * seconds(work, short) + 2e-3
 
 
 def test_encoding(phonemes: TextFrontEnd, bpe: TextFrontEnd) -> None:
