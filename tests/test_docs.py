@@ -22,7 +22,7 @@ FENCE = ("```", "~~~")
 OUTSIDE = ("|", "<!--")
 """Tables and comments: a cell and a marker cannot be wrapped."""
 LINK = re.compile(r"\]\(([^()\s]*)(?:\s\"[^\"]*\")?\)")
-BARE_LINK = re.compile(r"(?:[-*+] |\d+\. )?!?\[[^\]]*\]\(\S*\)[.,;:]?")
+BARE_LINK = re.compile(r"(?:[-*+] |\d+\. )?!?\[[^\]]*\]\(\S*\)[.,;:]?|\[[^\]]+\]: \S+")
 HEADING = re.compile(r"#{1,6}\s+(.+?)\s*#*$")
 CODE = {".py", ".toml", ".yaml", ".yml", ".sh", ".cuda", ".jetson"}
 PAGE = re.compile(r"\bdocs/[\w/-]+\.md\b")
