@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from valle2.engine.bundle.contract import CODEBOOK_SIZE, CODEBOOKS
 from valle2.engine.bundle.schema import SAMPLING, WHOLE
 from valle2.runtime.errors import PromptError, SettingsError
 
@@ -94,7 +95,7 @@ class Prompt:
         name, source, licence, consent: for people.
     """
 
-    codes: NDArray[np.int64] = field(repr=False)
+    codes: Codes = field(repr=False)
     transcript: str
     name: str = "prompt"
     source: str = ""
@@ -103,15 +104,17 @@ class Prompt:
 
     def __post_init__(self) -> None:
         codes = self.codes
-        if codes.ndim != 2 or codes.shape[1] != 8 or not len(codes) or codes.dtype != np.int64:
-            raise PromptError(f"prompt codes are {codes.dtype} {codes.shape}; expected int64 (P, 8), P >= 1")
+        if codes.ndim != 2 or codes.shape[1] != CODEBOOKS or not len(codes) or codes.dtype != np.int64:
+            raise PromptError(
+                f"prompt codes are {codes.dtype} {codes.shape}; expected int64 (P, {CODEBOOKS}), P >= 1"
+            )
         check_span(codes)
 
 
 def check_span(codes: NDArray[Any]) -> None:
     """Refuse prompt codes that no codebook has."""
-    if len(codes) and (codes.min() < 0 or codes.max() > 1023):
-        raise PromptError(f"prompt codes span {codes.min()}..{codes.max()}; expected 0..1023")
+    if len(codes) and (codes.min() < 0 or codes.max() >= CODEBOOK_SIZE):
+        raise PromptError(f"prompt codes span {codes.min()}..{codes.max()}; expected 0..{CODEBOOK_SIZE - 1}")
 
 
 @dataclass(frozen=True, slots=True)

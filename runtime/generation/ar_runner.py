@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Backend, BackendError, Buffer, Step
+from valle2.engine.bundle.contract import CACHE_PREFIX, OUT_SUFFIX
 from valle2.engine.bundle.profiles import PREFILL_CHUNK
 from valle2.engine.bundle.schema import head_width
 from valle2.runtime.generation.sequence import Sequence
@@ -83,7 +84,7 @@ class ARRunner:
         self.max_groups = sizes["max_frames"] // self.group_size
         self.capacity = cache_length or sizes["max_text"] + 1 + self.max_groups
         self.dtypes = {spec.name: spec.dtype for spec in (*backend.spec.inputs, *backend.spec.outputs)}
-        names = [spec.name for spec in backend.spec.inputs if spec.name.startswith("cache_")]
+        names = [spec.name for spec in backend.spec.inputs if spec.name.startswith(CACHE_PREFIX)]
         shape = (rows, sizes["heads"], self.capacity, head_width(sizes))
         self.caches = {name: self.zeros(name, shape) for name in names}
         group = self.group_size
@@ -153,7 +154,7 @@ class ARRunner:
         only = slice(row, row + 1)
         inputs = {name: buffer.rows(only) for name, buffer in {**self.fixed, **self.caches}.items()}
         outputs = {name: buffer.rows(only) for name, buffer in self.outputs.items()}
-        outputs |= {f"{name}_out": inputs[name] for name in self.caches}
+        outputs |= {f"{name}{OUT_SUFFIX}": inputs[name] for name in self.caches}
         self.prefills[row] = PrefillState(self.prefix(sequence), self.chunk_ends(sequence), inputs, outputs)
         self.prefilled[row] = 0
 
@@ -168,7 +169,7 @@ class ARRunner:
         start = state.ends[state.chunks - 1] if state.chunks else 0
         end = state.ends[state.chunks]
         only = slice(row, row + 1)
-        drawn = {f"{name}_out": buffer.rows(only) for name, buffer in self.states[self.turn].items()}
+        drawn = {f"{name}{OUT_SUFFIX}": buffer.rows(only) for name, buffer in self.states[self.turn].items()}
         chunk = self.chunk_inputs(state.prefix, start, end)
         self.backend.bind(state.inputs | chunk, state.outputs | drawn)()
         state.chunks += 1
@@ -247,10 +248,12 @@ class ARRunner:
         """Bind one direction of the swap; a cache is input and output at the same address."""
         rows = slice(0, count)
         inputs = {**self.fixed, **self.step_inputs, **self.caches, **state_in}
-        outputs = {f"{name}_out": b for name, b in {**state_out, **self.caches}.items()} | self.outputs
+        outputs = {
+            f"{name}{OUT_SUFFIX}": b for name, b in {**state_out, **self.caches}.items()
+        } | self.outputs
         return self.backend.bind(
             {name: buffer.rows(rows) for name, buffer in inputs.items()},
-            {name: buffer.rows(rows) for name, buffer in outputs.items()},
+            {name: buffer.rows(rows) for name, buffer in (drawn | self.outputs).items()},
         )
 
     def zeros(self, name: str, shape: tuple[int, ...]) -> Buffer:

@@ -12,9 +12,9 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from valle2.engine.bundle.contract import EOS_CODE
 from valle2.runtime.types import Codes
 
-EOS_CODE = 1024
 DRAWS = 2
 """Uniform numbers per code: one for the nucleus draw, one for the redraw."""
 LENGTH_TOLERANCE = 0.25

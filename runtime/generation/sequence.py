@@ -8,7 +8,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.runtime.generation.sampling import EOS_CODE
+from valle2.engine.bundle.contract import EOS_CODE
 from valle2.runtime.types import EOS, MAX_FRAMES, Codes, Settings
 
 
