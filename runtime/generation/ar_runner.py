@@ -248,9 +248,7 @@ class ARRunner:
         """Bind one direction of the swap; a cache is input and output at the same address."""
         rows = slice(0, count)
         inputs = {**self.fixed, **self.step_inputs, **self.caches, **state_in}
-        outputs = {
-            f"{name}{OUT_SUFFIX}": b for name, b in {**state_out, **self.caches}.items()
-        } | self.outputs
+        drawn = {f"{name}{OUT_SUFFIX}": b for name, b in {**state_out, **self.caches}.items()}
         return self.backend.bind(
             {name: buffer.rows(rows) for name, buffer in inputs.items()},
             {name: buffer.rows(rows) for name, buffer in (drawn | self.outputs).items()},
