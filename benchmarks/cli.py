@@ -12,7 +12,7 @@ from typing import Any
 from valle2.benchmarks.options import PANELS, options_of
 from valle2.benchmarks.report.plots import need_matplotlib
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.server.cli import NEEDED
+from valle2.runtime.server.cli import WEB_LIBRARIES
 
 HELP = "measure speed and quality"
 GROUPS = (1, 2, 4, 8)
@@ -209,7 +209,7 @@ def memory(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]
 
 def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """A server under load, over real sockets."""
-    if any(find_spec(name) is None for name in NEEDED):
+    if any(find_spec(name) is None for name in WEB_LIBRARIES):
         raise Valle2Error("bench serve starts a server; install it with: pip install 'valle2[serve]'")
     from valle2.benchmarks.serving import load as serve
 

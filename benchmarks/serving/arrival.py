@@ -20,7 +20,7 @@ from typing import Any
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.metrics import Metrics
-from valle2.runtime.server.worker import State, Worker
+from valle2.runtime.server.worker import Worker, WorkerState
 
 CHARACTERS = 4096
 STEPS = 50
@@ -49,7 +49,7 @@ def arrival(model: str, rounds: int, threads: int) -> dict[str, Any]:
     metrics.step_seconds = noted
     worker = Worker(lambda slots: Valle2.load(model, threads=threads, slots=slots), Limits(), metrics)
     worker.start()
-    wait(lambda: worker.state is State.READY)
+    wait(lambda: worker.state is WorkerState.READY)
     longest: dict[str, list[float]] = {"none": [], **{name: [] for name in TEXTS}}
     try:
         for _ in range(rounds):

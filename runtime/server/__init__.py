@@ -1,1 +1,1 @@
-"""Speech over HTTP. `worker` owns the model and knows no HTTP; `app` and its routes only translate."""
+"""Serves one loaded model over HTTP and WebSocket. It knows requests and audio, not how codes are made."""

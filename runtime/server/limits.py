@@ -1,48 +1,54 @@
-"""Every bound of the server, in one frozen value."""
+"""The server's defaults and its bounds on requests. Every default is written here once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TypeVar
 
 from valle2.runtime.errors import SettingsError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Names of this machine; without a key nobody else is served."""
+HOST, PORT = "127.0.0.1", 8000
+LOOPBACK = (HOST, "localhost", "::1")
+"""Names of this machine. Without an API key the server listens on and answers to these only."""
+VOICES_DIR = Path("~/.local/share/valle2/voices")
+"""Folder of uploaded voices, before `~` is expanded."""
+RETRY_AFTER_SECONDS = 1
+"""The wait that the server suggests to a client whose request it refuses for now."""
+T = TypeVar("T")
+
+
+def bound(default: T, meaning: str) -> T:
+    """A field of `Limits` that carries its meaning for messages and for `--help`."""
+    return field(default=default, metadata={"meaning": meaning})
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask for, and how many may ask.
-
-    Args:
-        slots: requests decoded side by side. queue: requests that may wait beside them.
-        text: characters of one request. audio_seconds: speech made for one request.
-        request_seconds: time for one request, waiting included. wait_seconds: of it, until the first audio.
-        stall_seconds: a reader that takes nothing for so long is cut off; also for a body that does not come.
-        unread_seconds: audio kept for a reader that is behind.
-        body_bytes: of a request; upload_bytes: of a voice's recording with its form.
-        drain_seconds: for running streams after SIGTERM.
-        step_seconds: a decode step that takes longer means that the worker hangs.
+    """Bounds on a request and on the number of requests.
 
     Raises:
-        SettingsError: a limit is not more than 0.
+        SettingsError: a bound is not a finite number above 0.
     """
 
-    slots: int = 4
-    queue: int = 16
-    text: int = 4096
-    audio_seconds: float = 600.0
-    request_seconds: float = 300.0
-    wait_seconds: float = 60.0
-    stall_seconds: float = 30.0
-    unread_seconds: float = 300.0
-    body_bytes: int = 65_536
-    upload_bytes: int = 20_000_000
-    drain_seconds: float = 30.0
-    step_seconds: float = 60.0
+    slots: int = bound(4, "requests decoded side by side")
+    queue: int = bound(16, "requests that may wait beside those")
+    text: int = bound(4096, "characters of one request")
+    audio_seconds: float = bound(600.0, "seconds of speech made for one request")
+    request_seconds: float = bound(300.0, "seconds for one request, waiting included")
+    wait_seconds: float = bound(60.0, "seconds from the arrival of a request to its first audio")
+    stall_seconds: float = bound(30.0, "seconds without progress before a client is disconnected")
+    unread_seconds: float = bound(300.0, "seconds of audio kept for a client that reads slowly")
+    body_bytes: int = bound(65_536, "bytes of a request's body and of a WebSocket message")
+    upload_bytes: int = bound(20_000_000, "bytes of an uploaded recording with its form")
+    drain_seconds: float = bound(30.0, "seconds for running streams after SIGTERM")
+    step_seconds: float = bound(60.0, "seconds of one engine step after which the engine counts as stuck")
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if not 0 < value < float("inf"):
-                raise SettingsError(f"{entry.name} is {value!r}; expected a finite number above 0")
+                raise SettingsError(
+                    f"{entry.name} is {value!r}; expected a finite number above 0 "
+                    f"({entry.metadata['meaning']})"
+                )

@@ -1,4 +1,4 @@
-"""What Prometheus reads. Each server has its own registry, so that two can live in one process."""
+"""Metrics for Prometheus. Each worker has its own registry, so that one process can hold several."""
 
 from __future__ import annotations
 
@@ -7,43 +7,47 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from valle2.runtime.server.http.reply import Reply
+from valle2.runtime.server.reply import Reply
 
-FAST = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-SHORT = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-RATIO = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 5.0)
+AUDIO_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+RTF_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 5.0)
+"""Upper bounds of the histograms' buckets: seconds, seconds, and a ratio."""
 
 
 class Metrics:
-    """Counters, gauges and histograms of one worker."""
+    """Counters, gauges and histograms of one worker; names begin with `valle2_`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.queue_depth = self.make(Gauge, "queue_depth", "Requests that wait for a slot")
-        self.active_slots = self.make(Gauge, "active_slots", "Rows being decoded or prefilled")
-        self.first_audio = self.make(Histogram, "first_audio_seconds", "Arrival to first audio", buckets=FAST)
-        self.chunk_gap = self.make(
-            Histogram, "chunk_gap_seconds", "Between two pieces of audio", buckets=FAST
+        self.queue_depth = self.make_metric(Gauge, "queue_depth", "Requests that wait for a row")
+        self.active_slots = self.make_metric(Gauge, "active_slots", "Rows that prefill or decode")
+        self.first_audio = self.make_metric(
+            Histogram, "first_audio_seconds", "Arrival to first audio", buckets=AUDIO_BUCKETS
         )
-        self.step_seconds = self.make(
-            Histogram, "step_seconds", "One scheduler step with its work", buckets=SHORT
+        self.chunk_gap = self.make_metric(
+            Histogram, "chunk_gap_seconds", "Time between two pieces of audio", buckets=AUDIO_BUCKETS
         )
-        self.cancel_seconds = self.make(
-            Histogram, "cancel_seconds", "Cancellation to free slot", buckets=SHORT
+        self.step_seconds = self.make_metric(
+            Histogram, "step_seconds", "One step of the engine", buckets=STEP_BUCKETS
         )
-        self.rtf = self.make(Histogram, "rtf", "Request time over audio time", buckets=RATIO)
-        self.audio_seconds = self.make(Counter, "audio_seconds", "Speech made")
-        self.completed = self.make(Counter, "completed", "Requests that ended well")
-        self.cancelled = self.make(Counter, "cancelled", "Requests whose client went away")
-        self.rejected = self.make(Counter, "rejected", "Requests refused because the queue was full")
-        self.failed = self.make(Counter, "failed", "Requests that ended with an error")
-        self.restarts = self.make(Counter, "worker_restarts", "Times the engine thread was started again")
+        self.cancel_seconds = self.make_metric(
+            Histogram, "cancel_seconds", "Cancellation to free row", buckets=STEP_BUCKETS
+        )
+        self.rtf = self.make_metric(Histogram, "rtf", "Request time over audio time", buckets=RTF_BUCKETS)
+        self.audio_seconds = self.make_metric(Counter, "audio_seconds", "Seconds of speech made")
+        self.completed = self.make_metric(Counter, "completed", "Requests that ended without an error")
+        self.cancelled = self.make_metric(Counter, "cancelled", "Requests whose client disconnected")
+        self.rejected = self.make_metric(Counter, "rejected", "Requests refused because the queue was full")
+        self.failed = self.make_metric(Counter, "failed", "Requests that ended with an error")
+        self.restarts = self.make_metric(Counter, "worker_restarts", "Restarts of the engine thread")
 
-    def make(self, kind: Any, name: str, text: str, **more: Any) -> Any:
+    def make_metric(self, kind: Any, name: str, text: str, **more: Any) -> Any:
+        """A metric of the registry. kind: Counter, Gauge or Histogram. more: arguments of the kind."""
         return kind(f"valle2_{name}", text, registry=self.registry, **more)
 
-    def chunk(self, reply: Reply) -> None:
-        """One piece of audio was handed out."""
+    def record_chunk(self, reply: Reply) -> None:
+        """Observe a piece of audio that is about to be put into the reply."""
         now = time.perf_counter()
         if reply.first_at:
             self.chunk_gap.observe(now - reply.last_at)
@@ -52,8 +56,8 @@ class Metrics:
             self.first_audio.observe(now - reply.arrived)
         reply.last_at = now
 
-    def ended(self, reply: Reply, error: Exception | None) -> None:
-        """A request is over."""
+    def record_end(self, reply: Reply, error: Exception | None) -> None:
+        """Count a request that has ended."""
         if reply.cancelled:
             self.cancelled.inc()
         elif error:
@@ -61,13 +65,16 @@ class Metrics:
         else:
             self.completed.inc()
 
-    def spoke(self, reply: Reply, error: Exception | None, rate: int) -> None:
-        """A request is over; only one that ended well has a real-time factor."""
+    def record_speech(self, reply: Reply, error: Exception | None, rate: int) -> None:
+        """Observe the speech of a request that has ended. rate: Hz.
+
+        Only a request that completed has a real-time factor.
+        """
         seconds = reply.samples / rate
         self.audio_seconds.inc(seconds)
         if seconds and not reply.cancelled and not error:
             self.rtf.observe((time.perf_counter() - reply.arrived) / seconds)
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """All metrics in Prometheus's text format."""
         return bytes(generate_latest(self.registry))

@@ -1,8 +1,8 @@
-"""Several engines behind one address, with Ray Serve: `serve run deploy/ray-serve.yaml`.
+"""Several replicas behind one address, with Ray Serve: `serve run deploy/ray-serve.yaml`.
 
-A replica is one `Worker` with the app of `valle2 serve` around it; nothing of the endpoint is written twice.
-Ray starts replicas, routes each request to a less loaded one and adds replicas as requests pile up. It takes
-a request only after the replica has spoken once; its metrics leave by Ray's own exporter as `ray_valle2_*`.
+A replica is the app of `valle2 serve` with its own `Worker`. Ray starts replicas, routes each request to a
+less loaded one, and adds replicas when requests pile up. A replica gets requests only after its warm-up. Ray
+exports the metrics as `ray_valle2_*`, labelled by replica.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from valle2.runtime.errors import ModelError, SettingsError
-from valle2.runtime.server.cli import VOICES_DIR
 from valle2.runtime.server.http.app import make_app
-from valle2.runtime.server.http.guard import App, Message, Receive, Send, read_key
-from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.http.guard import read_key
+from valle2.runtime.server.limits import VOICES_DIR, Limits
 from valle2.runtime.server.metrics import Metrics
 from valle2.runtime.server.store import VoiceStore
-from valle2.runtime.server.worker import State, Worker
+from valle2.runtime.server.worker import Worker, WorkerState
 from valle2.runtime.tts import Valle2
 
 try:
@@ -28,19 +29,22 @@ try:
 except ImportError:
     raise ModelError("ray is not installed; install with: pip install 'valle2[ray]'") from None
 
-LOAD = ("model", "device", "precision", "threads", "engine")
-SPARE = 8
+LOAD_ARGUMENTS = ("model", "device", "precision", "threads", "engine")
+"""Arguments of `Valle2.load` that a config file may give."""
+SPARE_REQUESTS = 8
+"""Requests that Ray sends to a replica beyond what its worker holds; the worker refuses them with 429."""
 POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a replica is made from.
+    """The options of a replica.
 
     Args:
-        load: arguments of `Valle2.load`. limits: bounds of one replica. voices: folder of uploaded voices,
-            which all replicas must see. key_file: file with the API key, on every node; None lets in whoever
-            calls the address by one of this machine's own names.
+        load: arguments of `Valle2.load`. limits: bounds on the requests of one replica.
+        voices: folder of uploaded voices, the same for all replicas.
+        key_file: file with the API key, present on every node. Without one, a replica answers only to this
+            machine's own names.
     """
 
     load: dict[str, Any]
@@ -49,18 +53,18 @@ class Options:
     key_file: Path | None
 
     @classmethod
-    def of(cls, args: dict[str, Any]) -> Options:
-        """From the `args` of a config file: those of `Valle2.load`, `limits`, `voices_dir`, `api_key_file`.
+    def from_args(cls, args: dict[str, Any]) -> Options:
+        """Read the `args` of a config file: `LOAD_ARGUMENTS`, `limits`, `voices_dir`, `api_key_file`.
 
         Raises:
-            SettingsError: an unknown name, or a limit out of range.
+            SettingsError: a name is unknown, or a limit is out of range.
         """
         limits = args.get("limits", {})
-        check_names("args", args, (*LOAD, "limits", "voices_dir", "api_key_file"))
+        check_names("args", args, (*LOAD_ARGUMENTS, "limits", "voices_dir", "api_key_file"))
         check_names("limits", limits, tuple(entry.name for entry in fields(Limits)))
         key_file = args.get("api_key_file")
         return cls(
-            {name: args[name] for name in LOAD if name in args},
+            {name: args[name] for name in LOAD_ARGUMENTS if name in args},
             Limits(**limits),
             Path(args.get("voices_dir", VOICES_DIR)).expanduser(),
             Path(key_file) if key_file else None,
@@ -68,13 +72,16 @@ class Options:
 
 
 def check_names(place: str, given: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Refuse unknown names in a part of a config file."""
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise SettingsError(f"{place} has {', '.join(unknown)}; expected some of {', '.join(known)}")
+        raise SettingsError(
+            f"{place} of the config file has {', '.join(unknown)}; expected only {', '.join(known)}"
+        )
 
 
 class Replica:
-    """One engine. Ray calls the methods; requests go to the app."""
+    """One replica. Ray calls these methods and sends requests to the app."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -83,47 +90,51 @@ class Replica:
     def load(self, slots: int) -> Valle2:
         return Valle2.load(**self.options.load, slots=slots)
 
-    def __serve_build_asgi_app__(self) -> App:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         key = read_key(self.options.key_file) if self.options.key_file else ""
         app = make_app(self.worker, VoiceStore(self.options.voices), key)
-        return Named(app, self.worker, serve.get_replica_context().replica_id.unique_id)
+        return ReplicaApp(app, self.worker, serve.get_replica_context().replica_id.unique_id)
 
     def check_health(self) -> None:
-        """Ray replaces a replica for which this raises."""
-        if not self.worker.healthy:
-            raise ModelError(f"the engine thread is dead or hangs; its last error: {self.worker.last_error}")
-
-
-class Named:
-    """An app that is up when its worker is, and whose responses name their replica."""
-
-    def __init__(self, app: App, worker: Worker, name: str) -> None:
-        self.app, self.worker, self.name = app, worker, name
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        async def told(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete":
-                await self.warm()
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-replica", self.name.encode())]
-            await send(message)
-
-        await self.app(scope, receive, told)
-
-    async def warm(self) -> None:
-        """Wait until the worker has loaded and spoken.
+        """Ray replaces a replica whose check raises.
 
         Raises:
-            ModelError: it could not.
+            ModelError: the engine thread is dead or stuck.
         """
-        while self.worker.state is State.LOADING:
+        if not self.worker.healthy:
+            raise ModelError(f"the engine thread is dead or stuck; its last error: {self.worker.last_error}")
+
+
+class ReplicaApp:
+    """Wraps an app: its startup waits for the worker, and its responses name the replica (`X-Replica`)."""
+
+    def __init__(self, app: ASGIApp, worker: Worker, replica: str) -> None:
+        self.app, self.worker, self.replica = app, worker, replica
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_name(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                await self.wait_loaded()
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-replica", self.replica.encode())]
+            await send(message)
+
+        await self.app(scope, receive, send_with_name)
+
+    async def wait_loaded(self) -> None:
+        """Wait until the worker has loaded the model and spoken once.
+
+        Raises:
+            ModelError: the model does not load.
+        """
+        while self.worker.state is WorkerState.LOADING:
             if self.worker.restarts:
                 raise ModelError(f"the model does not load: {self.worker.last_error}")
             await asyncio.sleep(POLL_SECONDS)
 
 
-class Total(ray_metrics.Counter):  # type: ignore[misc, unused-ignore]
-    """A counter to which nothing may be added."""
+class ReplicaCounter(ray_metrics.Counter):  # type: ignore[misc, unused-ignore]
+    """A counter that ignores an increment of 0, as Prometheus's own does; Ray's raises an error."""
 
     def inc(self, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
         if value > 0:
@@ -131,31 +142,32 @@ class Total(ray_metrics.Counter):  # type: ignore[misc, unused-ignore]
 
 
 class ReplicaMetrics(Metrics):
-    """The server's metrics, labelled by replica, in Ray's exporter."""
+    """The server's metrics in Ray's exporter, which labels them by replica."""
 
-    def make(self, kind: Any, name: str, text: str, **more: Any) -> Any:
+    def make_metric(self, kind: Any, name: str, text: str, **more: Any) -> Any:
         if kind.__name__ == "Histogram":
             return ray_metrics.Histogram(f"valle2_{name}", text, boundaries=list(more["buckets"]))
-        return {"Counter": Total, "Gauge": ray_metrics.Gauge}[kind.__name__](f"valle2_{name}", text)
+        return {"Counter": ReplicaCounter, "Gauge": ray_metrics.Gauge}[kind.__name__](f"valle2_{name}", text)
 
     def text(self) -> bytes:
-        return b"# each node's Ray exporter has these as ray_valle2_*, labelled by replica\n"
+        return b"# Ray's exporter on each node has these metrics as ray_valle2_*, labelled by replica\n"
 
 
 def application(args: dict[str, Any]) -> Any:
-    """What a Ray Serve config file imports: the deployment `Speech`, one replica unless the file says more.
+    """The application that a Ray Serve config file imports: one deployment, `Speech`.
 
-    A replica takes more than its engine holds: it is the engine that refuses, with 429 and Retry-After.
+    Args:
+        args: of the config file; see `Options.from_args`.
 
     Raises:
-        SettingsError: an unknown argument.
+        SettingsError: a name is unknown, or a limit is out of range.
     """
-    options = Options.of(args)
+    options = Options.from_args(args)
     limits = options.limits
     deployment = serve.deployment(
         serve.ingress(None)(Replica),
         name="Speech",
-        max_ongoing_requests=limits.slots + limits.queue + SPARE,
+        max_ongoing_requests=limits.slots + limits.queue + SPARE_REQUESTS,
         graceful_shutdown_timeout_s=limits.drain_seconds,
     )
     return deployment.bind(options)

@@ -1,4 +1,4 @@
-"""One server process: its socket, uvicorn around the app, and what a signal does."""
+"""One server process: the listening socket, uvicorn with the app, and the shutdown after a signal."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import uvicorn
 
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.server.http.app import make_app
-from valle2.runtime.server.http.slow_clients import patient
+from valle2.runtime.server.http.slow_clients import deadline_protocol
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
 from valle2.runtime.tts import Valle2
 
 BACKLOG = 128
+"""Connections that the kernel keeps until they are accepted."""
 CONNECTIONS = 256
-WS_BYTES = 65_536
+"""Open connections, above which uvicorn answers 503."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn that takes nothing new from the moment of the signal on."""
+    """uvicorn whose worker refuses new requests as soon as a signal comes."""
 
     worker: Worker
 
@@ -37,29 +38,44 @@ class Server(uvicorn.Server):
 def serve(
     load: Callable[[int], Valle2], limits: Limits, host: str, port: int, voices: Path, key: str
 ) -> dict[str, Any]:
-    """Serve until SIGTERM or SIGINT; running streams then have `drain_seconds`."""
+    """Serve until SIGTERM or SIGINT. Running streams may then take `limits.drain_seconds` more.
+
+    Args:
+        load: loads the model with the given number of rows. port: 0 takes a free one.
+        voices: folder of uploaded voices. key: the API key, or an empty string.
+
+    Returns:
+        The numbers of completed requests and of restarts of the worker.
+
+    Raises:
+        Valle2Error: the address cannot be used.
+    """
     worker = Worker(load, limits)
     config = uvicorn.Config(
         make_app(worker, VoiceStore(voices), key),
-        http=patient(limits.stall_seconds),
+        http=deadline_protocol(limits.stall_seconds),
         log_level="warning",
         lifespan="on",
         timeout_graceful_shutdown=int(limits.drain_seconds) + 1,
         limit_concurrency=CONNECTIONS,
-        ws_max_size=WS_BYTES,
+        ws_max_size=limits.body_bytes,
         server_header=False,
     )
     server = Server(config)
     server.worker = worker
-    listener = listen(host, port, limits.stall_seconds)
+    listener = open_listener(host, port, limits.stall_seconds)
     address = listener.getsockname()
     print(f"serving on http://{host}:{address[1]}", file=sys.stderr, flush=True)
     server.run(sockets=[listener])
     return {"served": int(worker.metrics.completed._value.get()), "restarts": worker.restarts}
 
 
-def listen(host: str, port: int, stall_seconds: float) -> socket.socket:
-    """A listening socket; the kernel drops peers that acknowledge or read nothing for `stall_seconds`."""
+def open_listener(host: str, port: int, stall_seconds: float) -> socket.socket:
+    """A listening TCP socket. The kernel closes connections that acknowledge nothing for `stall_seconds`.
+
+    Raises:
+        Valle2Error: the address cannot be used.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

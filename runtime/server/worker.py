@@ -1,8 +1,8 @@
-"""The thread that owns the model. Requests enter by a bounded queue; audio leaves through each `Reply`.
+"""The thread that owns the model. Requests enter through a bounded queue; audio leaves through each `Reply`.
 
-It knows nothing of HTTP. Texts are normalised and encoded in a thread of their own, so that a long one holds
-up neither the engine nor the caller. A failure stays with its request. If the loop itself breaks, everything
-under way fails, the model is loaded again, and `restarts` counts it.
+It knows no HTTP. A second thread prepares texts, so that a long text delays neither the engine nor the
+caller. An error of a request ends only that request. If the engine's loop itself fails, every request under
+way fails and the thread loads the model again; `restarts` counts this.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from typing import Any
 from valle2.engine.errors import QueueFullError, Valle2Error
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.generation.engine import AudioChunk, EncodedRequest, Event, Failed, RequestId
-from valle2.runtime.server.http.reply import Reply
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.metrics import Metrics
+from valle2.runtime.server.reply import Reply
 from valle2.runtime.tts import Valle2
 from valle2.runtime.types import Request
 
 log = logging.getLogger("valle2.server")
 WARM_UP_TEXT = "Hello there."
-RETRY_SECONDS = 1.0
+RELOAD_SECONDS = 1.0
+"""The pause before the model is loaded again."""
 
 
-class State(Enum):
-    """Where the worker stands."""
+class WorkerState(Enum):
+    """What the worker does. It takes requests only in READY."""
 
     LOADING = "loading"
     READY = "ready"
@@ -40,7 +41,7 @@ class State(Enum):
 
 
 class NotReadyError(Valle2Error):
-    """The model is being loaded, or the server is going down."""
+    """The worker takes no requests: it loads the model, drains or has stopped."""
 
 
 class TimeLimitError(Valle2Error):
@@ -48,77 +49,85 @@ class TimeLimitError(Valle2Error):
 
 
 class SlowReaderError(Valle2Error):
-    """A reader fell too far behind."""
+    """A client reads its audio too slowly."""
 
 
 class WorkerError(RuntimeError):
-    """The worker broke while it held this request."""
+    """The engine's loop failed while the request was under way."""
 
 
 class Worker:
     """One model in one thread.
 
     Args:
-        load: makes the model; called in the thread, again after a crash.
+        load: loads the model with the given number of rows. The thread calls it, and again after a failure.
+        limits: bounds on requests. metrics: by default new ones.
     """
 
     def __init__(self, load: Callable[[int], Valle2], limits: Limits, metrics: Metrics | None = None) -> None:
         self.load, self.limits, self.metrics = load, limits, metrics or Metrics()
         self.inbox: deque[tuple[Reply, EncodedRequest] | Callable[[Valle2], None]] = deque()
-        self.live: dict[RequestId, Reply] = {}
-        self.texts = ThreadPoolExecutor(1, "valle2-text")
+        self.running: dict[RequestId, Reply] = {}
+        self.text_thread = ThreadPoolExecutor(1, "valle2-text")
         self.outstanding = 0
-        self.wake = threading.Condition()
-        self.state = State.LOADING
+        self.changed = threading.Condition()
+        self.state = WorkerState.LOADING
         self.tts: Valle2 | None = None
         self.restarts = 0
         self.last_error = ""
-        self.beat = time.perf_counter()
+        self.last_turn = time.perf_counter()
         self.thread = threading.Thread(target=self.run, name="valle2-engine", daemon=True)
 
     # -- called from any thread ------------------------------------------------------------------
 
     def start(self) -> None:
+        """Start the thread, which loads the model."""
         self.thread.start()
 
     def submit(self, request: Request, first_chunk_seconds: float = FIRST_CHUNK_SECONDS) -> Reply:
-        """Queue a request. Its text is prepared in another thread; an error of it comes with the reply.
+        """Queue a request. Errors of its text or voice come with the reply.
+
+        Args:
+            first_chunk_seconds: seconds of speech in the first chunk.
 
         Raises:
-            NotReadyError: still loading, or draining. QueueFullError: too many wait.
+            NotReadyError: not in READY. QueueFullError: too many requests wait.
         """
-        reply = Reply(request, first_chunk_seconds, self.nudge)
-        with self.wake:
+        reply = Reply(request, first_chunk_seconds, self.wake)
+        with self.changed:
             tts = self.need_ready()
             if self.outstanding >= self.limits.slots + self.limits.queue:
                 self.metrics.rejected.inc()
                 raise QueueFullError(f"{self.outstanding} requests are under way or waiting; try again later")
             self.outstanding += 1
-        self.texts.submit(self.encode, tts, reply)
+        self.text_thread.submit(self.encode, tts, reply)
         return reply
 
     def encode(self, tts: Valle2, reply: Reply) -> None:
-        """Prepare a request's text, in the thread for texts; then it waits for the engine."""
+        """Prepare a request's text in the text thread, then hand it to the engine thread."""
         error: Exception | None = None
         try:
             if not reply.cancelled:
                 encoded = tts.encode(reply.request, reply.first_chunk_seconds)
         except Exception as found:
             error = found
-        with self.wake:
-            if self.state is State.STOPPED:
-                error = error or NotReadyError("the server is stopping")
+        with self.changed:
+            if self.state is WorkerState.STOPPED:
+                error = error or NotReadyError("the server is stopping; try again in a few seconds")
             if not reply.cancelled and not error:
                 self.inbox.append((reply, encoded))
-                self.wake.notify()
+                self.changed.notify()
                 return
         self.close_reply(reply, error)
 
     def call(self, work: Callable[[Valle2], Any]) -> Future[Any]:
-        """Run something with the model between two steps.
+        """Run a function with the model in the engine thread, between two steps.
+
+        Returns:
+            A future of the function's result or exception.
 
         Raises:
-            NotReadyError: still loading, or draining.
+            NotReadyError: not in READY. QueueFullError: too many requests wait.
         """
         future: Future[Any] = Future()
 
@@ -129,180 +138,195 @@ class Worker:
                 except Exception as error:
                     future.set_exception(error)
 
-        with self.wake:
+        with self.changed:
             self.need_ready()
             if len(self.inbox) > self.limits.queue:
                 raise QueueFullError(f"{len(self.inbox)} requests wait; try again later")
             self.inbox.append(item)
-            self.wake.notify()
+            self.changed.notify()
         return future
 
     def need_ready(self) -> Valle2:
-        """The model.
+        """The model, if the worker takes requests.
 
         Raises:
-            NotReadyError: still loading, or draining.
+            NotReadyError: not in READY.
         """
-        if self.tts is None or self.state is not State.READY:
+        if self.tts is None or self.state is not WorkerState.READY:
             raise NotReadyError(f"the server is {self.state.value}; try again in a few seconds")
         return self.tts
 
-    def nudge(self) -> None:
-        """Wake the thread up."""
-        with self.wake:
-            self.wake.notify()
+    def wake(self) -> None:
+        """Wake the engine thread if it sleeps."""
+        with self.changed:
+            self.changed.notify()
 
     @property
     def healthy(self) -> bool:
-        """Is the thread alive and moving?"""
-        moving = time.perf_counter() - self.beat < self.limits.step_seconds or not self.live
-        return self.thread.is_alive() and moving
+        """Does the thread live, and has it turned within `step_seconds` if there is work?"""
+        turning = time.perf_counter() - self.last_turn < self.limits.step_seconds or not self.running
+        return self.thread.is_alive() and turning
 
     def drain(self) -> None:
-        """Take nothing new; what runs may end."""
-        with self.wake:
-            if self.state is not State.STOPPED:
-                self.state = State.DRAINING
+        """Take no new requests; those under way continue."""
+        with self.changed:
+            if self.state is not WorkerState.STOPPED:
+                self.state = WorkerState.DRAINING
 
-    def stop(self, deadline: float = 0.0) -> bool:
-        """Drain for up to `deadline` seconds, then cancel the rest. -> did everything end by itself?"""
+    def stop(self, seconds: float = 0.0) -> bool:
+        """Drain for up to so many seconds, then cancel what is left and end the thread.
+
+        Returns:
+            Whether every request ended by itself.
+        """
         self.drain()
-        end = time.perf_counter() + deadline
+        end = time.perf_counter() + seconds
         while self.outstanding and self.thread.is_alive() and time.perf_counter() < end:
             time.sleep(0.02)
         clean = not self.outstanding
-        with self.wake:
-            self.state = State.STOPPED
-            self.wake.notify()
+        with self.changed:
+            self.state = WorkerState.STOPPED
+            self.changed.notify()
         if self.thread.is_alive():
             self.thread.join(self.limits.step_seconds)
-        self.texts.shutdown(wait=False)
+        self.text_thread.shutdown(wait=False)
         return clean
 
-    # -- the thread ------------------------------------------------------------------------------
+    # -- the engine thread -----------------------------------------------------------------------
 
     def run(self) -> None:
-        while self.state is not State.STOPPED:
+        """Load the model and serve; after a failure again, until the worker is stopped."""
+        while self.state is not WorkerState.STOPPED:
             try:
                 self.prepare()
                 self.serve()
             except Exception as error:
                 self.recover(error)
-        self.fail_all(NotReadyError("the server is stopping"))
+        self.fail_all(NotReadyError("the server is stopping; try again in a few seconds"))
 
     def prepare(self) -> None:
-        """Load the model and speak once, so that the first request finds everything warm."""
+        """Load the model and speak once, so that the first request pays for no warm-up."""
         tts = self.load(self.limits.slots)
         voice = tts.voice(tts.default_voice())
         tts.synthesize(WARM_UP_TEXT, voice)
         self.tts = tts
-        with self.wake:
-            if self.state is State.LOADING:
-                self.state = State.READY
+        with self.changed:
+            if self.state is WorkerState.LOADING:
+                self.state = WorkerState.READY
 
     def recover(self, error: Exception) -> None:
-        """Everything under way fails; then the model is loaded again."""
-        log.exception("the engine thread failed; it is started again")
+        """Fail every request and pause; `run` then loads the model again."""
+        log.exception("the engine thread failed; the model is loaded again")
         self.last_error = f"{type(error).__name__}: {error}"
-        with self.wake:
-            if self.state is State.READY:
-                self.state = State.LOADING
+        with self.changed:
+            if self.state is WorkerState.READY:
+                self.state = WorkerState.LOADING
         self.fail_all(WorkerError("the engine failed and is being restarted; send the request again"))
         self.restarts += 1
         self.metrics.restarts.inc()
-        time.sleep(RETRY_SECONDS)
+        time.sleep(RELOAD_SECONDS)
 
     def serve(self) -> None:
-        """Steps for as long as there is work."""
+        """Run the engine until the worker is stopped."""
         assert self.tts is not None
         tts, engine = self.tts, self.tts.engine
-        while self.state is not State.STOPPED:
-            self.take_in(tts)
-            self.drop_unwanted(tts)
+        while self.state is not WorkerState.STOPPED:
+            self.admit(tts)
+            self.cancel_unwanted(tts)
             if engine.busy:
                 began = time.perf_counter()
                 events = engine.step()
                 self.metrics.step_seconds.observe(time.perf_counter() - began)
-                self.hand_out(events)
-            self.beat = time.perf_counter()
-            self.publish(tts)
+                self.deliver(events)
+            self.last_turn = time.perf_counter()
+            self.update_gauges(tts)
 
-    def take_in(self, tts: Valle2) -> None:
-        """Start what has arrived; sleep while there is nothing to do."""
-        with self.wake:
-            if not self.inbox and not self.live and self.state is not State.STOPPED:
-                self.wake.wait(1.0)
+    def admit(self, tts: Valle2) -> None:
+        """Give the engine the requests that have arrived; sleep while there is nothing to do."""
+        with self.changed:
+            if not self.inbox and not self.running and self.state is not WorkerState.STOPPED:
+                self.changed.wait(1.0)
             arrived = list(self.inbox)
             self.inbox.clear()
         for item in arrived:
             if isinstance(item, tuple):
                 reply, encoded = item
                 reply.id = tts.engine.add(encoded)
-                self.live[reply.id] = reply
+                self.running[reply.id] = reply
             else:
                 item(tts)
 
-    def drop_unwanted(self, tts: Valle2) -> None:
-        """Cancelled requests, and those beyond a limit, leave their rows now."""
+    def cancel_unwanted(self, tts: Valle2) -> None:
+        """Free the rows of requests that were cancelled or exceed a limit."""
         now = time.perf_counter()
-        for identifier, reply in list(self.live.items()):
-            error = self.beyond_limits(reply, now, tts.sample_rate)
+        for identifier, reply in list(self.running.items()):
+            error = self.exceeded_limit(reply, now, tts.sample_rate)
             if reply.cancelled or error:
                 tts.engine.cancel(identifier)
                 if reply.cancelled_at:
                     self.metrics.cancel_seconds.observe(time.perf_counter() - reply.cancelled_at)
-                del self.live[identifier]
+                del self.running[identifier]
                 self.close_reply(reply, error)
 
-    def beyond_limits(self, reply: Reply, now: float, rate: int) -> Exception | None:
-        """Why a request may not go on."""
+    def exceeded_limit(self, reply: Reply, now: float, rate: int) -> Exception | None:
+        """An error for a request that exceeds a limit, else None. rate: Hz."""
         limits, age = self.limits, now - reply.arrived
-        if age > limits.request_seconds or (not reply.first_at and age > limits.wait_seconds):
-            return TimeLimitError(f"the request took {age:.0f} s, which is more than this server allows")
+        if age > limits.request_seconds:
+            return TimeLimitError(
+                f"the request took {age:.0f} s; this server allows {limits.request_seconds:g} s: "
+                "send a shorter text"
+            )
+        if not reply.first_at and age > limits.wait_seconds:
+            return TimeLimitError(
+                f"no audio after {age:.0f} s; this server allows {limits.wait_seconds:g} s: try again later"
+            )
         if reply.samples > limits.audio_seconds * rate:
             return TimeLimitError(f"more than {limits.audio_seconds:g} s of speech; send a shorter text")
         if reply.unread > limits.unread_seconds * rate:
-            return SlowReaderError("the audio was not read fast enough")
+            return SlowReaderError(
+                f"more than {limits.unread_seconds:g} s of audio were not read; read faster"
+            )
         return None
 
-    def hand_out(self, events: list[Event]) -> None:
-        """Give each reply the audio that was made, and its end."""
+    def deliver(self, events: list[Event]) -> None:
+        """Give each reply its new audio, and its end."""
         for event in events:
-            reply = self.live.get(event.request)
+            reply = self.running.get(event.request)
             if reply is None:
                 continue
             if isinstance(event, AudioChunk):
                 reply.timings = event.timings
+                self.metrics.record_chunk(reply)  # before the client's thread can run
                 reply.put(event.audio)
-                self.metrics.chunk(reply)
             else:
-                del self.live[event.request]
+                del self.running[event.request]
                 self.close_reply(reply, event.error if isinstance(event, Failed) else None)
 
     def close_reply(self, reply: Reply, error: Exception | None) -> None:
-        with self.wake:
+        """End a reply and count it."""
+        with self.changed:
             self.outstanding -= 1
         if reply.cancelled:
             reply.pieces.clear()
-        self.metrics.ended(reply, error)
+        self.metrics.record_end(reply, error)
         if self.tts:
-            self.metrics.spoke(reply, error, self.tts.sample_rate)
+            self.metrics.record_speech(reply, error, self.tts.sample_rate)
         reply.end(error)
 
     def fail_all(self, error: Exception) -> None:
         """End every request that is under way or waiting."""
-        with self.wake:
+        with self.changed:
             waiting, self.inbox = list(self.inbox), deque()
-            live, self.live = self.live, {}
+            running, self.running = self.running, {}
         if self.tts:
-            for identifier in live:
+            for identifier in running:
                 self.tts.engine.cancel(identifier)
-            self.publish(self.tts)
-        for reply in [*live.values(), *(item[0] for item in waiting if isinstance(item, tuple))]:
+            self.update_gauges(self.tts)
+        for reply in [*running.values(), *(item[0] for item in waiting if isinstance(item, tuple))]:
             self.close_reply(reply, error)
 
-    def publish(self, tts: Valle2) -> None:
-        """Gauges."""
+    def update_gauges(self, tts: Valle2) -> None:
+        """Set the gauges to what the engine holds now."""
         stats = tts.engine.stats()
         self.metrics.active_slots.set(stats.prefilling + stats.decoding)
         self.metrics.queue_depth.set(len(self.inbox) + stats.waiting)

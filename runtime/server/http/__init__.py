@@ -1,1 +1,1 @@
-"""The HTTP and WebSocket interface. Translates requests and replies; the worker does the work."""
+"""Translates HTTP and WebSocket messages to calls of the worker. It knows no models and no threads."""

@@ -1,4 +1,4 @@
-"""What `POST /v1/audio/speech` takes: OpenAI's fields, and those of `Settings`."""
+"""The JSON body of `POST /v1/audio/speech`: OpenAI's fields and those of `Settings`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.server.http.errors import HttpError
+from valle2.runtime.server.http.formats import Format
 from valle2.runtime.types import RANGES, Settings
 
-Format = Literal["mp3", "opus", "flac", "wav", "pcm"]
 MODELS = ("valle2", "tts-1")
+"""Names that every model answers to, besides its own. OpenAI's clients often send "tts-1"."""
 
 
 class SpeechBody(BaseModel):
@@ -41,22 +42,32 @@ class SpeechBody(BaseModel):
     max_frames: int | None = None
 
     def settings(self, defaults: Settings) -> Settings:
-        """The model's settings with what was given; out of range is a SettingsError."""
+        """The model's settings, replaced where the body gives a value.
+
+        Raises:
+            SettingsError: a value is out of range.
+        """
         given: dict[str, Any] = {name: getattr(self, name) for name in RANGES}
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
     def check(self, longest: int, name: str) -> None:
-        """Refuse what would not be honest.
+        """Check what the types do not say.
+
+        Args:
+            longest: most characters of a text. name: the model's own name.
 
         Raises:
-            HttpError: another model, a speed, too long a text.
+            HttpError: 404 for another model; 400 for a speed other than 1, a text that is too long, empty or
+                not valid Unicode.
         """
         if self.model not in (*MODELS, name):
             raise HttpError(
                 404, f"unknown model {self.model!r}; expected {name!r}", "model", "model_not_found"
             )
         if self.speed != 1.0:
-            raise HttpError(400, "speed can only be 1.0; this model has no control over it", "speed")
+            raise HttpError(
+                400, f"speed is {self.speed:g}; expected 1.0, because the model has no speed control", "speed"
+            )
         if len(self.input) > longest:
             raise HttpError(
                 400, f"input has {len(self.input)} characters; expected at most {longest}", "input"
@@ -64,4 +75,4 @@ class SpeechBody(BaseModel):
         if not self.input.strip():
             raise HttpError(400, "input is empty; expected a text to speak", "input")
         if any("\ud800" <= char <= "\udfff" for char in self.input):
-            raise HttpError(400, "input holds half of a surrogate pair; send valid Unicode", "input")
+            raise HttpError(400, "input contains half of a surrogate pair; send valid Unicode", "input")

@@ -1,4 +1,4 @@
-"""Errors as OpenAI shapes them, and which status each has."""
+"""Errors as OpenAI's API shapes them, and the HTTP status of each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,34 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from valle2.engine.errors import QueueFullError, Valle2Error
+from valle2.runtime.server.limits import RETRY_AFTER_SECONDS
+from valle2.runtime.server.store import ModelVoiceError, StoreFullError, UnknownVoiceError, VoiceTakenError
 from valle2.runtime.server.worker import NotReadyError, TimeLimitError
 
-RETRY_AFTER = 1
+STATUSES: tuple[tuple[type[Exception], int], ...] = (
+    (QueueFullError, 429),
+    (NotReadyError, 503),
+    (TimeLimitError, 503),
+    (UnknownVoiceError, 404),
+    (VoiceTakenError, 409),
+    (StoreFullError, 409),
+    (ModelVoiceError, 403),
+    (Valle2Error, 400),
+    (Exception, 503),
+)
+"""The status of an error before the first byte of a response; the first match counts."""
+PARAMETERS: dict[type[Exception], str] = {UnknownVoiceError: "voice", VoiceTakenError: "name"}
+"""The parameter of the request that an error is about."""
+TYPES = {429: "rate_limit_error", 401: "authentication_error"}
+UNEXPECTED = "the engine failed on this request; send it again"
 
 
 class HttpError(Valle2Error):
-    """An error with its own status."""
+    """An error of the HTTP layer, with its own status.
+
+    Args:
+        param: the parameter of the request that it is about. code: OpenAI's code for it.
+    """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -21,23 +42,25 @@ class HttpError(Valle2Error):
 
 
 def status_of(error: Exception) -> int:
-    """The status of what went wrong before the first byte."""
+    """The HTTP status of an error."""
     if isinstance(error, HttpError):
         return error.status
-    table = ((QueueFullError, 429), (NotReadyError, 503), (TimeLimitError, 503), (Valle2Error, 400))
-    return next((status for kind, status in table if isinstance(error, kind)), 503)
+    return next(status for kind, status in STATUSES if isinstance(error, kind))
+
+
+def message_of(error: Exception) -> str:
+    """What a client is told: one line. Errors of other libraries may name files, so it hides their text."""
+    return str(error) if isinstance(error, Valle2Error) else UNEXPECTED
 
 
 def error_response(error: Exception) -> JSONResponse:
     """An error as JSON: `{"error": {"message", "type", "param", "code"}}`."""
     status = status_of(error)
-    known = isinstance(error, Valle2Error)
-    kind = {429: "rate_limit_error", 401: "authentication_error"}.get(status, "invalid_request_error")
     body: dict[str, Any] = {
-        "message": str(error) if known else "the engine failed on this request; send it again",
-        "type": "server_error" if status >= 500 else kind,
-        "param": getattr(error, "param", None),
+        "message": message_of(error),
+        "type": "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error"),
+        "param": getattr(error, "param", PARAMETERS.get(type(error))),
         "code": getattr(error, "code", None),
     }
-    retry = {"Retry-After": str(RETRY_AFTER)} if status in (429, 503) else {}
+    retry = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
     return JSONResponse({"error": body}, status, headers=retry)

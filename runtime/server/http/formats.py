@@ -1,69 +1,71 @@
 """Audio formats of a response, encoded piece by piece.
 
-WAV, PCM and Opus leave as they are made. The header of FLAC and MP3 is rewritten at the end with the
-length, so these are sent whole; ask for one of the others to hear speech early.
+WAV, PCM and Opus are sent as they are made. The encoders of FLAC and MP3 write the length into the header at
+the end, so these two are sent whole.
 """
 
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
 
 from valle2.runtime.audio.io import BLOCK, Audio, encode, join, pcm16, provenance, stream_header
 
-MEDIA = {
+Format = Literal["mp3", "opus", "flac", "wav", "pcm"]
+MEDIA_TYPES: dict[Format, str] = {
     "wav": "audio/wav",
     "flac": "audio/flac",
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",
     "pcm": "audio/pcm",
 }
-WHOLE = {"flac": "FLAC", "mp3": "MP3"}
+SENT_WHOLE: dict[Format, str] = {"flac": "FLAC", "mp3": "MP3"}
+"""Formats that are encoded at the end, with libsndfile's names for them."""
 
 
 class Encoder:
-    """Pieces (N,) float32 in, bytes out."""
+    """Encodes one request's audio: pieces (N,) float32 in, bytes out. rate: Hz."""
 
-    def __init__(self, kind: str, rate: int) -> None:
-        self.kind, self.rate = kind, rate
+    def __init__(self, audio_format: Format, rate: int) -> None:
+        self.format, self.rate = audio_format, rate
         self.sent = 0
         self.memory = BytesIO()
         self.file: Any = None
-        self.held: list[Audio] = []
-        if kind == "opus":
+        self.pieces: list[Audio] = []
+        if audio_format == "opus":
             self.file = soundfile.SoundFile(self.memory, "w", rate, 1, subtype="OPUS", format="OGG")
             self.file.comment, self.file.software = provenance()
 
     def head(self) -> bytes:
-        """What comes before the first audio."""
-        return stream_header(self.rate) if self.kind == "wav" else b""
+        """The bytes before the first audio."""
+        return stream_header(self.rate) if self.format == "wav" else b""
 
     def add(self, audio: Audio) -> bytes:
-        """The bytes that are ready after this piece; libsndfile holds some back."""
-        if self.kind in WHOLE:
-            self.held.append(audio)
+        """Encode a piece; returns the bytes that are ready, which may be none."""
+        if self.format in SENT_WHOLE:
+            self.pieces.append(audio)
             return b""
         if self.file is None:
             return pcm16(audio)
         limited = np.clip(audio, -1.0, 1.0)
         for start in range(0, len(limited), BLOCK):
             self.file.write(limited[start : start + BLOCK])
-        return self.fresh()
+        return self.unsent()
 
     def end(self) -> bytes:
-        """What is left."""
-        if self.kind in WHOLE:
-            return encode(join(self.held), self.rate, WHOLE[self.kind])
+        """The last bytes."""
+        if self.format in SENT_WHOLE:
+            return encode(join(self.pieces), self.rate, SENT_WHOLE[self.format])
         if self.file is None:
             return b""
         self.file.close()
-        return self.fresh()
+        return self.unsent()
 
-    def fresh(self) -> bytes:
-        """Appended since the last call."""
+    def unsent(self) -> bytes:
+        """What libsndfile has written since the last call."""
         data = self.memory.getvalue()[self.sent :]
         self.sent += len(data)
         return data

@@ -1,7 +1,7 @@
-"""A reply of the engine as an HTTP response: pieces encoded as they are made, or server-sent events.
+"""Sends the audio of a `Reply` as an HTTP response: encoded pieces or server-sent events, as they are made.
 
-Errors before the first byte have a status; later ones abort the connection, so that a cut stream is never
-taken for a whole one.
+An error before the first byte has a status. A later error aborts the connection, so that a client never takes
+an incomplete stream for a complete one.
 """
 
 from __future__ import annotations
@@ -14,33 +14,62 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Message, Send
 
-from valle2.runtime.server.http.formats import MEDIA, Encoder
-from valle2.runtime.server.http.reply import Reply
+from valle2.runtime.server.http.formats import MEDIA_TYPES, Encoder, Format
+from valle2.runtime.server.reply import Reply
 from valle2.runtime.types import Audio
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a request whose client has disconnected. Nobody receives it."""
 
 
 class SpeechResponse(StreamingResponse):
-    """A stream whose reader is cut off when it stalls."""
+    """A streaming response that fails if the client takes nothing for `stall_seconds`."""
 
-    stall_seconds = 30.0
+    stall_seconds: float
 
-    async def stream_response(self, send: Any) -> None:
-        async def patient_send(message: Any) -> None:
+    async def stream_response(self, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
             async with asyncio.timeout(self.stall_seconds):
                 await send(message)
 
-        await super().stream_response(patient_send)
+        await super().stream_response(send_in_time)
 
 
-async def disconnected(request: Request) -> None:
-    """Returns when the client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def respond(
+    request: Request, reply: Reply, audio_format: Format, sse: bool, rate: int, stall_seconds: float
+) -> Response:
+    """Wait for the first audio, then return a response that streams the rest.
+
+    Args:
+        sse: send server-sent events instead of the bytes themselves. rate: Hz.
+        stall_seconds: how long the client may take nothing.
+
+    Raises:
+        Exception: the error that ended the request before its first audio.
+    """
+    pieces = aiter(reply)
+    try:
+        first = await first_piece(request, pieces)
+    except BaseException:
+        reply.cancel()
+        raise
+    if first is None:
+        reply.cancel()
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    chunks = encoded(reply, first, pieces, Encoder(audio_format, rate))
+    response = SpeechResponse(
+        events(chunks, reply) if sse else chunks,
+        media_type="text/event-stream" if sse else MEDIA_TYPES[audio_format],
+        headers={"Cache-Control": "no-store", "X-Sample-Rate": str(rate), "X-Synthetic-Speech": "valle2"},
+    )
+    response.stall_seconds = stall_seconds
+    return response
 
 
 async def first_piece(request: Request, pieces: AsyncIterator[Audio]) -> Audio | None:
-    """The first audio, or None if the client went away before it."""
+    """The first audio, or None if the client disconnects before it."""
     piece = asyncio.ensure_future(anext(pieces))
     gone = asyncio.ensure_future(disconnected(request))
     try:
@@ -51,29 +80,16 @@ async def first_piece(request: Request, pieces: AsyncIterator[Audio]) -> Audio |
         gone.cancel()
 
 
-async def respond(request: Request, reply: Reply, kind: str, sse: bool, rate: int, stall: float) -> Response:
-    """Wait for the first audio, then stream."""
-    pieces = aiter(reply)
-    try:
-        first = await first_piece(request, pieces)
-    except BaseException:
-        reply.cancel()
-        raise
-    if first is None:
-        reply.cancel()
-        return Response(status_code=499)
-    chunks = encoded(reply, first, pieces, Encoder(kind, rate))
-    body = events(chunks, reply) if sse else chunks
-    headers = {"Cache-Control": "no-store", "X-Sample-Rate": str(rate), "X-Synthetic-Speech": "valle2"}
-    response = SpeechResponse(body, media_type="text/event-stream" if sse else MEDIA[kind], headers=headers)
-    response.stall_seconds = stall
-    return response
+async def disconnected(request: Request) -> None:
+    """Return when the client has disconnected."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def encoded(
     reply: Reply, first: Audio, pieces: AsyncIterator[Audio], encoder: Encoder
 ) -> AsyncIterator[bytes]:
-    """Bytes as they are made; leaving early cancels the request."""
+    """The encoded audio. Closing the iterator early cancels the request."""
     try:
         yield encoder.head() + encoder.add(first)
         async for piece in pieces:
@@ -88,16 +104,20 @@ async def encoded(
 
 
 async def events(chunks: AsyncIterator[bytes], reply: Reply) -> AsyncIterator[bytes]:
-    """OpenAI's events: `speech.audio.delta` with base64 audio, then `speech.audio.done`."""
+    """OpenAI's events: `speech.audio.delta` with base64 audio, then `speech.audio.done`.
+
+    `usage` counts characters as input tokens and AR steps as output tokens.
+    """
     try:
         async for data in chunks:
             yield event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
-        words, steps = len(reply.request.text), reply.timings.steps
-        usage = {"input_tokens": words, "output_tokens": steps, "total_tokens": words + steps}
+        characters, steps = len(reply.request.text), reply.timings.steps
+        usage = {"input_tokens": characters, "output_tokens": steps, "total_tokens": characters + steps}
         yield event({"type": "speech.audio.done", "usage": usage})
     finally:
         reply.cancel()
 
 
 def event(value: dict[str, Any]) -> bytes:
+    """One server-sent event."""
     return f"data: {json.dumps(value)}\n\n".encode()

@@ -1,102 +1,138 @@
 """Speech over a WebSocket: text arrives in pieces, and each sentence is spoken once it is complete.
 
-The client sends JSON `{"text": "..."}` as often as it wants and `{"end": true}` at last. The first message
-may carry `voice` and `seed`. The server sends a JSON message with the format, binary messages of 16-bit mono
-PCM, and `{"type": "done"}` at last.
+The client sends JSON `{"text": "..."}` any number of times, then `{"end": true}`. The first message may also
+have `voice` and `seed`. The server sends the audio format as JSON, the audio as binary messages of 16-bit
+mono PCM, then `{"type": "done"}`. After an error it sends `{"type": "error", "message": "..."}` and closes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
+from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.audio.io import pcm16
-from valle2.runtime.server.http.errors import HttpError
-from valle2.runtime.server.http.reply import Reply
+from valle2.runtime.server.http.errors import HttpError, message_of
+from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
 from valle2.runtime.text.sentences import SentenceSplitter
 from valle2.runtime.types import Prompt, Request, Settings
 
+log = logging.getLogger("valle2.server")
+INTERNAL_ERROR = 1011
+"""The WebSocket close code for an error of the server."""
+ERROR_SECONDS = 1.0
+"""How long an error message may take to reach the client."""
+T = TypeVar("T")
 
-async def converse(socket: WebSocket, worker: Worker, store: VoiceStore) -> None:
-    """Serve one connection."""
+
+async def serve_websocket(socket: WebSocket, worker: Worker, store: VoiceStore) -> None:
+    """Serve one connection to its end."""
     await socket.accept()
     sentences: asyncio.Queue[str | None] = asyncio.Queue(worker.limits.queue)
     reader: asyncio.Task[None] | None = None
     try:
-        message = await next_message(socket, worker)
-        voice, settings = chosen(message, worker, store)
-        reader = asyncio.create_task(listen(socket, worker, message, sentences))
-        await speak_all(socket, worker, sentences, reader, voice, settings)
+        message = await next_message(socket, worker.limits.stall_seconds)
+        voice, settings = voice_and_settings(message, worker, store)
+        reader = asyncio.create_task(read_sentences(socket, worker, message, sentences))
+        await speak_sentences(socket, worker, sentences, reader, voice, settings)
         await socket.send_json({"type": "done"})
         await socket.close()
     except WebSocketDisconnect:
         pass
-    except (Valle2Error, RuntimeError, MemoryError, TimeoutError) as error:
-        text = str(error) if isinstance(error, Valle2Error) else "the engine failed or the client stalled"
-        await give_up(socket, text)
+    except Exception as error:
+        if not isinstance(error, Valle2Error):
+            log.error("a WebSocket failed: %r", error)
+        await send_error(socket, message_of(error))
     finally:
         if reader:
             reader.cancel()
 
 
-async def give_up(socket: WebSocket, text: str) -> None:
-    """Say why and close, if the client is still there."""
+async def send_error(socket: WebSocket, text: str) -> None:
+    """Send an error message and close, if the client is still connected."""
     try:
-        await asyncio.wait_for(socket.send_json({"type": "error", "message": text}), 1.0)
-        await socket.close(1011)
+        await asyncio.wait_for(socket.send_json({"type": "error", "message": text}), ERROR_SECONDS)
+        await socket.close(INTERNAL_ERROR)
     except (RuntimeError, WebSocketDisconnect, TimeoutError):
         pass
 
 
-async def next_message(socket: WebSocket, worker: Worker) -> dict[str, Any]:
-    """One JSON object from the client."""
-    text = await asyncio.wait_for(socket.receive_text(), worker.limits.stall_seconds)
+async def next_message(socket: WebSocket, seconds: float) -> dict[str, Any]:
+    """The next JSON object from the client.
+
+    Raises:
+        HttpError: 408 if none comes within `seconds`, 400 if it is not JSON of the right form.
+        WebSocketDisconnect: the client has gone.
+    """
+    try:
+        text = await asyncio.wait_for(socket.receive_text(), seconds)
+    except TimeoutError:
+        raise HttpError(
+            408, f'no message came for {seconds:g} s; send {{"text": "..."}} or {{"end": true}}'
+        ) from None
+    except KeyError:  # a binary message
+        text = ""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         value = None
     if not isinstance(value, dict) or not isinstance(value.get("text", ""), str):
-        raise HttpError(400, 'expected a JSON object such as {"text": "..."}')
+        raise HttpError(400, 'expected a message with a JSON object such as {"text": "..."}')
     return value
 
 
-def chosen(message: dict[str, Any], worker: Worker, store: VoiceStore) -> tuple[Prompt, Settings]:
-    """Voice and settings of the first message."""
+def voice_and_settings(message: dict[str, Any], worker: Worker, store: VoiceStore) -> tuple[Prompt, Settings]:
+    """The voice and the settings that the first message asks for.
+
+    Raises:
+        NotReadyError, UnknownVoiceError, SettingsError: as they say.
+    """
     tts = worker.need_ready()
     name = message.get("voice") or tts.default_voice()
     return store.find(tts, str(name)), replace(tts.settings(), seed=message.get("seed", 0))
 
 
-async def listen(
+async def read_sentences(
     socket: WebSocket, worker: Worker, message: dict[str, Any], sentences: asyncio.Queue[str | None]
 ) -> None:
-    """Collect text; put each sentence into the queue once it is complete."""
+    """Read the client's text and queue each sentence once it is complete, then None.
+
+    Args:
+        message: the first message.
+
+    Raises:
+        HttpError: a message is malformed, late, or makes the text too long.
+        WebSocketDisconnect: the client has gone, before or after the end of its text.
+    """
     splitter, total = SentenceSplitter(), 0
     while True:
         total += len(message.get("text", ""))
         if total > worker.limits.text:
-            raise HttpError(400, f"more than {worker.limits.text} characters; open another connection")
+            raise HttpError(
+                400, f"more than {worker.limits.text} characters; send the rest in another connection"
+            )
         for sentence in splitter.feed(message.get("text", "")):
             await sentences.put(sentence)
         if message.get("end"):
             break
-        message = await next_message(socket, worker)
+        message = await next_message(socket, worker.limits.stall_seconds)
     for sentence in splitter.flush():
         await sentences.put(sentence)
     await sentences.put(None)
-    await socket.receive()  # returns when the client goes away
+    await socket.receive()  # returns when the client disconnects
     raise WebSocketDisconnect()
 
 
-async def speak_all(
+async def speak_sentences(
     socket: WebSocket,
     worker: Worker,
     sentences: asyncio.Queue[str | None],
@@ -104,20 +140,23 @@ async def speak_all(
     voice: Prompt,
     settings: Settings,
 ) -> None:
-    """Speak one sentence after the other until the last."""
-    assert worker.tts is not None
-    rate = worker.tts.sample_rate
+    """Speak the queued sentences one after the other.
+
+    Raises:
+        Exception: the error of a sentence, or of `reader`.
+    """
+    rate = worker.need_ready().sample_rate
     await socket.send_json({"type": "format", "format": "pcm_s16le", "sample_rate": rate})
     while True:
-        sentence = await beside(reader, sentences.get())
+        sentence = await unless_failed(reader, sentences.get())
         if sentence is None:
             return
         reply = worker.submit(Request(sentence, voice, settings))
-        await beside(reader, send_audio(socket, reply, worker.limits.stall_seconds))
+        await unless_failed(reader, send_audio(socket, reply, worker.limits.stall_seconds))
 
 
-async def beside(reader: asyncio.Task[None], work: Any) -> Any:
-    """Await work. An error that ends the reader ends it too."""
+async def unless_failed(reader: asyncio.Task[None], work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`. If `reader` fails before that, cancel the work and raise the reader's error."""
     task = asyncio.ensure_future(work)
     try:
         watched = {task} if reader.done() and not reader.exception() else {task, reader}
@@ -129,10 +168,14 @@ async def beside(reader: asyncio.Task[None], work: Any) -> Any:
         task.cancel()
 
 
-async def send_audio(socket: WebSocket, reply: Reply, stall: float) -> None:
-    """One sentence's audio; leaving early cancels it."""
+async def send_audio(socket: WebSocket, reply: Reply, stall_seconds: float) -> None:
+    """Send the audio of one sentence. Leaving early cancels the sentence.
+
+    Raises:
+        TimeoutError: the client takes nothing for `stall_seconds`.
+    """
     try:
         async for audio in reply:
-            await asyncio.wait_for(socket.send_bytes(pcm16(audio)), stall)
+            await asyncio.wait_for(socket.send_bytes(pcm16(audio)), stall_seconds)
     finally:
         reply.cancel()

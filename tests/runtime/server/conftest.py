@@ -16,11 +16,11 @@ import uvicorn
 
 from valle2.runtime import Valle2
 from valle2.runtime.server.http.app import make_app
-from valle2.runtime.server.http.slow_clients import patient
+from valle2.runtime.server.http.slow_clients import deadline_protocol
 from valle2.runtime.server.limits import Limits
-from valle2.runtime.server.run import listen
+from valle2.runtime.server.run import open_listener
 from valle2.runtime.server.store import VoiceStore
-from valle2.runtime.server.worker import State, Worker
+from valle2.runtime.server.worker import Worker, WorkerState
 
 LONG = "the fox, a fox, the apple and a fox there. " * 2
 
@@ -41,16 +41,16 @@ def serving(worker: Worker, voices: Path, key: str = "") -> Iterator[str]:
     stall = worker.limits.stall_seconds
     config = uvicorn.Config(
         app,
-        http=patient(stall),
+        http=deadline_protocol(stall),
         log_level="error",
         ws="websockets-sansio",
         lifespan=lifespan,  # type: ignore[arg-type]
     )
     running = uvicorn.Server(config)
-    listener = listen("127.0.0.1", 0, stall)
+    listener = open_listener("127.0.0.1", 0, stall)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    wait_until(lambda: worker.state is State.READY, 60)
+    wait_until(lambda: worker.state is WorkerState.READY, 60)
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     running.should_exit = True
     thread.join(20)
@@ -66,6 +66,6 @@ def worker(load: Callable[[int], Valle2]) -> Iterator[Worker]:
     """A worker that is ready, with two slots and a queue of two."""
     made = Worker(load, Limits(slots=2, queue=2))
     made.start()
-    wait_until(lambda: made.state is State.READY)
+    wait_until(lambda: made.state is WorkerState.READY)
     yield made
     made.stop()

@@ -21,8 +21,8 @@ from valle2.engine import BackendError
 from valle2.runtime import Request, Valle2
 from valle2.runtime.server.http.app import make_app
 from valle2.runtime.server.http.guard import Guard
-from valle2.runtime.server.http.reply import Reply
 from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
 

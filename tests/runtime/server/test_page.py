@@ -168,7 +168,7 @@ def test_a_key_is_asked_for_where_there_is_one(
 def test_a_cut_stream_is_not_taken_for_whole(page: Page, served: tuple[str, Worker]) -> None:
     speak(page, TEXT * 4)
     wait_until(lambda: page.evaluate("window.heard.length"), 30)
-    live = next(iter(served[1].live.values()))
+    live = next(iter(served[1].running.values()))
     live.end(RuntimeError("the device is gone"))
     page.wait_for_selector("#state.bad")
     live.cancel()

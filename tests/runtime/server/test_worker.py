@@ -11,15 +11,15 @@ import pytest
 from tests.runtime.server.conftest import LONG, wait_until
 from valle2.engine.errors import QueueFullError
 from valle2.runtime import Request, Settings, Valle2
-from valle2.runtime.server.http.reply import Reply
 from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.worker import (
     NotReadyError,
     SlowReaderError,
-    State,
     TimeLimitError,
     Worker,
     WorkerError,
+    WorkerState,
 )
 
 
@@ -30,7 +30,7 @@ def ask(worker: Worker, text: str = "hello there", seed: int = 3, **more: float)
 
 def idle(worker: Worker) -> bool:
     assert worker.tts
-    return not worker.outstanding and not worker.live and not worker.tts.engine.scheduler.active
+    return not worker.outstanding and not worker.running and not worker.tts.engine.scheduler.active
 
 
 def test_audio_is_the_engines_own(worker: Worker, tts: Valle2) -> None:
@@ -104,8 +104,8 @@ def test_a_crash_is_noticed_and_the_worker_restarted(worker: Worker) -> None:
     worker.inbox.append(crash)
     with pytest.raises(WorkerError, match="send the request again"):
         list(reply)
-    assert worker.state is State.LOADING
-    wait_until(lambda: worker.state is State.READY)
+    assert worker.state is WorkerState.LOADING
+    wait_until(lambda: worker.state is WorkerState.READY)
     assert worker.restarts == 1 and worker.tts is not first and "boom" in worker.last_error
     assert list(ask(worker))
 
@@ -123,7 +123,7 @@ def test_time_speech_and_reading_are_bounded(
 ) -> None:
     worker = Worker(load, limits)
     worker.start()
-    wait_until(lambda: worker.state is State.READY)
+    wait_until(lambda: worker.state is WorkerState.READY)
     reply = ask(worker, LONG)
     wait_until(lambda: reply.ended)
     with pytest.raises(error):

@@ -1,4 +1,4 @@
-"""One request between two threads: the engine thread puts audio in, one reader takes it out."""
+"""Hands the audio of one request from the engine thread to its reader. Knows neither HTTP nor the model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from valle2.runtime.types import Audio, Request, Timings
 
 
 class Reply:
-    """Audio pieces of one request, and how it ended.
+    """The audio of one request, piece by piece, and how the request ended.
 
-    The engine thread calls `put` and `end`. One reader iterates, in a thread or in an event loop. Any thread
-    may call `cancel`; the engine obeys before its next step.
+    The engine thread calls `put` and `end`. One reader iterates, in a thread or in an event loop; iteration
+    raises the error that ended the request. Any thread may call `cancel`; the engine obeys before its next
+    step. Times are those of `time.perf_counter`, 0 for what has not happened yet.
 
     Args:
-        request: what is to be spoken. first_chunk_seconds: seconds of speech in the first chunk.
-        wake_engine: called when there is something for the engine thread to do.
+        request: the text, voice and settings. first_chunk_seconds: seconds of speech in the first chunk.
+        wake_engine: tells the engine thread that the reply was cancelled.
     """
 
     def __init__(self, request: Request, first_chunk_seconds: float, wake_engine: Callable[[], None]) -> None:
@@ -45,13 +46,13 @@ class Reply:
         return bool(self.cancelled_at)
 
     def cancel(self) -> None:
-        """Say that nobody wants the rest."""
+        """Stop making audio, which nobody will read. Does nothing after the end."""
         if not self.ended and not self.cancelled:
             self.cancelled_at = time.perf_counter()
             self.wake_engine()
 
     def put(self, audio: Audio) -> None:
-        """Add the next piece (N,) float32."""
+        """Add the next piece of audio (N,) float32."""
         with self.changed:
             self.pieces.append(audio)
             self.samples += len(audio)
@@ -59,22 +60,23 @@ class Reply:
         self.notify()
 
     def end(self, error: Exception | None = None) -> None:
-        """Say that no more will come, and why if it was an error."""
+        """Add no more pieces. error: why the request failed, None if it did not."""
         with self.changed:
             self.error, self.ended = self.error or error, True
         self.notify()
 
     def notify(self) -> None:
+        """Wake the reader."""
         with self.changed:
             self.changed.notify_all()
         for listener in self.listeners:
             listener()
 
     def take(self) -> Audio | None:
-        """The next piece, or None for now.
+        """The next piece, or None if there is none yet.
 
         Raises:
-            Exception: what ended the request, once everything before it was taken.
+            Exception: the error that ended the request, after all pieces before it.
         """
         with self.changed:
             if self.pieces:
@@ -86,7 +88,7 @@ class Reply:
             return None
 
     def finished(self) -> bool:
-        """Has everything been taken?"""
+        """Has the request ended and the reader taken all pieces?"""
         return self.ended and not self.pieces
 
     def __iter__(self) -> Iterator[Audio]:
