@@ -26,15 +26,16 @@ from valle2.engine.bundle.contract import (
     CODEBOOKS,
     DECODER,
     ENCODER,
-    LOGITS,
     NAR,
     OUT_SUFFIX,
     STATE_PREFIX,
     STREAM,
 )
-from valle2.engine.bundle.nar_inputs import CODEBOOK_AXIS, NAR_AXES, NARInputs
+from valle2.engine.bundle.nar_inputs import NARInputs
+from valle2.engine.bundle.signatures import Wanted, ar_tensors, nar_tensors
 from valle2.export.attention import FULL_ATTENTION, LOWERINGS, OPSETS, PORTABLE_OPSET, use_blockwise_attention
 from valle2.export.codecs import EncodecDecoder, EncodecStream, Recurrent
+from valle2.export.errors import CheckpointError
 from valle2.export.models import ARModel, ModelConfig, NARModel
 from valle2.export.models.ar import Attend
 from valle2.export.models.nar import FullAttend
@@ -163,43 +164,34 @@ def ar_inputs(
     return inputs | caches
 
 
-AR_AXES: dict[str, dict[int, str]] = {
-    "text": {0: "batch", 1: "new"},
-    "codes": {0: "batch", 1: "new"},
-    "text_lengths": {0: "batch"},
-    "past_lengths": {0: "batch"},
-    "new_lengths": {0: "batch"},
-    "steps": {0: "batch"},
-    "history": {0: "batch", 1: "slots"},
-    "uniforms": {0: "batch", 1: "draws"},
-    "top_p": {0: "batch"},
-    "repeat_window": {0: "batch"},
-    "threshold": {0: "batch"},
-}
-AR_OUTPUTS = (
-    "codes_out",
-    "past_lengths_out",
-    "steps_out",
-    "history_out",
-    "finished",
-    "log_probs",
-    LOGITS,
-)
+def dynamic_axes(wanted: Wanted) -> dict[str, dict[int, str]]:
+    """By input of a graph, the names of its dynamic axes."""
+    return {
+        name: {axis: label for axis, label in enumerate(axes) if isinstance(label, str)}
+        for name, (_, axes) in wanted.inputs.items()
+    }
 
 
 def ar_graph(model: ARModel, lowering: str, capacity: int) -> Graph:
-    """The AR row. The cache length is dynamic if the lowering allows it, otherwise `capacity`."""
-    layers = model.config.layers
-    cache_axes = {0: "batch"} | ({2: "cache"} if lowering == "ort" else {})
-    axes = AR_AXES | {name: cache_axes for name in cache_names(layers)}
+    """The AR row. The cache length is dynamic if the lowering allows it, otherwise `capacity`.
+
+    Raises:
+        CheckpointError: its caches are larger than a bundle allows.
+    """
+    try:
+        wanted = ar_tensors(model.config.sizes(), 0 if lowering == "ort" else capacity)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the AR is too large for a bundle: {error}; give a smaller --cache-length"
+        ) from None
     return Graph(
         AR,
         ARGraph(model, LOWERINGS[lowering]),
         ar_inputs(model.config, 2, 3, capacity),
-        axes,
-        AR_OUTPUTS + cache_names(layers, OUT_SUFFIX),
+        dynamic_axes(wanted),
+        tuple(wanted.outputs),
         opset=OPSETS[lowering],
-        variadic=cache_names(layers),
+        variadic=cache_names(model.config.layers),
     )
 
 
@@ -213,12 +205,9 @@ def nar_graph(model: NARModel, lowering: str) -> Graph:
         frame_lengths=torch.tensor([12, 9]),
         stage=torch.tensor(1),
     ).feeds()
-    axes = {
-        name: {axis: label for axis, label in enumerate(labels) if label != CODEBOOK_AXIS}
-        for name, labels in NAR_AXES.items()
-    }
-    outputs = (f"codes{OUT_SUFFIX}", LOGITS)
-    return Graph(NAR, NARGraph(model, FULL_ATTENTION[lowering]), inputs, axes, outputs)
+    wanted = nar_tensors(model.config.codebooks)
+    module = NARGraph(model, FULL_ATTENTION[lowering])
+    return Graph(NAR, module, inputs, dynamic_axes(wanted), tuple(wanted.outputs))
 
 
 def codec_graphs(encoder: nn.Module, decoder: nn.Module, hop: int) -> list[Graph]:

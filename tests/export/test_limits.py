@@ -20,6 +20,7 @@ from valle2.export.checkpoint import METADATA, empty_checkpoint
 from valle2.export.codecs import CodecConfig, EncodecConfig, read_encodec, read_vocos
 from valle2.export.codecs.fourier import Fourier, InverseFourier
 from valle2.export.codecs.vocos import VocosConfig
+from valle2.export.graphs import ar_graph
 from valle2.export.importers import lifeiteng, read_any
 
 ENCODEC_SIZES: dict[str, dict[str, Any]] = {
@@ -188,6 +189,11 @@ def test_a_basis_that_inference_made_first_can_be_trained_through() -> None:
     frames = torch.ones(1, 16, requires_grad=True)
     fourier(frames)[0].sum().backward()
     assert frames.grad is not None
+
+
+def test_caches_that_no_bundle_allows_are_refused_before_the_export() -> None:
+    with pytest.raises(CheckpointError, match=r"too large for a bundle: .* give a smaller --cache-length"):
+        ar_graph(toy_checkpoint(2).ar, "portable", 2**30)
 
 
 def plain_sinusoids(rows: int, width: int, scale: Tensor) -> Tensor:
