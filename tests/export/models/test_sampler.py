@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.conftest import near_a_boundary
+from valle2.engine.bundle.contract import EOS_CODE
 from valle2.export.attention import PORTABLE_OPSET
 from valle2.export.graphs import quiet_export
 from valle2.export.models.sampler import EMPTY, Sampling, sample_group
@@ -101,7 +102,7 @@ def one(
     codes, _, ended = rule.sample_group(
         full, np.array(history, np.int64), draws, top_p=top_p, window=window, threshold=threshold
     )
-    return rule.EOS_CODE if ended else int(codes[0])
+    return EOS_CODE if ended else int(codes[0])
 
 
 def test_top_p_zero_is_argmax_without_a_repeat() -> None:
@@ -130,7 +131,7 @@ def test_eos_in_a_slot_keeps_the_codes_before_it(slot: int) -> None:
     logits = np.full((4, CLASSES), -50, np.float32)
     logits[np.arange(4), [3, 4, 5, 6]] = 9
     logits[slot] = -50
-    logits[slot, rule.EOS_CODE] = 9
+    logits[slot, EOS_CODE] = 9
     codes, history, ended = rule.sample_group(
         logits, np.array([8]), np.zeros((4, 2), np.float32), top_p=0, window=10, threshold=0.1
     )
