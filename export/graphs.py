@@ -32,7 +32,7 @@ from valle2.engine.bundle.contract import (
     STREAM,
 )
 from valle2.engine.bundle.nar_inputs import NARInputs
-from valle2.engine.bundle.signatures import Wanted, ar_tensors, nar_tensors
+from valle2.engine.bundle.signatures import Signature, ar_tensors, nar_tensors
 from valle2.export.attention import FULL_ATTENTION, LOWERINGS, OPSETS, PORTABLE_OPSET, use_blockwise_attention
 from valle2.export.codecs import EncodecDecoder, EncodecStream, Recurrent
 from valle2.export.errors import CheckpointError
@@ -164,7 +164,7 @@ def ar_inputs(
     return inputs | caches
 
 
-def dynamic_axes(wanted: Wanted) -> dict[str, dict[int, str]]:
+def dynamic_axes(wanted: Signature) -> dict[str, dict[int, str]]:
     """By input of a graph, the names of its dynamic axes."""
     return {
         name: {axis: label for axis, label in enumerate(axes) if isinstance(label, str)}
