@@ -20,7 +20,7 @@ from valle2.engine.bundle.files import replacing_folder
 from valle2.export.graphs import Graph, export_graph
 
 
-class Row(pickle.Pickler):
+class StablePickler(pickle.Pickler):
     """Pickles equal rows to equal bytes in any process: tensors by their numbers, sets sorted."""
 
     def persistent_id(self, value: object) -> object:
@@ -35,7 +35,7 @@ class Row(pickle.Pickler):
 def key(row: Graph) -> str:
     """A hash of everything that is traced: module, weights, inputs, axes and opset."""
     written = io.BytesIO()
-    Row(written).dump(row)
+    StablePickler(written).dump(row)
     return hashlib.sha256(written.getvalue()).hexdigest()
 
 

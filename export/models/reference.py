@@ -19,7 +19,7 @@ from valle2.export.models.ar import ARModel
 from valle2.export.models.nar import NARModel
 
 Codes = NDArray[np.int64]
-Sample = Callable[[NDArray[np.float32], int], tuple[Codes, bool]]
+Sampler = Callable[[NDArray[np.float32], int], tuple[Codes, bool]]
 """(logits (G, 1025), step) -> (the codes before `<eos>`, whether `<eos>` was sampled)."""
 
 
@@ -48,7 +48,7 @@ def generate(
     text: Codes,
     prompt: Codes,
     max_steps: int,
-    sample: Sample = greedy,
+    sample: Sampler = greedy,
     *,
     cached: bool = True,
 ) -> tuple[Codes, bool]:

@@ -167,7 +167,7 @@ def listed(budget: Budget, items: Any = ()) -> list[Any]:
     return list(items)
 
 
-def numbered(budget: Budget, items: Any = ()) -> tuple[Any, ...]:
+def bounded_tuple(budget: Budget, items: Any = ()) -> tuple[Any, ...]:
     return tuple(listed(budget, items))
 
 
@@ -383,7 +383,7 @@ CALLS: dict[str, dict[str, Named]] = {
         "set": lambda budget, items=(): set(budget.keys(sequence(items))),
         "slice": lambda budget, *parts: slice(*whole_or_none(*parts)),
         "str": text,
-        "tuple": numbered,
+        "tuple": bounded_tuple,
     },
     "_codecs": {"encode": raw_bytes},
     "argparse": {"Namespace": namespace},

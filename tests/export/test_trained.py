@@ -16,7 +16,7 @@ from valle2.runtime.tts import find_model
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 
 
-def lowered(bundle: Path, lowering: str) -> Valle2:
+def in_variant(bundle: Path, lowering: str) -> Valle2:
     """A bundle's graphs in one of its lowerings, on the CPU."""
     manifest = read_manifest(bundle).in_lowering([lowering], "the test")
     return Valle2(bundle, manifest, 1, Placement(precision="fp32"))
@@ -39,7 +39,7 @@ def test_the_export_keeps_to_pytorch(exported: Path) -> None:
 @pytest.mark.parametrize("source", ["exported", "embedded"])
 def test_every_lowering_says_the_same(source: str, lowering: str, exported: Path) -> None:
     bundle = exported if source == "exported" else find_model("demo")
-    ours, shipped = lowered(bundle, lowering), Valle2.load("demo", slots=1)
+    ours, shipped = in_variant(bundle, lowering), Valle2.load("demo", slots=1)
     assert (ours.manifest.lowering, ours.manifest.cache_length > 0) == (lowering, lowering != "ort")
     voice, settings = shipped.voice("amber"), shipped.settings()
     found, theirs = (tts.synthesize("Good morning.", voice, settings) for tts in (ours, shipped))
