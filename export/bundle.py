@@ -29,6 +29,7 @@ from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, na
 from valle2.export.importers.family import Options
 from valle2.export.importers.locate import find_files
 from valle2.export.importers.registry import OWN, is_own, read_any
+from valle2.export.importers.text_files import write_text_file
 from valle2.export.models.config import CODEBOOKS
 from valle2.export.verify.judge import Judge
 from valle2.export.verify.parity import verify_ar, verify_codec, verify_nar, verify_stream
@@ -53,6 +54,7 @@ def export_checkpoint(
     prefix_mode: int | None = None,
     codec: bool | str | Path = True,
     vocoder: str | Path | None = None,
+    text: str | Path | None = None,
     lowering: str | Sequence[str] = "ort",
     cache_length: int = 0,
     accept_difference: bool = False,
@@ -73,6 +75,7 @@ def export_checkpoint(
         heads, prefix_mode: what such a file does not say itself.
         codec: True for the checkpoint's own, False for none, or EnCodec's or SpeechTokenizer's weights.
             vocoder: Vocos on EnCodec's codes, a folder or file, instead of EnCodec's decoder.
+        text: the symbols or the tokenizer of an imported model (see `export.importers.text_files`).
         accept_difference: write the bundle although a graph differs from PyTorch by more than rounding
             explains; its manifest says so, in `provenance["accepted_difference"]`.
         progress: called with a line per stage.
@@ -104,6 +107,8 @@ def export_checkpoint(
         if own:
             beside = files[0].parent
             copy_carried(beside, folder, beside.parents[1] if found.hub else beside)
+        if text is not None:
+            write_text_file(folder, Path(text), loaded)
         judge = Judge(accept_difference)
         main = export_lowering(loaded, folder, first, capacity, judge, progress)
         further = {
