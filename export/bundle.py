@@ -27,6 +27,7 @@ from valle2.export.codecs import codec_file, read_encodec, read_vocos, vocos_fil
 from valle2.export.errors import CheckpointError
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
 from valle2.export.importers import find_files, is_own, read_any
+from valle2.export.importers.text_files import write_text_file
 from valle2.export.options import AUTO, DEFAULT_LOWERING, OWN, ImportOptions
 from valle2.export.verify import Judge, verify_ar, verify_codec, verify_nar, verify_stream
 from valle2.export.weights import unload
@@ -50,6 +51,7 @@ def export_checkpoint(
     prefix_mode: int | None = None,
     codec: bool | str | Path = True,
     vocoder: str | Path | None = None,
+    text: str | Path | None = None,
     lowering: str | Sequence[str] = DEFAULT_LOWERING,
     cache_length: int = 0,
     accept_difference: bool = False,
@@ -70,6 +72,7 @@ def export_checkpoint(
             (as portable, without attention and cache operators, for TensorRT before 10.15). A bundle with
             several shares their weights; whatever loads it takes the first that it can run.
         cache_length: cache positions of a graph with a fixed number; 0 covers the position tables.
+        text: the symbols or the tokenizer of an imported model (see `export.importers.text_files`).
         accept_difference: write the bundle even if a graph differs from PyTorch by more than rounding. The
             manifest records it in `provenance["accepted_difference"]`.
         progress: called with one line per stage.
@@ -101,6 +104,8 @@ def export_checkpoint(
         if own:
             beside = files[0].parent
             copy_carried(beside, folder, beside.parents[1] if found.hub else beside)
+        if text is not None:
+            write_text_file(folder, Path(text), loaded)
         judge = Judge(accept_difference)
         main = export_lowering(loaded, folder, first, capacity, judge, progress)
         further = {

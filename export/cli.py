@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     codec.add_argument("--no-codec", action="store_true", help="a bundle of only AR and NAR")
     parser.add_argument("--vocoder", type=Path, help="Vocos for EnCodec's codes, replaces EnCodec's decoder")
     parser.add_argument(
+        "--text",
+        type=Path,
+        help="symbols or tokenizer of an imported model: unique_text_tokens.k2symbols of lifeiteng, "
+        "tokenizer_text.model of supervoice",
+    )
+    parser.add_argument(
         "--lowering",
         nargs="+",
         default=[DEFAULT_LOWERING],
@@ -72,6 +78,7 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         prefix_mode=args.prefix_mode,
         codec=args.codec or not args.no_codec,
         vocoder=args.vocoder,
+        text=args.text,
         lowering=args.lowering,
         cache_length=args.cache_length,
         accept_difference=args.accept_difference,

@@ -1,6 +1,7 @@
 """Preset voices of VALL-E X (.npz): codes, phone ids and language of a recording.
 
-The numbers of languages in these files are not the rows of the model's language table; both are named here.
+The numbers of languages in these files differ from the rows of the model's language table; both are named
+here. Without a language, the same file describes a voice of any other family, with ids of that family.
 """
 
 from __future__ import annotations
@@ -20,30 +21,38 @@ from numpy.typing import NDArray
 
 from valle2.engine.bundle.untrusted import read_bounded
 from valle2.runtime.errors import PromptError
-from valle2.runtime.types import Codes, check_span
+from valle2.runtime.text.base import FrontEnd, IdsFrontEnd
+from valle2.runtime.types import Codes, Prompt, check_span
 
 LANGUAGES = ("en", "zh", "ja")
 """By row of the model's language table."""
 FILE_LANGUAGES = ("zh", "ja", "en")
 """By `lang_code` of a preset."""
 ENTRIES = ("audio_tokens", "text_tokens", "lang_code")
+"""Arrays of a preset; the last may be absent."""
 MAX_BYTES = 4 * 2**20
-"""Of a preset, and of an array in it; those of VALL-E X have 30 kB."""
+"""Bytes of a preset, and of an array in it. Those of VALL-E X have 30 kB."""
 MAGIC = b"\x93NUMPY"
 LENGTHS = {1: 2, 2: 4}
 """Bytes of the header's length, by the first number of an array's version."""
 HEADER = re.compile(
     rb"\{'descr': '([<>|][iu][1248])', 'fortran_order': (True|False), 'shape': \(([0-9, ]{0,64})\),? ?\}\s*"
 )
-"""What numpy writes before whole numbers. It is Python to numpy, which evaluates it."""
+"""The header that numpy writes before whole numbers. numpy itself would evaluate it as Python."""
 MAX_ID = 2**20
+"""The largest id that is read."""
 DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 """What zipfile raises over damaged archives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """codes: (P, 8) int64. text_ids: (n,) int64, phones of what is said. language: en, zh or ja."""
+    """A preset's contents.
+
+    Args:
+        codes: (P, 8) int64. text_ids: (n,) int64, phones of what is said.
+        language: en, zh or ja; empty if the file names none.
+    """
 
     codes: Codes = field(repr=False)
     text_ids: Codes
@@ -51,24 +60,25 @@ class Preset:
 
     @property
     def language_ids(self) -> Codes:
-        """The language's row for every phone, as `generate_codes` takes it."""
-        return np.full(len(self.text_ids), LANGUAGES.index(self.language), np.int64)
+        """The language's row for every phone, as `generate_codes` takes it; English if none is named."""
+        return np.full(len(self.text_ids), LANGUAGES.index(self.language or LANGUAGES[0]), np.int64)
 
 
 def read_preset(path: str | Path) -> Preset:
     """Read a preset.
 
     Raises:
-        PromptError: no such file, a larger one than presets are, or other contents than `audio_tokens`
-            (1, P, 8), `text_tokens` (1, n) and `lang_code`.
+        PromptError: there is no such file, it is larger than presets are, or it holds something else than
+            `audio_tokens` (1, P, 8), `text_tokens` (1, n) and, where it is there, `lang_code`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(read_bounded(Path(path), MAX_BYTES))) as archive:
-            audio, text, language = (read_array(archive, name) for name in ENTRIES)
+            names = [name for name in ENTRIES if name != ENTRIES[2] or f"{name}.npy" in archive.namelist()]
+            audio, text, *languages = (read_array(archive, name) for name in names)
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise PromptError(f"{path} is not a VALL-E X preset ({reason}); expected a .npz") from None
-    numbers = all(part.dtype.kind in "iu" for part in (audio, text, language))
+    numbers = all(part.dtype.kind in "iu" for part in (audio, text, *languages))
     if audio.ndim != 3 or audio.shape[::2] != (1, 8) or text.ndim != 2 or len(text) != 1 or not numbers:
         raise PromptError(
             f"{path} holds {audio.shape} codes and {text.shape} phones; expected (1, P, 8), (1, n)"
@@ -76,9 +86,40 @@ def read_preset(path: str | Path) -> Preset:
     check_span(audio)
     if not text.shape[1] or text.min() < 0 or text.max() > MAX_ID:
         raise PromptError(f"{path} has phones beyond 0..{MAX_ID}, or none")
-    if language.size != 1 or not 0 <= int(language.item()) < len(FILE_LANGUAGES):
-        raise PromptError(f"{path} has lang_code {language}; expected 0 (zh), 1 (ja) or 2 (en)")
-    return Preset(audio[0].astype(np.int64), text[0].astype(np.int64), FILE_LANGUAGES[int(language.item())])
+    named = [language_of(language, path) for language in languages]
+    return Preset(audio[0].astype(np.int64), text[0].astype(np.int64), "".join(named))
+
+
+def language_of(code: NDArray[Any], path: str | Path) -> str:
+    """The name of a `lang_code`.
+
+    Raises:
+        PromptError: no such language.
+    """
+    if code.size != 1 or not 0 <= int(code.item()) < len(FILE_LANGUAGES):
+        raise PromptError(f"{path} has lang_code {code}; expected 0 (zh), 1 (ja) or 2 (en)")
+    return FILE_LANGUAGES[int(code.item())]
+
+
+def prompt_of(preset: Preset, front: FrontEnd | None, vocab_size: int, name: str, source: str) -> Prompt:
+    """A preset as a voice, whose transcript is phones.
+
+    Args:
+        front: turns ids into phones; None for a bundle without a front end, which writes ids. vocab_size: of
+            the model. name, source: for people.
+
+    Raises:
+        PromptError: the preset has no frames, or ids that the model does not have.
+    """
+    largest = int(preset.text_ids.max())
+    if largest >= vocab_size:
+        raise PromptError(
+            f"{source} has the phone id {largest}, but the model has {vocab_size} ids; it is a preset of "
+            "another model"
+        )
+    reader = front or IdsFrontEnd({})
+    phones = reader.phones(preset.text_ids, preset.language)
+    return Prompt(preset.codes, phones, name, source)
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:

@@ -133,7 +133,10 @@ class Valle2(Closing):
         names = self.voices()
         if not names:
             self.need_codec()
-            raise ModelError(f"model {self.path} has no voices; pass a recording: --prompt and --prompt-text")
+            raise ModelError(
+                f"model {self.path} has no voices; add one: valle2 voices add NAME PRESET.npz --model "
+                f"{self.path}, or pass a recording: --prompt and --prompt-text"
+            )
         named = self.manifest.provenance.get("default_voice", "")
         return named if named in names else names[0]
 
@@ -263,7 +266,9 @@ class Valle2(Closing):
         prompt's words end and its own begin.
         """
         if self.front is None:
-            raise ModelError(f"{self.path} has no text front end; use generate_codes")
+            raise ModelError(
+                f"{self.path} has no text front end; export it again with its text/, or use generate_codes"
+            )
         prompt, longest = request.prompt, self.manifest.sizes["max_text"] - 2
         for found in self.front.encode_request(prompt.transcript, request.text, longest):
             marked = (found.ids, found.languages, found.prompt_length)

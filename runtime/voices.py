@@ -1,4 +1,8 @@
-"""Voices of a bundle: prompts kept as safetensors, listed, added and removed with their hashes."""
+"""Voices of a bundle: prompts kept as safetensors, listed, added and removed with their hashes.
+
+A voice file holds `codes` (T, 8) and, as metadata, the transcript and what people should know. The entry
+`form` says `phones` where the transcript is `Phones`.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +23,18 @@ from valle2.engine.bundle.manifest import FILE_NAME, parse_manifest, read_text
 from valle2.engine.bundle.schema import listed, one_of, whole, words
 from valle2.engine.bundle.untrusted import parse_json, read_bounded
 from valle2.runtime.errors import PromptError
-from valle2.runtime.types import Prompt, check_span
+from valle2.runtime.types import Phones, Prompt, check_span
 
 FOLDER = "voices"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 DETAILS = ("transcript", "source", "licence", "consent")
+FORM, PHONES = "form", "phones"
 SUFFIX = ".safetensors"
 MAX_BYTES, MAX_HEADER, MAX_FRAMES, MAX_DETAIL = 2 * 2**20, 2**20, 2**13, 10_000
-"""Of a voice file, its header, its codes, and each text in it. Twenty seconds are 1,500 frames, 24 kB."""
+"""Bytes of a voice file and of its header; frames of its codes; characters of each text in it. Twenty
+seconds are 1,500 frames in 24 kB."""
 KINDS = {f"{sign}{8 * size}": f"<{sign.lower()}{size}" for sign in "IU" for size in (1, 2, 4, 8)}
-"""How safetensors and numpy call whole numbers."""
+"""The names of whole numbers in safetensors and in numpy."""
 
 
 def voice_names(manifest: Manifest) -> list[str]:
@@ -39,17 +45,25 @@ def voice_names(manifest: Manifest) -> list[str]:
 
 
 def checked_name(name: str) -> str:
-    """A voice name is a plain file name."""
+    """The name, if it is a plain file name.
+
+    Raises:
+        PromptError: it is not.
+    """
     if not NAME.fullmatch(name):
         raise PromptError(f"voice name {name!r}; expected 1 to 64 of a-z, 0-9, - and _")
     return name
 
 
 def read_voice(folder: Path, manifest: Manifest, name: str) -> Prompt:
-    """Load one voice by name."""
+    """Load one voice by name.
+
+    Raises:
+        PromptError: the bundle has no such voice, or its file is damaged.
+    """
     names = voice_names(manifest)
     if name not in names:
-        known = ", ".join(names) or "none; add one with: valle2 voices add"
+        known = ", ".join(names) or f"none; add one with: valle2 voices add {name} FILE --model {folder}"
         raise PromptError(f"unknown voice {name!r}; this model has: {known}")
     return read_prompt(voice_path(folder, name), name)
 
@@ -58,7 +72,7 @@ def read_prompt(path: Path, name: str) -> Prompt:
     """Load one voice file.
 
     Raises:
-        PromptError: not a safetensors file of bounded size with codes (T, 8) in 0..1023 and plain text.
+        PromptError: it is not a safetensors file of bounded size with codes (T, 8) in 0..1023 and plain text.
     """
     try:
         header, data = split_file(read_bounded(path, MAX_BYTES))
@@ -72,7 +86,8 @@ def read_prompt(path: Path, name: str) -> Prompt:
 def split_file(content: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and data of a safetensors file: eight bytes of length, JSON, numbers.
 
-    The format is read here, not by its library: a voice needs one tensor of it, with every length checked.
+    The format is read here and not by its library, because a voice needs one tensor of it, with
+    every length checked.
     """
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > min(MAX_HEADER, len(content) - 8):
@@ -102,20 +117,22 @@ def codes_of(entry: Any, data: bytes) -> NDArray[np.int64]:
 
 
 def details_of(metadata: Any) -> dict[str, str]:
-    """What a voice file says of itself; other entries of its metadata are left out."""
+    """The details in a voice file's metadata; other entries are ignored."""
     if not isinstance(metadata, dict):
         raise ValueError("its metadata is no object")
-    found = {key: metadata.get(key, "") for key in DETAILS}
-    return {key: words(key, plain_lines(value), MAX_DETAIL) for key, value in found.items()}
+    values = {key: metadata.get(key, "") for key in DETAILS}
+    found = {key: words(key, plain_lines(value), MAX_DETAIL) for key, value in values.items()}
+    form = one_of("the form of its transcript", metadata.get(FORM, ""), ("", PHONES))
+    return found | ({"transcript": Phones(found["transcript"])} if form == PHONES else {})
 
 
 def plain_lines(value: object) -> object:
-    """Text as it came with lines that end as everywhere."""
+    """Text with line feeds alone at its line ends; other values as they are."""
     return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value
 
 
 def described(prompt: Prompt, frame_rate: float) -> dict[str, Any]:
-    """A voice in a listing: `{"name", "seconds", "transcript", "source"}`."""
+    """A voice in a listing: `{"name", "seconds", "transcript", "source"}`. frame_rate: frames a second."""
     return {
         "name": prompt.name,
         "seconds": round(len(prompt.codes) / frame_rate, 2),
@@ -125,6 +142,11 @@ def described(prompt: Prompt, frame_rate: float) -> dict[str, Any]:
 
 
 def voice_path(folder: Path, name: str) -> Path:
+    """Where a bundle keeps the file of a voice.
+
+    Raises:
+        PromptError: see `checked_name`.
+    """
     return folder / FOLDER / f"{checked_name(name)}{SUFFIX}"
 
 
@@ -143,7 +165,8 @@ def write_voice(folder: Path, prompt: Prompt) -> Path:
 
 def store_prompt(path: Path, prompt: Prompt) -> None:
     """Write a prompt: codes as int16 (T, 8), the rest as metadata."""
-    details = {key: getattr(prompt, key) for key in DETAILS}
+    details = {key: str(getattr(prompt, key)) for key in DETAILS}
+    details |= {FORM: PHONES} if isinstance(prompt.transcript, Phones) else {}
     save_file({"codes": prompt.codes.astype(np.int16)}, str(path), metadata=details)
 
 

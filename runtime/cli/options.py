@@ -7,6 +7,7 @@ from pathlib import Path
 
 from valle2.engine.bundle.precisions import AUTO
 from valle2.engine.errors import Valle2Error
+from valle2.runtime.types import Phones
 
 MODEL = "bundle folder, embedded model or owner/name[@revision] on the hub (default: demo)"
 
@@ -35,11 +36,16 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def text_of(args: argparse.Namespace) -> str:
-    """The text of the arguments of `add_text_arguments`.
+    """The text of the arguments of `add_text_arguments`, as `Phones` if they say so.
 
     Raises:
-        Valle2Error: both or neither were given, or the file is not UTF-8 text that can be read.
+        Valle2Error: text and file were given or neither, or the file is not UTF-8 text that can be read.
     """
+    return Phones(given_text(args)) if args.phones else given_text(args)
+
+
+def given_text(args: argparse.Namespace) -> str:
+    """The text as it was given."""
     if (args.text is None) == (args.text_file is None):
         raise Valle2Error("expected a text, either as an argument or with --text-file")
     if args.text_file is None:
@@ -50,3 +56,23 @@ def text_of(args: argparse.Namespace) -> str:
         raise Valle2Error(f"{args.text_file} is not UTF-8 text; convert it first") from None
     except OSError as error:
         raise Valle2Error(f"{args.text_file} cannot be read: {error.strerror}") from None
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """A recording as the voice."""
+    parser.add_argument("--prompt", type=Path, help="recording of the voice")
+    parser.add_argument("--prompt-text", help="the words spoken in --prompt")
+    parser.add_argument("--prompt-phones", help="the phones spoken in --prompt, instead of its words")
+
+
+def prompt_words(args: argparse.Namespace) -> str:
+    """The transcript of the arguments of `add_prompt_arguments`: text or `Phones`.
+
+    Raises:
+        Valle2Error: both or neither were given.
+    """
+    if bool(args.prompt_text) == bool(args.prompt_phones):
+        raise Valle2Error(
+            "--prompt needs --prompt-text, the words spoken in the recording, or --prompt-phones, its phones"
+        )
+    return str(args.prompt_text) if args.prompt_text else Phones(args.prompt_phones)

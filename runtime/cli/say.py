@@ -5,19 +5,28 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.cli.options import add_model_arguments, add_text_arguments, text_of
+from valle2.runtime.cli.options import (
+    add_model_arguments,
+    add_prompt_arguments,
+    add_text_arguments,
+    prompt_words,
+    text_of,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from valle2.runtime import Settings
     from valle2.runtime.stream import Stream
     from valle2.runtime.types import Speech
 
 HELP = "speak a text into a file"
 Result = dict[str, Any]
+SOURCES = {"lifeiteng": "unique_text_tokens.k2symbols", "supervoice": "tokenizer_text.model"}
+"""The file of a family from which `valle2 export --text` makes a front end."""
 SETTINGS = (
     ("top-p", float, "nucleus mass, 0 is argmax"),
     ("window", int, "codes the repetition rule looks back on"),
@@ -33,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_text_arguments(parser)
     parser.add_argument("-o", "--out", default="speech.wav", help=".wav .flac .ogg .mp3, or - (WAV)")
     parser.add_argument("--voice", help="a voice of the model (default: its own)")
-    parser.add_argument("--prompt", type=Path, help="recording of the voice to use")
-    parser.add_argument("--prompt-text", help="the words spoken in --prompt")
+    add_prompt_arguments(parser)
     parser.add_argument("--stream", action="store_true", help="make audio before the end; with -o - play it")
     parser.add_argument("--latency", type=float, help="seconds of speech in the first chunk (--stream)")
     add_model_arguments(parser)
@@ -45,16 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     """Synthesise; returns what `--json` prints."""
     from valle2.runtime.audio.io import STDOUT, check_writable, write_audio
-    from valle2.runtime.tts import Valle2
-    from valle2.runtime.types import Phones
+    from valle2.runtime.tts import Valle2, find_model
 
     check_writable(args.out)
-    text = Phones(text_of(args)) if args.phones else text_of(args)
+    text = text_of(args)
     check_arguments(args)
-    tts = Valle2.load(args.model, device=args.device, precision=args.precision, threads=args.threads)
+    folder = find_model(args.model)
+    check_model(args, folder)
+    tts = Valle2.load(folder, device=args.device, precision=args.precision, threads=args.threads)
     settings = chosen_settings(args, tts.manifest.sampling)
     if args.prompt is not None:
-        voice = tts.prompt(args.prompt, args.prompt_text)
+        voice = tts.prompt(args.prompt, prompt_words(args))
     else:
         voice = tts.voice(args.voice or tts.default_voice())
     progress(f"speaking as {voice.name}")
@@ -72,10 +81,37 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuse arguments that contradict each other."""
     if args.prompt is not None and args.voice is not None:
         raise Valle2Error("both --voice and --prompt were given; expected one of them")
-    if args.prompt is not None and not args.prompt_text:
-        raise Valle2Error("--prompt needs --prompt-text, the words spoken in the recording")
+    if args.prompt is not None:
+        prompt_words(args)
     if args.latency is not None and not args.stream:
         raise Valle2Error("--latency is for --stream; add it, or leave --latency out")
+
+
+def check_model(args: argparse.Namespace, folder: Path) -> None:
+    """Refuse a bundle that cannot speak, and say at once what adds each part that it lacks.
+
+    Raises:
+        ModelError: the bundle has no codec, no voice to speak in, or no way to read the text.
+    """
+    from valle2.engine import read_manifest
+    from valle2.runtime.errors import ModelError
+    from valle2.runtime.text.front_end import kind_of, reads_text
+    from valle2.runtime.voices import voice_names
+
+    manifest, remedies = read_manifest(folder, check_hashes=False), []
+    if not manifest.codec:
+        remedies.append(f"a codec: valle2 export CHECKPOINT -o {folder} --codec CODEC")
+    if args.prompt is None and args.voice is None and not voice_names(manifest):
+        remedies.append(
+            f"a voice: valle2 voices add NAME PRESET.npz --model {folder}, or a recording: "
+            "--prompt FILE --prompt-text WORDS"
+        )
+    kind = kind_of(manifest.text, manifest.rules)
+    if not args.phones and not reads_text(kind, manifest.files):
+        again = f"valle2 export CHECKPOINT -o {folder} --text {SOURCES[kind]}, or " if kind in SOURCES else ""
+        remedies.append(f"a text front end: {again}phones in the text's place: --phones")
+    if remedies:
+        raise ModelError(f"{folder} lacks {'; and '.join(remedies)}")
 
 
 def played(stream: Stream, aloud: bool) -> Speech:

@@ -29,7 +29,6 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     from valle2.engine import read_manifest
     from valle2.runtime.text.front_end import front_end_of
     from valle2.runtime.tts import find_model
-    from valle2.runtime.types import Phones
 
     text = text_of(args)
     folder = find_model(args.model)
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     front = front_end_of(folder, manifest.text, manifest.rules, manifest.files)
     if front is None:
         raise Valle2Error(f"{folder} has no text front end, and its kind of text needs one: export it again")
-    pieces = front.split(Phones(text) if args.phones else text)
+    pieces = front.split(text)
     encoded = [(piece, front.encode(piece)) for piece in pieces]
     sentences = [
         {

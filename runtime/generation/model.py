@@ -36,7 +36,10 @@ class LoadedModel:
             ModelError: the bundle has none.
         """
         if self.codec is None:
-            raise ModelError(f"{self.path} has no codec; use generate_codes, or export it with one")
+            raise ModelError(
+                f"{self.path} has no codec, so it makes codes alone (generate_codes); for sound, export it "
+                f"again: valle2 export CHECKPOINT -o {self.path} --codec CODEC"
+            )
         return self.codec
 
     def close(self) -> None:

@@ -121,8 +121,12 @@ class FrontEnd(ABC):
         listed = " ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
         return f"{listed}, and ids written as <17>" if known else "ids written as <17>"
 
-    def phones(self, ids: Iterable[int]) -> Phones:
-        """Ids as phones, which `encode_phones` turns into the same ids."""
+    def phones(self, ids: Iterable[int], language: str = "") -> Phones:
+        """Ids as phones, which `encode_phones` turns into the same ids.
+
+        Args:
+            language: en, zh or ja, for models with languages; English if it is empty.
+        """
         return Phones(" ".join(self.symbols.get(int(index), f"<{index}>") for index in ids))
 
     def normalised(self, text: str) -> str:

@@ -103,10 +103,10 @@ class VallexFrontEnd(FrontEnd):
             return np.array([language for _, language in self.with_language(text)], np.int64)
         return np.zeros(len(ids), np.int64)
 
-    def phones(self, ids: Iterable[int], language: str = "en") -> Phones:
+    def phones(self, ids: Iterable[int], language: str = "") -> Phones:
         """Ids as phones, in the marks of their language unless it is English."""
         found = self.notation.write(ids, self.symbols)
-        mark = f"[{language.upper()}]" if language != LANGUAGES[0] else ""
+        mark = f"[{language.upper()}]" if language not in ("", LANGUAGES[0]) else ""
         return Phones(f"{mark}{found}{mark}")
 
 
@@ -176,7 +176,9 @@ class LifeitengFrontEnd(FrontEnd):
         return next((form for form in forms if form in self.table), phone)
 
     def parse_phones(self, text: str) -> list[str]:
-        return text.replace("|", " ").replace(self.gap, f" {self.gap} ").split()
+        """Symbols between spaces or `|`, the mark `_` by itself. The text's own marks are added elsewhere."""
+        symbols = text.replace("|", " ").replace(self.gap, f" {self.gap} ").split()
+        return [symbol for symbol in symbols if symbol not in LIFEITENG_SPECIAL]
 
 
 def lifeiteng_table(text: str) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 from valle2.engine.errors import ManifestError
 from valle2.runtime.text.base import MAX_TOKENS, FrontEnd
 from valle2.runtime.text.families import (
+    SYMBOLS,
     load_amphion,
     load_ids,
     load_lifeiteng,
@@ -16,6 +17,7 @@ from valle2.runtime.text.families import (
     load_vallex,
 )
 from valle2.runtime.text.tokenizer import TextFrontEnd
+from valle2.runtime.text.tokenizer_file import TOKENIZER
 
 Loader = Callable[[Path, Mapping[str, Any], Collection[str] | None], FrontEnd]
 KINDS: dict[str, Loader] = {
@@ -27,8 +29,9 @@ KINDS: dict[str, Loader] = {
     "supervoice": load_supervoice,
     "ids": load_ids,
 }
-NEED_FILES = ("bpe", "phonemes")
-"""Kinds that cannot be without files in `text/`."""
+TEXT_FILES = {"bpe": TOKENIZER, "phonemes": TOKENIZER, "lifeiteng": SYMBOLS, "supervoice": TOKENIZER}
+"""The file without which a kind reads no text; `REQUIRED` kinds read no phones without it either."""
+REQUIRED = ("bpe", "phonemes")
 
 
 def load_front_end(folder: Path, entry: Mapping[str, Any], files: Collection[str] | None = None) -> FrontEnd:
@@ -51,17 +54,30 @@ def load_front_end(folder: Path, entry: Mapping[str, Any], files: Collection[str
     return KINDS[kind](folder, entry, files)
 
 
+def kind_of(entry: Mapping[str, Any], rules: Mapping[str, Any]) -> str:
+    """The kind that a manifest's `text` and `rules` name.
+
+    A bundle of an imported family says `ids` if it was exported before families had front ends; its rules
+    name the family.
+    """
+    kind, family = str(entry.get("kind")), str(rules.get("family"))
+    return family if kind == "ids" and family in KINDS else kind
+
+
+def reads_text(kind: str, files: Collection[str]) -> bool:
+    """Does a front end read text with these files, or only phones? Nothing is loaded."""
+    return kind != "ids" and (kind not in TEXT_FILES or TEXT_FILES[kind] in files)
+
+
 def front_end_of(
     folder: Path, entry: Mapping[str, Any], rules: Mapping[str, Any], files: Collection[str]
 ) -> FrontEnd | None:
-    """The front end of a manifest, or None if the bundle has none.
+    """The front end of a manifest with these entries, or None if the bundle has none.
 
-    Args:
-        entry, rules, files: of the manifest. A bundle of an imported family that was exported before families
-            had front ends says `ids`; its rules name the family.
+    Raises:
+        ManifestError: see `load_front_end`.
     """
-    if entry.get("kind") == "ids" and rules.get("family") in KINDS:
-        entry = {**entry, "kind": rules["family"]}
-    if entry.get("kind") in NEED_FILES and not any(name.startswith("text/") for name in files):
+    kind = kind_of(entry, rules)
+    if kind in REQUIRED and not any(name.startswith("text/") for name in files):
         return None
-    return load_front_end(folder, entry, files)
+    return load_front_end(folder, {**entry, "kind": kind}, files)

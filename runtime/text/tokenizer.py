@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ class TextFrontEnd(FrontEnd):
     def parse_phones(self, text: str) -> list[str]:
         return self.notation.parse(text, self.table) if self.notation else super().parse_phones(text)
 
-    def phones(self, ids: Any) -> Phones:
+    def phones(self, ids: Iterable[int], language: str = "") -> Phones:
         found = super().phones(ids)
         return self.notation.write(ids, self.symbols) if self.notation else found
 
