@@ -1,4 +1,4 @@
-"""What a user of the runtime can get wrong; each is one line that says what to do."""
+"""Errors that users of the runtime can cause. Each message is one line: received, expected, what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from valle2.engine.errors import Valle2Error
 
 
 class TextError(Valle2Error):
-    """The text holds nothing that can be spoken, or more than fits."""
+    """Nothing in the text can be spoken, or it is too long for the model."""
 
 
 class PromptError(Valle2Error):
@@ -14,12 +14,12 @@ class PromptError(Valle2Error):
 
 
 class AudioError(Valle2Error):
-    """Audio cannot be written where or how it was asked for."""
+    """Audio cannot be written to this place or in this format."""
 
 
 class SettingsError(Valle2Error):
-    """A setting is not a number or outside its range."""
+    """A setting is not a number or is outside its range."""
 
 
 class ModelError(Valle2Error):
-    """No such model, or one that lacks the part that was asked for."""
+    """There is no such model, or it lacks a part that the request needs."""

@@ -1,6 +1,6 @@
 """Values that users pass in and get back: settings, prompts, requests, speech, timings.
 
-Inputs are frozen and checked when they are made.
+Inputs are frozen, and their constructors check them.
 """
 
 from __future__ import annotations
@@ -23,32 +23,34 @@ from valle2.runtime.errors import PromptError, SettingsError
 Audio = NDArray[np.float32]
 Codes = NDArray[np.int64]
 EOS, MAX_FRAMES = "eos", "max_frames"
-"""Reasons why speech ended: the model said so, or a limit of length was reached."""
+"""Finish reasons: the model sampled its end-of-speech code, or the speech reached its longest length."""
 MEANINGS = {
     "top_p": "0 is argmax, 1 the full distribution",
-    "window": "codes that the repetition rule looks back on",
+    "window": "codes in which the repetition rule counts repeats",
     "threshold": "1 switches repetition-aware sampling off",
     "seed": "any non-negative 63-bit number",
-    "candidates": "samples of which the best is kept",
+    "candidates": "samples, the best of which is kept",
     "max_frames": "0 takes the model's own limit",
 }
+"""What a setting means, for error messages and `--help`."""
 RANGES: dict[str, tuple[float, float, str]] = {
     name: (low, high, MEANINGS[name]) for name, (low, high) in SAMPLING.items()
 }
+"""Lowest value, highest value and meaning of each setting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How codes are drawn (VALL-E 2, section 3.4 and Algorithm 1).
+    """How codes are sampled (VALL-E 2, section 3.4 and Algorithm 1).
 
     Args:
         top_p: nucleus mass v in 0..1; 0 is argmax.
-        window: K, the codes before the drawn one in which repeats are counted.
-        threshold: t_r in 0..1; a share of the window above it is drawn again from the full
+        window: K, the number of preceding codes in which repeats are counted.
+        threshold: t_r in 0..1. A code whose share of the window is larger is drawn again from the full
             distribution. 1 switches the rule off.
-        seed: names the request's stream of random numbers.
-        candidates: samples drawn side by side, of which the best is kept (see `select`).
-        max_frames: frames of speech per sentence at the most; 0 takes the model's own limit.
+        seed: of the request's random numbers. The same request with the same seed gives the same codes.
+        candidates: samples decoded side by side, the best of which is kept.
+        max_frames: most frames of speech per sentence; 0 takes the model's own limit.
 
     Raises:
         SettingsError: a value is not a finite number within its range.
@@ -67,7 +69,11 @@ class Settings:
 
 
 def checked(name: str, value: Any) -> float | int:
-    """The value as a plain number, or an error that names its range."""
+    """The value of a setting as a plain int or float.
+
+    Raises:
+        SettingsError: the value is not a finite number within its range.
+    """
     low, high, meaning = RANGES[name]
     kind = Integral if name in WHOLE else Real
     fits = isinstance(value, kind) and not isinstance(value, bool)
@@ -78,9 +84,9 @@ def checked(name: str, value: Any) -> float | int:
 
 
 class Phones(str):
-    """A text that is written in the model's own symbols: a request's text, or a prompt's transcript.
+    """A text or a transcript in the model's own symbols (phones) instead of letters.
 
-    Methods of `str` return plain text, so make `Phones` of their results again.
+    Methods of `str` return plain strings; convert their results with `Phones(...)`.
     """
 
     __slots__ = ()
@@ -88,11 +94,14 @@ class Phones(str):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A voice: codes of recorded speech and what it says.
+    """A voice: the codes of a recording and the words spoken in it.
 
     Args:
-        codes: (P, 8) int64. transcript: the words spoken, or `Phones`.
-        name, source, licence, consent: for people.
+        codes: (P, 8) int64 in 0..1023, P >= 1. transcript: the words, or `Phones`.
+        name, source, licence, consent: information for people; the model does not use it.
+
+    Raises:
+        PromptError: the codes have another shape, dtype or range.
     """
 
     codes: Codes = field(repr=False)
@@ -106,20 +115,24 @@ class Prompt:
         codes = self.codes
         if codes.ndim != 2 or codes.shape[1] != CODEBOOKS or not len(codes) or codes.dtype != np.int64:
             raise PromptError(
-                f"prompt codes are {codes.dtype} {codes.shape}; expected int64 (P, {CODEBOOKS}), P >= 1"
+                f"prompt codes are {codes.dtype} {codes.shape}; expected int64 (P, {CODEBOOKS}) with P >= 1"
             )
         check_span(codes)
 
 
 def check_span(codes: NDArray[Any]) -> None:
-    """Refuse prompt codes that no codebook has."""
+    """Check that prompt codes are entries of a codebook.
+
+    Raises:
+        PromptError: a code is not in 0..1023.
+    """
     if len(codes) and (codes.min() < 0 or codes.max() >= CODEBOOK_SIZE):
         raise PromptError(f"prompt codes span {codes.min()}..{codes.max()}; expected 0..{CODEBOOK_SIZE - 1}")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One text, or `Phones`, to be spoken in one voice."""
+    """One text, or `Phones`, to speak in one voice."""
 
     text: str
     prompt: Prompt
@@ -128,13 +141,13 @@ class Request:
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds per stage of one request, its AR steps, and the seconds of audio made.
+    """Where the time of one request went.
 
     Args:
-        prefill, ar, nar, codec: seconds in each stage; AR steps shared with other requests count in full.
-        total: from the request to its latest piece of audio, preparation of the text included.
-        first_audio: from the request to the first playable sample.
-        steps: AR steps. audio: seconds of audio.
+        prefill, ar, nar, codec: seconds in each stage. An AR step counts in full for every request in it.
+        total: seconds from the request to its latest piece of audio, preparation of the text included.
+        first_audio: seconds from the request to the first playable sample.
+        steps: number of AR steps. audio: seconds of audio made.
     """
 
     prefill: float = 0.0
@@ -153,7 +166,7 @@ class Timings:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the seconds of a block to a stage."""
+        """Time the `with` block and add its seconds to a stage."""
         began = time.perf_counter()
         try:
             yield
@@ -167,9 +180,9 @@ class Speech:
 
     Args:
         audio: (N,) float32 in -1..1. sample_rate: Hz. codes: (T, 8) int64.
-        finish_reason: "max_frames" if a sentence reached its limit, "cancelled" if the request was not
-            finished, else "eos".
-        timings: seconds per stage.
+        finish_reason: "cancelled" if the request did not finish, "max_frames" if a sentence reached its
+            limit, else "eos".
+        timings: where the time went.
     """
 
     audio: Audio = field(repr=False)
@@ -181,7 +194,7 @@ class Speech:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Codes made from tokens. codes: (T, 8) int64. finish_reason: "eos" or "max_frames"."""
+    """Codes generated from text ids. codes: (T, 8) int64. finish_reason: "eos" or "max_frames"."""
 
     codes: Codes = field(repr=False)
     finish_reason: str

@@ -1,4 +1,4 @@
-"""A small server that speaks the hub's protocol: resolve with ETag and Range, revisions, listings."""
+"""A small HTTP server with the hub's protocol: downloads with ETag and Range, revisions, file lists."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<what>revision|tree)/(?P
 
 @dataclass
 class Hub:
-    """What the server holds, and what it was asked.
+    """The content of the server, and the requests that it got.
 
     Args:
-        revisions: commit by name. commits: files by commit. refusals: status and code by repository.
-        cut: bytes after which the next bodies of a file end early, one cut after another.
+        revisions: commit by name. commits: files by commit. refusals: status and error code by repository.
+        cut: by file, the lengths after which its next bodies break off, one for each body.
+        asked: method, path and Range of each request. url: the server's address.
     """
 
     revisions: dict[str, str] = field(default_factory=dict)
@@ -41,14 +42,14 @@ class Hub:
         return digest
 
     def got(self) -> list[str]:
-        """Names of the files whose bodies were sent, whole or in part."""
+        """Names of the files whose bodies were requested."""
         return [
             path.split("/", 5)[5] for method, path, _ in self.asked if method == "GET" and "/resolve/" in path
         ]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers for `hub`."""
+    """Answers requests from the content of `hub`."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -111,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def listing(what: str, commit: str, files: dict[str, bytes]) -> Any:
-    """A revision's description, or its tree."""
+    """The JSON of a revision, or of its file list."""
     if what == "revision":
         return {"id": REPO, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
     return [
@@ -122,7 +123,7 @@ def listing(what: str, commit: str, files: dict[str, bytes]) -> Any:
 
 @contextmanager
 def serve() -> Iterator[Hub]:
-    """A running server."""
+    """Run a server on a free port until the end of the block."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""`python -m tests.listen FILE TEXT`: what is heard in a recording; status 1 if too few words are TEXT's."""
+"""`python -m tests.listen FILE TEXT`: transcribes a file; status 1 if it lacks too many words of TEXT."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import soundfile
 from valle2.benchmarks.quality.judges import Judges, words
 
 ENOUGH = 0.75
+"""The share of the text's words that a transcript must have."""
 
 
 def heard(path: Path) -> str:
-    """The transcript of a file."""
+    """Transcribe an audio file."""
     audio, rate = soundfile.read(path, dtype="float32")
     return Judges().transcribe(audio, rate)
 
 
 def share_heard(transcript: str, text: str) -> float:
-    """Share of the text's different words that the transcript holds."""
+    """The share of the text's distinct words that are in the transcript."""
     expected = set(words(text).split())
     return len(expected & set(words(transcript).split())) / len(expected)
 

@@ -1,7 +1,7 @@
-"""What a model wants around its tokens: marks in the text, languages, the NAR's text, limits of length.
+"""How a model's input sequence is laid out: marks around the text, languages, the NAR's text, length limits.
 
-The defaults are VALL-E 2; a bundle of a relative lists what differs under `rules` in its manifest. It knows
-ids, never text.
+The defaults are VALL-E 2. The bundle of a related model lists its differences under `rules` in the manifest.
+This module knows ids, never text.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from valle2.runtime.types import Codes, check_span
 
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
-    """Rules of one model.
+    """The input layout of one model.
 
     Args:
-        vocab_size, max_text, codebooks: of the manifest's sizes.
-        text_begin, text_end: ids put before and after a text, unless they are there already.
-        nar_text: the NAR reads the "same" text, the text without its marks ("bare"), or the target's alone
-            in its marks ("target").
-        languages: languages of the text; each has its own rows in the text table. 0: none.
-        code_bos: the codes begin with a start position; without one, a prompt is needed.
-        whole_text: the AR's text sees itself both ways, so that it is prefilled in one call.
-        frames_per_token, frames_extra, frames_least: the limit of length when none is asked for, per text id
-            of the AR; 0 per token: no such limit. limit_counts_prompt: ids of the prompt's transcript count
-            too, else those of the text to be spoken alone, where it is known which they are.
-        max_positions: of text, start, prompt and speech; 0: none.
+        vocab_size, max_text, codebooks: the manifest's sizes.
+        text_begin, text_end: marks, which are ids before and after the text. They are added unless the ids
+            already have them.
+        nar_text: what the NAR reads. "same": the AR's text; "bare": that without marks; "target": the text to
+            speak with marks, without the prompt's transcript.
+        languages: number of languages, 0 for a model without. Each has its own rows in the text embedding.
+        code_bos: the codes begin with a start position. A model without one needs a prompt.
+        whole_text: text positions attend to each other in both directions, so the text is prefilled in one
+            call.
+        frames_per_token, frames_extra, frames_least: the default length limit; see `frame_limit`.
+        limit_counts_prompt: ids of the prompt's transcript count towards that limit.
+        max_positions: most positions of text, start, prompt and speech together; 0 for no limit.
         family: the code base that the weights come from.
     """
 
@@ -55,23 +56,28 @@ class TokenLayout:
 
     @classmethod
     def of(cls, manifest: Manifest) -> TokenLayout:
-        """The rules of a bundle.
+        """The layout of a bundle.
 
         Raises:
-            ManifestError: unknown or malformed rules.
+            ManifestError: the manifest's rules are unknown or malformed.
         """
         sizes = {name: manifest.sizes[name] for name in ("vocab_size", "max_text")}
         sizes["codebooks"] = manifest.sizes.get("codebooks", CODEBOOKS)
-        usual: dict[str, Any] = {"text_end": [sizes["vocab_size"]]}
+        defaults: dict[str, Any] = {"text_end": [sizes["vocab_size"]]}
         try:
-            values = usual | check_rules(manifest.rules) | {"whole_text": whole_text(manifest)} | sizes
+            values = defaults | check_rules(manifest.rules) | {"whole_text": whole_text(manifest)} | sizes
         except ValueError as error:
-            raise ManifestError(f"the manifest's rules are damaged ({error})") from None
+            raise ManifestError(
+                f"the manifest's rules are damaged ({error}); export the bundle again"
+            ) from None
         marks = {name: tuple(values.get(name, ())) for name in ("text_begin", "text_end")}
         return cls(**values | marks)
 
     def texts(self, text: Text) -> tuple[Codes, Codes]:
-        """Ids (L,) as the AR and as the NAR read them, marks and languages included."""
+        """The ids (L,) int64 for the AR and for the NAR, with marks.
+
+        A model with languages has one copy of the vocabulary for each. Ids point into their language's copy.
+        """
         bare, prompt = self.bare(text.ids), text.prompt_length
         marks = self.marks(text.ids)
         if text.languages is not None:
@@ -86,7 +92,7 @@ class TokenLayout:
         return whole, np.concatenate([begin, bare[skipped:], end])
 
     def marks(self, ids: Codes) -> int:
-        """1 if the ids came with a mark at each end, else 0."""
+        """How many marks the ids have at each end: 0 or 1."""
         begin, end = self.text_begin, self.text_end
         return int(len(ids) > 1 and (int(ids[0]),) == begin and (int(ids[-1]),) == end)
 
@@ -95,9 +101,14 @@ class TokenLayout:
         return ids[1:-1] if self.marks(ids) else ids
 
     def frame_limit(self, text_length: int, prompt_frames: int, prompt_length: int | None = None) -> int:
-        """Frames of speech when no other limit is asked for; a large number where the model has no rule.
+        """Most frames of speech for a request that sets no limit; at least 1.
 
-        text_length: ids the AR reads; prompt_length: how many of them are the transcript's, if known.
+        The limit is max(frames_least, frames_per_token * n + frames_extra) for n ids of the text to speak.
+        A model with frames_per_token 0 has no such limit. `max_positions` may lower it.
+
+        Args:
+            text_length: ids that the AR reads. prompt_frames: P of the prompt's codes.
+            prompt_length: how many of the ids are the transcript's; None if unknown, so that all count.
         """
         limit = np.iinfo(np.int32).max
         if self.frames_per_token:
@@ -110,10 +121,12 @@ class TokenLayout:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Ids of a prompt's transcript and the target text.
+    """Ids of a prompt's transcript and of the text to speak after it.
 
-    ids: (S,) int64. languages: (S,) int64, one per id, or None. prompt_length: how many ids are the
-    transcript's, counted with a mark at each end if the ids have them; None where it was not said.
+    Args:
+        ids: (S,) int64. languages: (S,) int64, one per id, or None.
+        prompt_length: how many ids are the transcript's, marks at its ends included if `ids` has marks; None
+            if unknown.
     """
 
     ids: Codes
@@ -128,35 +141,51 @@ def check_text(
     prompt_length: int | None,
     prompt_frames: int,
 ) -> Text:
-    """Ids, languages and the transcript's length as the model takes them.
+    """Check ids from outside and convert them to int64.
+
+    Args:
+        text_ids: (S,) integers. language_ids: (S,) integers, or None for a model without languages.
+        prompt_length: how many ids are the transcript's, None if unknown.
+        prompt_frames: P of the prompt's codes.
 
     Raises:
-        TextError: wrong shapes, values out of range, or something missing that this model needs.
+        TextError: a shape or value is wrong, or something that this model needs is missing.
     """
     ids = np.asarray(text_ids)
     longest = layout.max_text - len(layout.text_begin) - len(layout.text_end)
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 1 <= len(layout.bare(ids)) <= longest:
-        raise TextError(f"text ids are {ids.dtype} {ids.shape}; expected whole numbers (1..{longest},)")
+        raise TextError(f"text ids are {ids.dtype} {ids.shape}; expected integers of 1 to {longest} ids")
     if layout.bare(ids).min() < 0 or layout.bare(ids).max() >= layout.vocab_size:
         raise TextError(f"text ids span {ids.min()}..{ids.max()}; expected 0..{layout.vocab_size - 1}")
     if prompt_length is not None and not 0 <= prompt_length <= len(ids):
-        raise TextError(f"prompt_text_length is {prompt_length}; expected 0 to the {len(ids)} text ids")
+        raise TextError(
+            f"prompt_text_length is {prompt_length}; expected 0 to {len(ids)}, the number of text ids"
+        )
     if layout.nar_text == "target" and prompt_length is None and prompt_frames:
         raise TextError(
-            "this model's NAR reads the target text alone; pass prompt_text_length, the ids of the transcript"
+            "this model's NAR reads only the text to speak; pass prompt_text_length, the number of ids of "
+            "the prompt's transcript"
         )
     return Text(ids.astype(np.int64), check_languages(layout, language_ids, len(ids)), prompt_length)
 
 
 def check_languages(layout: TokenLayout, language_ids: Codes | None, count: int) -> Codes | None:
-    """One language per id, or None for a model without languages."""
+    """Check language ids from outside and convert them to (S,) int64; None for a model without languages.
+
+    Args:
+        count: S, the number of text ids.
+
+    Raises:
+        TextError: a shape or value is wrong, or they are missing.
+    """
     if not layout.languages:
         if language_ids is not None:
             raise TextError(f"a {layout.family} model has no languages; leave language_ids out")
         return None
     if language_ids is None:
         raise TextError(
-            f"this model needs language_ids, one of 0..{layout.languages - 1} per text id (en 0, zh 1, ja 2)"
+            f"this model needs language_ids; pass one of 0..{layout.languages - 1} per text id "
+            "(en 0, zh 1, ja 2)"
         )
     languages = np.asarray(language_ids)
     if languages.shape != (count,) or languages.dtype.kind not in "iu":
@@ -169,10 +198,10 @@ def check_languages(layout: TokenLayout, language_ids: Codes | None, count: int)
 
 
 def check_prompt(layout: TokenLayout, prompt_codes: Codes) -> Codes:
-    """Prompt codes (P, Q) as int64.
+    """Check prompt codes from outside and convert them to (P, Q) int64.
 
     Raises:
-        PromptError: another shape, codes out of range, or none where the model needs some.
+        PromptError: a shape or value is wrong, or P is 0 and the model needs a prompt.
     """
     prompt = np.asarray(prompt_codes)
     if prompt.ndim != 2 or prompt.shape[1] != layout.codebooks or prompt.dtype.kind not in "iu":
@@ -180,6 +209,8 @@ def check_prompt(layout: TokenLayout, prompt_codes: Codes) -> Codes:
             f"prompt codes are {prompt.dtype} {prompt.shape}; expected integers (P, {layout.codebooks})"
         )
     if not len(prompt) and not layout.code_bos:
-        raise PromptError("this model has no start mark, so its speech needs a prompt of at least one frame")
+        raise PromptError(
+            "the prompt is empty and this model has no start position; pass a prompt of at least one frame"
+        )
     check_span(prompt)
     return prompt.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Marks, languages and limits of the families, on ids alone."""
+"""Marks, languages and length limits of the model families, on ids."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ AMPHION = TokenLayout(40, 100, text_begin=(40,), text_end=(41,), nar_text="bare"
 
 def test_a_bundle_without_rules_is_valle2(bundle: Path) -> None:
     manifest = read_manifest(bundle)
-    rules = TokenLayout.of(manifest)
-    assert rules.text_end == (manifest.sizes["vocab_size"],) and rules.codebooks == 8
-    assert not rules.whole_text and TokenLayout.of(replace(manifest, rules={"family": "vallex"})).whole_text
-    whole, same = rules.texts(Text(IDS))
+    layout = TokenLayout.of(manifest)
+    assert layout.text_end == (manifest.sizes["vocab_size"],) and layout.codebooks == 8
+    assert not layout.whole_text and TokenLayout.of(replace(manifest, rules={"family": "vallex"})).whole_text
+    whole, same = layout.texts(Text(IDS))
     assert whole.tolist() == same.tolist() == [*IDS, manifest.sizes["vocab_size"]]
-    assert rules.frame_limit(4, 0) == 150 and rules.frame_limit(20, 0) == 320
-    assert rules.frame_limit(60, 0, 45) == 240 and rules.frame_limit(60, 0, 59) == 150
-    assert replace(rules, limit_counts_prompt=True).frame_limit(60, 0, 45) == 960
+    assert layout.frame_limit(4, 0) == 150 and layout.frame_limit(20, 0) == 320
+    assert layout.frame_limit(60, 0, 45) == 240 and layout.frame_limit(60, 0, 59) == 150
+    assert replace(layout, limit_counts_prompt=True).frame_limit(60, 0, 45) == 960
 
 
 @pytest.mark.parametrize(("ids", "length"), [(IDS, 1), (MARKED, 3)])
-def test_marks_are_put_once_and_the_target_is_found(ids: np.ndarray, length: int) -> None:
+def test_marks_are_added_once_and_the_target_is_found(ids: np.ndarray, length: int) -> None:
     whole, target = LIFEITENG.texts(check_text(LIFEITENG, ids, None, length, 9))
     assert whole.tolist() == MARKED.tolist() and target.tolist() == [1, 6, 7, 8, 2]
 
 
-def test_the_nar_may_read_the_bare_text() -> None:
+def test_the_nar_may_read_the_text_without_marks() -> None:
     whole, bare = AMPHION.texts(Text(IDS))
     assert whole.tolist() == [40, 5, 6, 7, 8, 41] and bare.tolist() == IDS.tolist()
     assert replace(AMPHION, frames_per_token=0).frame_limit(6, 10) == 60 - 6 - 1 - 10
 
 
-def test_a_language_is_another_copy_of_the_rows() -> None:
+def test_each_language_has_its_own_copy_of_the_vocabulary() -> None:
     text = check_text(VALLEX, IDS, np.array([2, 2, 0, 1]), None, 0)
     assert VALLEX.texts(text)[0].tolist() == [85, 86, 7, 48]
 
 
 @pytest.mark.parametrize(
-    ("rules", "languages", "length", "message"),
+    ("layout", "languages", "length", "message"),
     [
         (VALLEX, None, None, "needs language_ids"),
         (VALLEX, np.array([0, 1]), None, "expected integers"),
@@ -59,11 +59,11 @@ def test_a_language_is_another_copy_of_the_rows() -> None:
         (LIFEITENG, None, 5, "prompt_text_length is 5"),
     ],
 )
-def test_what_is_missing_or_wrong(
-    rules: TokenLayout, languages: np.ndarray | None, length: int | None, message: str
+def test_missing_and_wrong_ids_are_refused(
+    layout: TokenLayout, languages: np.ndarray | None, length: int | None, message: str
 ) -> None:
     with pytest.raises(TextError, match=message):
-        check_text(rules, IDS, languages, length, 9)
+        check_text(layout, IDS, languages, length, 9)
 
 
 @pytest.mark.parametrize(

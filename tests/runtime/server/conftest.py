@@ -26,16 +26,26 @@ LONG = "the fox, a fox, the apple and a fox there. " * 2
 
 
 def wait_until(done: Callable[[], object], seconds: float = 10.0) -> None:
-    """Fail if it does not come true."""
+    """Poll until `done` returns something true; fail after so many seconds."""
     end = time.perf_counter() + seconds
     while not done():
-        assert time.perf_counter() < end, "it did not happen in time"
+        assert time.perf_counter() < end, f"nothing happened for {seconds:g} s"
         time.sleep(0.005)
+
+
+def idle(worker: Worker) -> bool:
+    """Does the worker hold no request, and the engine no sequence?"""
+    assert worker.tts
+    stats = worker.tts.engine.stats()
+    return not (worker.outstanding or worker.running or stats.waiting or stats.prefilling or stats.decoding)
 
 
 @contextmanager
 def serving(worker: Worker, voices: Path, key: str = "") -> Iterator[str]:
-    """A server over real sockets, a second one of its worker if that runs already; -> its address."""
+    """A server over real sockets; the context's value is its address.
+
+    The server starts and stops the worker, unless the worker runs already.
+    """
     app = make_app(worker, VoiceStore(voices), key)
     lifespan = "off" if worker.thread.is_alive() else "on"
     stall = worker.limits.stall_seconds
@@ -51,9 +61,12 @@ def serving(worker: Worker, voices: Path, key: str = "") -> Iterator[str]:
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     wait_until(lambda: worker.state is WorkerState.READY, 60)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    running.should_exit = True
-    thread.join(20)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        running.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
 
 
 @pytest.fixture

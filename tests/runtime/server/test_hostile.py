@@ -1,4 +1,4 @@
-"""`valle2 serve` in a process of its own, and clients that misbehave; a fuzzer driven by its own OpenAPI.
+"""`valle2 serve` in its own process against clients that misbehave and a fuzzer driven by its OpenAPI schema.
 
 500 requests: `pytest -m slow tests/runtime/server/test_hostile.py`.
 """
@@ -37,7 +37,7 @@ def served(bundle: Path) -> Iterator[Served]:
 
 
 def closed_after(port: int, data: bytes) -> tuple[float, bytes]:
-    """Send this and nothing more. -> seconds until the server closed, and what it said."""
+    """Send only this. Returns the seconds until the server closed the connection, and its answer."""
     began, said = time.perf_counter(), b""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
         client.sendall(data)
@@ -85,7 +85,7 @@ def test_sigterm_lets_streams_end(bundle: Path) -> None:
         assert own.process
         own.process.send_signal(signal.SIGTERM)
         assert own.process.wait(40) in (0, -signal.SIGTERM)
-        assert stream.result().whole and len(stream.result().data) == len(wanted.data)
+        assert wanted.whole and stream.result().whole and stream.result().data == wanted.data
 
 
 def test_the_examples_of_the_documentation(served: Served, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_examples_of_the_documentation(served: Served, tmp_path: Path) -> No
 
 
 def fuzz(port: int, count: int) -> None:
-    """`count` requests made from the server's own schema, valid and not: no 5xx but 503."""
+    """Send `count` valid and invalid requests made from the server's schema; no status may be 5xx but 503."""
     schemathesis = pytest.importorskip("schemathesis", reason="needs the extra: dev")
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st

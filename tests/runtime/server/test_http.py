@@ -1,30 +1,39 @@
-"""A real server over real sockets: formats, the openai client, errors, limits, voices, disconnects."""
+"""A server over real sockets: formats, the openai client, errors, limits, voices, disconnects."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
 import soundfile
-from websockets.sync.client import connect
+from websockets import Data
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import ClientConnection, connect
 
-from tests.runtime.server.conftest import LONG, serving, wait_until
+from tests.runtime.server.conftest import LONG, idle, serving, wait_until
 from valle2.engine import BackendError
+from valle2.engine.errors import QueueFullError
 from valle2.runtime import Request, Valle2
+from valle2.runtime.errors import TextError
+from valle2.runtime.generation.engine import EncodedRequest
 from valle2.runtime.server.http.app import make_app
-from valle2.runtime.server.http.guard import Guard
+from valle2.runtime.server.http.errors import UNEXPECTED
+from valle2.runtime.server.http.guard import PAGE_FILES
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.store import VoiceStore
-from valle2.runtime.server.worker import Worker
+from valle2.runtime.server.worker import TimeLimitError, Worker
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +44,50 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         yield address, worker
 
 
+def stream_url(base: str) -> str:
+    return base.replace("http", "ws") + "/v1/audio/speech/stream"
+
+
+def refusal(socket: ClientConnection) -> Any:
+    """The last message before the server closes a WebSocket because of an error."""
+    found = list[Data]()
+    with pytest.raises(ConnectionClosedError, match="1011"):
+        while True:
+            found.append(socket.recv())
+    return json.loads(found[-1])
+
+
 def speak(base: str, **fields: object) -> httpx.Response:
     body = {"input": "hello there", "voice": "amber", "seed": 3, "response_format": "wav"} | fields
     return httpx.post(f"{base}/v1/audio/speech", json=body, timeout=60)
 
 
-def test_formats_hold_the_same_speech_and_say_that_it_is_synthetic(server: tuple[str, Worker]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "media_type", "padding", "tolerance"),
+    [
+        ("wav", "audio/wav", 0, 2 / 32768),
+        ("flac", "audio/flac", 0, 2 / 32768),
+        ("mp3", "audio/mpeg", 0.1, None),
+        ("opus", "audio/ogg", 0.1, None),
+    ],
+)
+def test_formats_hold_the_same_speech_and_say_that_it_is_synthetic(
+    server: tuple[str, Worker], kind: str, media_type: str, padding: float, tolerance: float | None
+) -> None:
+    """padding: seconds that a lossy codec may add. tolerance: of a sample; None of a lossy codec."""
     pcm = np.frombuffer(speak(server[0], response_format="pcm").content, "<i2") / 32768
-    for kind in ("wav", "flac", "mp3", "opus"):
-        found = speak(server[0], response_format=kind)
-        assert found.status_code == 200
-        with soundfile.SoundFile(BytesIO(found.content)) as file:
-            assert "Synthetic speech" in file.comment
-        if kind in ("wav", "flac"):
-            audio, _ = soundfile.read(BytesIO(found.content))
-            assert len(audio) == len(pcm) and np.abs(audio - pcm).max() < 2 / 32768
+    found = speak(server[0], response_format=kind)
+    assert found.status_code == 200 and found.headers["content-type"] == media_type
+    with soundfile.SoundFile(BytesIO(found.content)) as file:
+        assert "Synthetic speech" in file.comment
+    audio, rate = soundfile.read(BytesIO(found.content))
+    expected = len(pcm) / int(found.headers["x-sample-rate"])
+    assert expected <= len(audio) / rate <= expected + padding
+    if tolerance is None:
+        loudness = np.sqrt((audio**2).mean() / (pcm**2).mean() * len(audio) / rate / expected)
+        assert loudness == pytest.approx(1, abs=0.25)
+    else:
+        assert np.abs(audio - pcm).max() < tolerance
 
 
 def test_the_openai_client(server: tuple[str, Worker]) -> None:
@@ -65,8 +103,12 @@ def test_the_openai_client(server: tuple[str, Worker]) -> None:
 
 def test_events(server: tuple[str, Worker]) -> None:
     lines = speak(server[0], stream_format="sse", response_format="pcm").text.split("\n\n")
-    kinds = [json.loads(line.removeprefix("data: "))["type"] for line in lines if line]
-    assert set(kinds[:-1]) == {"speech.audio.delta"} and kinds[-1] == "speech.audio.done"
+    *deltas, done = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+    assert {event["type"] for event in deltas} == {"speech.audio.delta"}
+    audio = b"".join(base64.b64decode(event["audio"]) for event in deltas)
+    assert audio == speak(server[0], response_format="pcm").content
+    assert done["type"] == "speech.audio.done"
+    assert done["usage"]["input_tokens"] == len("hello there") and done["usage"]["output_tokens"] > 0
 
 
 @pytest.mark.parametrize(
@@ -87,7 +129,86 @@ def test_events(server: tuple[str, Worker]) -> None:
 )
 def test_bad_requests(server: tuple[str, Worker], fields: dict[str, object], status: int) -> None:
     found = speak(server[0], **fields)
-    assert found.status_code == status and found.json()["error"]["message"]
+    error = found.json()["error"]
+    assert found.status_code == status and error["type"] == "invalid_request_error"
+    assert error["message"] and error["message"].isprintable()
+
+
+def test_an_error_of_the_text_thread_is_400_before_the_first_byte(
+    server: tuple[str, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, worker = server
+    assert worker.tts
+    encode, threads, wanted = worker.tts.encode, list[str](), list[Exception]()
+
+    def noted(request: Request, first_chunk_seconds: float) -> EncodedRequest:
+        threads.append(threading.current_thread().name)
+        try:
+            return encode(request, first_chunk_seconds)
+        except TextError as error:
+            wanted.append(error)
+            raise
+
+    monkeypatch.setattr(worker.tts, "encode", noted)
+    found = speak(base, input="???")
+    assert found.status_code == 400 and found.headers["content-type"] == "application/json"
+    assert found.json()["error"]["message"] == str(wanted[0])
+    assert threads == ["valle2-text_0"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (TextError("the text\nis too long"), 400, "the text is too long"),
+        (QueueFullError("too many"), 429, "too many"),
+        (TimeLimitError("too late"), 503, "too late"),
+        (RuntimeError("/secret/path"), 503, UNEXPECTED),
+        (MemoryError("/secret/path"), 503, UNEXPECTED),
+    ],
+)
+def test_clients_read_the_errors_of_valle2_as_one_line_and_no_others(
+    server: tuple[str, Worker],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: int,
+    message: str,
+) -> None:
+    base, worker = server
+
+    def fails(request: Request, first_chunk_seconds: float) -> EncodedRequest:
+        raise error
+
+    monkeypatch.setattr(worker.tts, "encode", fails)
+    found = speak(base)
+    assert found.status_code == status and found.json()["error"]["message"] == message
+    assert ("retry-after" in found.headers) == (status in (429, 503))
+    with connect(stream_url(base)) as socket:
+        socket.send(json.dumps({"text": "hello there.", "end": True}))
+        assert refusal(socket) == {"type": "error", "message": message}
+
+
+def test_an_error_that_nobody_expects_is_not_shown(
+    server: tuple[str, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, worker = server
+
+    def fails(request: Request, first_chunk_seconds: float) -> EncodedRequest:
+        raise LookupError("/secret/path")
+
+    monkeypatch.setattr(worker.tts, "encode", fails)
+    found = speak(base)
+    assert found.status_code == 500 and "secret" not in found.text
+    with connect(stream_url(base)) as socket:
+        socket.send(json.dumps({"text": "hello there.", "end": True}))
+        assert refusal(socket) == {"type": "error", "message": UNEXPECTED}
+
+
+@pytest.mark.parametrize("message", ["no JSON", "[]", '{"text": 3}', b'{"text": "hello"}'])
+def test_a_socket_refuses_other_messages(server: tuple[str, Worker], message: str | bytes) -> None:
+    with connect(stream_url(server[0])) as socket:
+        socket.send(message)
+        answer = refusal(socket)
+    assert answer["type"] == "error" and "a JSON object" in answer["message"]
 
 
 def test_another_sites_page_is_refused(server: tuple[str, Worker]) -> None:
@@ -102,7 +223,7 @@ def test_disconnect_frees_the_slot(server: tuple[str, Worker], monkeypatch: pyte
     left, calls = threading.Event(), 0
 
     def first_at_once(codes: np.ndarray) -> np.ndarray:
-        """The second piece waits until the client has left: how fast either side is decides nothing."""
+        """Let the second piece wait for the client's disconnect, so that the test depends on no speeds."""
         nonlocal calls
         calls += 1
         assert calls == 1 or left.wait(30)
@@ -112,15 +233,15 @@ def test_disconnect_frees_the_slot(server: tuple[str, Worker], monkeypatch: pyte
     monkeypatch.setattr(worker.tts.codec, "decode", first_at_once)
     body = {"input": text, "voice": "amber", "response_format": "pcm"}
     with httpx.stream("POST", f"{base}/v1/audio/speech", json=body, timeout=60) as response:
-        pieces = response.iter_raw()  # dropping it would close the connection before we look
+        pieces = response.iter_raw()  # kept, because dropping it closes the connection
         next(pieces)
         assert worker.outstanding == 1
     left.set()
     wait_until(lambda: not worker.outstanding)
-    assert not worker.tts.engine.scheduler.active
+    assert idle(worker)
     taken, calls = calls, 0
     assert speak(base, input=text).status_code == 200
-    assert 1 <= taken < calls  # what nobody listens to is not spoken to its end
+    assert 1 <= taken < calls  # the rest of the text was not spoken
 
 
 def test_an_error_after_the_first_byte_aborts(
@@ -162,8 +283,7 @@ def test_voices_are_uploaded_used_and_deleted(server: tuple[str, Worker]) -> Non
 
 
 def test_text_in_and_audio_out_over_a_socket(server: tuple[str, Worker]) -> None:
-    url = server[0].replace("http", "ws") + "/v1/audio/speech/stream"
-    with connect(url) as socket:
+    with connect(stream_url(server[0])) as socket:
         for message in ({"voice": "amber", "text": "hello there. a "}, {"text": "fox."}, {"end": True}):
             socket.send(json.dumps(message))
         found = list(socket)
@@ -183,7 +303,7 @@ def test_text_in_and_audio_out_over_a_socket(server: tuple[str, Worker]) -> None
 def test_a_socket_speaks_the_sentences_of_the_whole_text(
     server: tuple[str, Worker], monkeypatch: pytest.MonkeyPatch, pieces: list[str], sentences: list[str]
 ) -> None:
-    """However the text is cut: an abbreviation ends no sentence."""
+    """The sentences do not depend on where the text is cut, and an abbreviation ends none."""
     base, worker = server
     submit, asked = worker.submit, list[str]()
 
@@ -192,7 +312,7 @@ def test_a_socket_speaks_the_sentences_of_the_whole_text(
         return submit(replace(request, text="hello"), **more)
 
     monkeypatch.setattr(worker, "submit", noted)
-    with connect(base.replace("http", "ws") + "/v1/audio/speech/stream") as socket:
+    with connect(stream_url(base)) as socket:
         for piece in pieces:
             socket.send(json.dumps({"text": piece}))
         socket.send(json.dumps({"end": True}))
@@ -205,22 +325,19 @@ def test_state_and_page(server: tuple[str, Worker]) -> None:
     assert httpx.get(f"{base}/health").json()["status"] == "ok"
     assert httpx.get(f"{base}/ready").status_code == 200
     assert "valle2_first_audio_seconds_count" in httpx.get(f"{base}/metrics").text
-    for path in ("/", "/page.css", "/page.js"):
+    for path in PAGE_FILES:
         found = httpx.get(base + path)
         assert found.status_code == 200 and "http://" not in found.text and "https://" not in found.text
 
 
 def test_a_key_is_asked_for(load: Callable[[int], Valle2], tmp_path: Path) -> None:
     guard = make_app(Worker(load, Limits()), VoiceStore(tmp_path), "k" * 16)
-    assert isinstance(guard, Guard)
     transport = httpx.ASGITransport(app=guard)
 
     async def ask(headers: dict[str, str]) -> int:
         async with httpx.AsyncClient(transport=transport, base_url="http://public") as client:
             return (await client.get("/v1/voices", headers=headers)).status_code
 
-    import asyncio
-
     assert asyncio.run(ask({})) == 401
     assert asyncio.run(ask({"Authorization": "Bearer wrong"})) == 401
-    assert asyncio.run(ask({"Authorization": f"Bearer {'k' * 16}"})) == 503  # let in, not yet loaded
+    assert asyncio.run(ask({"Authorization": f"Bearer {'k' * 16}"})) == 503  # a right key, no model yet

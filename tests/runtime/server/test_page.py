@@ -1,6 +1,6 @@
-"""The page in a headless Chromium, with the embedded model behind it.
+"""The page in a headless Chromium, served with the embedded model.
 
-Needs `playwright` (extra `dev`) and a Chromium of the machine: `apt-get install chromium`.
+Needs `playwright` (extra `dev`) and an installed Chromium: `apt-get install chromium`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, served: tuple[str, Worker]) -> Iterator[Page]:
-    """The page with its voices; any error of its script, or of its policy, fails the test."""
+    """The page after its voices have loaded. An error of its script or its content policy fails the test."""
     context = browser.new_context(permissions=["microphone"], color_scheme="light")
     opened, wrong = context.new_page(), []
     opened.set_default_timeout(PATIENCE_MS)
@@ -75,7 +75,7 @@ def speak(page: Page, text: str = TEXT) -> None:
 
 
 def pixels(page: Page) -> dict[str, Any]:
-    """How much of the canvas is drawn, how far to the right, and in which colour."""
+    """Of the waveform's canvas: pixels drawn, the rightmost as a share of the width, the opaque colour."""
     found: dict[str, Any] = page.evaluate(
         """() => {
             const canvas = document.getElementById("wave"), pen = canvas.getContext("2d");
@@ -91,7 +91,7 @@ def pixels(page: Page) -> dict[str, Any]:
     return found
 
 
-def test_speech_is_heard_before_it_is_whole_then_seen_timed_and_kept(page: Page, tmp_path: Path) -> None:
+def test_speech_is_heard_before_it_is_complete_then_drawn_timed_and_saved(page: Page, tmp_path: Path) -> None:
     assert pixels(page)["drawn"] == 0
     page.fill("#seed", "5")
     speak(page)
@@ -113,11 +113,11 @@ def test_speech_is_heard_before_it_is_whole_then_seen_timed_and_kept(page: Page,
     assert seconds == pytest.approx(sum(piece["seconds"] for piece in heard))
     assert page.inner_text("#first").endswith(" ms") and page.inner_text("#speech") == f"{seconds:.1f} s"
     wait_until(lambda: page.evaluate("again.duration") == pytest.approx(seconds, abs=0.01))
-    assert page.inner_text("#state") == "Whole, with seed 5"
-    wait_until(lambda: page.is_disabled("#stop"), 30)  # playback has come to its end
+    assert page.inner_text("#state") == "Complete, with seed 5"
+    wait_until(lambda: page.is_disabled("#stop"), 30)  # playback has ended
 
 
-def test_stop_frees_the_slot_and_the_keyboard_does_it_all(page: Page, served: tuple[str, Worker]) -> None:
+def test_the_keyboard_speaks_and_stops_which_frees_the_slot(page: Page, served: tuple[str, Worker]) -> None:
     page.focus("#text")
     page.keyboard.press("Control+A")
     page.keyboard.type(TEXT * 4)
@@ -128,7 +128,7 @@ def test_stop_frees_the_slot_and_the_keyboard_does_it_all(page: Page, served: tu
     assert page.inner_text("#state") == "Stopped" and page.is_disabled("#stop")
 
 
-def test_everything_that_can_be_used_has_a_name_and_the_focus(page: Page) -> None:
+def test_every_control_has_a_name_and_can_be_focused(page: Page) -> None:
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll("input, select, textarea, button, audio, canvas, a")].filter(
             (e) => !(e.labels && e.labels.length) && !e.textContent.trim() && !e.getAttribute("aria-label")
@@ -165,14 +165,14 @@ def test_a_key_is_asked_for_where_there_is_one(
         page.wait_for_selector("#voice option", state="attached")
 
 
-def test_a_cut_stream_is_not_taken_for_whole(page: Page, served: tuple[str, Worker]) -> None:
+def test_a_stream_that_breaks_is_not_taken_for_complete(page: Page, served: tuple[str, Worker]) -> None:
     speak(page, TEXT * 4)
     wait_until(lambda: page.evaluate("window.heard.length"), 30)
-    live = next(iter(served[1].running.values()))
-    live.end(RuntimeError("the device is gone"))
+    reply = next(iter(served[1].running.values()))
+    reply.end(RuntimeError("the device is gone"))
     page.wait_for_selector("#state.bad")
-    live.cancel()
-    assert "not whole" in page.inner_text("#state") and page.is_hidden("#result")
+    reply.cancel()
+    assert "not complete" in page.inner_text("#state") and page.is_hidden("#result")
     wait_until(lambda: not served[1].outstanding)
 
 
@@ -187,11 +187,11 @@ def test_a_voice_is_recorded_added_and_deleted(page: Page) -> None:
     page.fill("#name", "Me!")
     page.check("#consent")
     page.click("text=Add >> nth=-1")
-    page.wait_for_selector("#voice-state.bad")  # not a plain name
+    page.wait_for_selector("#voice-state.bad")  # "Me!" is not a plain name
     page.fill("#name", "me")
     page.click("text=Add >> nth=-1")
     wait_until(lambda: page.input_value("#voice") == "me")
-    assert "was added" in page.inner_text("#voice-state")
+    assert page.inner_text("#voice-state") == "Voice me was added and selected"
     page.click("#delete")
     wait_until(lambda: page.query_selector("#voice option[value=me]") is None)
     assert page.is_hidden("#delete")
@@ -225,6 +225,6 @@ def test_light_and_dark(page: Page) -> None:
 
 def test_nothing_comes_from_elsewhere(page: Page, served: tuple[str, Worker]) -> None:
     names = page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
-    assert all(name.startswith((served[0], "data:")) for name in names)
+    assert names and all(name.startswith((served[0], "data:")) for name in names)
     policy = page.request.get(served[0]).headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "*" not in policy

@@ -1,8 +1,8 @@
-"""Two replicas of deploy/ray-serve.yaml on this machine, a minute's work.
+"""Two replicas of deploy/ray-serve.yaml on this machine, tested over HTTP. Takes about a minute.
 
     pytest -m slow tests/runtime/server/test_ray_app.py
 
-Needs the extra `ray`. Each test talks to the cluster over HTTP as a client would.
+Needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 def content(bundle: Path, folder: Path, **deployment: Any) -> dict[str, Any]:
-    """The file that ships, with the toy model and other bounds."""
+    """The content of deploy/ray-serve.yaml, with the toy model and smaller limits."""
     found: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     found["http_options"]["port"] = free_port()
     application = found["applications"][0]
@@ -68,22 +68,18 @@ def speak(address: str, **fields: Any) -> httpx.Response:
 
 
 def test_two_replicas_stream_the_same_audio(two: str, bundle: Path) -> None:
-    def listen(_: int) -> tuple[str, bytes, list[float]]:
-        times, data = [], b""
+    def listen(_: int) -> tuple[str, list[bytes]]:
         with httpx.stream("POST", f"{two}/v1/audio/speech", json=BODY, timeout=60) as response:
-            for piece in response.iter_raw():
-                times.append(time.perf_counter())
-                data += piece
-        return response.headers["x-replica"], data, times
+            return response.headers["x-replica"], list(response.iter_raw())
 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(listen, range(8)))
-    assert len({name for name, _, _ in found}) == 2
+    assert len({name for name, _ in found}) == 2
     tts = Valle2.load(bundle, threads=1, slots=2)
     settings = replace(tts.settings(), seed=3)
     expected = b"".join(pcm16(piece) for piece in tts.stream(LONG, tts.voice("amber"), settings))
-    assert {data for _, data, _ in found} == {expected}
-    assert all(len(times) > 2 and times[0] < times[-1] for _, _, times in found)
+    assert {b"".join(pieces) for _, pieces in found} == {expected}
+    assert all(len(pieces) > 2 for _, pieces in found)
 
 
 def test_errors_keep_their_status(two: str) -> None:
@@ -109,7 +105,7 @@ def test_more_than_the_replicas_hold_is_refused_and_disconnects_free_their_slots
         statuses = list(pool.map(leave, range(24)))
     assert set(statuses) == {200, 429}
     began = time.perf_counter()
-    with ThreadPoolExecutor(4) as pool:  # as many as one holds
+    with ThreadPoolExecutor(4) as pool:  # as many as one replica holds
         for _ in range(5):
             answers = pool.map(lambda seed: speak(two, input="a fox", seed=seed), range(4))
             assert {answer.status_code for answer in answers} == {200}

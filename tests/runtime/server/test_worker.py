@@ -1,4 +1,4 @@
-"""The engine thread: the same audio as alone, bounds, cancellation, failures, restarts, draining."""
+"""The worker: audio equal to the model's own, limits, cancellation, failures, restarts, draining."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.runtime.server.conftest import LONG, wait_until
+from tests.runtime.server.conftest import LONG, idle, wait_until
 from valle2.engine.errors import QueueFullError
 from valle2.runtime import Request, Settings, Valle2
+from valle2.runtime.generation.engine import Event
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.worker import (
@@ -26,11 +27,6 @@ from valle2.runtime.server.worker import (
 def ask(worker: Worker, text: str = "hello there", seed: int = 3, **more: float) -> Reply:
     assert worker.tts
     return worker.submit(Request(text, worker.tts.voice("amber"), Settings(seed=seed)), **more)
-
-
-def idle(worker: Worker) -> bool:
-    assert worker.tts
-    return not worker.outstanding and not worker.running and not worker.tts.engine.scheduler.active
 
 
 def test_audio_is_the_engines_own(worker: Worker, tts: Valle2) -> None:
@@ -53,18 +49,26 @@ def test_a_full_queue_refuses(worker: Worker) -> None:
     assert len(list(ask(worker)))
 
 
-def test_cancel_frees_the_slot_within_a_step(worker: Worker) -> None:
+def test_cancel_frees_the_slot_within_a_step(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker.tts
+    step, late = worker.tts.engine.step, list[int]()
+
+    def counted() -> list[Event]:
+        if reply.cancelled:
+            late.append(1)
+        return step()
+
     reply = ask(worker, LONG)
     next(iter(reply))
+    monkeypatch.setattr(worker.tts.engine, "step", counted)
     began = time.perf_counter()
     reply.cancel()
     wait_until(lambda: idle(worker))
-    assert time.perf_counter() - began < 0.5
+    assert time.perf_counter() - began < 0.5 and len(late) <= 1
     assert worker.metrics.cancelled._value.get() == 1
 
 
 def test_a_failure_stays_with_its_request(worker: Worker) -> None:
-    assert worker.tts
     bad, good = ask(worker, "???"), ask(worker)
     with pytest.raises(ValueError, match="spoken"):
         list(bad)
@@ -111,25 +115,28 @@ def test_a_crash_is_noticed_and_the_worker_restarted(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "error"),
+    ("limits", "error", "message"),
     [
-        (Limits(slots=1, queue=1, request_seconds=0.01), TimeLimitError),
-        (Limits(slots=1, queue=1, audio_seconds=0.01), TimeLimitError),
-        (Limits(slots=1, queue=1, unread_seconds=0.01), SlowReaderError),
+        (Limits(slots=1, queue=1, request_seconds=0.01), TimeLimitError, "the request took"),
+        (Limits(slots=1, queue=1, wait_seconds=1e-6), TimeLimitError, "no audio after"),
+        (Limits(slots=1, queue=1, audio_seconds=0.01), TimeLimitError, "of speech"),
+        (Limits(slots=1, queue=1, unread_seconds=0.01), SlowReaderError, "were not read"),
     ],
 )
 def test_time_speech_and_reading_are_bounded(
-    load: Callable[[int], Valle2], limits: Limits, error: type[Exception]
+    load: Callable[[int], Valle2], limits: Limits, error: type[Exception], message: str
 ) -> None:
     worker = Worker(load, limits)
     worker.start()
-    wait_until(lambda: worker.state is WorkerState.READY)
-    reply = ask(worker, LONG)
-    wait_until(lambda: reply.ended)
-    with pytest.raises(error):
-        list(reply)
-    assert idle(worker)
-    worker.stop()
+    try:
+        wait_until(lambda: worker.state is WorkerState.READY)
+        reply = ask(worker, LONG)
+        wait_until(lambda: reply.ended)
+        with pytest.raises(error, match=message):
+            list(reply)
+        assert idle(worker)
+    finally:
+        worker.stop()
 
 
 def test_draining_ends_streams_and_takes_nothing(worker: Worker) -> None:

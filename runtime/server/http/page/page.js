@@ -1,15 +1,16 @@
-// The page: what is typed and chosen goes to the server, what comes back is heard, seen and kept.
+// Sends the form to the server; plays, draws and saves the speech that comes back; adds and deletes voices.
 import { Player, Wave, WavStream } from "./player.js";
 import { LONGEST_SECONDS, Recorder, toWav } from "./recorder.js";
 
 const $ = (id) => document.getElementById(id);
 const wave = new Wave($("wave"));
-const OPTIONS = ["seed", "top_p", "window", "threshold", "latency"];
+// inputs that become fields of the request if they are filled in
+const OPTIONS = ["seed", "top_p", "window", "threshold", "first_chunk_seconds"];
 const RETRY_MS = 1000;
 const FRAME_MS = 50;
-let player = null, request = null, recorder = null, recording = null, links = {};
+let player = null, request = null, recorder = null, recording = null, blobUrls = {};
 
-function tell(id, text, bad = false) {
+function showStatus(id, text, bad = false) {
   $(id).textContent = text;
   $(id).classList.toggle("bad", bad);
 }
@@ -24,9 +25,9 @@ async function call(path, options = {}) {
   throw new Error(body.error ? body.error.message : `${response.status} ${response.statusText}`);
 }
 
-function link(id, field, blob) {  // a blob's address for an element; the one before is let go
-  if (links[id]) URL.revokeObjectURL(links[id]);
-  $(id)[field] = links[id] = URL.createObjectURL(blob);
+function setBlob(id, field, blob) {  // points an element at a blob and frees its last one
+  if (blobUrls[id]) URL.revokeObjectURL(blobUrls[id]);
+  $(id)[field] = blobUrls[id] = URL.createObjectURL(blob);
 }
 
 // -- server and voices ---------------------------------------------------------------------------
@@ -38,20 +39,20 @@ async function connect() {
   setTimeout(connect, RETRY_MS);
 }
 
-async function loadVoices(chosen = $("voice").value) {
+async function loadVoices(selected = $("voice").value) {
   try {
     const { voices } = await (await call("v1/voices")).json();
     $("voice").replaceChildren(...voices.map((voice) => {
-      const option = new Option(`${voice.name} (${voice.seconds} s)`, voice.name, false, voice.name === chosen);
+      const option = new Option(`${voice.name} (${voice.seconds} s)`, voice.name, false, voice.name === selected);
       option.title = voice.transcript;
       option.dataset.uploaded = voice.source === "upload" ? "yes" : "";
       return option;
     }));
-    showDelete();
-  } catch (error) { tell("state", error.message, true); }
+    showDeleteButton();
+  } catch (error) { showStatus("state", error.message, true); }
 }
 
-function showDelete() {
+function showDeleteButton() {
   const option = $("voice").selectedOptions[0];
   $("delete").hidden = !(option && option.dataset.uploaded);
 }
@@ -60,14 +61,14 @@ async function deleteVoice() {
   const name = $("voice").value;
   try {
     await call(`v1/voices/${encodeURIComponent(name)}`, { method: "DELETE" });
-    tell("state", `Voice ${name} was deleted`);
+    showStatus("state", `Voice ${name} was deleted`);
     await loadVoices();
-  } catch (error) { tell("state", error.message, true); }
+  } catch (error) { showStatus("state", error.message, true); }
 }
 
 // -- speech --------------------------------------------------------------------------------------
 
-function fields() {
+function requestBody() {
   const body = { model: "valle2", input: $("text").value, voice: $("voice").value, response_format: "wav" };
   for (const name of OPTIONS) if ($(name).value !== "") body[name] = Number($(name).value);
   return body;
@@ -75,48 +76,49 @@ function fields() {
 
 async function speak() {
   stop();
-  const mine = request = new AbortController(), heard = player = new Player(), began = performance.now();
+  const abort = request = new AbortController(), speaker = player = new Player(), began = performance.now();
   wave.clear();
   $("stop").disabled = false;
   $("result").hidden = $("timings").hidden = true;
-  tell("state", "Waiting for the first audio");
+  showStatus("state", "Waiting for the first audio");
   try {
-    const response = await call("v1/audio/speech", { method: "POST", signal: mine.signal,
-      headers: { "Content-Type": "application/json" }, body: JSON.stringify(fields()) });
-    const stream = await listen(response, heard, began);
+    const response = await call("v1/audio/speech", { method: "POST", signal: abort.signal,
+      headers: { "Content-Type": "application/json" }, body: JSON.stringify(requestBody()) });
+    const stream = await playStream(response, speaker, began);
     finish(stream, (performance.now() - began) / 1000);
   } catch (error) {
-    if (mine.signal.aborted) return;
+    if (abort.signal.aborted) return;
     stop();
-    tell("state", error instanceof TypeError ? "The connection was cut; the speech is not whole" : error.message, true);
+    const broken = error instanceof TypeError;  // fetch's error when a response ends early
+    showStatus("state", broken ? "The connection broke; the speech is not complete. Try again." : error.message, true);
   }
 }
 
-async function listen(response, heard, began) {
+async function playStream(response, speaker, began) {
   const stream = new WavStream(), reader = response.body.getReader();
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return stream;
     const samples = stream.feed(value);
     if (!samples.length) continue;
-    const first = !wave.peaks.length && !wave.left;
-    heard.add(samples, stream.rate);
+    const first = !wave.peaks.length && !wave.count;
+    speaker.add(samples, stream.rate);
     wave.add(samples, stream.rate);
     if (first) {
       $("first").textContent = `${Math.round(performance.now() - began)} ms`;
       $("timings").hidden = false;
       for (const id of ["took", "speed"]) $(id).textContent = "…";
-      animate(heard);
+      animate(speaker);
     }
     $("speech").textContent = `${stream.seconds.toFixed(1)} s`;
-    tell("state", "Speaking while the rest is computed");
+    showStatus("state", "Speaking; the rest is being computed");
   }
 }
 
-function animate(heard) {
-  wave.draw(heard.position);
-  if (heard.playing || (heard === player && request)) setTimeout(() => animate(heard), FRAME_MS);
-  else if (heard === player) $("stop").disabled = true;
+function animate(speaker) {
+  wave.draw(speaker.position);
+  if (speaker.playing || (speaker === player && request)) setTimeout(() => animate(speaker), FRAME_MS);
+  else if (speaker === player) $("stop").disabled = true;
 }
 
 function finish(stream, took) {
@@ -124,10 +126,10 @@ function finish(stream, took) {
   $("took").textContent = `${took.toFixed(2)} s`;
   $("speed").textContent = `${(stream.seconds / took).toFixed(2)} ×`;
   $("wave").setAttribute("aria-label", `Waveform of ${stream.seconds.toFixed(1)} seconds of speech`);
-  link("again", "src", stream.file());
-  link("download", "href", stream.file());
+  setBlob("again", "src", stream.file());
+  setBlob("download", "href", stream.file());
   $("result").hidden = false;
-  tell("state", `Whole, with seed ${$("seed").value || "0"}`);
+  showStatus("state", `Complete, with seed ${$("seed").value || "0"}`);
 }
 
 function stop() {
@@ -147,9 +149,9 @@ async function toggleRecording() {
     recorder = started;
     $("record").textContent = "Stop recording";
     $("record").setAttribute("aria-pressed", "true");
-    tell("voice-state", `Recording; it ends by itself after ${LONGEST_SECONDS} s`);
+    showStatus("voice-state", `Recording, at most ${LONGEST_SECONDS} s`);
     setTimeout(() => { if (recorder === started) endRecording(); }, 1000 * LONGEST_SECONDS);
-  } catch (error) { tell("voice-state", error.message, true); }
+  } catch (error) { showStatus("voice-state", error.message, true); }
 }
 
 async function endRecording() {
@@ -158,21 +160,21 @@ async function endRecording() {
   $("record").textContent = "Record again";
   $("record").setAttribute("aria-pressed", "false");
   $("file").value = "";
-  await take(await ended.stop());
+  await useRecording(await ended.stop());
 }
 
-async function take(blob) {  // a recording or a file becomes the voice to be added
+async function useRecording(blob) {  // a recording or a file, for the next voice to add
   recording = null;
   $("heard").hidden = true;
   const { wav, seconds } = await toWav(blob);
   recording = wav;
-  link("heard", "src", wav);
+  setBlob("heard", "src", wav);
   $("heard").hidden = false;
-  tell("voice-state", `${seconds.toFixed(1)} s recorded`);
+  showStatus("voice-state", `${seconds.toFixed(1)} s recorded`);
 }
 
 async function addVoice() {
-  if (!recording) return tell("voice-state", "Record something or choose a file first", true);
+  if (!recording) return showStatus("voice-state", "Record a voice or choose a file first", true);
   const form = new FormData();
   form.set("name", $("name").value);
   form.set("transcript", $("transcript").value);
@@ -180,27 +182,27 @@ async function addVoice() {
   form.set("file", recording, "voice.wav");
   try {
     const added = await (await call("v1/voices", { method: "POST", body: form })).json();
-    tell("voice-state", `Voice ${added.name} was added and chosen`);
+    showStatus("voice-state", `Voice ${added.name} was added and selected`);
     $("upload").reset();
     recording = null;
     $("heard").hidden = true;
     await loadVoices(added.name);
-  } catch (error) { tell("voice-state", error.message, true); }
+  } catch (error) { showStatus("voice-state", error.message, true); }
 }
 
-// -- what the controls do ------------------------------------------------------------------------
+// -- event handlers ------------------------------------------------------------------------------
 
 const submitted = (id, act) => $(id).addEventListener("submit", (event) => { event.preventDefault(); act(); });
 submitted("request", speak);
 submitted("upload", addVoice);
-$("stop").onclick = () => { stop(); tell("state", "Stopped"); };
+$("stop").onclick = () => { stop(); showStatus("state", "Stopped"); };
 $("roll").onclick = () => { $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0]; };
 $("delete").onclick = deleteVoice;
-$("voice").onchange = showDelete;
+$("voice").onchange = showDeleteButton;
 $("key").onchange = () => loadVoices();
 $("record").onclick = toggleRecording;
 $("file").onchange = () => $("file").files.length
-  && take($("file").files[0]).catch((error) => tell("voice-state", error.message, true));
+  && useRecording($("file").files[0]).catch((error) => showStatus("voice-state", error.message, true));
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && event.ctrlKey) $("request").requestSubmit();
   if (event.key === "Escape" && !$("stop").disabled) $("stop").click();

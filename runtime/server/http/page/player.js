@@ -1,10 +1,10 @@
-// A WAV stream: read as it arrives, played at once, drawn, and whole at the end.
+// A WAV stream: WavStream parses it, Player plays it and Wave draws it while it arrives.
 
 const PEAKS_PER_SECOND = 100;
 const LEAD_SECONDS = 0.02;
 
 export class WavStream {
-  // feed(bytes) -> samples (Float32Array, perhaps empty). 16-bit mono.
+  // 16-bit mono. feed(bytes) returns the new samples as a Float32Array, which may be empty.
   constructor() { this.rest = new Uint8Array(0); this.head = null; this.parts = []; this.count = 0; }
 
   feed(bytes) {
@@ -26,7 +26,7 @@ export class WavStream {
 
   get seconds() { return this.head ? this.count / this.rate : 0; }
 
-  file() {  // the header of a stream does not know its length
+  file() {  // a complete WAV file: the header gets the length, which a stream's header lacks
     const head = this.head.slice(), view = new DataView(head.buffer);
     view.setUint32(4, head.length - 8 + 2 * this.count, true);
     view.setUint32(head.length - 4, 2 * this.count, true);
@@ -41,7 +41,7 @@ function joined(parts) {
   return all;
 }
 
-function headSize(data) {  // bytes up to the samples; 0 while the chunk "data" has not come
+function headSize(data) {  // bytes before the samples; 0 until the header of the "data" chunk has come
   const view = new DataView(data.buffer);
   for (let at = 12; at + 8 <= data.length; at += 8 + view.getUint32(at + 4, true)) {
     if (String.fromCharCode(...data.slice(at, at + 4)) === "data") return at + 8;
@@ -50,7 +50,7 @@ function headSize(data) {  // bytes up to the samples; 0 while the chunk "data" 
 }
 
 export class Player {
-  // Plays pieces one after the other. Make it in the handler of a click, or the browser stays silent.
+  // Plays pieces one after the other. Browsers play nothing unless it is created in a click handler.
   constructor() { this.context = new AudioContext(); this.began = this.until = 0; }
 
   add(samples, rate) {
@@ -70,16 +70,16 @@ export class Player {
 }
 
 export class Wave {
-  // Peaks of what has been made; the played part in full colour.
+  // Draws the peaks of the speech; the part not played yet is pale.
   constructor(canvas) { this.canvas = canvas; this.clear(); }
 
-  clear() { this.peaks = []; this.left = 0; this.peak = 0; this.draw(0); }
+  clear() { this.peaks = []; this.count = 0; this.peak = 0; this.draw(0); }
 
   add(samples, rate) {
     const size = rate / PEAKS_PER_SECOND;
     for (const sample of samples) {
       this.peak = Math.max(this.peak, Math.abs(sample));
-      if (++this.left >= size) { this.peaks.push(this.peak); this.left = this.peak = 0; }
+      if (++this.count >= size) { this.peaks.push(this.peak); this.count = this.peak = 0; }
     }
   }
 
@@ -98,7 +98,7 @@ export class Wave {
   }
 }
 
-function thinned(peaks, count) {  // the largest of each run, as many as a call may have arguments
+function thinned(peaks, count) {  // the largest of each run: Math.max(...) takes a limited number of arguments
   const size = Math.ceil(peaks.length / count) || 1, found = [];
   for (let at = 0; at < peaks.length; at += size) found.push(Math.max(...peaks.slice(at, at + size)));
   return found;

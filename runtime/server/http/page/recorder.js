@@ -1,12 +1,12 @@
-// The microphone or a file, as mono WAV made in the page.
+// Turns a recording from the microphone, or an audio file, into a mono WAV.
 
 const RATE = 48000;
 export const LONGEST_SECONDS = 20;
 
 export class Recorder {
-  // start() asks for the microphone; stop() -> Blob as the browser encodes it.
+  // start() asks for the microphone; stop() returns a Blob in the browser's own encoding.
   async start() {
-    if (!navigator.mediaDevices) throw new Error("The browser gives the microphone to https and localhost only.");
+    if (!navigator.mediaDevices) throw new Error("No microphone: browsers allow it only on https and localhost.");
     const raw = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
     try {
       this.stream = await navigator.mediaDevices.getUserMedia({ audio: raw });
@@ -29,7 +29,7 @@ export class Recorder {
 }
 
 export async function toWav(blob) {
-  // -> { wav: Blob, seconds }. Whatever the browser can decode.
+  // Returns { wav: Blob, seconds }. blob: any format that the browser can decode.
   let audio;
   try {
     audio = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await blob.arrayBuffer());
