@@ -1,1 +1,1 @@
-"""Benchmarks: terms defined, warmed up, medians of several, ratios within one run."""
+"""Measurements of speed, quality and serving. The engine, export and runtime do not import it."""

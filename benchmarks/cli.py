@@ -1,4 +1,4 @@
-"""`valle2 bench`: times, with what they were measured on. Heavy imports happen when it runs."""
+"""`valle2 bench`: runs one benchmark and prints its result. Heavy imports happen when a benchmark runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Result = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare every benchmark with its own options."""
+    """Add one subcommand per benchmark, with its own options."""
     kinds = parser.add_subparsers(dest="what", required=True, metavar="BENCHMARK")
     for kind, (text, _) in KINDS.items():
         about = f"{text[0].upper()}{text[1:]}."
@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, progress: Any) -> Result:
-    """Measure; returns what `--json` prints."""
+    """Run the benchmark. Returns what `--json` prints.
+
+    Raises:
+        Valle2Error: options contradict each other, or the benchmark fails.
+    """
     check_options(args)
     result, table = KINDS[args.what][1](args, progress)
     if args.what in PANELS:
@@ -41,7 +45,7 @@ def run(args: argparse.Namespace, progress: Any) -> Result:
 
 
 def draw(args: argparse.Namespace, result: Result, table: str) -> None:
-    """The plot and the page that were asked for."""
+    """Write the plot and the page, if they were asked for."""
     if not (args.plot or args.html):
         return
     from valle2.benchmarks.report import html, plots
@@ -54,18 +58,20 @@ def draw(args: argparse.Namespace, result: Result, table: str) -> None:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse what contradicts itself."""
+    """Refuse options that contradict each other."""
     size, checkpoint, plot = (getattr(args, name, None) for name in ("size", "checkpoint", "plot"))
     if size and (args.model or checkpoint is not None):
-        raise Valle2Error("--size names the model; leave --model and the checkpoint out")
+        raise Valle2Error("--size already names the model; leave --model and the checkpoint out")
     if getattr(args, "seconds", None) is not None and size != "full":
-        raise Valle2Error("--seconds is for --size full; other models end by themselves")
+        raise Valle2Error("--seconds is for --size full; other models end with <eos>")
     if args.what == "quality" and args.sweep is None:
         if plot:
             raise Valle2Error("--plot draws a sweep; add --sweep")
         if len(args.precision) > 1:
             given = len(args.precision)
-            raise Valle2Error(f"{given} precisions were given; compare them with --sweep precision")
+            raise Valle2Error(
+                f"{given} precisions were given, expected one; compare them with --sweep precision"
+            )
     if plot or getattr(args, "html", None):
         need_matplotlib()
 
@@ -75,7 +81,7 @@ Progress = Callable[[str], None]
 
 
 def compare(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
-    """Our runtime against eager PyTorch."""
+    """The runtime against eager PyTorch."""
     if args.checkpoint is None and args.size != "full":
         raise Valle2Error(
             "bench compare needs the checkpoint that the model was exported from, or --size full"
@@ -85,7 +91,7 @@ def compare(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     from valle2.benchmarks.fullsize import FRAMES, full_size
     from valle2.benchmarks.speed import compare
 
-    compare.check_device(args.device)  # before a model of the full size is made
+    compare.check_device(args.device)  # before the full-size model is made
     precisions = tuple(args.precision)
     made = full_size(None, precisions, args.device) if args.size == "full" else None
     checkpoint = made.checkpoint if made else args.checkpoint
@@ -102,19 +108,19 @@ def latency(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     """One request at a time."""
     from valle2.benchmarks.speed import latency
 
-    model, frames = sized(args)
+    model, frames = model_and_frames(args)
     measure = args.repeats, args.seed, args.threads
-    found = latency.latency(model, args.text, *measure, frames=frames, **placed(args))
+    found = latency.latency(model, args.text, *measure, frames=frames, **load_options(args))
     return found, latency.table
 
 
-def placed(args: argparse.Namespace) -> dict[str, Any]:
-    """Where the runtime shall run."""
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `Valle2.load` that say where and how the model runs."""
     return {"device": args.device, "engine": args.engine, "precision": args.precision[0]}
 
 
-def sized(args: argparse.Namespace, **changes: int) -> tuple[str, int]:
-    """The one model, and the frames that it is to speak (0: until it ends)."""
+def model_and_frames(args: argparse.Namespace, **changes: int) -> tuple[str, int]:
+    """The model of a benchmark, and the frames that it must speak (0: until `<eos>`)."""
     if args.size != "full":
         return one_model(args), 0
     from valle2.benchmarks.fullsize import FRAME_RATE, FRAMES, full_size
@@ -129,7 +135,7 @@ def steps(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """The AR step alone."""
     from valle2.benchmarks.speed import steps
 
-    found = steps.steps(sized(args)[0], args.repeats, args.seed, args.threads, args.precision[0])
+    found = steps.steps(model_and_frames(args)[0], args.repeats, args.seed, args.threads, args.precision[0])
     return found, steps.table
 
 
@@ -137,7 +143,9 @@ def prefill(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     """A prefill in chunks."""
     from valle2.benchmarks.speed import prefill
 
-    found = prefill.prefill(sized(args)[0], args.repeats, args.seed, args.threads, **placed(args))
+    found = prefill.prefill(
+        model_and_frames(args)[0], args.repeats, args.seed, args.threads, **load_options(args)
+    )
     return found, prefill.table
 
 
@@ -147,7 +155,7 @@ def groups(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]
     from valle2.benchmarks.speed import groups
 
     if args.size == "full":
-        models = {f"G{size}": sized(args, group_size=size)[0] for size in GROUPS}
+        models = {f"G{size}": model_and_frames(args, group_size=size)[0] for size in GROUPS}
     else:
         models = labelled(args.model or ["demo"])
     frames = FRAMES if args.size == "full" else 0
@@ -159,8 +167,8 @@ def throughput(args: argparse.Namespace, progress: Progress) -> tuple[Result, Ta
     """Many requests at once."""
     from valle2.benchmarks.speed import throughput
 
-    model, frames = sized(args)
-    found = throughput.throughput(model, *many(args), frames, **placed(args))
+    model, frames = model_and_frames(args)
+    found = throughput.throughput(model, *load_arguments(args), frames, **load_options(args))
     return found, throughput.table
 
 
@@ -169,39 +177,39 @@ def lengths(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     from valle2.benchmarks.speed import lengths
 
     measure = args.repeats, args.seed, args.threads, args.precision[0], args.lengths or lengths.SECONDS
-    return lengths.lengths(sized(args)[0], args.text, *measure), lengths.table
+    return lengths.lengths(model_and_frames(args)[0], args.text, *measure), lengths.table
 
 
 def batch(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
-    """Several requests at once, each beside itself alone."""
+    """Several requests at once, against one at a time."""
     from valle2.benchmarks.speed import batch
 
-    model, frames = sized(args)
+    model, frames = model_and_frames(args)
     measure = args.repeats, args.seed, args.threads, frames, args.counts or batch.COUNTS
-    return batch.batch(model, args.text, *measure, **placed(args)), batch.table
+    return batch.batch(model, args.text, *measure, **load_options(args)), batch.table
 
 
 def precision(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
-    """What each precision costs in logits and codes."""
+    """The effect of each precision on logits and codes."""
     from valle2.benchmarks.quality import precision
 
-    model, frames = sized(args)
+    model, frames = model_and_frames(args)
     found = precision.precision(model, args.text, args.seed, args.threads, args.precision, frames)
     return found, precision.table
 
 
-def many(args: argparse.Namespace) -> tuple[str, int, int, float, int, int, int]:
-    """What a benchmark of many requests is told beside its model."""
-    load = args.requests, args.slots, args.rate
-    return args.text, *load, args.seed, args.threads, args.repeats
+def load_arguments(args: argparse.Namespace) -> tuple[str, int, int, float, int, int, int]:
+    """Arguments of a benchmark of many requests, without its model."""
+    loop = args.requests, args.slots, args.rate
+    return args.text, *loop, args.seed, args.threads, args.repeats
 
 
 def memory(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
-    """A fresh process's memory and cold start."""
+    """Memory and cold start of a fresh process."""
     from valle2.benchmarks.speed import memory
-    from valle2.benchmarks.speed.started import Plan
+    from valle2.benchmarks.speed.memory_child import Plan
 
-    model, frames = sized(args)
+    model, frames = model_and_frames(args)
     size = args.precision[0], args.slots, args.threads
     plan = Plan(model, *size, args.text, args.seed, frames, requests=args.requests)
     return memory.memory(plan, args.repeats, progress), memory.table
@@ -213,46 +221,48 @@ def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
         raise Valle2Error("bench serve starts a server; install it with: pip install 'valle2[serve]'")
     from valle2.benchmarks.serving import load as serve
 
-    found = serve.serve(one_model(args), *many(args), args.chaos, args.soak, progress)
+    found = serve.serve(one_model(args), *load_arguments(args), args.chaos, args.soak, progress)
     return found, serve.table
 
 
 def quality(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
-    """Is it understood, and whose voice is it."""
-    from valle2.benchmarks.quality import command as quality
+    """Word errors and voice under one condition."""
+    from valle2.benchmarks.quality import sentences
 
     if args.sentences is None:
-        raise Valle2Error("bench quality needs --sentences FILE, a sentence a line")
+        raise Valle2Error("bench quality needs --sentences FILE with one sentence per line")
     if args.sweep is not None:
-        return swept(args, progress)
+        return sweep(args, progress)
     settings = {name: getattr(args, name) for name in ("top_p", "threshold")}
     given = {name: value for name, value in settings.items() if value is not None}
-    found = quality.quality(
+    found = sentences.judge_sentences(
         one_model(args), args.sentences, args.count, args.seeds, given, args.threads, args.precision[0]
     )
-    return found, quality.table
+    return found, sentences.table
 
 
-def swept(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
-    """Many conditions, kept in a file."""
-    from valle2.benchmarks.quality import command as quality
+def sweep(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """Many conditions, with the results in a file."""
     from valle2.benchmarks.quality import sweep, tables
     from valle2.benchmarks.quality.conditions import AXES
+    from valle2.benchmarks.quality.sentences import read_categories, read_sentences
 
     wrong = set(args.sweep) - set(AXES)
     if wrong:
-        raise Valle2Error(f"unknown axis {', '.join(sorted(wrong))}; expected some of {', '.join(AXES)}")
+        raise Valle2Error(
+            f"unknown axis {', '.join(sorted(wrong))}; expected one or more of {', '.join(AXES)}"
+        )
     axes = args.sweep or [axis for axis in AXES if axis != "robustness" or args.hard]
     if args.plot:
         if "sampling" not in axes:
             raise Valle2Error("--plot draws the axis sampling; add it to --sweep")
         need_matplotlib()
     if "robustness" in axes and not args.hard:
-        raise Valle2Error("the axis robustness needs --hard FILE of lines with a category, a tab and a text")
+        raise Valle2Error("the axis robustness needs --hard FILE, per line: category, tab, text")
     inputs = sweep.Inputs(
         labelled(args.model or ["demo"]),
-        quality.read_sentences(args.sentences, args.count),
-        quality.read_categories(args.hard, args.count) if args.hard else [],
+        read_sentences(args.sentences, args.count),
+        read_categories(args.hard, args.count) if args.hard else [],
         args.seeds,
         axes,
         args.precision,
@@ -267,13 +277,13 @@ def swept(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
 
 
 def labelled(models: list[str]) -> dict[str, str]:
-    """`LABEL=PATH` or a path, which is its own label."""
+    """Paths by label, from `LABEL=PATH` or a path that is its own label."""
     pairs = [model.split("=", 1) if "=" in model else [model, model] for model in models]
     return {label: path for label, path in pairs}
 
 
 def one_model(args: argparse.Namespace) -> str:
-    """The model of a benchmark that takes one."""
+    """The model of a benchmark that takes a single one."""
     models = args.model or ["demo"]
     if len(models) > 1:
         raise Valle2Error(f"{len(models)} models were given; expected one --model")
@@ -281,16 +291,16 @@ def one_model(args: argparse.Namespace) -> str:
 
 
 KINDS: dict[str, tuple[str, Callable[[argparse.Namespace, Progress], tuple[Result, Table]]]] = {
-    "batch": ("several requests at once, each beside itself alone", batch),
-    "compare": ("our runtime against eager PyTorch", compare),
+    "batch": ("several requests at once, against one at a time", batch),
+    "compare": ("the runtime against eager PyTorch, stage by stage", compare),
     "groups": ("models of several group sizes, stage by stage", groups),
     "latency": ("one request at a time, whole and streamed", latency),
-    "lengths": ("one request at a time against its length", lengths),
-    "memory": ("resident and peak memory, cold start, a soak", memory),
-    "precision": ("what each precision costs in logits and codes", precision),
-    "prefill": ("a prefill in chunks of several sizes, and how long it holds up a running row", prefill),
-    "quality": ("words and voice as judged by whisper and resemblyzer", quality),
-    "serve": ("speech over HTTP: load, bad clients, memory", serve),
-    "steps": ("the AR step against positions in the cache and rows", steps),
+    "lengths": ("one request at a time, at several lengths", lengths),
+    "memory": ("resident and peak memory, cold start, growth over requests", memory),
+    "precision": ("the effect of each precision on logits and codes", precision),
+    "prefill": ("prefills in chunks of several sizes, and how long a running row waits for them", prefill),
+    "quality": ("word errors and voice, judged by whisper and resemblyzer", quality),
+    "serve": ("speech over HTTP: load, misbehaving clients, memory", serve),
+    "steps": ("the AR step, against positions in the cache and rows of the batch", steps),
     "throughput": ("many requests at once, and Poisson arrivals", throughput),
 }

@@ -1,8 +1,8 @@
 """A model of the paper's size with random weights, made once and kept in the user's cache directory.
 
-It speaks noise as fast as a trained one speaks words. Its `<eos>` is never the likeliest code, so a request
-with top-p 0 is as long as `max_frames` says. The text front end is the
-demo's, the voice three seconds of random codes.
+It speaks noise at the speed at which a trained model speaks words. Its `<eos>` is never the likeliest code,
+so with top-p 0 a request is as long as `max_frames` says. It has the demo's text front end, and one voice of
+three seconds of random codes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from valle2.export import ARModel, Checkpoint, ModelConfig
 
 REVISION = 4
-"""Raised when what is made changes, so that an older cache is not used."""
+"""Increased when the model changes, so that an older cache is not used."""
 SIZES = {
     "vocab_size": 4096,
     "d_model": 1024,
@@ -47,15 +47,15 @@ NEED_TORCH = "--size full makes its model with torch; install it with: pip insta
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A checkpoint's folder and the bundle exported from it."""
+class FullSizeModel:
+    """The folder of a checkpoint, and of the bundle exported from it."""
 
     checkpoint: Path
     bundle: Path
 
 
 def cache_directory() -> Path:
-    """Where this user's caches lie: XDG_CACHE_HOME or the platform's place."""
+    """This user's cache directory: XDG_CACHE_HOME, or the platform's own."""
     home = Path.home()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "valle2" / "Cache"
@@ -66,23 +66,23 @@ def cache_directory() -> Path:
 
 def full_size(
     cache: Path | None = None, precisions: Sequence[str] = (), device: str = "cpu", /, **changes: int
-) -> Made:
-    """The full-size model; made if it is not in the cache.
+) -> FullSizeModel:
+    """The full-size model, made if it is not in the cache.
 
     Args:
-        cache: another cache directory. precisions: smaller graphs that it shall have.
-        device: what it shall run on, see `on_device`.
-        changes: other sizes than the paper's, for tests and group sizes.
+        cache: another cache directory. precisions: graphs to build, besides the stored ones.
+        device: where it will run, see `on_device`.
+        changes: sizes that differ from the paper's, for group sizes and tests.
 
     Raises:
-        Valle2Error: it has to be made and torch is absent, or the cache cannot be written.
+        Valle2Error: the model is not in the cache and torch is not installed, or the cache cannot be written.
     """
     lowering, fixed = on_device(device)
     sizes = {**SIZES, **fixed, **changes}
     names = [f"{key}{value}" for key, value in sorted(sizes.items()) if value != SIZES[key]]
     names += [lowering] if lowering != "ort" else []
     folder = (cache or cache_directory()) / "-".join([f"full-v{REVISION}", *names])
-    made = Made(folder / "checkpoint", folder / "bundle")
+    made = FullSizeModel(folder / "checkpoint", folder / "bundle")
     if not (made.bundle / "manifest.json").is_file():
         if find_spec("torch") is None:
             raise Valle2Error(NEED_TORCH)
@@ -90,24 +90,25 @@ def full_size(
             make(made, sizes, lowering)
         except OSError as error:
             raise Valle2Error(
-                f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a place"
+                f"{folder} cannot be written ({error}); set XDG_CACHE_HOME to a folder that can"
             ) from None
     for precision in precisions:
         if precision in METHODS and not has_graphs(made.bundle, precision):
-            make_smaller(made, precision)
+            build_precision(made, precision)
     return made
 
 
 def on_device(device: str) -> tuple[str, dict[str, int]]:
-    """Lowering and other sizes of the model for a device: on a GPU the caches have a fixed length.
+    """The lowering of the model for a device, and the sizes that change.
 
-    Every step reads all of it, so there it is for what is spoken in one request, not for the greatest length.
+    On a GPU the caches have a fixed length and every step reads all of it. There it is the length of one
+    request, not the greatest length.
     """
     return ("ort", {}) if device == "cpu" else ("portable", {"max_frames": GPU_FRAMES})
 
 
 def has_graphs(bundle: Path, precision: str) -> bool:
-    """Whether the graphs of a precision are there, whole and of this version."""
+    """Does the bundle have intact graphs of this precision, built by this version?"""
     try:
         find_graphs(bundle, read_manifest(bundle), precision)
     except BackendError:
@@ -115,8 +116,8 @@ def has_graphs(bundle: Path, precision: str) -> bool:
     return True
 
 
-def make_smaller(made: Made, precision: str) -> None:
-    """Build the graphs of a precision beside the stored ones."""
+def build_precision(made: FullSizeModel, precision: str) -> None:
+    """Build the graphs of a precision, besides the stored ones."""
     if find_spec("onnx") is None:
         raise Valle2Error(NEED_TORCH)
     from valle2.engine.build.ort import build_graphs
@@ -124,8 +125,8 @@ def make_smaller(made: Made, precision: str) -> None:
     build_graphs(made.bundle, precision)
 
 
-def make(made: Made, sizes: dict[str, int], lowering: str) -> None:
-    """Write checkpoint and bundle."""
+def make(made: FullSizeModel, sizes: dict[str, int], lowering: str) -> None:
+    """Write the checkpoint and its bundle."""
     import torch
 
     from valle2.export import export_checkpoint, save_checkpoint
@@ -140,7 +141,7 @@ def make(made: Made, sizes: dict[str, int], lowering: str) -> None:
 
 
 def random_checkpoint(sizes: dict[str, Any]) -> Checkpoint:
-    """Seeded random weights of these sizes, with a codec."""
+    """A checkpoint of these sizes with seeded random weights and a codec."""
     import torch
 
     from valle2.export import Checkpoint, ModelConfig, NARModel
@@ -156,12 +157,12 @@ def random_checkpoint(sizes: dict[str, Any]) -> Checkpoint:
         name="full",
         text={"kind": "phonemes"},
         sampling={"top_p": 0.0, "threshold": 1.0},
-        provenance={"licence": "Apache-2.0", "notes": "random weights, for timing alone"},
+        provenance={"licence": "Apache-2.0", "notes": "random weights, for timing only"},
     )
 
 
 def random_ar(config: ModelConfig) -> ARModel:
-    """A random AR model whose `<eos>` is never the likeliest code: its row of the tied table is zero."""
+    """A random AR model whose `<eos>` is never the likeliest code: its row of the code table is zero."""
     import torch
 
     from valle2.engine.bundle.contract import EOS_CODE
@@ -174,7 +175,7 @@ def random_ar(config: ModelConfig) -> ARModel:
 
 
 def with_group(sizes: dict[str, Any], group_size: int) -> ModelConfig:
-    """A manifest's sizes as the configuration of an AR model with another group size."""
+    """The configuration of an AR model of a manifest's sizes with another group size."""
     from valle2.export import ModelConfig
 
     names = ("vocab_size", "d_model", "heads", "layers", "ffn", "max_text", "max_frames")

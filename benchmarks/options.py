@@ -1,4 +1,4 @@
-"""The options of `valle2 bench`: one row each, with the benchmarks that take it."""
+"""The options of `valle2 bench`: one row per option, with the benchmarks that take it."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from valle2.engine.errors import Valle2Error
+
 TEXT = "The quick brown fox jumps over the lazy dog."
-SPOKEN = ("batch", "compare", "groups", "latency", "lengths", "memory", "precision", "throughput")
-SIZED = (*SPOKEN, "prefill", "steps")
-"""Benchmarks that have a model of the paper's size."""
+SPEAKING = ("batch", "compare", "groups", "latency", "lengths", "memory", "precision", "throughput")
+SIZED = (*SPEAKING, "prefill", "steps")
+"""Benchmarks that can run a model of the paper's size."""
 TIMED = (*SIZED, "serve")
-SEVERAL = ("compare", "precision", "quality")
+MANY_PRECISIONS = ("compare", "precision", "quality")
 """Benchmarks that take several precisions."""
 PANELS = ("batch", "compare", "groups", "latency", "lengths", "memory", "steps", "throughput")
-"""Benchmarks that draw."""
-LOADED = ("memory", "serve", "throughput")
-PLACED = ("batch", "latency", "prefill", "throughput")
-"""Benchmarks of one runtime, on a device and engine of choice."""
+"""Benchmarks with plots and an HTML page."""
+MANY_REQUESTS = ("memory", "serve", "throughput")
+ON_A_DEVICE = ("batch", "latency", "prefill", "throughput")
+"""Benchmarks of one model, on a chosen device and engine."""
 QUALITY = ("quality",)
 
 
-def listed(text: str) -> list[str]:
-    """Comma-separated names."""
+def precision_list(text: str) -> list[str]:
+    """Comma-separated precisions."""
     return [part for part in text.split(",") if part] or ["fp32"]
 
 
-def single(text: str) -> list[str]:
-    """One name."""
-    if len(listed(text)) > 1:
+def one_precision(text: str) -> list[str]:
+    """One precision, as a list."""
+    if len(precision_list(text)) > 1:
         raise argparse.ArgumentTypeError(f"expected one precision, got {text}")
-    return listed(text)
+    return precision_list(text)
 
 
-def numbers(text: str) -> list[float]:
+def positive_numbers(text: str) -> list[float]:
     """Comma-separated numbers above 0."""
     try:
         found = [float(part) for part in text.split(",")]
@@ -47,9 +49,9 @@ def numbers(text: str) -> list[float]:
     return found
 
 
-def wholes(text: str) -> list[int]:
+def positive_integers(text: str) -> list[int]:
     """Comma-separated whole numbers above 0."""
-    found = numbers(text)
+    found = positive_numbers(text)
     if any(number != int(number) for number in found):
         raise argparse.ArgumentTypeError(f"expected whole numbers, got {text}")
     return [int(number) for number in found]
@@ -57,7 +59,7 @@ def wholes(text: str) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """kinds: the benchmarks that take it, none for all of them. how: what argparse is told."""
+    """One option. kinds: the benchmarks that take it; empty for all. how: arguments of `add_argument`."""
 
     flag: str
     kinds: Sequence[str]
@@ -69,66 +71,114 @@ def option(flag: str, kinds: Sequence[str], text: str = "", **how: Any) -> Optio
 
 
 MODEL = "bundle folder or embedded model (default: demo)"
-MODELS = "LABEL=PATH, given once for every model (default: demo)"
+MODELS = "LABEL=PATH, once for every model (default: demo)"
 OPTIONS = (
-    option("checkpoint", ("compare",), "what the model was exported from", nargs="?", type=Path),
+    option("checkpoint", ("compare",), "checkpoint that the model was exported from", nargs="?", type=Path),
     option("--model", ("groups", "quality"), MODELS, action="append"),
     option("--model", sorted({*TIMED} - {"groups"}), MODEL, action="append"),
-    option("--size", SIZED, "full: the paper's sizes, random weights", choices=["full", "demo"]),
-    option("--text", (*SPOKEN, "serve"), "what is said (default: the quick brown fox)", default=TEXT),
-    option("--seconds", ("batch", "memory", "throughput"), "of speech with --size full", type=float),
-    option("--lengths", ("lengths",), "seconds of speech, such as 2.5,5,10,20", type=numbers),
-    option("--counts", ("batch",), "requests at once, such as 1,2,4,8", type=wholes),
+    option(
+        "--size", SIZED, "full: a model of the paper's sizes with random weights", choices=["full", "demo"]
+    ),
+    option("--text", (*SPEAKING, "serve"), "text to speak (default: the quick brown fox)", default=TEXT),
+    option(
+        "--seconds", ("batch", "memory", "throughput"), "length of the speech with --size full", type=float
+    ),
+    option(
+        "--lengths", ("lengths",), "lengths in seconds of speech, such as 2.5,5,10,20", type=positive_numbers
+    ),
+    option("--counts", ("batch",), "numbers of requests at once, such as 1,2,4,8", type=positive_integers),
     option(
         "--repeats",
         sorted({*TIMED} - {"precision"}),
-        "timed repeats after a warm-up (default: 7)",
+        "timed repeats after one warm-up (default: 7)",
         type=int,
         default=7,
     ),
-    option("--seed", TIMED, "of the random numbers (default: 0)", type=int, default=0),
+    option("--seed", TIMED, "seed of the random numbers (default: 0)", type=int, default=0),
     option("--threads", (), "CPU threads (default: all cores)", type=int, default=os.cpu_count() or 1),
-    option("--device", ("compare", *PLACED), "cpu or cuda (default: cpu)", default="cpu"),
+    option("--device", ("compare", *ON_A_DEVICE), "cpu or cuda (default: cpu)", default="cpu"),
     option(
         "--eager-precision",
         ("compare",),
-        "of the baseline (default: fp32)",
+        "precision of eager PyTorch (default: fp32)",
         choices=["fp32", "fp16"],
         default="fp32",
     ),
-    option("--engine", PLACED, "ort, tensorrt, tensorrt-rtx ... (default: ort)", default="ort"),
-    option("--slots", LOADED, "rows decoded side by side (default: 8)", type=int, default=8),
-    option("--requests", LOADED, "how many in the loop (default: 40)", type=int, default=40),
-    option("--rate", ("serve", "throughput"), "a second (default: 70 %% load)", type=float, default=0.0),
-    option("--chaos", ("serve",), "so long beside bad clients", type=float, default=0.0, metavar="SECONDS"),
-    option("--soak", ("serve",), "so many short requests, for memory", type=int, default=0, metavar="N"),
-    option("--sentences", QUALITY, "a sentence a line", type=Path),
-    option("--count", QUALITY, "how many of them (default: 50)", type=int, default=50),
-    option("--seeds", QUALITY, "draws of each (default: 0 1 2)", type=int, nargs="+", default=[0, 1, 2]),
-    option("--top-p", QUALITY, "nucleus mass (default: the model's)", type=float),
-    option("--threshold", QUALITY, "repetition share, 1 is off (default: the model's)", type=float),
-    option("--sweep", QUALITY, "many conditions, all axes by default", nargs="*", metavar="AXIS"),
-    option("--out", QUALITY, "keeps a sweep's results", type=Path, default=Path("quality.json")),
-    option("--hard", QUALITY, "category, tab, text a line (--sweep)", type=Path),
-    option("--prompts", QUALITY, "WAVs with .txt: people's voices (--sweep)", type=Path),
-    option("--held-out", QUALITY, "the same, of voices kept out of training (--sweep)", type=Path),
-    option("--precision", SEVERAL, "such as fp32,int8 (default: fp32)", type=listed, default=["fp32"]),
+    option("--engine", ON_A_DEVICE, "ort, tensorrt, tensorrt-rtx ... (default: ort)", default="ort"),
+    option("--slots", MANY_REQUESTS, "rows of the batch (default: 8)", type=int, default=8),
+    option("--requests", MANY_REQUESTS, "requests of the loop (default: 40)", type=int, default=40),
+    option(
+        "--rate",
+        ("serve", "throughput"),
+        "requests per second (default: 70 %% of the capacity)",
+        type=float,
+        default=0.0,
+    ),
+    option(
+        "--chaos",
+        ("serve",),
+        "also run this long with misbehaving clients",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+    ),
+    option(
+        "--soak", ("serve",), "also send N short requests and report memory", type=int, default=0, metavar="N"
+    ),
+    option("--sentences", QUALITY, "text file, one sentence per line", type=Path),
+    option("--count", QUALITY, "sentences to speak (default: 50)", type=int, default=50),
+    option(
+        "--seeds", QUALITY, "seeds for each sentence (default: 0 1 2)", type=int, nargs="+", default=[0, 1, 2]
+    ),
+    option("--top-p", QUALITY, "nucleus probability (default: the model's)", type=float),
+    option(
+        "--threshold", QUALITY, "repetition threshold, 1 switches it off (default: the model's)", type=float
+    ),
+    option("--sweep", QUALITY, "measure many conditions (default: all axes)", nargs="*", metavar="AXIS"),
+    option(
+        "--out",
+        QUALITY,
+        "file of a sweep's results (default: quality.json)",
+        type=Path,
+        default=Path("quality.json"),
+    ),
+    option("--hard", QUALITY, "text file for --sweep, per line: category, tab, text", type=Path),
+    option("--prompts", QUALITY, "folder for --sweep: recorded voices, WAV with .txt", type=Path),
+    option("--held-out", QUALITY, "folder for --sweep: voices kept out of training", type=Path),
     option(
         "--precision",
-        sorted({*SIZED} - {*SEVERAL}),
-        "fp32, or what was built (default: fp32)",
-        type=single,
+        MANY_PRECISIONS,
+        "precisions, such as fp32,int8 (default: fp32)",
+        type=precision_list,
         default=["fp32"],
     ),
-    option("--plot", (*PANELS, "quality"), "draw into a .png or .svg (extra `bench`)", type=Path),
-    option("--html", PANELS, "a page with tables, plots and JSON (extra `bench`)", type=Path),
+    option(
+        "--precision",
+        sorted({*SIZED} - {*MANY_PRECISIONS}),
+        "fp32, or a precision that was built (default: fp32)",
+        type=one_precision,
+        default=["fp32"],
+    ),
+    option("--plot", (*PANELS, "quality"), "write plots to a .png or .svg (extra `bench`)", type=Path),
+    option("--html", PANELS, "write a page with tables, plots and JSON (extra `bench`)", type=Path),
     option("--table", (), "print a Markdown table", action="store_true"),
     option(
         "--json", (), "print one line of JSON", action="store_true", default=argparse.SUPPRESS
-    ),  # left to the command's own where it stands before the benchmark's name
+    ),  # SUPPRESS keeps a --json that stands before the benchmark's name
 )
 
 
 def options_of(kind: str) -> Iterator[Option]:
-    """What a benchmark takes."""
+    """The options of one benchmark."""
     return (row for row in OPTIONS if not row.kinds or kind in row.kinds)
+
+
+def need_positive(**values: float) -> None:
+    """Refuse option values that are not above 0.
+
+    Raises:
+        Valle2Error: names the first one.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise Valle2Error(f"--{name.replace('_', '-')} is {value}; expected more than 0")

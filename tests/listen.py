@@ -7,7 +7,8 @@ from pathlib import Path
 
 import soundfile
 
-from valle2.benchmarks.quality.judges import Judges, words
+from valle2.benchmarks.quality.judges import Judges
+from valle2.benchmarks.quality.word_errors import words
 
 ENOUGH = 0.75
 """The share of the text's words that a transcript must have."""

@@ -1,1 +1,1 @@
-"""Word errors, speaker similarity and predicted opinion scores of synthesised speech."""
+"""Word errors, speaker similarity and estimated sound quality of synthesised speech."""

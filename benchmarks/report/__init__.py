@@ -1,1 +1,1 @@
-"""Results as JSON, tables, plots and pages. Knows no model."""
+"""Results as tables, plots and pages. This package measures nothing and loads no model."""

@@ -1,4 +1,4 @@
-"""A benchmark as one HTML file that needs nothing else: tables, plots as SVG, and the JSON."""
+"""A result as one self-contained HTML file: tables, plots as SVG, and the JSON."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ STYLE = (
 
 
 def write(path: Path, title: str, result: dict[str, Any], tables: str, panels: Sequence[Panel]) -> None:
-    """Write the page.
+    """Write a page with Markdown tables, plots and the result.
 
     Raises:
-        Valle2Error: it cannot be written, or matplotlib is not installed.
+        Valle2Error: the file cannot be written, or matplotlib is not installed.
     """
     data = escape(json.dumps(result, indent=1))
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8>"
-        f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>{html_tables(tables)}{svg(panels)}<h2>JSON</h2><pre>{data}</pre></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"
+        f"{html_tables(tables)}{svg(panels)}<h2>JSON</h2><pre>{data}</pre></html>\n"
     )
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise Valle2Error(f"{path} cannot be written: {error.strerror}; choose another place") from None
+        raise Valle2Error(f"{path} cannot be written: {error.strerror}; pass another path") from None
 
 
 def html_tables(text: str) -> str:
-    """Markdown tables, blank lines between them, as HTML."""
+    """Markdown tables, separated by blank lines, as HTML."""
     return "".join(html_table(block.splitlines()) for block in text.split("\n\n"))
 
 
 def html_table(lines: Sequence[str]) -> str:
-    """One table; its second line is the rule below the head."""
+    """One Markdown table as HTML. Its second line separates head and body."""
     rows = [line.strip("|").split("|") for line in (lines[0], *lines[2:])]
     kinds = ["th"] + ["td"] * (len(rows) - 1)
     cells = (

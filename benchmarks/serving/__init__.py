@@ -1,1 +1,1 @@
-"""A served model under load: latency, replicas, and clients that misbehave."""
+"""A served model under load: latency over HTTP, replicas, and clients that misbehave."""

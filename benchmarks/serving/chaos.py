@@ -1,8 +1,9 @@
-"""A server among bad clients, and over many requests.
+"""A server with misbehaving clients, and its memory over many requests.
 
-Chaos: at a rate above capacity clients go away, read slowly, stop in the middle of a request, send nonsense,
-and the server is restarted half way. Afterwards no slot and no connection may be held, and a seed must sound
-as before. Soak: does memory grow?
+Chaos: requests come at a rate above capacity. Clients disconnect, read slowly, stop in the middle of a
+request or send malformed requests, and the server is restarted half way. Afterwards no row and no connection
+may be in use, and a seed must give the same audio as before. Soak: many short requests, to see whether memory
+grows.
 """
 
 from __future__ import annotations
@@ -16,12 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from valle2.benchmarks.report.report import growth
-from valle2.benchmarks.serving.client import HALVES, Heard, Served, hang, listen, on_time, speech_body, wait
+from valle2.benchmarks.report.statistics import growth
+from valle2.benchmarks.serving.client import (
+    PARTIAL_REQUESTS,
+    Answer,
+    ServerProcess,
+    listen,
+    on_time,
+    send_partial,
+    speech_body,
+    wait,
+)
 
 SHORT_TEXT = "Hello."
 SETTLE_SECONDS = 60.0
-BAD = (
+MALFORMED = (
     b"",
     b"{",
     b"[]",
@@ -34,52 +44,60 @@ BAD = (
 )
 
 
-def chaos(served: Served, text: str, seed: int, rate: float, seconds: float, samples: int) -> dict[str, Any]:
-    """`rate` requests a second for `seconds`; what came of them, and how the server stands afterwards."""
-    wanted, sockets = reference(served, text, seed, samples), served.sockets()
+def chaos(
+    server: ServerProcess, text: str, seed: int, rate: float, seconds: float, samples: int
+) -> dict[str, Any]:
+    """Send `rate` requests per second for `seconds`; count the answers, then check the server's state.
+
+    samples: sample rate of the audio.
+    """
+    wanted, sockets = reference(server, text, seed, samples), server.sockets()
     rng = np.random.default_rng(seed)
     count = max(1, round(rate * seconds))
     due = np.sort(rng.uniform(0, seconds, count))
     began = time.perf_counter()
     plans = [client(rng, text, seed + index) for index in range(count)]
 
-    restarter = threading.Timer(seconds / 2, served.restart)
+    restarter = threading.Timer(seconds / 2, server.restart)
     restarter.start()
-    heard = on_time(lambda index, when: plans[index](served.port, when, samples), began + due)
+    heard = on_time(lambda index, when: plans[index](server.port, when, samples), began + due)
     restarter.join()
-    return verdict(served, heard, wanted == reference_after(served, text, seed, samples), sockets)
+    return verdict(server, heard, wanted == reference_after(server, text, seed, samples), sockets)
 
 
-def client(rng: np.random.Generator, text: str, seed: int) -> Callable[[int, float, int], Heard]:
-    """Half ask and listen; the others leave, read slowly, send nonsense, or half of a request."""
+def client(rng: np.random.Generator, text: str, seed: int) -> Callable[[int, float, int], Answer]:
+    """A client of random behaviour: half listen to the end, others leave, read slowly or send bad data."""
     kind, leave = rng.random(), float(rng.uniform(0, 2))
-    bad, half = BAD[int(rng.integers(len(BAD)))], HALVES[int(rng.integers(len(HALVES)))]
+    bad, half = (
+        MALFORMED[int(rng.integers(len(MALFORMED)))],
+        PARTIAL_REQUESTS[int(rng.integers(len(PARTIAL_REQUESTS)))],
+    )
     if kind > 0.9:
-        return lambda port, due, rate: hang(port, half, leave)
+        return lambda port, due, rate: send_partial(port, half, leave)
     body = bad if kind > 0.8 else speech_body(text, seed)
     gone = leave if kind > 0.5 and kind <= 0.7 else 5.0 if kind > 0.7 else 1e9
     pause = 0.2 if 0.7 < kind <= 0.8 else 0.0
     return lambda port, due, rate: listen(port, body, due, rate, gone, pause)
 
 
-def reference(served: Served, text: str, seed: int, samples: int) -> bytes:
-    """A seed's audio, asked for alone."""
-    return listen(served.port, speech_body(text, seed), time.perf_counter(), samples).data
+def reference(server: ServerProcess, text: str, seed: int, samples: int) -> bytes:
+    """The audio of a seed, requested alone."""
+    return listen(server.port, speech_body(text, seed), time.perf_counter(), samples).data
 
 
-def reference_after(served: Served, text: str, seed: int, samples: int) -> bytes:
-    """The same once nothing is under way any more."""
-    served.wait_idle(SETTLE_SECONDS)
-    return reference(served, text, seed, samples)
+def reference_after(server: ServerProcess, text: str, seed: int, samples: int) -> bytes:
+    """The audio of a seed, requested once the server is idle."""
+    server.wait_idle(SETTLE_SECONDS)
+    return reference(server, text, seed, samples)
 
 
-def verdict(served: Served, heard: list[Heard], same: bool, sockets: int) -> dict[str, Any]:
-    """Counts, and what must hold. sockets: that the server had open before."""
-    served.wait_idle(SETTLE_SECONDS)
-    wait(lambda: served.sockets() <= sockets, SETTLE_SECONDS)
-    left = max(0, served.sockets() - sockets)
+def verdict(server: ServerProcess, heard: list[Answer], same: bool, sockets: int) -> dict[str, Any]:
+    """Counts of the answers, and what must hold afterwards. sockets: how many the server had open before."""
+    server.wait_idle(SETTLE_SECONDS)
+    wait(lambda: server.sockets() <= sockets, SETTLE_SECONDS)
+    left = max(0, server.sockets() - sockets)
     statuses = Counter(one.status for one in heard if not one.half)
-    found = served.metrics()
+    found = server.metrics()
     return {
         "requests": len(heard),
         "half_open": sum(one.half for one in heard),
@@ -93,11 +111,11 @@ def verdict(served: Served, heard: list[Heard], same: bool, sockets: int) -> dic
     }
 
 
-def soak(served: Served, seed: int, count: int, samples: int) -> dict[str, Any]:
-    """`count` short requests one after another: does resident memory grow?"""
+def soak(server: ServerProcess, seed: int, count: int, samples: int) -> dict[str, Any]:
+    """Growth of the server's resident memory over `count` short requests, one after another."""
     sizes, whole = [], 0
     for index in range(count):
         body = speech_body(SHORT_TEXT, seed + index)
-        whole += listen(served.port, body, time.perf_counter(), samples).whole
-        sizes.append(served.resident_bytes() / 2**20)
+        whole += listen(server.port, body, time.perf_counter(), samples).whole
+        sizes.append(server.resident_bytes() / 2**20)
     return {"requests": count, "whole": whole} | growth(sizes)

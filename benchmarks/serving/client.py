@@ -1,4 +1,4 @@
-"""A server in a process of its own, and a client of plain sockets that notes when audio came."""
+"""A server in its own process, and a client on plain sockets that records when audio arrives."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.benchmarks.process import resident_bytes
+from valle2.benchmarks.process_memory import resident_bytes
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.audio.io import BYTES_PER_SAMPLE
 
 READY_SECONDS = 120.0
 CLIENT_SECONDS = 120.0
 CLIENTS = 128
-HALVES = (
+PARTIAL_REQUESTS = (
     b"",
     b"POST /v1/audio/spee",
     b"POST /v1/audio/speech HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 40\r\n",
@@ -41,17 +41,19 @@ HALVES = (
     b"GET /v1/audio/speech/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\n"
     b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
 )
-"""Beginnings of requests: nothing, half a line, header, body and chunk, and a WebSocket that stays silent."""
-VANISH = struct.pack("ii", 1, 0)
+"""Incomplete requests: nothing, half a line, a header, half a body, half a chunk, a silent WebSocket."""
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 POLL_SECONDS = 0.001
 
 
 @dataclass(slots=True)
-class Heard:
-    """What one client got. status: 0 if no answer came. cut: it began and was not ended cleanly.
+class Answer:
+    """What one client received.
 
-    half: it sent half of a request.
-    pieces: (seconds since the request was due, seconds of audio), as they came.
+    Args:
+        status: the HTTP status; 0 without an answer. cut: the answer began and did not end cleanly.
+        pieces: (seconds since the request was due, seconds of audio) of every piece, in order.
+        half: the client sent an incomplete request.
     """
 
     status: int = 0
@@ -69,8 +71,8 @@ class Heard:
         return sum(seconds for _, seconds in self.pieces)
 
 
-class Served:
-    """`valle2 serve` on loopback, as a context; `restart` keeps its port."""
+class ServerProcess:
+    """`valle2 serve` on loopback, as a context manager. `restart` keeps its port."""
 
     def __init__(self, model: str, slots: int, threads: int) -> None:
         self.folder = tempfile.TemporaryDirectory()
@@ -89,10 +91,10 @@ class Served:
         self.folder.cleanup()
 
     def start(self) -> None:
-        """Start, and wait until it has spoken once.
+        """Start the server and wait until it is ready.
 
         Raises:
-            Valle2Error: it ended, or is not ready in time.
+            Valle2Error: it ended, or was not ready in time.
         """
         command = [sys.executable, "-m", "valle2.runtime.cli", "serve", "--port", str(self.port)]
         self.process = subprocess.Popen([*command, *self.options], stderr=subprocess.PIPE, text=True)
@@ -111,15 +113,17 @@ class Served:
                 return
             time.sleep(0.05)
         self.stop()
-        raise Valle2Error(f"the server is not ready after {READY_SECONDS:.0f} s; it said: {said.strip()}")
+        raise Valle2Error(
+            f"the server was not ready within {READY_SECONDS:.0f} s; its output: {said.strip()}"
+        )
 
     def restart(self) -> None:
-        """Stop and start again, at the same port."""
+        """Stop and start again, on the same port."""
         self.stop()
         self.start()
 
     def stop(self) -> None:
-        """SIGTERM, which drains; then wait."""
+        """Send SIGTERM, after which the server finishes its requests, and wait."""
         if self.process is None:
             return
         self.process.send_signal(signal.SIGTERM)
@@ -135,65 +139,65 @@ class Served:
         self.process = None
 
     def metrics(self) -> dict[str, float]:
-        """Plain samples of `/metrics` by name, without the prefix `valle2_`."""
+        """Metrics without labels from `/metrics`, by name without the prefix `valle2_`."""
         lines = get(self.port, "/metrics")[1].decode().splitlines()
         found = (re.fullmatch(r"valle2_(\w+) (\S+)", line) for line in lines)
         return {match[1]: float(match[2]) for match in found if match}
 
     def idle(self) -> bool:
-        """Is no slot in use and nobody waiting?"""
+        """Is no row in use, and no request queued?"""
         found = self.metrics()
         return not found["active_slots"] and not found["queue_depth"]
 
     def wait_idle(self, seconds: float) -> None:
-        """Poll until it is idle, for so long at the most."""
+        """Wait until the server is idle, for at most `seconds`."""
         wait(self.idle, seconds)
 
     def resident_bytes(self) -> int:
-        """Memory of the process."""
+        """Resident memory of the server process."""
         assert self.process
         found = resident_bytes(self.process.pid)
         assert found
         return found
 
     def sockets(self) -> int:
-        """Sockets that the process has open."""
+        """Number of sockets that the server process has open."""
         assert self.process
         links = Path(f"/proc/{self.process.pid}/fd").iterdir()
-        return sum(kind(link).startswith("socket:") for link in links)
+        return sum(link_target(link).startswith("socket:") for link in links)
 
 
 def wait(done: Callable[[], bool], seconds: float) -> None:
-    """Poll until it is true, for so long at the most."""
+    """Poll until `done` is true, for at most `seconds`."""
     end = time.perf_counter() + seconds
     while not done() and time.perf_counter() < end:
         time.sleep(POLL_SECONDS)
 
 
-def kind(link: Path) -> str:
-    """What an open file of a process is; nothing if it was closed meanwhile."""
+def link_target(link: Path) -> str:
+    """What an open file of a process links to; empty if it was closed meanwhile."""
     try:
         return os.readlink(link)
     except OSError:
         return ""
 
 
-def hang(port: int, half: bytes, seconds: float) -> Heard:
-    """Send the beginning of a request, wait, and vanish without a goodbye."""
+def send_partial(port: int, half: bytes, seconds: float) -> Answer:
+    """Send an incomplete request, wait, and reset the connection."""
     try:
         with socket.create_connection(("127.0.0.1", port), CLIENT_SECONDS) as client:
             client.sendall(half)
             time.sleep(seconds)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, VANISH)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     except OSError:
         pass
-    return Heard(half=True)
+    return Answer(half=True)
 
 
-def on_time(ask: Callable[[int, float], Heard], due: NDArray[np.float64]) -> list[Heard]:
-    """Call `ask(index, when)` at each of these times of the clock, whether or not earlier calls are done."""
+def on_time(ask: Callable[[int, float], Answer], due: NDArray[np.float64]) -> list[Answer]:
+    """Call `ask(index, when)` at each of these clock times, whether or not earlier calls have ended."""
 
-    def one(index: int) -> Heard:
+    def one(index: int) -> Answer:
         when = float(due[index])
         time.sleep(max(0.0, when - time.perf_counter()))
         return ask(index, when)
@@ -203,7 +207,7 @@ def on_time(ask: Callable[[int, float], Heard], due: NDArray[np.float64]) -> lis
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:
-    """Status and body; (0, b"") if nobody answers."""
+    """Status and body of a GET request; (0, b"") without an answer."""
     connection = HTTPConnection("127.0.0.1", port, timeout=CLIENT_SECONDS)
     try:
         connection.request("GET", path)
@@ -215,38 +219,41 @@ def get(port: int, path: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def post(port: int, body: bytes) -> tuple[Heard, HTTPResponse | None, socket.socket | None]:
-    """Ask for speech. -> its status, and a response to read if it is 200."""
+def post(port: int, body: bytes) -> tuple[Answer, HTTPResponse | None, socket.socket | None]:
+    """Request speech. The response and its socket are returned if the status is 200."""
     connection = HTTPConnection("127.0.0.1", port, timeout=CLIENT_SECONDS)
     try:
         connection.connect()
-        kept = connection.sock
+        connected = connection.sock
         headers = {"Content-Type": "application/json", "Connection": "close"}
         connection.request("POST", "/v1/audio/speech", body, headers)
         response = connection.getresponse()
     except (OSError, HTTPException):
         connection.close()
-        return Heard(), None, None
-    heard = Heard(response.status)
+        return Answer(), None, None
+    heard = Answer(response.status)
     if response.status == 200:
-        return heard, response, kept
+        return heard, response, connected
     response.close()
     connection.close()
     return heard, None, None
 
 
 def speech_body(text: str, seed: int, **more: Any) -> bytes:
-    """A request for raw PCM."""
+    """The body of a request for raw PCM."""
     return json.dumps({"input": text, "seed": seed, "response_format": "pcm"} | more).encode()
 
 
-def listen(port: int, body: bytes, due: float, rate: int, leave: float = 1e9, pause: float = 0.0) -> Heard:
-    """Ask and read to the end. rate: samples a second.
+def listen(port: int, body: bytes, due: float, rate: int, leave: float = 1e9, pause: float = 0.0) -> Answer:
+    """Request speech and read the answer.
 
-    leave: seconds after `due` at which the client goes away. pause: between two small reads, a slow reader's.
+    Args:
+        due: clock time from which arrival times are counted. rate: samples per second of the audio.
+        leave: seconds after `due` at which the client disconnects.
+        pause: seconds between two small reads, for a client that reads slowly.
     """
-    heard, response, kept = post(port, body)
-    if response is None or kept is None:
+    heard, response, connected = post(port, body)
+    if response is None or connected is None:
         return heard
     try:
         while data := response.read1(512 if pause else 65_536):
@@ -260,5 +267,5 @@ def listen(port: int, body: bytes, due: float, rate: int, leave: float = 1e9, pa
         heard.cut = True
     finally:
         response.close()
-        kept.close()
+        connected.close()
     return heard

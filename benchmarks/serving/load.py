@@ -1,8 +1,8 @@
-"""Speech over HTTP under load: an open loop over real sockets against a server that this starts itself.
+"""`bench serve`: speech over HTTP under load. It starts a server and sends requests over real sockets.
 
-First audio is from the moment a request was due to its first audio byte. HTTP's part is that minus what the
-server's engine thread took for the same request; the engine without a server is timed in turns. A disconnect
-is timed from the client's close until `/metrics` shows the slot free.
+First audio is the time from the moment a request was due to its first byte of audio. HTTP's part of it is
+that time minus the time of the server's engine thread for the same request. The engine without a server is
+timed in turns. A disconnect is timed from the client's close until `/metrics` shows the row as free.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from valle2.benchmarks.report.report import (
-    markdown,
-    measured_on,
-    need_positive,
+from valle2.benchmarks.options import need_positive
+from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.report.statistics import (
+    UNDERRUN_SECONDS,
+    longest_wait,
     percentiles,
     ratio_percentiles,
 )
+from valle2.benchmarks.report.tables import joined, markdown, open_loop_rows
 from valle2.benchmarks.serving.chaos import chaos, soak
-from valle2.benchmarks.serving.client import Heard, Served, listen, on_time, speech_body
-from valle2.benchmarks.speed.throughput import UNDERRUN_SECONDS, joined, longest_wait, loop_rows
+from valle2.benchmarks.serving.client import Answer, ServerProcess, listen, on_time, speech_body
 from valle2.runtime import Settings, Valle2
 
 POINTS = (50, 95, 99)
@@ -45,7 +46,11 @@ def serve(
     soak_requests: int = 0,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """Measure a server. rate 0 takes 70 % of what `slots` clients at once get.
+    """Measure a server.
+
+    Args:
+        requests: of the open loop. rate: requests per second of it; 0 is 70 % of the measured capacity.
+        chaos_seconds: time with misbehaving clients, 0 for none. soak_requests: see `chaos.soak`.
 
     Raises:
         Valle2Error: a size is not positive, or the server does not start.
@@ -54,55 +59,55 @@ def serve(
     tts = Valle2.load(model, threads=threads)
     samples = tts.need_codec().sample_rate
     progress("starting the server")
-    with Served(model, slots, threads) as served:
+    with ServerProcess(model, slots, threads) as server:
         progress("first audio and disconnects")
-        first = first_audio(served, tts, text, seed, repeats)
-        gone = disconnects(served, text, seed, repeats, samples)
+        first = first_audio(server, tts, text, seed, repeats)
+        gone = disconnects(server, text, seed, repeats, samples)
         progress("capacity")
-        capacity = closed_loop(served, text, seed, 2 * slots, slots, samples)
+        capacity = closed_loop(server, text, seed, 2 * slots, slots, samples)
         progress(f"open loop of {requests} requests")
-        found = open_loop(served, text, requests, rate or 0.7 * capacity, seed, samples)
+        found = open_loop(server, text, requests, rate or 0.7 * capacity, seed, samples)
         result = {"first_audio": first, "disconnect": gone, "capacity_per_s": round(capacity, 3)}
         result |= {"open_loop": found, "slots": slots, "text": text}
         if chaos_seconds:
             progress(f"chaos for {chaos_seconds:g} s")
-            result["chaos"] = chaos(served, text, seed, 4 * capacity, chaos_seconds, samples)
+            result["chaos"] = chaos(server, text, seed, 4 * capacity, chaos_seconds, samples)
         if soak_requests:
             progress(f"soak of {soak_requests} requests")
-            result["soak"] = soak(served, seed, soak_requests, samples)
-    return result | measured_on(tts, seed, threads)
+            result["soak"] = soak(server, seed, soak_requests, samples)
+    return result | measured_on(tts.manifest, seed, threads)
 
 
-def first_audio(served: Served, tts: Valle2, text: str, seed: int, repeats: int) -> dict[str, float]:
-    """Medians in milliseconds: the engine alone, over HTTP in turns, and the part of it that is HTTP's."""
+def first_audio(server: ServerProcess, tts: Valle2, text: str, seed: int, repeats: int) -> dict[str, float]:
+    """Median milliseconds of the first audio: of the engine alone, over HTTP, and HTTP's part of it."""
     voice, rate = tts.voice(tts.default_voice()), tts.need_codec().sample_rate
     settings = Settings(seed=seed)
     alone, over, extra = [], [], []
-    for _ in range(repeats + 1):  # the first is a warm-up
+    for _ in range(repeats + 1):  # the first is the warm-up
         began = time.perf_counter()
         with tts.stream(text, voice, settings) as stream:
             next(stream)
             alone.append(time.perf_counter() - began)
-        before, began = served.metrics(), time.perf_counter()
-        over.append(listen(served.port, speech_body(text, seed), began, rate, leave=0.0).pieces[0][0])
-        served.wait_idle(DISCONNECT_SECONDS)
-        extra.append(over[-1] - average(before, served.metrics(), "first_audio_seconds"))
+        before, began = server.metrics(), time.perf_counter()
+        over.append(listen(server.port, speech_body(text, seed), began, rate, leave=0.0).pieces[0][0])
+        server.wait_idle(DISCONNECT_SECONDS)
+        extra.append(over[-1] - average(before, server.metrics(), "first_audio_seconds"))
     figures = {"engine_ms": alone, "http_ms": over, "http_part_ms": extra}
     return {name: round(1000 * median(values[1:]), 2) for name, values in figures.items()}
 
 
-def disconnects(served: Served, text: str, seed: int, repeats: int, rate: int) -> dict[str, Any]:
-    """Milliseconds from a client's close until its slot is free, and of a step meanwhile."""
+def disconnects(server: ServerProcess, text: str, seed: int, repeats: int, rate: int) -> dict[str, Any]:
+    """Milliseconds from a client's close until its row is free, and of the steps in that time."""
     freed: list[float] = []
     steps: list[float] = []
     for index in range(repeats):
-        before = served.metrics()
-        body = speech_body(" ".join([text] * 8), seed + index, latency=0.0)
-        listen(served.port, body, time.perf_counter(), rate, leave=0.0)
+        before = server.metrics()
+        body = speech_body(" ".join([text] * 8), seed + index, first_chunk_seconds=0.0)
+        listen(server.port, body, time.perf_counter(), rate, leave=0.0)
         closed = time.perf_counter()
-        served.wait_idle(DISCONNECT_SECONDS)
-        took, after = time.perf_counter() - closed, served.metrics()
-        if after["cancelled_total"] > before["cancelled_total"]:  # it had not ended by itself
+        server.wait_idle(DISCONNECT_SECONDS)
+        took, after = time.perf_counter() - closed, server.metrics()
+        if after["cancelled_total"] > before["cancelled_total"]:  # the request had not ended before
             freed.append(took)
             steps.append(average(before, after, "step_seconds"))
     if not freed:
@@ -112,34 +117,36 @@ def disconnects(served: Served, text: str, seed: int, repeats: int, rate: int) -
 
 
 def average(before: dict[str, float], after: dict[str, float], name: str) -> float:
-    """Mean of what a histogram of `/metrics` took in between two readings."""
+    """Mean of the values that a histogram of `/metrics` recorded between two readings."""
     count = after[f"{name}_count"] - before[f"{name}_count"]
     return (after[f"{name}_sum"] - before[f"{name}_sum"]) / max(1.0, count)
 
 
-def closed_loop(served: Served, text: str, seed: int, count: int, clients: int, rate: int) -> float:
-    """Requests a second of clients that ask again as soon as they are served."""
+def closed_loop(server: ServerProcess, text: str, seed: int, count: int, clients: int, rate: int) -> float:
+    """Completed requests per second of `clients` clients that send the next request after each answer."""
     began = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         bodies = [speech_body(text, seed + index) for index in range(count)]
-        heard = list(pool.map(lambda body: listen(served.port, body, time.perf_counter(), rate), bodies))
+        heard = list(pool.map(lambda body: listen(server.port, body, time.perf_counter(), rate), bodies))
     return max(1, sum(one.whole for one in heard)) / (time.perf_counter() - began)
 
 
-def open_loop(served: Served, text: str, count: int, rate: float, seed: int, samples: int) -> dict[str, Any]:
-    """Poisson arrivals at `rate` a second, whether or not earlier requests are done."""
+def open_loop(
+    server: ServerProcess, text: str, count: int, rate: float, seed: int, samples: int
+) -> dict[str, Any]:
+    """Requests arrive as a Poisson process of `rate` per second, whether or not earlier ones are done."""
     due = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))
     began = time.perf_counter()
 
-    def ask(index: int, when: float) -> Heard:
-        return listen(served.port, speech_body(text, seed + index), when, samples)
+    def ask(index: int, when: float) -> Answer:
+        return listen(server.port, speech_body(text, seed + index), when, samples)
 
     heard = on_time(ask, began + due)
     return summary(heard, rate, time.perf_counter() - began)
 
 
-def summary(heard: list[Heard], rate: float, took: float) -> dict[str, Any]:
-    """Percentiles over the streams that came whole; the others by status."""
+def summary(heard: list[Answer], rate: float, took: float) -> dict[str, Any]:
+    """Percentiles over the complete streams, and the number of answers by status."""
     whole = [one for one in heard if one.whole]
     result: dict[str, Any] = {
         "requests_per_s": round(rate, 3),
@@ -157,13 +164,13 @@ def summary(heard: list[Heard], rate: float, took: float) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Everything that was measured, a line each, as a Markdown table."""
+    """One line per figure, as a Markdown table."""
     first, gone, loop = result["first_audio"], result["disconnect"], result["open_loop"]
     rows: list[list[object]] = [
         ["first audio: engine / HTTP / HTTP's part, ms", joined(first)],
-        ["disconnect to slot free p50 / p95 / max, ms", joined(gone.get("freed_ms", {}))],
-        ["a step meanwhile, ms", gone.get("step_ms", "")],
-        *loop_rows(loop),
+        ["disconnect to row free p50 / p95 / max, ms", joined(gone.get("freed_ms", {}))],
+        ["AR step in that time, ms", gone.get("step_ms", "")],
+        *open_loop_rows(loop),
         ["answers by status", named(loop["statuses"])],
     ]
     for part in ("chaos", "soak"):

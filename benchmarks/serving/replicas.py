@@ -1,14 +1,15 @@
-"""Two Ray Serve replicas against one, over HTTP, at equal threads per replica.
+"""Two Ray Serve replicas against one, over HTTP, with equal threads per replica.
 
     python -m valle2.benchmarks.serving.replicas --rounds 5
 
-Both run at the same time, at /one and /two, and are loaded in turn, so that a change of the machine's own
-load meets both; `ratio` is the median over the rounds of two / one. Throughput = audio seconds per second.
-Clients send their next request when they have the whole answer (a closed loop); their number fills the slots
-of two replicas. Needs the extra `ray`, Linux, and a core for each thread of each replica: on a busy machine
-the replicas share what there is, and the ratio says little about them. Other programs change less of `cpu`,
-processor seconds of the replicas per second of speech. Were each replica on a core of its own, two would
-give 2 * cpu of one / cpu of two times the speech of one; `ratio_by_cpu` is that.
+Both applications run at the same time, at /one and /two. They are loaded in turns, so that other load of the
+machine affects both. `ratio` is the median over the rounds of two / one, in audio seconds per second. Clients
+send the next request after each answer (a closed loop); there are as many as two replicas have rows.
+
+This needs the extra `ray`, Linux, and one free core for each thread of each replica. On a busy machine the
+replicas share the cores, and the ratio says little. `cpu`, processor seconds of the replicas per second of
+speech, depends less on other programs. `ratio_by_cpu` is 2 * cpu of one / cpu of two, the ratio to expect if
+each replica had its own core.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from valle2.benchmarks.options import TEXT
-from valle2.benchmarks.report.report import markdown, measured_on, need_positive
+from valle2.benchmarks.options import TEXT, need_positive
+from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.serving.client import speech_body
 from valle2.runtime import Valle2
 from valle2.runtime.audio.io import BYTES_PER_SAMPLE
@@ -44,17 +46,18 @@ STOP_SECONDS = 60.0
 REQUEST_SECONDS = 300.0
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # by default 15: behind everything else that a machine does
+    "RAY_worker_niceness": "0",  # the default of 15 puts replicas behind all other processes
 }
 
 
 def config(port: int, apps: list[dict[str, Any]]) -> dict[str, Any]:
-    """A Ray Serve config file's content."""
+    """The content of a Ray Serve config file."""
     return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": apps}
 
 
 def app(name: str, prefix: str, args: dict[str, Any], count: int) -> dict[str, Any]:
-    """One application of it. The three replicas are never busy together, so each books half a core."""
+    """One application of a config. The replicas of two applications are never busy together, so each reserves
+    half a core."""
     return {
         "name": name,
         "route_prefix": prefix,
@@ -66,7 +69,7 @@ def app(name: str, prefix: str, args: dict[str, Any], count: int) -> dict[str, A
 
 @contextmanager
 def running(content: dict[str, Any], log: Path) -> Iterator[str]:
-    """A Ray cluster of this machine with these applications, until the end of the block; -> its address."""
+    """Run a local Ray cluster with these applications; the context's value is its address."""
     file = log.with_suffix(".yaml")
     file.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(file)]
@@ -87,10 +90,10 @@ def running(content: dict[str, Any], log: Path) -> Iterator[str]:
 
 
 def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Until the address answers 200.
+    """Wait until the URL answers with status 200.
 
     Raises:
-        RuntimeError: it does not, with the end of the log.
+        RuntimeError: it does not in time; the message has the end of the log.
     """
     end = time.perf_counter() + START_SECONDS
     while process.poll() is None and time.perf_counter() < end:
@@ -99,11 +102,12 @@ def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
                 return
         except (URLError, HTTPError, HTTPException, OSError):
             time.sleep(0.2)
-    raise RuntimeError(f"{url} did not come up: {log.read_text(errors='replace')[-2000:]}")
+    end_of_log = log.read_text(errors="replace")[-2000:]
+    raise RuntimeError(f"{url} did not answer within {START_SECONDS:.0f} s; the end of its log: {end_of_log}")
 
 
 def speak(url: str, text: str, seed: int) -> tuple[bytes, str]:
-    """One request. -> PCM, the replica's name."""
+    """Send one request. Returns PCM and the replica's name."""
     headers = {"Content-Type": "application/json"}
     request = Request(f"{url}/v1/audio/speech", speech_body(text, seed), headers)
     with urlopen(request, timeout=REQUEST_SECONDS) as response:
@@ -111,7 +115,7 @@ def speak(url: str, text: str, seed: int) -> tuple[bytes, str]:
 
 
 def cpu_seconds(name: str) -> float:
-    """What the replicas of an application have used."""
+    """Processor seconds that the replicas of an application have used."""
     ticks = 0
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -119,13 +123,16 @@ def cpu_seconds(name: str) -> float:
                 after_name = (process / "stat").read_text().rpartition(")")[2].split()
                 ticks += int(after_name[11]) + int(after_name[12])  # utime, stime
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One closed loop: audio seconds per second, processor seconds per audio second, who answered."""
+    """One closed loop.
+
+    speed: audio seconds per second. cpu: processor seconds per audio second. names: replicas that answered.
+    """
 
     speed: float
     cpu: float
@@ -133,7 +140,7 @@ class Load:
 
 
 def loaded(address: str, name: str, text: str, seeds: range, clients: int, rate: int) -> Load:
-    """Send requests with these seeds to an application."""
+    """Send requests with these seeds to one application."""
     began, used = time.perf_counter(), cpu_seconds(name)
     with ThreadPoolExecutor(clients) as pool:
         answers = list(pool.map(lambda seed: speak(f"{address}/{name}", text, seed), seeds))
@@ -158,7 +165,7 @@ def replicas(model: str, text: str, requests: int, slots: int, rounds: int, port
             for name in found:
                 seeds = range(turn * requests, (turn + 1) * requests)
                 load = loaded(address, name, text, seeds, 2 * slots, rate)
-                found[name] += [load] if turn else []  # the first round warms up
+                found[name] += [load] if turn else []  # the first round is the warm-up
     return (
         summary(found)
         | {
@@ -168,12 +175,12 @@ def replicas(model: str, text: str, requests: int, slots: int, rounds: int, port
             "requests": requests,
             "text": text,
         }
-        | measured_on(tts, 0, 1)
+        | measured_on(tts.manifest, 0, 1)
     )
 
 
 def summary(found: dict[str, list[Load]]) -> dict[str, Any]:
-    """Medians, and the ratio of each round."""
+    """Medians, and the ratio of every round."""
     pairs = list(zip(found["one"], found["two"], strict=True))
     return {
         "one_replica": round(median(one.speed for one, _ in pairs), 3),
@@ -203,9 +210,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Two Ray Serve replicas against one.")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--text", default=TEXT)
-    parser.add_argument("--requests", type=int, default=16, help="a round")
-    parser.add_argument("--slots", type=int, default=4, help="of a replica")
-    parser.add_argument("--rounds", type=int, default=5, help="timed, after one that warms up")
+    parser.add_argument("--requests", type=int, default=16, help="requests per round")
+    parser.add_argument("--slots", type=int, default=4, help="rows per replica")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one warm-up")
     parser.add_argument("--port", type=int, default=8123)
     args = parser.parse_args()
     result = replicas(args.model, args.text, args.requests, args.slots, args.rounds, args.port)

@@ -1,1 +1,1 @@
-"""Latency, throughput and memory of a model, against eager PyTorch and the hardware's limits."""
+"""Latency, throughput and memory of a model, against eager PyTorch and the limits of the hardware."""

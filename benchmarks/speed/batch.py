@@ -1,8 +1,8 @@
-"""How much more comes out when requests share the steps: 1, 2, 4, 8 at once, each beside itself alone.
+"""`bench batch`: throughput of 1, 2, 4, 8 requests that share the AR steps, against one at a time.
 
-The same requests are spoken one after another and together; if their codes are not the same ones, nothing is
-reported. They are also streamed, all at once, for what each listener waits. `bound` is what sharing could
-give at most: an AR step costs what it costs alone, whoever shares it, and everything else is done for each.
+The same requests are spoken one after another and together. If their codes differ, nothing is reported. They
+are also streamed, all at once, to measure the first audio of each. `bound` is the most that sharing can gain.
+It assumes that a shared AR step costs as much as a step of one row, and that other work is done per request.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from valle2.benchmarks.options import need_positive
 from valle2.benchmarks.report.plots import Line, Panel
-from valle2.benchmarks.report.report import markdown, measured_on, need_positive, percentiles
-from valle2.benchmarks.speed.throughput import UNDERRUN_SECONDS, listen, longest_wait, some_requests
+from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.report.statistics import UNDERRUN_SECONDS, longest_wait, percentiles
+from valle2.benchmarks.report.tables import joined, markdown
+from valle2.benchmarks.speed.throughput import listen, make_requests
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Request, Speech, Valle2
 
@@ -32,18 +35,20 @@ def batch(
     threads: int,
     frames: int = 0,
     counts: Sequence[int] = COUNTS,
-    **where: Any,
+    **load_options: Any,
 ) -> Result:
-    """Time every number of requests in turns. frames: what each speaks, for a model that never ends.
+    """Time every number of requests, in turns.
 
-    where: other arguments of `Valle2.load`.
+    Args:
+        frames: length of each request, for a model that never draws `<eos>`; 0 lets `<eos>` end it.
+        counts: numbers of requests at once. load_options: other arguments of `Valle2.load`.
 
     Raises:
-        Valle2Error: a request's codes beside others are not its codes alone.
+        Valle2Error: a request has other codes in a batch than alone.
     """
     need_positive(repeats=repeats, threads=threads, slots=min(counts))
-    tts = Valle2.load(model, threads=threads, slots=max(counts), **where)
-    requests = some_requests(tts, text, max(counts), seed, frames)
+    tts = Valle2.load(model, threads=threads, slots=max(counts), **load_options)
+    requests = make_requests(tts, text, max(counts), seed, frames)
     speak(tts, requests[:1])  # warm-up
     times: dict[int, list[float]] = {count: [] for count in (0, *counts)}
     for _ in range(repeats):
@@ -66,12 +71,12 @@ def batch(
         "same_codes": True,
         "text": text,
         "repeats": repeats,
-        **where,
-    } | measured_on(tts, seed, threads)
+        **load_options,
+    } | measured_on(tts.manifest, seed, threads)
 
 
 def bound(shared: float, count: int) -> float:
-    """The most that `count` requests gain which share this part of the time, and nothing else."""
+    """The greatest gain of `count` requests that share this part of their time and nothing else."""
     return 1 / (1 - shared + shared / count)
 
 
@@ -80,19 +85,19 @@ def speak(tts: Valle2, requests: list[Request]) -> list[Speech]:
 
 
 def one_by_one(tts: Valle2, requests: list[Request]) -> tuple[list[Speech], float]:
-    """Every request alone; the seconds of all."""
+    """Speak every request alone. Returns them, and the seconds of all."""
     began = time.perf_counter()
     found = [speak(tts, [request])[0] for request in requests]
     return found, time.perf_counter() - began
 
 
 def need_same(alone: list[Speech], together: list[Speech]) -> None:
-    """Refuse to time what is not the same work."""
+    """Refuse to compare the times of unequal work."""
     for index, speech in enumerate(together):
         if not np.array_equal(speech.codes, alone[index].codes):
             raise Valle2Error(
-                f"request {index} has other codes beside {len(together) - 1} more than alone; "
-                "report this with the model and the command"
+                f"request {index} has other codes in a batch of {len(together)} than alone, so "
+                "the times do not compare; report this with the model and the command"
             )
 
 
@@ -106,7 +111,7 @@ def row(count: int, together: float, single: float) -> Result:
 
 
 def streamed(tts: Valle2, requests: list[Request]) -> Result:
-    """All of them as streams that begin at the same time."""
+    """Listen to all requests as streams that begin at the same time."""
     listeners, _ = listen(tts, requests, [0.0] * len(requests))
     return {
         "first_audio_ms": percentiles([listener.first for listener in listeners], 50, 95),
@@ -115,7 +120,7 @@ def streamed(tts: Valle2, requests: list[Request]) -> Result:
 
 
 def table(result: Result) -> str:
-    """A line a number of requests."""
+    """One line per number of requests."""
     head = [
         "requests at once",
         "audio s/s",
@@ -130,7 +135,7 @@ def table(result: Result) -> str:
             found["audio_s_per_s"],
             found["ratio"],
             found["bound"],
-            " / ".join(str(value) for value in found["first_audio_ms"].values()),
+            joined(found["first_audio_ms"]),
             found["underruns"],
         ]
         for found in result["batch"]
@@ -139,7 +144,7 @@ def table(result: Result) -> str:
 
 
 def panels(result: Result) -> list[Panel]:
-    """Throughput and waiting against the number of requests."""
+    """Throughput and first audio against the number of requests."""
     rows = result["batch"]
     x = [found["requests"] for found in rows]
     gained = Line("to one at a time", x, [found["ratio"] for found in rows])

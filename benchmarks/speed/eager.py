@@ -1,6 +1,6 @@
-"""The baseline: eager PyTorch with a KV cache that grows by `torch.cat`, what a user has today.
+"""The baseline of `bench compare`: eager PyTorch with a KV cache that grows by `torch.cat`.
 
-It runs on torch's default device, where its models must be; what it returns lies on the host.
+It runs on torch's default device, and its models must be there. Its results are on the host.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from valle2.runtime.types import Codes
 
 @dataclass(frozen=True, slots=True)
 class EagerTimes:
-    """Seconds of one synthesis: prefill with the first group, the other AR steps, NAR, codec; AR steps."""
+    """Seconds of one synthesis by stage, and its AR steps. prefill: until the first group. ar: after it."""
 
     prefill: float
     ar: float
@@ -39,7 +39,7 @@ class EagerTimes:
 def attend_cat(
     query: Tensor, key: Tensor, value: Tensor, cache: Cache, window: Window
 ) -> tuple[Tensor, Cache]:
-    """One row: append to the cache, attend; a prefill is causal, a step sees everything."""
+    """Attention of one row with a growing cache. A prefill is causal; a step sees the whole cache."""
     heads = cache[0].shape[1]
     keys = torch.cat([cache[0], split_heads(key, heads)], dim=2)
     values = torch.cat([cache[1], split_heads(value, heads)], dim=2)
@@ -52,7 +52,15 @@ def attend_cat(
 def synthesize(
     checkpoint: Checkpoint, text: Codes, prompt: Codes, settings: Settings, max_steps: int
 ) -> tuple[Codes, EagerTimes]:
-    """All stages in eager PyTorch. text: (L,) with `<eos>`; prompt: (P, 8). -> codes (T, 8), times."""
+    """All stages in eager PyTorch.
+
+    Args:
+        text: (L,) ids with `<eos>`. prompt: (P, Q) codes, P a multiple of the group size.
+        max_steps: AR steps after which decoding stops without `<eos>`.
+
+    Returns:
+        Codes (T, Q) and the seconds of each stage.
+    """
     began = time.perf_counter()
     first, prefill, steps = decode(checkpoint.ar, text, prompt[:, 0], settings, max_steps)
     decoded = time.perf_counter()
@@ -68,7 +76,7 @@ def synthesize(
 def decode(
     model: ARModel, text: Codes, prompt: Codes, settings: Settings, max_steps: int
 ) -> tuple[Codes, float, int]:
-    """-> codes of codebook 0, seconds until the first group, steps."""
+    """Codes (T,) of codebook 0, seconds until the first group, and AR steps."""
     began, prefill = time.perf_counter(), 0.0
     group = model.config.group_size
     draws = uniforms(settings.seed, 0, max_steps, group)

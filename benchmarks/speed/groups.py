@@ -1,4 +1,4 @@
-"""What grouping gains: models that differ in their group size, speaking for the same time, in turns."""
+"""`bench groups`: models that differ only in their group size, timed in turns on the same text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from valle2.benchmarks.options import need_positive
 from valle2.benchmarks.report.plots import Line, Panel
-from valle2.benchmarks.report.report import markdown, measured_on, need_positive
+from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.speed.latency import STAGES
 from valle2.runtime import Settings, Timings, Valle2
 
@@ -17,9 +19,10 @@ Result = dict[str, Any]
 def groups(
     models: Mapping[str, str], text: str, repeats: int, seed: int, threads: int, precision: str, frames: int
 ) -> Result:
-    """Time every model, each per second of its own speech.
+    """Time every model per second of its own speech.
 
-    models: path by label, the one to compare with first. frames: what each speaks; 0 lets `<eos>` end it.
+    Args:
+        models: path by label; ratios are to the first. frames: length of the speech; 0 lets `<eos>` end it.
     """
     need_positive(repeats=repeats, threads=threads)
     settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=frames)
@@ -35,11 +38,11 @@ def groups(
         for stage in ("ar", "total"):
             found[f"{stage}_ratio"] = round(first["ms"][stage] / found["ms"][stage], 2)
     about = {"text": text, "precision": precision, "repeats": repeats}
-    return {"groups": rows} | about | measured_on(tts, seed, threads)
+    return {"groups": rows} | about | measured_on(tts.manifest, seed, threads)
 
 
 def row(tts: Valle2, times: list[Timings]) -> Result:
-    """Medians; milliseconds a second of speech."""
+    """Medians of one model, in milliseconds per second of speech."""
     audio = times[0].audio
     return {
         "group_size": tts.manifest.sizes["group_size"],
@@ -52,7 +55,7 @@ def row(tts: Valle2, times: list[Timings]) -> Result:
 
 
 def table(result: Result) -> str:
-    """A line a model."""
+    """One line per model."""
     head = [
         "model",
         "G",
@@ -70,7 +73,7 @@ def table(result: Result) -> str:
 
 
 def panels(result: Result) -> list[Panel]:
-    """Where the time goes, a bar a model."""
+    """Time per stage, one bar per model."""
     rows, parts = result["groups"], STAGES[:-1]
     bars = [Line(name, (), [r["ms"][stage] for stage in parts]) for name, r in rows.items()]
     return [Panel("a second of speech", "ms", bars, stacked=parts)]

@@ -1,20 +1,17 @@
-"""One request at a time: stage split, first audio, RTF, and the AR step beside its memory-bandwidth bound."""
+"""`bench latency`: one request at a time: stages, first audio, RTF, AR step against its bandwidth bound."""
 
 from __future__ import annotations
 
 from statistics import median
 from typing import Any
 
+from valle2.benchmarks.options import need_positive
 from valle2.benchmarks.report.plots import Line, Panel
-from valle2.benchmarks.report.report import (
-    markdown,
-    measured_on,
-    need_positive,
-    percentiles,
-    share,
-    step_bytes,
-)
-from valle2.benchmarks.speed.bandwidth import read_bandwidth
+from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.report.statistics import percentiles, share
+from valle2.benchmarks.report.tables import markdown
+from valle2.benchmarks.speed.hardware import read_bandwidth, step_bytes
+from valle2.benchmarks.stages import transcript_length
 from valle2.engine.bundle.precisions import STORED
 from valle2.runtime import Settings, Speech, Timings, Valle2
 
@@ -30,15 +27,18 @@ def latency(
     threads: int,
     device: str = "cpu",
     frames: int = 0,
-    **where: Any,
+    **load_options: Any,
 ) -> dict[str, Any]:
-    """Time whole and streamed synthesis in turns, after a warm-up of each.
+    """Time whole and streamed synthesis in turns, after one warm-up of each.
 
-    frames: what is spoken, for a model that never ends; 0 lets `<eos>` end it. where: other arguments of
-    `Valle2.load`. The bandwidth is the host's, so it bounds a "cpu" alone.
+    The bandwidth probe measures the host's memory, so only device "cpu" has a bandwidth bound.
+
+    Args:
+        frames: length of the speech, for a model that never draws `<eos>`; 0 lets `<eos>` end it.
+        load_options: other arguments of `Valle2.load`.
     """
     need_positive(repeats=repeats, threads=threads)
-    tts = Valle2.load(model, threads=threads, device=device, **where)
+    tts = Valle2.load(model, threads=threads, device=device, **load_options)
     voice = tts.voice(tts.voices()[0])
     settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=frames)
     whole: list[Speech] = []
@@ -49,8 +49,9 @@ def latency(
         list(stream)
         streamed.append(stream.speech().timings)
     bandwidth = read_bandwidth(threads) if device == "cpu" else 0.0
-    figures = report(tts, whole[1:], streamed[1:], bandwidth, where.get("precision", STORED))
-    return figures | {"text": text, "device": device, **where} | measured_on(tts, seed, threads)
+    figures = report(tts, whole[1:], streamed[1:], bandwidth, load_options.get("precision", STORED))
+    about = {"text": text, "device": device, **load_options}
+    return figures | about | measured_on(tts.manifest, seed, threads)
 
 
 def report(
@@ -82,10 +83,9 @@ def report(
 
 
 def positions(tts: Valle2, speech: Speech) -> float:
-    """Cache positions in the middle of the decode."""
-    assert tts.front is not None
+    """Filled cache positions half way through the decode, spoken in the first voice."""
     voice, group = tts.voice(tts.voices()[0]), tts.manifest.sizes["group_size"]
-    prefix = len(tts.front.encode(voice.transcript)) + 2 + len(voice.codes) // group
+    prefix = transcript_length(tts, voice) + 2 + len(voice.codes) // group
     return prefix + len(speech.codes) / group / 2
 
 
@@ -97,7 +97,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def panels(result: dict[str, Any]) -> list[Panel]:
-    """Where the time goes, and when the first audio comes."""
+    """Time per stage, and the first audio."""
     parts = STAGES[:-1]
     split = Line("whole", (), [result["stages"][stage]["p50"] for stage in parts])
     first = [Line(kind, (), [row["p50"]]) for kind, row in result["first_audio"].items()]

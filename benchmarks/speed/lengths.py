@@ -1,7 +1,7 @@
-"""One request at a time against its length: stages, first audio of whole and streamed synthesis, playback.
+"""`bench lengths`: one request at a time against its length: stages, first audio, underruns.
 
-A model that ends by itself is asked for no more than each length (its text has to be long enough); what it
-spoke is what is reported. An underrun is a moment, over 100 ms, at which a stream's playback waits.
+Each length is an upper limit for a model that draws `<eos>`, so its text must be long enough. The length that
+was spoken is reported. An underrun is a wait of a stream's playback of more than 100 ms.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
+from valle2.benchmarks.options import need_positive
 from valle2.benchmarks.report.plots import Line, Panel
-from valle2.benchmarks.report.report import markdown, measured_on, need_positive, percentiles
+from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.report.statistics import UNDERRUN_SECONDS, longest_wait, percentiles
+from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.speed.latency import STAGES
-from valle2.benchmarks.speed.throughput import UNDERRUN_SECONDS, longest_wait
 from valle2.runtime import Prompt, Settings, Timings, Valle2
 
 SECONDS = (2.5, 5.0, 10.0, 20.0)
@@ -24,14 +26,14 @@ Result = dict[str, Any]
 
 @dataclass(slots=True)
 class Timed:
-    """Both ways of synthesis at one length, and each stream's longest wait in seconds."""
+    """Whole and streamed synthesis at one length, and the longest wait of each stream in seconds."""
 
     whole: list[Timings] = field(default_factory=list)
     streamed: list[Timings] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
 
     def run(self, tts: Valle2, text: str, voice: Prompt, settings: Settings) -> None:
-        """Once whole, once as a stream that is listened to."""
+        """Synthesise once whole, then once as a stream."""
         self.whole.append(tts.synthesize(text, voice, settings).timings)
         began, heard = time.perf_counter(), list[tuple[float, float]]()
         stream = tts.stream(text, voice, settings)
@@ -50,7 +52,7 @@ def lengths(
     precision: str = "fp32",
     seconds: Sequence[float] = SECONDS,
 ) -> Result:
-    """Time every length in turns, after a warm-up of each."""
+    """Time every length in turns, after one warm-up of each. seconds: the lengths."""
     need_positive(repeats=repeats, threads=threads, lengths=min(seconds))
     tts = Valle2.load(model, threads=threads, precision=precision)
     voice, rate = tts.voice(tts.default_voice()), tts.need_codec().frame_rate
@@ -61,11 +63,11 @@ def lengths(
             found.run(tts, text, voice, replace(greedy, max_frames=round(length * rate)))
     rows = [row(length, found) for length, found in timed.items()]
     about = {"text": text, "precision": precision, "repeats": repeats}
-    return {"lengths": rows} | about | measured_on(tts, seed, threads)
+    return {"lengths": rows} | about | measured_on(tts.manifest, seed, threads)
 
 
 def row(length: float, found: Timed) -> Result:
-    """Figures of one length; the first run was the warm-up."""
+    """Figures of one length. The first run was the warm-up."""
     whole, streamed, waits = found.whole[1:], found.streamed[1:], found.waits[1:]
     total, first = median(t.total for t in whole), median(t.first_audio for t in streamed)
     return {
@@ -83,7 +85,7 @@ def row(length: float, found: Timed) -> Result:
 
 
 def table(result: Result) -> str:
-    """A line a length."""
+    """One line per length."""
     head = ["audio, s", *(f"{stage}, ms" for stage in STAGES), "RTF", "first audio streamed, ms"]
     head += ["of the whole, %", "RTF streamed", "underruns"]
     rows = [
@@ -102,7 +104,7 @@ def table(result: Result) -> str:
 
 
 def panels(result: Result) -> list[Panel]:
-    """Times against the length, and where they go."""
+    """Times against the length, and time per stage."""
     rows = result["lengths"]
     x = [found["audio_seconds"] for found in rows]
     total = Line("whole", x, [found["stages"]["total"]["p50"] for found in rows])

@@ -1,17 +1,17 @@
-"""Memory and cold start of the engine's own process, in fresh processes in which nothing else runs.
+"""`bench memory`: memory and cold start, measured in fresh processes (`memory_child`) that do nothing else.
 
-Keys of the JSON, sizes in MiB, null where the system does not tell (`unavailable` lists those):
+Keys of the JSON. Sizes are in MiB, or null where the system does not report them (`unavailable` lists those).
 
-- `cold_start_s`: median seconds of the import of `valle2.runtime`, of `Valle2.load`, of the first request
-  (one second of speech where `frames` are given), and of all three. Files are in the system's cache.
-- `resident_mib`: in use after `import`, `load`, and `slots` requests of `frames` at once (0: until `<eos>`).
-- `peak_mib`: the most that was in use until the end of the same moments.
-- `weights_mib`: every weight of the graphs once, at the width that is computed with: what a file holds as
-  float16 is float32 in a session. `cache_mib`: keys and values of the `positions` that the requests filled.
-- `ratio`: peak / (weights + cache), the goal's; `ratio_with_base`: the same with what was in use after the
-  import (interpreter and libraries) among what is needed.
-- `soak`: over requests of random words and lengths, one at a time: means of both ends, and the slope
-  over the second half in MiB per hundred requests; `every`th size.
+- `cold_start_s`: median seconds of importing `valle2.runtime`, of `Valle2.load`, of the first request, and of
+  all three. The first request is one second of speech where `frames` is given. Files are in the page cache.
+- `resident_mib`: memory in use after `import`, after `load`, and after `slots` requests at once.
+- `peak_mib`: the most memory in use until the end of each of these moments.
+- `weights_mib`: every weight of the graphs once, at the width of the computation. What a file holds as
+  float16 is float32 in a session.
+- `cache_mib`: keys and values of the `positions` that the requests filled.
+- `ratio`: peak / (weights + cache). `ratio_with_base`: peak / (weights + cache + memory after the import).
+- `soak`: requests of random words and lengths, one at a time. It has the mean at both ends, the slope over
+  the second half in MiB per 100 requests, and each `every`th size.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
+from valle2.benchmarks.options import need_positive
 from valle2.benchmarks.report.plots import Line, Panel
-from valle2.benchmarks.report.report import about, growth, markdown, need_positive
-from valle2.benchmarks.speed.started import Plan
+from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.report.statistics import growth
+from valle2.benchmarks.report.tables import markdown
+from valle2.benchmarks.speed.memory_child import Plan
 from valle2.engine import find_graphs, read_manifest
 from valle2.engine.bundle.precisions import HALF, METHODS, STORED
 from valle2.engine.errors import Valle2Error
@@ -41,10 +44,10 @@ Result = dict[str, Any]
 
 
 def memory(plan: Plan, repeats: int, progress: Callable[[str], None] = lambda message: None, /) -> Result:
-    """Start `repeats` processes for the cold start, the last of which goes on to all slots and the soak.
+    """Start `repeats` processes for the cold start. The last one goes on to the full batch and the soak.
 
     Raises:
-        Valle2Error: a size is not positive, no such model or precision, or a process fails.
+        Valle2Error: a size is not positive, the model or precision does not exist, or a process fails.
     """
     need_positive(repeats=repeats, slots=plan.slots, threads=plan.threads)
     if plan.requests < 0:
@@ -54,17 +57,17 @@ def memory(plan: Plan, repeats: int, progress: Callable[[str], None] = lambda me
     starts = []
     for turn in range(repeats - 1):
         progress(f"cold start {turn + 1} of {repeats}")
-        starts.append(started(replace(plan, filled=False, requests=0))["seconds"])
+        starts.append(run_child(replace(plan, filled=False, requests=0))["seconds"])
     progress(f"{plan.slots} slots, then {plan.requests} requests")
-    notes = started(replace(plan, filled=True))
-    found = figures(notes, weights) | {"cold_start_s": cold_start([*starts, notes["seconds"]])}
+    observed = run_child(replace(plan, filled=True))
+    found = figures(observed, weights) | {"cold_start_s": cold_start([*starts, observed["seconds"]])}
     asked = {name: getattr(plan, name) for name in ("slots", "precision", "text", "frames")}
-    return found | asked | {"repeats": repeats} | about(manifest, plan.seed, plan.threads)
+    return found | asked | {"repeats": repeats} | measured_on(manifest, plan.seed, plan.threads)
 
 
-def started(plan: Plan) -> Result:
-    """The notes of a fresh process."""
-    command = [sys.executable, "-m", "valle2.benchmarks.speed.started", json.dumps(asdict(plan))]
+def run_child(plan: Plan) -> Result:
+    """What a fresh process observed, as `memory_child.Observed` writes it."""
+    command = [sys.executable, "-m", "valle2.benchmarks.speed.memory_child", json.dumps(asdict(plan))]
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
         said = ended.stderr.strip().splitlines()[-1:] or [f"status {ended.returncode}"]
@@ -74,7 +77,7 @@ def started(plan: Plan) -> Result:
 
 
 def weights_mib(plan: Plan) -> float | None:
-    """All weights of a model's graphs; None without onnx."""
+    """Size of all weights of a model's graphs; None if onnx is not installed."""
     path = find_model(plan.model)
     manifest = read_manifest(path, check_hashes=False)
     graphs = find_graphs(path, manifest, plan.precision)
@@ -90,27 +93,27 @@ def weights_mib(plan: Plan) -> float | None:
 
 
 def cold_start(starts: list[Mapping[str, float]]) -> dict[str, float]:
-    """Medians, and the median of the sums."""
+    """Median of each part, and of the sums."""
     found = {name: round(median(one[name] for one in starts), 3) for name in STARTS}
     return found | {"all": round(median(sum(one[name] for name in STARTS) for one in starts), 3)}
 
 
-def figures(notes: Result, weights: float | None) -> Result:
-    """Sizes and ratios of one process."""
-    resident, peak = ({name: mib(notes[kind][name]) for name in MOMENTS} for kind in ("resident", "peak"))
-    cache, base, most = mib(notes["cache_bytes"]) or 0.0, resident["import"], peak["slots"]
+def figures(observed: Result, weights: float | None) -> Result:
+    """Sizes and ratios from what one process observed."""
+    resident, peak = ({name: mib(observed[kind][name]) for name in MOMENTS} for kind in ("resident", "peak"))
+    cache, base, most = mib(observed["cache_bytes"]) or 0.0, resident["import"], peak["slots"]
     needed = None if weights is None else weights + cache
     found: Result = {
         "resident_mib": resident,
         "peak_mib": peak,
         "weights_mib": weights,
         "cache_mib": cache,
-        "positions": notes["positions"],
+        "positions": observed["positions"],
         "ratio": share(most, needed),
         "ratio_with_base": share(most, None if needed is None or base is None else needed + base),
     }
-    if notes["sizes"]:
-        found["soak"] = soaked([mib(size) for size in notes["sizes"]])
+    if observed["sizes"]:
+        found["soak"] = soaked([mib(size) for size in observed["sizes"]])
     single = {name: value for name, value in found.items() if not isinstance(value, dict)}
     parts = {f"{kind}.{name}": found[kind][name] for kind in ("resident_mib", "peak_mib") for name in MOMENTS}
     absent = [name for name, value in (single | parts).items() if value is None]
@@ -126,16 +129,16 @@ def share(part: float | None, whole: float | None) -> float | None:
 
 
 def soaked(sizes: list[float | None]) -> Result | None:
-    """How memory goes on, and some of its sizes."""
-    told = [size for size in sizes if size is not None]
-    if len(told) < len(sizes):
+    """Growth over the soak, with at most `POINTS` sizes; None if the system does not report memory."""
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
         return None
-    every = -(-len(told) // POINTS)
-    return {"requests": len(told)} | growth(told) | {"every": every, "resident_mib": told[::every]}
+    every = -(-len(known) // POINTS)
+    return {"requests": len(known)} | growth(known) | {"every": every, "resident_mib": known[::every]}
 
 
 def table(result: Result) -> str:
-    """Everything, a line each."""
+    """One line per figure."""
     start, soak = result["cold_start_s"], result.get("soak") or {}
     rows: list[list[object]] = [
         ["cold start: import / load / first request, s", " / ".join(str(start[name]) for name in STARTS)],
@@ -148,11 +151,11 @@ def table(result: Result) -> str:
     ]
     rows += [[f"soak: {name}", soak[name]] for name in ("requests", *growth([0.0])) if name in soak]
     cells = [[name, "unavailable here" if value is None else value] for name, value in rows]
-    return markdown([f"{result['model']}, {result['precision']}, {result['slots']} slots", "MiB"], cells)
+    return markdown([f"{result['model']}, {result['precision']}, {result['slots']} rows", "MiB"], cells)
 
 
 def panels(result: Result) -> list[Panel]:
-    """Memory over requests, and where a cold start goes."""
+    """Parts of the cold start, and memory over requests."""
     start, soak = result["cold_start_s"], result.get("soak")
     bar = Line(result["model"], (), [start[name] for name in STARTS])
     drawn = [Panel("cold start", "s", [bar], stacked=("import", "load", "first request"))]

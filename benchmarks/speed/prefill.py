@@ -1,7 +1,7 @@
-"""Seconds of a prefill against the size of its chunks, and how long a running row waits for its next step.
+"""`bench prefill`: time of a prefill against its chunk size, and the gap between two steps of a running row.
 
-All sizes are timed in turns in one run; the last one of each length is the whole prefill in one call.
-Processor seconds change less with what else a machine does; with several threads they count waiting, too.
+All chunk sizes are timed in turns in one run. The last size of each length is the whole prefill in one call.
+Processor time depends less on other load of the machine; with several threads it includes their waiting.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.benchmarks.report.report import markdown, measured_on, need_positive
-from valle2.benchmarks.speed.steps import place, row
+from valle2.benchmarks.options import need_positive
+from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.report.tables import markdown
+from valle2.benchmarks.speed.steps import random_row
+from valle2.benchmarks.stages import ARRow, ARStage
 from valle2.runtime import Valle2
-from valle2.runtime.generation.ar_runner import ARRunner
-from valle2.runtime.generation.sequence import Sequence
 
 POSITIONS = (180, 600)
 CHUNKS = (32, 64, 128, 256)
@@ -26,52 +27,50 @@ PARTS = ("alone_ms", "alone_cpu_ms", "gap_ms", "gap_cpu_ms")
 Result = dict[str, Any]
 
 
-def prefill(model: str, repeats: int, seed: int, threads: int, **where: Any) -> Result:
-    """Time every number of positions in chunks of every size, alone and beside a row that decodes.
+def prefill(model: str, repeats: int, seed: int, threads: int, **load_options: Any) -> Result:
+    """Time every number of positions in chunks of every size, alone and while another row decodes.
 
-    where: other arguments of `Valle2.load`.
+    load_options: other arguments of `Valle2.load`.
     """
     need_positive(repeats=repeats, threads=threads)
-    tts = Valle2.load(model, threads=threads, slots=2, **where)
-    slots, sizes = tts.model.ar, tts.manifest.sizes
-    usual = slots.chunk
-    fitting = [count for count in POSITIONS if count <= min(slots.capacity, slots.max_groups)]
-    entering = {count: row(sizes, count, seed) for count in fitting}
-    slots.enter(0, row(sizes, RUNNING, seed))
+    tts = Valle2.load(model, threads=threads, slots=2, **load_options)
+    ar, sizes = ARStage(tts), tts.manifest.sizes
+    default_chunk = ar.chunk
+    fitting = [count for count in POSITIONS if count <= min(ar.capacity, ar.max_groups)]
+    rows = {count: random_row(sizes, count, seed) for count in fitting}
+    ar.prefill(0, random_row(sizes, RUNNING, seed))
     conditions = [(count, chunk) for count in fitting for chunk in [c for c in CHUNKS if c < count] + [count]]
     times: dict[tuple[int, int], list[tuple[float, ...]]] = {condition: [] for condition in conditions}
     for turn in range(repeats + 1):
         for count, chunk in conditions:
-            slots.chunk = chunk
-            took = timed(slots, entering[count])
+            ar.chunk = chunk
+            took = timed(ar, rows[count])
             times[count, chunk] += [took] if turn else []
     lines = [line(*condition, found) for condition, found in times.items()]
-    about = {"prefill": lines, "chunk": usual, "repeats": repeats, **where}
-    return about | measured_on(tts, seed, threads)
+    about = {"prefill": lines, "chunk": default_chunk, "repeats": repeats, **load_options}
+    return about | measured_on(tts.manifest, seed, threads)
 
 
-def timed(slots: ARRunner, entering: Sequence) -> tuple[float, ...]:
-    """A prefill alone, then the most from one step of a running row to its next during the same prefill.
+def timed(ar: ARStage, row: ARRow) -> tuple[float, ...]:
+    """Time a prefill alone, then the same prefill with a step of a running row after each chunk.
 
-    -> seconds and processor seconds of the one, then of the other.
+    Returns:
+        Seconds and processor seconds of the prefill alone, then of the longest gap between two steps.
     """
     began = clocks()
-    slots.enter(1, entering)
+    ar.prefill(1, row)
     alone = clocks() - began
-    place(slots, 1, RUNNING)
-    slots.step(1)
+    ar.set_positions(1, RUNNING)
+    ar.step(1)
     ends = [clocks()]
-    slots.start_prefill(1, entering)
-    last = False
-    while not last:
-        last = slots.prefill_chunk(1)
-        slots.step(1)
+    for _ in ar.prefill_chunks(1, row):
+        ar.step(1)
         ends.append(clocks())
     return (*alone.tolist(), *np.diff(ends, axis=0).max(axis=0).tolist())
 
 
 def clocks() -> NDArray[np.float64]:
-    """(2,): the time, and the processor time of this process."""
+    """(2,): wall-clock time and this process's processor time, in seconds."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
@@ -82,13 +81,13 @@ def line(positions: int, chunk: int, found: list[tuple[float, ...]]) -> Result:
 
 
 def table(result: Result) -> str:
-    """A line per condition."""
+    """One line per condition."""
     head = [
         "positions",
         "chunk",
         "prefill, ms",
         "processor, ms",
-        "longest gap beside it, ms",
+        "longest gap of a running row, ms",
         "processor, ms",
     ]
     return markdown(head, [list(found.values()) for found in result["prefill"]])

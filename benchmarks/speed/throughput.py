@@ -1,42 +1,45 @@
-"""Many requests: one at a time against all at once, then an open loop of Poisson arrivals.
+"""`bench throughput`: one request at a time against many at once, then an open loop of Poisson arrivals.
 
-In the open loop requests arrive whether or not earlier ones are done, so waiting counts. Playback of a stream
-starts with its first audio; an underrun is a moment at which it has played all that it got.
+In the open loop requests arrive whether or not earlier ones are done, so queueing time counts. Playback of a
+stream starts with its first audio. An underrun is a wait of more than 100 ms after that.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from valle2.benchmarks.options import need_positive
 from valle2.benchmarks.report.plots import Line, Panel
-from valle2.benchmarks.report.report import (
-    markdown,
-    measured_on,
-    need_positive,
+from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.report.statistics import (
+    UNDERRUN_SECONDS,
+    longest_wait,
     percentiles,
     ratio_percentiles,
 )
+from valle2.benchmarks.report.tables import markdown, open_loop_rows
 from valle2.runtime import Request, Stream, Valle2
-
-UNDERRUN_SECONDS = 0.1
 
 
 @dataclass(slots=True)
 class Listener:
-    """One stream and what its listener hears. Times in seconds."""
+    """One stream, and what its listener hears.
+
+    arrived: when the request arrived. heard: (arrival time, seconds of audio) of every piece. All times are
+    seconds since the loop began.
+    """
 
     stream: Stream
     arrived: float
     heard: list[tuple[float, float]] = field(default_factory=list)
 
     def listen(self, now: float) -> None:
-        """Note the audio that has been made since the last call."""
+        """Take the audio that was made since the last call."""
         while self.stream.ready:
             self.heard.append((now, len(next(self.stream)) / self.stream.sample_rate))
 
@@ -53,18 +56,6 @@ class Listener:
         return self.heard[-1][0] - self.arrived
 
 
-def longest_wait(heard: Sequence[tuple[float, float]]) -> float:
-    """The longest time that playback stood still after it had begun.
-
-    heard: (when it came, seconds of audio), in order.
-    """
-    played_until, longest = heard[0][0], 0.0
-    for when, seconds in heard:
-        longest = max(longest, when - played_until)
-        played_until = max(played_until, when) + seconds
-    return longest
-
-
 def throughput(
     model: str,
     text: str,
@@ -75,16 +66,18 @@ def throughput(
     threads: int,
     repeats: int,
     frames: int = 0,
-    **where: Any,
+    **load_options: Any,
 ) -> dict[str, Any]:
-    """Compare one at a time with `slots` at once, then measure an open loop of `rate` requests a second.
+    """Compare one at a time with `slots` at once, then measure an open loop.
 
-    rate 0 takes 70 % of what was measured at once. frames: what each speaks, for a model that never ends.
-    where: other arguments of `Valle2.load`.
+    Args:
+        rate: requests per second of the open loop; 0 is 70 % of the throughput at once.
+        frames: length of each request, for a model that never draws `<eos>`; 0 lets `<eos>` end it.
+        load_options: other arguments of `Valle2.load`.
     """
     need_positive(requests=requests, slots=slots, threads=threads, repeats=repeats)
-    tts = Valle2.load(model, threads=threads, slots=slots, **where)
-    batch = some_requests(tts, text, slots, seed, frames)
+    tts = Valle2.load(model, threads=threads, slots=slots, **load_options)
+    batch = make_requests(tts, text, slots, seed, frames)
     tts.synthesize_batch(batch)  # warm-up
     pairs = [(one_at_a_time(tts, batch), at_once(tts, batch)) for _ in range(repeats)]
     alone, together = (median(pair[side] for pair in pairs) for side in (0, 1))
@@ -97,12 +90,12 @@ def throughput(
         "slots": slots,
         "open_loop": open_loop(tts, batch, requests, chosen, seed),
         "text": text,
-        **where,
-    } | measured_on(tts, seed, threads)
+        **load_options,
+    } | measured_on(tts.manifest, seed, threads)
 
 
-def some_requests(tts: Valle2, text: str, count: int, seed: int, frames: int) -> list[Request]:
-    """`count` requests for the same text that differ in seed and voice."""
+def make_requests(tts: Valle2, text: str, count: int, seed: int, frames: int) -> list[Request]:
+    """`count` requests of the same text that differ in seed and voice."""
     voices, defaults = [tts.voice(name) for name in tts.voices()], tts.settings()
     return [
         Request(text, voices[i % len(voices)], replace(defaults, seed=seed + i, max_frames=frames))
@@ -111,28 +104,32 @@ def some_requests(tts: Valle2, text: str, count: int, seed: int, frames: int) ->
 
 
 def one_at_a_time(tts: Valle2, batch: list[Request]) -> float:
-    """Audio seconds per second."""
+    """Audio seconds per second of requests spoken one after another."""
     began = time.perf_counter()
     audio = sum(tts.synthesize(r.text, r.prompt, r.settings).timings.audio for r in batch)
     return audio / (time.perf_counter() - began)
 
 
 def at_once(tts: Valle2, batch: list[Request]) -> float:
-    """Audio seconds per second."""
+    """Audio seconds per second of requests spoken in one batch."""
     began = time.perf_counter()
     audio = sum(speech.timings.audio for speech in tts.synthesize_batch(batch))
     return audio / (time.perf_counter() - began)
 
 
 def open_loop(tts: Valle2, batch: list[Request], count: int, rate: float, seed: int) -> dict[str, Any]:
-    """Poisson arrivals at `rate` a second."""
+    """Streams that arrive as a Poisson process of `rate` requests per second."""
     gaps = np.random.default_rng(seed).exponential(1 / rate, count)
     listeners, took = listen(tts, batch, list(np.cumsum(gaps) - gaps[0]))
     return summary(listeners, rate, took)
 
 
 def listen(tts: Valle2, batch: list[Request], due: list[float]) -> tuple[list[Listener], float]:
-    """Start a stream at each time that is due and listen to all as they are made; -> them, seconds."""
+    """Start a stream at each of the `due` times and listen to all of them.
+
+    Returns:
+        The listeners, and the seconds until the last stream ended.
+    """
     listeners: list[Listener] = []
     began = time.perf_counter()
     while due or any(not listener.stream.done for listener in listeners):
@@ -151,7 +148,7 @@ def listen(tts: Valle2, batch: list[Request], due: list[float]) -> tuple[list[Li
 
 
 def summary(listeners: list[Listener], rate: float, took: float) -> dict[str, Any]:
-    """Percentiles over the streams."""
+    """Percentiles over the streams that ended without an error."""
     heard = [listener for listener in listeners if listener.heard and not listener.stream.error]
     points = (50, 95, 99)
     return {
@@ -174,23 +171,13 @@ def table(result: dict[str, Any]) -> str:
             ["one at a time, audio s/s", result["one_at_a_time"]],
             [f"{result['slots']} at once, audio s/s", result["at_once"]],
             ["ratio", result["ratio"]],
-            *loop_rows(loop),
+            *open_loop_rows(loop),
         ],
     )
 
 
-def loop_rows(loop: dict[str, Any]) -> list[list[object]]:
-    """Rows of an open loop."""
-    return [
-        [f"open loop of {loop['requests_per_s']} requests/s: audio s/s", loop["audio_s_per_s"]],
-        ["first audio p50 / p95 / p99, ms", joined(loop.get("first_audio_ms", {}))],
-        ["RTF p50 / p95 / p99", joined(loop.get("rtf", {}))],
-        ["underruns over 100 ms", f"{loop['underruns']} of {loop['requests']}"],
-    ]
-
-
 def panels(result: dict[str, Any]) -> list[Panel]:
-    """One at a time against all at once, and what a listener of the open loop waits for."""
+    """Throughput of all three loops; first audio and RTF in the open loop."""
     loop = result["open_loop"]
     sides = [
         Line("one at a time", (), [result["one_at_a_time"]]),
@@ -204,7 +191,3 @@ def panels(result: dict[str, Any]) -> list[Panel]:
         Panel("first audio in the open loop", "ms", waits, stacked=("first audio",)),
         Panel("RTF in the open loop", "RTF", rtf, stacked=("RTF",)),
     ]
-
-
-def joined(values: dict[str, float]) -> str:
-    return " / ".join(str(value) for value in values.values())

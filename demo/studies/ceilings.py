@@ -18,10 +18,10 @@ import numpy as np
 from demo.speech.shards import Utterance, read_shard
 from demo.speech.speak import SOURCES, hibari_speaker, trim, vocabulary
 from demo.training.refine import pairs, refined
-from valle2.benchmarks.quality.alignment import word_error_rate
-from valle2.benchmarks.quality.judges import Judges, words
+from valle2.benchmarks.quality.judges import Judges
 from valle2.benchmarks.quality.speakers import speaker
-from valle2.benchmarks.report.report import markdown
+from valle2.benchmarks.quality.word_errors import word_error_rate, words
+from valle2.benchmarks.report.tables import markdown
 from valle2.runtime import Prompt, Request, Valle2
 
 Array = np.ndarray[Any, Any]

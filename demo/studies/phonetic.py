@@ -16,7 +16,7 @@ import torch
 
 from demo.speech.shards import Utterance, is_held_out, read_shard, shards
 from demo.training.train_codec import CodecTrainer, load_codec
-from valle2.benchmarks.report.report import markdown
+from valle2.benchmarks.report.tables import markdown
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor
 from demo.speech.shards import is_held_out, read_codes, read_shard, shards
 from demo.training.refine import Array, pairs, refine_shard
 from demo.training.train_codec import load_codec
-from valle2.benchmarks.report.report import markdown
+from valle2.benchmarks.report.tables import markdown
 from valle2.export.codecs.common import embedded
 from valle2.runtime import Valle2
 

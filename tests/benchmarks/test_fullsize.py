@@ -1,4 +1,4 @@
-"""The full-size model: made once, found again, as long as it is told; tried on small sizes."""
+"""The full-size model, tried on small sizes: made once, found again, speech of the requested length."""
 
 from __future__ import annotations
 
@@ -7,17 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.conftest import SMALL
 from valle2.benchmarks import fullsize
-from valle2.benchmarks.fullsize import SIZES, Made, cache_directory, full_size
+from valle2.benchmarks.fullsize import SIZES, FullSizeModel, cache_directory, full_size
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Settings, Valle2
-
-SMALL = {"d_model": 32, "heads": 4, "layers": 2, "ffn": 64, "max_frames": 1024}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return full_size(tmp_path_factory.mktemp("cache"), **SMALL)
 
 
 def test_the_papers_sizes() -> None:
@@ -25,16 +19,18 @@ def test_the_papers_sizes() -> None:
     assert SIZES["max_text"] + 1 + SIZES["max_frames"] // SIZES["group_size"] >= 3000 + 16
 
 
-def test_lengths_are_what_was_asked_for(made: Made) -> None:
-    tts = Valle2.load(made.bundle)
+def test_lengths_are_what_was_asked_for(small_full_size: FullSizeModel) -> None:
+    tts = Valle2.load(small_full_size.bundle, precision="fp32")
     settings = Settings(top_p=0.0, threshold=1.0, max_frames=60)
     speech = tts.synthesize(fullsize.TEXT, tts.voice("noise"), settings)
     assert len(speech.codes) == 60 and speech.finish_reason == "max_frames"
 
 
-def test_a_cached_model_is_not_made_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_model_is_not_made_again(
+    small_full_size: FullSizeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fullsize, "make", lambda *_: pytest.fail("made again"))
-    assert full_size(made.bundle.parents[1], **SMALL) == made
+    assert full_size(small_full_size.bundle.parents[1], **SMALL) == small_full_size
 
 
 def test_without_torch_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

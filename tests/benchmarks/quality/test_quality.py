@@ -1,5 +1,7 @@
-"""The quality sweep: scores that follow from words, intervals, redraws, a file that resumes; and
-a slice of it on the embedded model with bounds that broken codes do not meet."""
+"""The quality sweep: scores, intervals, redraws, and a file that a sweep continues from.
+
+A slice of it runs on the embedded model, with bounds that broken codes do not meet.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +18,25 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.benchmarks.conftest import a_score
 from valle2.benchmarks.quality import sweep as sweeping
-from valle2.benchmarks.quality.alignment import echoes, is_repeated, is_truncated
-from valle2.benchmarks.quality.conditions import AXES, OFF, Plan, strict
-from valle2.benchmarks.quality.evaluate import Company, sound_scores
+from valle2.benchmarks.quality.conditions import AXES, OFF, Condition, Plan, strict
+from valle2.benchmarks.quality.evaluate import Candidates, count_redraws, sound_scores
 from valle2.benchmarks.quality.judges import Judges
-from valle2.benchmarks.quality.redraws import count_redraws
-from valle2.benchmarks.quality.scores import COLUMNS, Score, difference, read_scores, summarise
-from valle2.benchmarks.quality.selection import select
+from valle2.benchmarks.quality.scores import COLUMNS, difference, read_scores, select, summarise
 from valle2.benchmarks.quality.speakers import Speaker, recorded_speakers
+from valle2.benchmarks.quality.word_errors import count_repeats, is_repeated, is_truncated
+from valle2.benchmarks.stages import ARStage, ar_row, encode_sentences
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Request, Settings, Speech, Valle2
 from valle2.runtime.cli.main import main
-from valle2.runtime.generation.sampling import repeats_too_often
+from valle2.runtime.generation.sampling import repeats_too_often, uniforms
 from valle2.runtime.types import Timings
 
 ROOT = Path(__file__).parents[3]
 SLICE = 10
 WORST_WER, LEAST_OWN, WORST_CAPPED = 50.0, 0.7, 0.1
-"""The model shipped now has 7 %, 1.0 and 0 on the slice; shuffled codes are no words at all."""
-
-
-def a_score(sentence: int = 0, seed: int = 0, **values: object) -> Score:
-    plain = dict.fromkeys(COLUMNS, 0) | {"voice": "amber", "words": 10, "letters": 40, "drawn": 100}
-    return Score(**(plain | {"sentence": sentence, "seed": seed} | values))  # type: ignore[arg-type]
+"""Bounds for the slice. The embedded model has 7 %, 1.0 and 0; shuffled codes are not words."""
 
 
 def need_judges() -> None:
@@ -48,7 +45,7 @@ def need_judges() -> None:
         pytest.skip("the judges are not installed; pip install 'valle2[eval]' and --no-deps resemblyzer")
 
 
-def test_p808_alone_is_what_speechmos_says() -> None:
+def test_mos_equals_the_p808_score_of_speechmos() -> None:
     need_judges()
     from valle2.benchmarks.quality.judges import RATE, Judges
 
@@ -74,8 +71,12 @@ def test_truncation(said: str, heard: str, cut: bool) -> None:
     assert is_truncated(said, heard) is cut
 
 
-def test_repetition_counts_what_the_text_does_not_have() -> None:
-    assert echoes(["a", "b", "a", "b"]) == 1 and echoes(["a", "a", "a"]) == 2 and echoes(["a", "b", "c"]) == 0
+def test_only_repeats_that_the_text_lacks_count() -> None:
+    assert (
+        count_repeats(["a", "b", "a", "b"]) == 1
+        and count_repeats(["a", "a", "a"]) == 2
+        and count_repeats(["a", "b", "c"]) == 0
+    )
     assert is_repeated("go home now", "go home go home now")
     assert not is_repeated("very very cold", "very very cold")
     assert is_repeated("very very cold", "very very very cold")
@@ -103,7 +104,7 @@ def test_intervals_cover_the_figure_and_shrink() -> None:
     assert widths[1] < widths[0] / 5
 
 
-def test_a_paired_difference_is_narrow_where_cells_move_together() -> None:
+def test_a_paired_difference_is_narrow_where_conditions_move_together() -> None:
     before = [a_score(i, errors=i % 7) for i in range(100)]
     after = [replace(score, errors=score.errors + 1) for score in before]
     found = difference(before, after)["wer"]
@@ -111,15 +112,15 @@ def test_a_paired_difference_is_narrow_where_cells_move_together() -> None:
     assert difference(after, before)["wer"]["value"] == pytest.approx(-10.0)
 
 
-def test_a_stranger_may_be_taken_for_another_and_not_for_a_known_voice(voice: Prompt) -> None:
-    """Two strangers, then two of the model's; what is heard is a blend. Those of one name are no rivals."""
+def test_an_unseen_voice_has_two_scores_against_others_like_it_and_against_own_voices(voice: Prompt) -> None:
+    """Two unseen voices, then two of the model's. The output is a blend. Those of one name are no rivals."""
     speech = Speech(np.ones(9, np.float32), 16000, np.zeros((1, 8), np.int64), "eos", Timings())
 
     def found(blend: tuple[float, ...], known: int, names: str = "abcd") -> tuple[int, int, int]:
         judges = SimpleNamespace(embed=lambda audio, rate: np.array(blend), mos=lambda audio, rate: 3.0)
         voices = np.eye(4, dtype=np.float32)
         speakers = [Speaker(replace(voice, name=n), v) for n, v in zip(names, voices, strict=True)]
-        scores = sound_scores(cast(Judges, judges), speech, Company(speakers, known), 0)
+        scores = sound_scores(cast(Judges, judges), speech, Candidates(speakers, known), 0)
         return scores["own"], scores["stranger"], scores["beside_known"]
 
     assert found((0.5, 0.6, 0.4, 0.1), known=2) == (0, 1, 1)
@@ -150,7 +151,7 @@ def test_selection_rules() -> None:
 
 
 def test_redraws_are_those_of_the_rule(tts: Valle2, voice: Prompt) -> None:
-    """Random weights: a threshold of 0 draws every code again, 1 none, and between it follows the share."""
+    """With random weights a threshold of 0 draws every code again, 1 none, and 0.1 some of them."""
     shares = []
     for threshold in (0.0, 0.1, OFF):
         settings = Settings(top_p=0.0, threshold=threshold, seed=5, max_frames=60)
@@ -158,39 +159,34 @@ def test_redraws_are_those_of_the_rule(tts: Valle2, voice: Prompt) -> None:
         redraws, drawn = count_redraws(tts, request, tts.synthesize_batch([request])[0])
         assert drawn >= 1
         shares.append(redraws / drawn)
-    assert shares[0] == 1.0 and shares[2] == 0.0 and 0 <= shares[1] <= 1
+    assert shares[0] == 1.0 and shares[2] == 0.0 and 0 < shares[1] < 1
 
 
 def test_first_draws_are_the_codes_where_the_rule_is_off(tts: Valle2, voice: Prompt) -> None:
-    from valle2.benchmarks.quality.redraws import first_draws
-    from valle2.runtime.generation.sampling import uniforms
-    from valle2.runtime.generation.sequence import Sequence
-
     request = Request("hello there", voice, Settings(top_p=0.5, threshold=OFF, seed=9, max_frames=40))
     codes = tts.synthesize_batch([request])[0].codes[:, 0]
-    (text,) = tts.sentences(request)
-    words, _ = tts.model.layout.texts(text)
+    (sentence,) = encode_sentences(tts, request)
     draws = uniforms(9, 0, len(codes) // 2 + 1, 2)
-    row = Sequence(words, voice.codes[:, 0], draws, request.settings, int(tts.model.layout.code_bos))
-    assert np.array_equal(first_draws(tts, row, codes)[: len(codes)], codes)
+    row = ar_row(sentence.text, voice.codes[:, 0], draws, request.settings, sentence.start)
+    assert np.array_equal(ARStage(tts).first_draws(row, codes)[: len(codes)], codes)
 
 
 def test_axes_name_every_condition_once() -> None:
     plan = Plan(["G1", "G2"], Settings(threshold=OFF), ("fp32", "int8"), recorded=True, held_out=True)
     for axis, make in AXES.items():
-        names = [cell.name for cell in make(plan)]
+        names = [condition.name for condition in make(plan)]
         assert names and len(set(names)) == len(names), axis
     assert len(AXES["sampling"](plan)) == 2 * 2 * 5
-    assert [cell.name.rsplit(", ", 1)[1] for cell in AXES["unseen"](plan)] == [
+    assert [condition.name.rsplit(", ", 1)[1] for condition in AXES["unseen"](plan)] == [
         "recorded voices",
         "held-out voices",
     ]
-    assert [cell.voices for cell in AXES["prompts"](plan)] == ["recorded"] * 4 + ["held-out"] * 4
-    assert {cell.voices for cell in AXES["prompts"](replace(plan, recorded=False, held_out=False))} == {"own"}
+    assert [one.voices for one in AXES["prompts"](plan)] == ["recorded"] * 4 + ["held-out"] * 4
+    assert {one.voices for one in AXES["prompts"](replace(plan, recorded=False, held_out=False))} == {"own"}
 
 
 def test_every_recording_of_a_speaker_is_a_prompt(tts: Valle2, tmp_path: Path) -> None:
-    """In turns; with a length they are joined, one prompt a speaker."""
+    """They come in turns. With a length they are joined to one prompt per speaker."""
     codec = tts.need_codec()
     for name, count in (("b", 1), ("a", 3)):
         for number in range(count):
@@ -207,14 +203,14 @@ def test_every_recording_of_a_speaker_is_a_prompt(tts: Valle2, tmp_path: Path) -
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second run measures only what the first did not; other inputs are refused."""
+    """The second run measures only what the first did not. Other inputs are refused."""
     measured: list[str] = []
 
-    def measure(self: sweeping.Bench, cell: object) -> dict[str, object]:
-        measured.append(cell.name)  # type: ignore[attr-defined]
+    def measure(self: sweeping.Bench, condition: Condition) -> dict[str, object]:
+        measured.append(condition.name)
         if len(measured) == 2:
             raise KeyboardInterrupt
-        return {"cell": {}, "summary": {}, "rows": []}
+        return {"condition": {}, "summary": {}, "rows": []}
 
     monkeypatch.setattr(sweeping, "need", lambda *names: None)
     monkeypatch.setattr(sweeping.Bench, "measure", measure)
@@ -222,10 +218,10 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch:
     out = tmp_path / "q.json"
     with pytest.raises(KeyboardInterrupt):
         sweeping.sweep(inputs, out, lambda line: None)
-    kept = list(json.loads(out.read_text())["cells"])
+    kept = list(json.loads(out.read_text())["conditions"])
     assert kept == measured[:1]
     result = sweeping.sweep(inputs, out, lambda line: None)
-    assert measured.count(kept[0]) == 1 and set(result["cells"]) == set(measured)
+    assert measured.count(kept[0]) == 1 and set(result["conditions"]) == set(measured)
     more = replace(inputs, models={"toy": str(bundle), "other": str(bundle)}, axes=["sampling"])
     result = sweeping.sweep(more, out, lambda line: None)
     assert set(result["inputs"]["models"]) == {"toy", "other"} and measured.count(kept[0]) == 1
@@ -242,7 +238,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch:
         sweeping.sweep(replace(inputs, plain=["there"]), out, lambda line: None)
     result["inputs"]["models"]["toy"] = "another"
     out.write_text(json.dumps(result))
-    with pytest.raises(Valle2Error, match="figures of other models"):
+    with pytest.raises(Valle2Error, match="results of other models"):
         sweeping.sweep(inputs, out, lambda line: None)
     out.write_text("{}")
     with pytest.raises(Valle2Error, match="not a quality sweep's file"):
@@ -276,7 +272,7 @@ def test_one_line_of_error(
 def test_a_bundle_without_voices_is_refused(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("valle2.benchmarks.quality.command.need", lambda *names: None)
+    monkeypatch.setattr("valle2.benchmarks.quality.sentences.need", lambda *names: None)
     mute = Path(shutil.copytree(bundle, tmp_path / "mute"))
     for voice in Valle2.load(mute).voices():
         assert main(["voices", "remove", voice, "--model", str(mute)]) == 0
@@ -289,11 +285,12 @@ def test_a_bundle_without_voices_is_refused(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_slice_on_the_embedded_model() -> None:
-    """Well above what the shipped model reaches, well below what shuffled codes reach."""
+    """The bounds lie between the embedded model and shuffled codes."""
     need_judges()
-    from valle2.benchmarks.quality.evaluate import evaluate, word_scores
+    from valle2.benchmarks.quality.evaluate import evaluate
     from valle2.benchmarks.quality.judges import Judges
     from valle2.benchmarks.quality.speakers import own_speakers
+    from valle2.benchmarks.quality.word_errors import word_scores
 
     tts, judges = Valle2.load("demo"), Judges()
     texts = (ROOT / "demo" / "sentences_100.txt").read_text().splitlines()[20 : 20 + SLICE]

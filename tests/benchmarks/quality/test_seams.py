@@ -1,4 +1,4 @@
-"""Seams: what must be flagged is, what must not be is not; joints are where a stream was cut."""
+"""Joints of streams: which are flagged and which are not, where they are, and their tables."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.benchmarks.conftest import a_score
 from valle2.benchmarks.quality import sweep as sweeping
-from valle2.benchmarks.quality.conditions import Cell
-from valle2.benchmarks.quality.evaluate import side_by_side, streams
-from valle2.benchmarks.quality.scores import COLUMNS, Score, summarise
+from valle2.benchmarks.quality.conditions import Condition
+from valle2.benchmarks.quality.evaluate import run_streams, streams
+from valle2.benchmarks.quality.scores import COLUMNS, summarise
 from valle2.benchmarks.quality.seams import clicks, joint_scores, joints_of, seam_ranks
-from valle2.benchmarks.quality.sweep import measured, resumed
+from valle2.benchmarks.quality.sweep import measured, resumed, upgraded
 from valle2.benchmarks.quality.tables import tables
 from valle2.runtime import Prompt, Request, Settings, Valle2
+from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 
 RATE = 24000
 AT = np.array([9012, 18015, 30011])
@@ -38,7 +41,7 @@ def pieces(wave: Wave) -> list[Wave]:
 
 
 def speech_like(seed: int) -> Wave:
-    """Two seconds of noise whose colour and loudness wander, as in speech."""
+    """Two seconds of noise whose spectrum and loudness change as in speech."""
     rng = np.random.default_rng(seed)
     knots = np.linspace(0, 2 * RATE, 21)
     places = np.arange(2 * RATE)
@@ -48,7 +51,7 @@ def speech_like(seed: int) -> Wave:
 
 
 def skipped(wave: Wave) -> Wave:
-    """One sample is missing at every joint, so that each period there is short."""
+    """One sample is missing at every joint."""
     return np.concatenate([piece[i > 0 :] for i, piece in enumerate(pieces(wave))])
 
 
@@ -78,7 +81,7 @@ def test_an_untouched_wave_is_not(noise: float) -> None:
 
 
 def test_a_change_behind_a_cross_fade_is_heard_by_its_spectrum_alone() -> None:
-    """Where another sound is faded in nothing clicks, yet the flux stands out; of one sound neither does."""
+    """A cross-fade to another sound does not click, but its flux stands out. One sound does neither."""
     found = []
     for seed in range(4):
         wave, other = speech_like(seed), speech_like(seed + 100)
@@ -110,47 +113,54 @@ def test_sentences_and_empty_pieces_are_no_joints() -> None:
 
 
 def test_streams_are_measured_where_they_were_cut(tts: Valle2, voice: Prompt) -> None:
-    """Two sentences of random codes: the whole has their ends, the stream more."""
+    """Two sentences of random codes: the whole has two ends, the stream has more."""
     settings = Settings(top_p=1.0, seed=3, max_frames=60)
     requests = [Request("hello there. the fox.", voice, settings)]
     (speech,), (joints,) = streams(tts, requests)
-    (whole,) = side_by_side(tts, requests, 0.0)
+    (whole,) = run_streams(tts, requests, 0.0)
     assert len(speech.audio) == len(whole.speech().audio)
     assert len(whole.pieces) == 3  # two sentences and a pause
     assert joints["joints"] >= 2
-    assert 0 <= joints["seam"] <= joints["joints"] and 0 <= joints["click"] <= joints["joints"]
+    (again,) = run_streams(tts, requests, FIRST_CHUNK_SECONDS)
+    ends = np.cumsum([len(piece) for piece in again.pieces])
+    sentences = np.cumsum([len(piece) for piece in whole.pieces])
+    places = np.array(sorted({*ends.tolist()} - {0, *sentences.tolist()}))
+    assert joints["joints"] == len(places)
+    assert joints["seam"] == seam_ranks(speech.audio, places, speech.sample_rate).sum()
+    assert joints["seam_whole"] == seam_ranks(whole.speech().audio, places, speech.sample_rate).sum()
 
 
 def a_sweep() -> dict[str, object]:
-    """Two cells of six sentences: streams click at one of two joints, the whole never."""
-    plain = dict.fromkeys(COLUMNS, 0) | {"voice": "amber", "words": 10, "letters": 40, "drawn": 100}
-    whole = [Score(**(plain | {"sentence": i})) for i in range(6)]  # type: ignore[arg-type]
+    """Two conditions of six sentences: streams click at one of two joints, the whole never does."""
+    whole = [a_score(i) for i in range(6)]
     streamed = [replace(s, joints=2, seam=1.4, click=1, seam_whole=1.1, errors=1) for s in whole]
-    cells = {"whole": (False, whole), "streamed": (True, streamed)}
+    conditions = {"whole": (False, whole), "streamed": (True, streamed)}
     return {
-        "axes": {"streaming": list(cells)},
+        "axes": {"streaming": list(conditions)},
         "inputs": {"models": {}, "hard": []},
         "columns": COLUMNS,
         "unmeasured": {},
-        "cells": {
+        "conditions": {
             name: {
-                "cell": {"streamed": flag},
+                "condition": {"streamed": flag},
                 "summary": summarise(scores),
                 "rows": [s.row() for s in scores],
             }
-            for name, (flag, scores) in cells.items()
+            for name, (flag, scores) in conditions.items()
         },
     }
 
 
 def older(result: dict[str, object]) -> dict[str, object]:
-    """As a version without joints wrote it."""
+    """As a version without joints wrote it, which called a condition a cell."""
     before = COLUMNS[: COLUMNS.index("joints")]
-    made = copy.deepcopy(result) | {"columns": before}
-    for cell in made["cells"].values():  # type: ignore[attr-defined]
-        cell["rows"] = [row[: len(before)] for row in cell["rows"]]
+    made: dict[str, Any] = copy.deepcopy(result) | {"columns": before}
+    for one in made["conditions"].values():
+        one["rows"] = [row[: len(before)] for row in one["rows"]]
         for name in ("seam", "click", "seam_whole", "click_whole"):
-            cell["summary"].pop(name, None)
+            one["summary"].pop(name, None)
+        one["cell"] = one.pop("condition")
+    made["cells"] = made.pop("conditions")
     return made
 
 
@@ -164,16 +174,16 @@ def test_the_table_has_both_and_their_difference() -> None:
 
 
 def test_a_file_of_an_earlier_version(tmp_path: Path) -> None:
-    """It renders without joints, goes on, and its streams alone are measured again."""
+    """Its tables lack joints. A sweep continues from it and measures only the streams again."""
     old = older(a_sweep())
-    text = tables(old)["streaming"]
-    assert "seam" not in text and "click" not in text and "streamed - whole" in text
     (tmp_path / "q.json").write_text(json.dumps(old))
+    text = tables(upgraded(copy.deepcopy(old)))["streaming"]
+    assert "seam" not in text and "click" not in text and "streamed - whole" in text
     kept = resumed(tmp_path / "q.json", {"inputs": old["inputs"]})
     assert kept["columns"] == COLUMNS
-    cell = Cell("G2", 0.2, 1.0)
-    kept["cells"] = {cell.name: kept["cells"]["whole"]}
-    kept["cells"][replace(cell, streamed=True).name] = old["cells"]["streamed"]  # type: ignore[index]
-    assert measured(cell, kept) and not measured(replace(cell, streamed=True), kept)
-    assert not measured(replace(cell, top_p=0.5), kept)
-    assert len(sweeping.scores_of(kept, cell.name)) == 6
+    base = Condition("G2", 0.2, 1.0)
+    whole, streamed = kept["conditions"]["whole"], kept["conditions"]["streamed"]
+    kept["conditions"] = {base.name: whole, replace(base, streamed=True).name: streamed}
+    assert measured(base, kept) and not measured(replace(base, streamed=True), kept)
+    assert not measured(replace(base, top_p=0.5), kept)
+    assert len(sweeping.scores_of(kept, base.name)) == 6

@@ -31,7 +31,7 @@ def test_a_cluster_that_does_not_come_up_says_why(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("valle2.benchmarks.serving.replicas.sys.executable", "false")
     content = config(1, [{"route_prefix": "/"}])
     with (
-        pytest.raises(RuntimeError, match="/ready did not come up"),
+        pytest.raises(RuntimeError, match="/ready did not answer within 120 s; the end of its log"),
         running(content, tmp_path / "log"),
     ):
         pass

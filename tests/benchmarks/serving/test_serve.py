@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 
-from valle2.benchmarks.serving.client import Heard
+from valle2.benchmarks.serving.client import Answer
 from valle2.benchmarks.serving.load import serve, summary, table
 
 
@@ -27,10 +27,10 @@ def test_a_short_run(bundle: Path) -> None:
 
 def test_only_whole_streams_count() -> None:
     heard = [
-        Heard(200, False, b"", [(1.0, 1.0), (2.5, 1.0)]),
-        Heard(200, True, b"", [(9.0, 1.0)]),
-        Heard(429),
-        Heard(0),
+        Answer(200, False, b"", [(1.0, 1.0), (2.5, 1.0)]),
+        Answer(200, True, b"", [(9.0, 1.0)]),
+        Answer(429),
+        Answer(0),
     ]
     found = summary(heard, 2.0, 4.0)
     assert found["statuses"] == {"200": 2, "429": 1, "0": 1} and found["cut"] == 1

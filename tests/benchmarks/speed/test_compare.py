@@ -1,4 +1,4 @@
-"""The comparison with eager PyTorch: same codes on both sides, figures that follow from the times."""
+"""The comparison with eager PyTorch: figures that follow from the times, and what is refused."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def test_compare_prints_ratios(
     assert result["nar_peak_fraction"] > 0 and set(result["precisions"]) == {"fp32"}
     for row in result["stages"].values():
         assert row["ratio"] == pytest.approx(row["eager_ms"] / row["ours_ms"], abs=0.03, rel=0.05)
+    assert result["same_codes"] == 1
+    for key, group in (("ratios", "own_group"), ("ratios_group_1", "group_1")):
+        ratio = result["eager_rtf"][group] / result["rtf"]
+        assert result[key]["end_to_end"] == pytest.approx(ratio, abs=0.02, rel=0.02)
     assert result["rtf"] == pytest.approx(
         result["stages"]["total"]["ours_ms"] / 1000 / result["audio_seconds"], rel=0.02
     )
@@ -64,7 +68,7 @@ def test_a_device_is_refused_before_a_model_is_made(
 
 
 def test_operations_of_a_nar_pass() -> None:
-    from valle2.benchmarks.speed.peak import nar_operations
+    from valle2.benchmarks.speed.hardware import nar_operations
 
     sizes = {"d_model": 4, "ffn": 8, "layers": 2}
     weights = 2 * (4 * 16 + 2 * 32)

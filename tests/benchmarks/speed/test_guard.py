@@ -1,8 +1,8 @@
-"""The regression guard: ratios within one run, never seconds.
+"""The regression guard: the runtime must be faster than eager PyTorch, stage by stage.
 
-Five runs on a machine that trained two other models at the same time gave an AR step of 1.6 to 2.9 times
-eager's speed, of group 1's 1.6 to 2.4, a NAR pass of 1.2 to 1.8 and a host share of at most 0.02. The bounds
-lie below that, so they catch what makes the decode as slow as eager PyTorch, not a loss of some percent.
+Both sides take turns in one run, so that other load of the machine affects both. Bounds are on medians of the
+turns. With seven other programs on two cores, three runs gave 2.6 to 3.2 for the AR step, 2.4 to 2.9 against
+group size 1, and 1.3 to 1.4 for the NAR pass; single turns of the NAR were 1.1 to 1.6.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ CHECKPOINT = Path(__file__).parents[3] / "demo" / "checkpoint"
 
 
 @pytest.mark.serial
-def test_ours_stays_ahead_of_eager() -> None:
-    found = compare(CHECKPOINT, "demo", "Yes.", repeats=3, seed=0, threads=1)
-    assert found["ratios"]["ar_step"] > 1.2
-    assert found["ratios_group_1"]["ar_step"] > 1.2
-    assert found["ratios"]["nar_pass"] > 0.6
+def test_the_runtime_is_faster_than_eager_pytorch() -> None:
+    found = compare(CHECKPOINT, "demo", "Yes.", repeats=5, seed=0, threads=1)
+    assert found["ratios"]["ar_step"] > 1.5, found["ratios"]
+    assert found["ratios_group_1"]["ar_step"] > 1.5, found["ratios_group_1"]
+    assert found["ratios"]["nar_pass"] > 1.0, found["ratios"]
+    assert found["ratios"]["end_to_end"] > 1.0, found["ratios"]
     assert found["host_fraction"] < 0.1

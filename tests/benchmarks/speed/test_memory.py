@@ -1,4 +1,4 @@
-"""`bench memory`: fresh processes say how much they take, and a leak of one row's cache a request is seen."""
+"""`bench memory`: fresh processes report their memory, and a leak of one row's cache per request is seen."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from valle2.benchmarks import process
-from valle2.benchmarks.report.report import growth
+from valle2.benchmarks import process_memory
+from valle2.benchmarks.report.statistics import growth
 from valle2.benchmarks.speed import memory
-from valle2.benchmarks.speed.started import Plan, cache_filled, soak
+from valle2.benchmarks.speed.memory_child import Plan, cache_filled, soak
+from valle2.benchmarks.stages import ARStage
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Settings, Speech, Valle2
 from valle2.runtime.cli.main import main
@@ -76,8 +77,8 @@ def test_a_leaked_cache_is_seen(bundle: Path, monkeypatch: pytest.MonkeyPatch, l
     kept: list[object] = []
 
     def leaking(*args: Any) -> Speech:
-        caches = tts.model.ar.caches.values()
-        kept.extend(buffer.read() + i for i in range(4) for buffer in caches)  # freed memory may hold some
+        caches = ARStage(tts).caches().values()
+        kept.extend(cache + i for i in range(4) for cache in caches)  # freed memory may hold some
         return Valle2.synthesize(tts, *args)
 
     if leak:
@@ -86,7 +87,7 @@ def test_a_leaked_cache_is_seen(bundle: Path, monkeypatch: pytest.MonkeyPatch, l
     list(soak(tts, asked))  # ONNX Runtime's arenas grow to what the longest of these takes
     sizes = [size / MIB for size in soak(tts, asked) if size]
     assert len(sizes) == 40
-    caches = sum(buffer.read().nbytes for buffer in tts.model.ar.caches.values())
+    caches = sum(cache.nbytes for cache in ARStage(tts).caches().values())
     assert (growth(sizes)["mib_per_100_requests"] < 100 * caches / MIB / 2) is not leak
 
 
@@ -95,13 +96,19 @@ def test_growth_is_that_of_the_second_half() -> None:
     assert growth([7.0]) == {"first_mib": 7, "last_mib": 7, "mib_per_100_requests": 0}
 
 
-def test_what_a_system_does_not_tell_is_said(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "status_bytes", lambda pid, name: None)
+def test_figures_that_a_system_lacks_are_listed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_memory, "status_bytes", lambda pid, name: None)
     monkeypatch.setattr(sys, "platform", "win32")
-    told = {moment: process.resident_bytes() for moment in memory.MOMENTS}
-    peaks = {moment: process.peak_bytes() for moment in memory.MOMENTS}
-    notes = {"resident": told, "peak": peaks, "cache_bytes": MIB, "positions": 3, "sizes": [None, None]}
-    found = memory.figures(notes, 2.0)
+    resident = {moment: process_memory.resident_bytes() for moment in memory.MOMENTS}
+    peaks = {moment: process_memory.peak_bytes() for moment in memory.MOMENTS}
+    observed = {
+        "resident": resident,
+        "peak": peaks,
+        "cache_bytes": MIB,
+        "positions": 3,
+        "sizes": [None, None],
+    }
+    found = memory.figures(observed, 2.0)
     assert {"resident_mib.load", "peak_mib.slots", "ratio", "ratio_with_base", "soak"} < set(
         found["unavailable"]
     )
@@ -120,4 +127,4 @@ def test_refusals(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "memory", "--model", str(bundle), "--requests", "-1"]) == 1
     assert "--requests is -1; expected 0 or more" in capsys.readouterr().err
     with pytest.raises(Valle2Error, match=r"the measured process failed: .*unknown precision 'int7'"):
-        memory.started(plan(bundle, precision="int7"))
+        memory.run_child(plan(bundle, precision="int7"))

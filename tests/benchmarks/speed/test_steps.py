@@ -1,4 +1,4 @@
-"""The AR step against positions and rows, group sizes side by side, and what is drawn of them."""
+"""The AR step against positions and rows, prefills, group sizes, and the options of the command line."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from valle2.benchmarks import fullsize
 from valle2.benchmarks.cli import KINDS
+from valle2.benchmarks.fullsize import FullSizeModel
 from valle2.benchmarks.options import OPTIONS, PANELS, options_of
 from valle2.benchmarks.report.html import html_table
 from valle2.benchmarks.speed import prefill
-from valle2.benchmarks.speed.steps import row, steps, timed
+from valle2.benchmarks.speed.hardware import step_bytes
+from valle2.benchmarks.speed.steps import random_row, steps, timed
+from valle2.benchmarks.stages import ARStage
 from valle2.engine.bundle.precisions import RECORD_FILE, graph_folder
 from valle2.runtime import Valle2
 from valle2.runtime.cli.main import main
 
-SMALL = {"d_model": 32, "heads": 4, "layers": 2, "ffn": 64, "max_frames": 1024}
-
 
 def test_a_condition_is_what_it_says(bundle: Path) -> None:
-    """Timed steps write the positions after those that were asked for, in the rows that were asked for."""
+    """Timed steps write the positions after the filled ones, in the rows of the condition alone."""
     tts = Valle2.load(bundle, threads=1, slots=3)
-    slots, sizes = tts.model.ar, tts.manifest.sizes
+    ar, sizes = ARStage(tts), tts.manifest.sizes
     for index in range(3):
-        slots.enter(index, row(sizes, 90, index))
-    assert slots.states[slots.turn]["past_lengths"].read().tolist() == [90, 90, 90]
-    cache = slots.caches["cache_key_0"].read()
-    before = cache.copy()
-    timed(slots, 2, 50)
-    assert slots.states[slots.turn]["past_lengths"].read()[:2].tolist() == [65, 65]
+        ar.prefill(index, random_row(sizes, 90, index))
+    assert ar.positions() == [90, 90, 90]
+    before = ar.caches()["cache_key_0"].copy()
+    timed(ar, 2, 50)
+    assert ar.positions()[:2] == [65, 65]
+    cache = ar.caches()["cache_key_0"]
     changed = (cache != before).any(axis=(1, 3))
     assert [np.flatnonzero(row).tolist() for row in changed] == [list(range(50, 65))] * 2 + [[]]
 
@@ -51,13 +51,13 @@ def test_a_prefill_in_chunks(bundle: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_running_row_is_timed_beside_a_prefill(bundle: Path) -> None:
-    """It steps once before the prefill and once after each chunk, the row that enters stays where it is."""
+    """It steps once before the prefill and once after each chunk."""
     tts = Valle2.load(bundle, threads=1, slots=2)
-    slots, sizes = tts.model.ar, tts.manifest.sizes
-    slots.chunk = 32
-    slots.enter(0, row(sizes, 50, 0))
-    found = prefill.timed(slots, row(sizes, 90, 1))
-    assert slots.states[slots.turn]["past_lengths"].read()[0] == prefill.RUNNING + 4
+    ar, sizes = ARStage(tts), tts.manifest.sizes
+    ar.chunk = 32
+    ar.prefill(0, random_row(sizes, 50, 0))
+    found = prefill.timed(ar, random_row(sizes, 90, 1))
+    assert ar.positions()[0] == prefill.RUNNING + 4
     assert len(found) == len(prefill.PARTS) and min(found) > 0
 
 
@@ -69,7 +69,12 @@ def test_steps(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "| positions in the cache |" in out and "ms a row" in out
     found = json.loads(out[out.index("result: ") + 8 :])
     assert [point["rows"] for point in found["batch"]] == [1, 2, 4, 8, 16]
-    assert all(point["ms"] > 0 for point in found["positions"]) and found["us_per_position_bound"] > 0
+    assert all(point["ms"] > 0 for point in found["positions"])
+    sizes = Valle2.load(bundle, threads=1).manifest.sizes
+    each = step_bytes(sizes, 1) - step_bytes(sizes, 0)
+    assert found["us_per_position_bound"] == pytest.approx(each / found["read_gb_per_s"] / 1e3, abs=2e-3)
+    one, *_, sixteen = found["batch"]
+    assert one["step_ms"] == one["ms"] and sixteen["step_ms"] == pytest.approx(16 * sixteen["ms"], abs=0.01)
     page = (tmp_path / "s.html").read_text()
     assert page.count("<table>") == 2 and "<svg" in page and "&quot;us_per_position&quot;" in page
     assert not re.search(r'(src|href)="http', page) and (tmp_path / "s.svg").stat().st_size > 1000
@@ -80,13 +85,15 @@ def test_groups(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--repeats", "1", "--threads", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["groups"]
     assert list(rows) == ["A", "B"] and rows["A"]["ar_ratio"] == 1
-    assert rows["B"]["audio_seconds"] == rows["A"]["audio_seconds"] and rows["B"]["ar_ratio"] > 0
+    a, b = rows["A"], rows["B"]
+    assert a["audio_seconds"] == b["audio_seconds"] > 0 and a["steps"] == b["steps"]
+    assert b["ar_ratio"] == pytest.approx(a["ms"]["ar"] / b["ms"]["ar"], abs=0.01)
+    assert b["total_ratio"] == pytest.approx(a["ms"]["total"] / b["ms"]["total"], abs=0.01)
 
 
-def test_a_full_size_model_gets_its_smaller_graphs(tmp_path: Path) -> None:
-    made = fullsize.full_size(tmp_path, ["fp32", "int8"], **SMALL)
-    assert (graph_folder(made.bundle, "int8", "ort") / RECORD_FILE).is_file()
-    found = steps(str(made.bundle), 1, 0, 1, "int8")
+def test_a_full_size_model_has_the_precisions_that_were_asked_for(small_full_size: FullSizeModel) -> None:
+    assert (graph_folder(small_full_size.bundle, "int8", "ort") / RECORD_FILE).is_file()
+    found = steps(str(small_full_size.bundle), 1, 0, 1, "int8")
     assert found["precision"] == "int8" and found["batch_positions"] > 100
 
 

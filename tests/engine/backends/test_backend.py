@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.engine.backends.fake import FakeBackend
-from valle2.benchmarks.process import resident_bytes
+from valle2.benchmarks.process_memory import resident_bytes
 from valle2.engine import BackendError, GraphSpec, Placement, TensorSpec, open_backend, read_manifest
 from valle2.engine.backends.ort.denormals import LIBRARY
 

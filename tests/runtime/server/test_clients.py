@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.server.conftest import LONG, idle, serving, wait_until
-from valle2.benchmarks.serving.client import HALVES, listen, speech_body
+from valle2.benchmarks.serving.client import PARTIAL_REQUESTS, listen, speech_body
 from valle2.runtime import Valle2
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.worker import Worker
@@ -76,7 +76,7 @@ def test_a_client_that_reads_nothing_is_disconnected(server: tuple[int, Worker])
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts files in /proc")
 @pytest.mark.parametrize(
     ("sent", "expected"),
-    [*zip(HALVES, (NO_ANSWER, NO_ANSWER, NO_ANSWER, TIMEOUT, TIMEOUT, CLOSED_SOCKET), strict=True)],
+    [*zip(PARTIAL_REQUESTS, (NO_ANSWER, NO_ANSWER, NO_ANSWER, TIMEOUT, TIMEOUT, CLOSED_SOCKET), strict=True)],
     ids=["nothing", "half a line", "half a header", "half a body", "half a chunk", "an idle WebSocket"],
 )
 def test_half_open_connections_are_closed_and_leave_nothing(

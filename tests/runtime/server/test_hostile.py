@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 
 from tests.runtime.server.conftest import LONG, wait_until
-from valle2.benchmarks.serving.client import Served, get, listen, speech_body
+from valle2.benchmarks.serving.client import ServerProcess, get, listen, speech_body
 
 STALL_SECONDS = 2.0
 RATE = 24000
@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def served(bundle: Path) -> Iterator[Served]:
-    made = Served(str(bundle), 2, 1)
+def served(bundle: Path) -> Iterator[ServerProcess]:
+    made = ServerProcess(str(bundle), 2, 1)
     made.options += ["--stall-seconds", str(STALL_SECONDS), "--max-text", "300"]
     with made:
         yield made
@@ -46,13 +46,13 @@ def closed_after(port: int, data: bytes) -> tuple[float, bytes]:
     return time.perf_counter() - began, said
 
 
-def test_headers_have_a_time_limit(served: Served) -> None:
+def test_headers_have_a_time_limit(served: ServerProcess) -> None:
     for sent in (b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"):
         took, said = closed_after(served.port, sent)
         assert not said and STALL_SECONDS - 0.5 < took < STALL_SECONDS + 5
 
 
-def test_a_body_has_a_time_limit(served: Served) -> None:
+def test_a_body_has_a_time_limit(served: ServerProcess) -> None:
     head = "POST /v1/audio/speech HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     took, said = closed_after(
         served.port, f"{head}Content-Length: 100\r\nConnection: close\r\n\r\n{{".encode()
@@ -60,7 +60,7 @@ def test_a_body_has_a_time_limit(served: Served) -> None:
     assert b" 408 " in said.split(b"\r\n")[0] and STALL_SECONDS - 0.5 < took < STALL_SECONDS + 5
 
 
-def test_the_socket_speaks_as_started_by_the_command(served: Served) -> None:
+def test_the_socket_speaks_as_started_by_the_command(served: ServerProcess) -> None:
     from websockets.sync.client import connect
 
     with connect(f"ws://127.0.0.1:{served.port}/v1/audio/speech/stream") as client:
@@ -70,14 +70,14 @@ def test_the_socket_speaks_as_started_by_the_command(served: Served) -> None:
     assert any(isinstance(piece, bytes) for piece in found)
 
 
-def test_leaving_frees_the_slot(served: Served) -> None:
+def test_leaving_frees_the_slot(served: ServerProcess) -> None:
     before = served.metrics()["cancelled_total"]
     listen(served.port, speech_body(LONG * 2, 3, latency=0.0), time.perf_counter(), RATE, leave=0.0)
     wait_until(lambda: served.idle() and served.metrics()["cancelled_total"] > before)
 
 
 def test_sigterm_lets_streams_end(bundle: Path) -> None:
-    with Served(str(bundle), 2, 1) as own, ThreadPoolExecutor(2) as pool:
+    with ServerProcess(str(bundle), 2, 1) as own, ThreadPoolExecutor(2) as pool:
         body = speech_body(LONG * 4, 3, latency=0.0)
         wanted = listen(own.port, body, time.perf_counter(), RATE)
         stream = pool.submit(listen, own.port, body, time.perf_counter(), RATE)
@@ -88,7 +88,7 @@ def test_sigterm_lets_streams_end(bundle: Path) -> None:
         assert wanted.whole and stream.result().whole and stream.result().data == wanted.data
 
 
-def test_the_examples_of_the_documentation(served: Served, tmp_path: Path) -> None:
+def test_the_examples_of_the_documentation(served: ServerProcess, tmp_path: Path) -> None:
     text = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
     found = re.findall(r"```\n(curl .*?)```", text, re.DOTALL)
     assert found
@@ -134,10 +134,10 @@ def served_again(port: int) -> bool:
     return listen(port, speech_body("hello there", 3), time.perf_counter(), RATE).whole
 
 
-def test_requests_made_from_the_schema(served: Served) -> None:
+def test_requests_made_from_the_schema(served: ServerProcess) -> None:
     fuzz(served.port, 60)
 
 
 @pytest.mark.slow
-def test_500_requests_made_from_the_schema(served: Served) -> None:
+def test_500_requests_made_from_the_schema(served: ServerProcess) -> None:
     fuzz(served.port, 500)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from valle2.benchmarks.process import resident_bytes
+from valle2.benchmarks.process_memory import resident_bytes
 from valle2.engine.backends.ort.memory import HUGE_PAGE, allocated, in_huge_pages, sparse_zeros, trim_heap
 
 MIB = 2**20

@@ -1,4 +1,4 @@
-"""Is it understood, and whose voice is it: WER, voice and faults over sentences, voices and seeds."""
+"""`bench quality` under one condition: word errors, voice and faults over the sentences of a file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from valle2.benchmarks.quality.evaluate import NEEDED, evaluate
 from valle2.benchmarks.quality.judges import Judges, need
 from valle2.benchmarks.quality.scores import summarise
 from valle2.benchmarks.quality.speakers import own_speakers
-from valle2.benchmarks.quality.tables import TITLES, cell_text, plain_text
-from valle2.benchmarks.report.report import markdown, measured_on
+from valle2.benchmarks.quality.tables import TITLES, figure_text, plain_text
+from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.report.tables import markdown
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Valle2
 
 
-def quality(
+def judge_sentences(
     model: str,
     sentences: Path,
     count: int,
@@ -27,14 +28,18 @@ def quality(
     threads: int,
     precision: str = "fp32",
 ) -> dict[str, Any]:
-    """Judge the first `count` sentences of a file, which take the voices in turn, with every seed.
+    """Speak the first `count` sentences of a file with every seed, the voices in turn, and judge them.
 
-    settings: what differs from the model's own sampling.
+    Args:
+        settings: sampling settings that differ from the model's own.
+
+    Raises:
+        Valle2Error: a judge is not installed, the file cannot be used, or the model has no voices.
     """
     need(*NEEDED)
     texts = read_sentences(sentences, count)
     tts = Valle2.load(model, threads=threads, precision=precision)
-    tts.default_voice()  # a bundle without voices is refused before the judges load
+    tts.default_voice()  # refuses a bundle without voices before the judges load
     judges = Judges(threads)
     chosen = replace(tts.settings(), **settings)  # type: ignore[arg-type]
     scores = evaluate(tts, judges, texts, own_speakers(tts, judges), chosen, seeds)
@@ -52,25 +57,25 @@ def quality(
         "all": summarise(scores),
         "precision": precision,
         "settings": {"top_p": chosen.top_p, "window": chosen.window, "threshold": chosen.threshold},
-    } | measured_on(tts, seeds[0], threads)
+    } | measured_on(tts.manifest, seeds[0], threads)
 
 
 def read_sentences(path: Path, count: int) -> list[str]:
-    """The first lines of a file."""
+    """The first `count` lines of a file."""
     try:
         found = path.read_text(encoding="utf-8").splitlines()[:count]
     except (OSError, UnicodeDecodeError) as error:
-        raise Valle2Error(f"{path} cannot be read as lines of text: {error}") from None
+        raise Valle2Error(f"{path} cannot be read as lines of UTF-8 text: {error}") from None
     if not found:
-        raise Valle2Error(f"{path} holds no sentences; expected one a line")
+        raise Valle2Error(f"{path} is empty; expected one sentence per line")
     return found
 
 
 def read_categories(path: Path, count: int) -> list[tuple[str, str]]:
-    """(category, text) of lines `category<TAB>text`; the first `count` of every category."""
+    """(category, text) of the lines `category<TAB>text`, the first `count` of every category."""
     found = [tuple(line.split("\t")) for line in read_sentences(path, 10**9)]
     if any(len(pair) != 2 for pair in found):
-        raise Valle2Error(f"{path} has a line without one tab; expected a category, a tab and a text")
+        raise Valle2Error(f"{path} has a line without exactly one tab; expected: category, tab, text")
     kept: list[tuple[str, str]] = []
     for category, text in found:
         if sum(category == other for other, _ in kept) < count:
@@ -79,8 +84,8 @@ def read_categories(path: Path, count: int) -> list[tuple[str, str]]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Seeds, their median and all with the interval, as a Markdown table."""
+    """A Markdown table: every seed, their median, and all utterances with the interval."""
     lines = [*result["seeds"].items(), ("median", result["median"])]
     rows = [[seed, *(plain_text(name, row[name]) for name in TITLES)] for seed, row in lines]
-    rows.append(["all, with 95 % interval", *(cell_text(m, result["all"][m]) for m in TITLES)])
+    rows.append(["all, with 95 % interval", *(figure_text(m, result["all"][m]) for m in TITLES)])
     return markdown(["seed", *TITLES.values()], rows)

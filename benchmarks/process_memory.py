@@ -1,6 +1,6 @@
-"""What the system says of a process's memory. Linux tells all of it; what another does not tell is None.
+"""Memory of a process, as the operating system reports it; None where the system does not report it.
 
-The standard library alone, so that a process that measures itself holds nothing else yet.
+Only the standard library is imported, so that a process that measures itself holds nothing else yet.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 
 
 def resident_bytes(pid: int | str = "self") -> int | None:
-    """Memory of a process that is in use now (Linux)."""
+    """Memory that a process has in use now (Linux)."""
     return status_bytes(pid, "VmRSS")
 
 
 def peak_bytes() -> int | None:
-    """The most that this process ever had in use (Linux, macOS)."""
+    """The most memory that this process ever had in use (Linux, macOS)."""
     found = status_bytes("self", "VmHWM")
     if found is None and sys.platform == "darwin":
         from resource import RUSAGE_SELF, getrusage
@@ -26,7 +26,7 @@ def peak_bytes() -> int | None:
 
 
 def status_bytes(pid: int | str, name: str) -> int | None:
-    """A line of `/proc/PID/status`."""
+    """One line of `/proc/PID/status`, in bytes."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:

@@ -1,7 +1,7 @@
-"""A process that loads a model, speaks, and notes seconds and bytes on the way; told a `Plan` as JSON.
+"""The child process of `bench memory`: it loads a model, speaks, and prints seconds and bytes as JSON.
 
-`memory` starts it and says what the figures mean. The runtime is imported inside `main`, since that is timed;
-what this module itself imports is a small part of the standard library.
+Its argument is a `Plan` as JSON; `memory` explains the figures. The runtime is imported inside `observe`,
+because the import is timed. This module itself imports only a small part of the standard library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from valle2.benchmarks.process import peak_bytes, resident_bytes
+from valle2.benchmarks.process_memory import peak_bytes, resident_bytes
 
 if TYPE_CHECKING:
     from valle2.runtime import Settings, Valle2
@@ -25,10 +25,11 @@ LENGTHS = 10, 2 * SECOND
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to load and say.
+    """What to load and speak.
 
-    frames: of a request, 0 lets `<eos>` end it. filled: whether to decode with all slots at once, after the
-    first request. requests: of random lengths, after that.
+    Args:
+        slots: rows decoded side by side. frames: length of a request; 0 lets `<eos>` end it.
+        filled: decode with all rows at once after the first request. requests: of random length, after that.
     """
 
     model: str
@@ -43,11 +44,11 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Notes:
-    """By moment (`import`, `load`, `first`, `slots`): seconds it took, bytes resident after it, peak so far.
+class Observed:
+    """Seconds, resident bytes and peak bytes, by moment: `import`, `load`, `first`, `slots`.
 
-    positions: that the cache's rows hold after `slots`; cache_bytes: theirs. sizes: resident bytes after each
-    request of random length.
+    positions: filled cache positions of all rows after `slots`. cache_bytes: their size. sizes: resident
+    bytes after each request of random length.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -65,63 +66,65 @@ class Notes:
         self.resident[name], self.peak[name] = resident_bytes(), peak_bytes()
 
 
-def observe(plan: Plan) -> Notes:
-    """Do what the plan says, in this process."""
-    notes = Notes()
-    with notes.moment("import"):
+def observe(plan: Plan) -> Observed:
+    """Carry out the plan in this process."""
+    observed = Observed()
+    with observed.moment("import"):
         from valle2.runtime import Valle2
-    with notes.moment("load"):
+    with observed.moment("load"):
         tts = Valle2.load(plan.model, precision=plan.precision, slots=plan.slots, threads=plan.threads)
-    with notes.moment("first"):
+    with observed.moment("first"):
         speak(tts, plan, 1, min(plan.frames, SECOND))
     if plan.filled:
-        with notes.moment("slots"):
+        with observed.moment("slots"):
             speak(tts, plan, plan.slots, plan.frames)
-        notes.positions, notes.cache_bytes = cache_filled(tts)
-    notes.sizes = list(soak(tts, plan))
-    return notes
+        observed.positions, observed.cache_bytes = cache_filled(tts)
+    observed.sizes = list(soak(tts, plan))
+    return observed
 
 
 def speak(tts: Valle2, plan: Plan, count: int, frames: int) -> None:
-    """The text, so many times at once."""
+    """Speak the plan's text `count` times in one batch."""
     from valle2.runtime import Request
 
     voice = tts.voice(tts.default_voice())
     tts.synthesize_batch(
-        [Request(plan.text, voice, chosen(tts, plan.seed + i, frames)) for i in range(count)]
+        [Request(plan.text, voice, settings_for(tts, plan.seed + i, frames)) for i in range(count)]
     )
 
 
-def chosen(tts: Valle2, seed: int, frames: int) -> Settings:
-    """The model's own sampling."""
+def settings_for(tts: Valle2, seed: int, frames: int) -> Settings:
+    """The model's own sampling settings with this seed and length."""
     from dataclasses import replace
 
     return replace(tts.settings(), seed=seed, max_frames=frames)
 
 
 def cache_filled(tts: Valle2) -> tuple[int, int]:
-    """Positions whose keys are in the cache, of all rows, and the bytes of all that is kept of them."""
-    caches = [buffer.read() for buffer in tts.model.ar.caches.values()]
+    """Filled cache positions of all rows, and the bytes of their keys and values."""
+    from valle2.benchmarks.stages import ARStage
+
+    caches = list(ARStage(tts).caches().values())
     filled = int(caches[0][:, 0].any(axis=2).sum())
     each = sum(cache.shape[1] * cache.shape[3] * cache.itemsize for cache in caches)
     return filled, filled * each
 
 
 def soak(tts: Valle2, plan: Plan) -> Iterator[int | None]:
-    """Requests of random words and lengths, one after another -> resident bytes after each."""
+    """Speak requests of random words and lengths one after another; yield the resident bytes after each."""
     import numpy as np
 
     draws = np.random.default_rng(plan.seed)
     words, voice = plan.text.split(), tts.voice(tts.default_voice())
     for index in range(plan.requests):
-        said = draws.choice(words, int(draws.integers(1, len(words) + 1)))
+        spoken = draws.choice(words, int(draws.integers(1, len(words) + 1)))
         frames = int(draws.integers(*LENGTHS))
-        tts.synthesize(" ".join(said), voice, chosen(tts, plan.seed + index, frames))
+        tts.synthesize(" ".join(spoken), voice, settings_for(tts, plan.seed + index, frames))
         yield resident_bytes()
 
 
 def main(plan: dict[str, Any]) -> None:
-    """Print the notes as a line of JSON."""
+    """Print what was observed as one line of JSON."""
     from dataclasses import asdict
 
     print(json.dumps(asdict(observe(Plan(**plan)))))
