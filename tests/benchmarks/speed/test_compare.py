@@ -14,7 +14,7 @@ def test_compare_prints_ratios(
     bundle: Path, checkpoint_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["bench", "compare", str(checkpoint_folder), "--model", str(bundle), "--repeats", "2"]
-    assert main([*args, "--text", "hello there", "--table"]) == 0
+    assert main([*args, "--threads", "1", "--text", "hello there", "--table"]) == 0
     out = capsys.readouterr().out
     assert "| fp32 | nar |" in out
     result = json.loads(out[out.index("result: ") + 8 :])
