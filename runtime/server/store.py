@@ -14,8 +14,8 @@ from valle2.runtime.types import Prompt
 from valle2.runtime.voices import NAME, checked_name, described, read_prompt, store_prompt
 
 MAX_VOICES = 256
-SHOWN_CHARACTERS = 64
-"""Characters of an unknown name that an error message repeats."""
+NAME_CHARACTERS = 64
+"""Most characters of a voice's name; an error message repeats no more of an unknown one."""
 
 
 class UnknownVoiceError(Valle2Error):
@@ -58,7 +58,7 @@ class VoiceStore:
         if name in self.names():
             return read_prompt(self.path(name), name)
         known = ", ".join([*tts.voices(), *self.names()])
-        raise UnknownVoiceError(f"unknown voice {name[:SHOWN_CHARACTERS]!r}; expected one of {known}")
+        raise UnknownVoiceError(f"unknown voice {name[:NAME_CHARACTERS]!r}; expected one of {known}")
 
     def listing(self, tts: Valle2) -> list[dict[str, Any]]:
         """Every voice, in the form of `voices.described`."""
@@ -102,7 +102,7 @@ class VoiceStore:
         if name not in self.names():
             uploaded = ", ".join(self.names()) or "none"
             raise UnknownVoiceError(
-                f"unknown voice {name[:SHOWN_CHARACTERS]!r}; the uploaded voices are: {uploaded}"
+                f"unknown voice {name[:NAME_CHARACTERS]!r}; the uploaded voices are: {uploaded}"
             )
         self.path(name).unlink(missing_ok=True)
 

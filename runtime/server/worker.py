@@ -52,7 +52,7 @@ class SlowReaderError(Valle2Error):
     """A client reads its audio too slowly."""
 
 
-class WorkerError(RuntimeError):
+class WorkerError(Valle2Error):
     """The engine's loop failed while the request was under way."""
 
 

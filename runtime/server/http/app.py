@@ -21,7 +21,7 @@ from valle2.runtime.server.http.errors import HttpError, error_response
 from valle2.runtime.server.http.guard import PAGE_FILES, Guard
 from valle2.runtime.server.http.speak import respond
 from valle2.runtime.server.http.websocket import serve_websocket
-from valle2.runtime.server.store import VoiceStore
+from valle2.runtime.server.store import NAME_CHARACTERS, VoiceStore
 from valle2.runtime.server.worker import Worker, WorkerState
 from valle2.runtime.types import Request as SpeechRequest
 
@@ -147,7 +147,7 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
 
     @app.post("/v1/voices", status_code=201)
     async def add(
-        name: str = Form(max_length=64),
+        name: str = Form(max_length=NAME_CHARACTERS),
         transcript: str = Form(max_length=1000),
         consent: bool = Form(),
         file: UploadFile = File(),  # noqa: B008

@@ -10,6 +10,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.server.http.errors import HttpError
 from valle2.runtime.server.http.formats import Format
+from valle2.runtime.server.store import NAME_CHARACTERS
 from valle2.runtime.types import RANGES, Settings
 
 MODELS = ("valle2", "tts-1")
@@ -23,7 +24,7 @@ class SpeechBody(BaseModel):
 
     model: str = Field("valle2", max_length=100)
     input: str = Field(max_length=100_000)
-    voice: str = Field("", max_length=64)
+    voice: str = Field("", max_length=NAME_CHARACTERS)
     response_format: Format = "mp3"
     stream_format: Literal["audio", "sse"] = "audio"
     speed: float = 1.0

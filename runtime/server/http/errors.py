@@ -9,12 +9,13 @@ from fastapi.responses import JSONResponse
 from valle2.engine.errors import QueueFullError, Valle2Error
 from valle2.runtime.server.limits import RETRY_AFTER_SECONDS
 from valle2.runtime.server.store import ModelVoiceError, StoreFullError, UnknownVoiceError, VoiceTakenError
-from valle2.runtime.server.worker import NotReadyError, TimeLimitError
+from valle2.runtime.server.worker import NotReadyError, TimeLimitError, WorkerError
 
 STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (QueueFullError, 429),
     (NotReadyError, 503),
     (TimeLimitError, 503),
+    (WorkerError, 503),
     (UnknownVoiceError, 404),
     (VoiceTakenError, 409),
     (StoreFullError, 409),
@@ -49,7 +50,7 @@ def status_of(error: Exception) -> int:
 
 
 def message_of(error: Exception) -> str:
-    """What a client is told: one line. Errors of other libraries may name files, so it hides their text."""
+    """The text for the client, one line. It hides errors of other libraries, which may name files."""
     return str(error) if isinstance(error, Valle2Error) else UNEXPECTED
 
 

@@ -33,7 +33,7 @@ from valle2.runtime.server.http.guard import PAGE_FILES
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.store import VoiceStore
-from valle2.runtime.server.worker import TimeLimitError, Worker
+from valle2.runtime.server.worker import TimeLimitError, Worker, WorkerError
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,7 @@ def test_an_error_of_the_text_thread_is_400_before_the_first_byte(
         (TextError("the text\nis too long"), 400, "the text is too long"),
         (QueueFullError("too many"), 429, "too many"),
         (TimeLimitError("too late"), 503, "too late"),
+        (WorkerError("being restarted"), 503, "being restarted"),
         (RuntimeError("/secret/path"), 503, UNEXPECTED),
         (MemoryError("/secret/path"), 503, UNEXPECTED),
     ],
