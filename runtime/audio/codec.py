@@ -1,4 +1,4 @@
-"""Waves to codes and back through the bundle's codec graphs."""
+"""Audio to codes and back, through the codec graphs of a bundle."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Codec:
     """The codec of a bundle.
 
     Args:
-        open_encoder: loads the encoder, which only recordings need, at the first of them. decoder: its graph.
-        sizes: `sample_rate` in Hz and `hop` in samples a frame. stream: the graph of a causal decoder that
-            hands its state on, None without one.
+        open_encoder: loads the encoder. It is called for the first recording, because voices need no encoder.
+        decoder: the decoder's graph. sizes: `sample_rate` in Hz and `hop` in samples a frame.
+        stream: the graph of a decoder that takes and returns its state, or None.
     """
 
     def __init__(
@@ -39,10 +39,12 @@ class Codec:
 
     @cached_property
     def encoder(self) -> Backend:
+        """The encoder's graph, loaded at its first use."""
         return self.open_encoder()
 
     @property
     def frame_rate(self) -> float:
+        """Frames a second."""
         return self.sample_rate / self.hop
 
     def encode(self, audio: Audio) -> Codes:

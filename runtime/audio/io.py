@@ -1,4 +1,8 @@
-"""Audio in and out: any rate, mono or stereo, through soundfile and soxr; writing never loses a file."""
+"""Audio files and streams: reading any rate and channels, writing without losing an earlier file.
+
+Reading and writing go through soundfile, resampling through soxr. A WAV stream of unknown length is written
+here, because no library writes one.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +75,7 @@ def read_audio(
 
 
 def check_readable(path: Path) -> None:
-    """Refuse what is not a file with something in it; a pipe or device would block."""
+    """Refuse a path that is no file or an empty one. A pipe or a device would block."""
     if path.is_dir():
         raise PromptError(f"{path} is a folder; give an audio file in it")
     if not path.is_file():
@@ -81,7 +85,7 @@ def check_readable(path: Path) -> None:
 
 
 def check_header(name: str, rate: int, frames: int, min_seconds: float, max_seconds: float) -> None:
-    """Refuse a rate or length that is no prompt's."""
+    """Refuse a rate or a length that a prompt cannot have."""
     if not MIN_RATE <= rate <= MAX_RATE:
         raise PromptError(f"{name} has a rate of {rate} Hz; expected {MIN_RATE} to {MAX_RATE}: convert it")
     seconds = frames / rate
@@ -94,7 +98,7 @@ def check_header(name: str, rate: int, frames: int, min_seconds: float, max_seco
 
 
 def mono_blocks(file: Any, frames: int) -> Iterator[Audio]:
-    """Channels averaged block by block, so that many channels take no memory; never more than `frames`."""
+    """At most `frames` of a file, averaged over its channels block by block to bound the memory."""
     while frames > 0:
         block = file.read(min(BLOCK, frames), dtype="float32", always_2d=True)
         if not len(block):
@@ -104,7 +108,7 @@ def mono_blocks(file: Any, frames: int) -> Iterator[Audio]:
 
 
 def check_writable(path: str) -> None:
-    """Refuse a target that could not be written, before any work is done for it."""
+    """Refuse a target that cannot be written, before work is done for it."""
     if path == STDOUT:
         if sys.stdout.isatty():
             raise AudioError("standard output is a terminal; send it to a program or a file, or give a name")
@@ -123,10 +127,10 @@ def check_writable(path: str) -> None:
 
 
 def write_audio(path: str, audio: Audio, rate: int) -> None:
-    """Write 16-bit audio in the format of the suffix, aside first; `-` is a WAV on standard output.
+    """Write 16-bit audio in the format of the suffix, or a WAV to standard output for `-`.
 
     Raises:
-        AudioError: the target cannot be written; an earlier file there is untouched.
+        AudioError: the target cannot be written. An earlier file there is unchanged.
     """
     check_writable(path)
     if path == STDOUT:
@@ -145,7 +149,7 @@ def write_audio(path: str, audio: Audio, rate: int) -> None:
 
 
 def encode(audio: Audio, rate: int, kind: str) -> bytes:
-    """Encode, never clipped, with a note that says the speech is synthetic."""
+    """Encode without clipping, with a comment that the speech is synthetic."""
     if not np.isfinite(audio).all():
         raise AudioError("the audio holds NaN or infinite samples; nothing was written: check the model")
     memory = BytesIO()
@@ -162,19 +166,23 @@ def encode(audio: Audio, rate: int, kind: str) -> bytes:
 
 
 def provenance() -> tuple[str, str]:
-    """The note in every file that its speech is synthetic, and what made it."""
+    """The comment of every file, that its speech is synthetic, and the program that made it."""
     maker = f"valle2 {version('valle2')}"
     return f"Synthetic speech made by {maker}", maker
 
 
 def peak_limit(audio: Audio) -> Audio:
-    """The audio, quieter as a whole where its peak is beyond full scale."""
+    """The audio, scaled as a whole if its peak is beyond full scale."""
     peak = float(np.abs(audio).max(initial=0.0))
     return audio / np.float32(peak) if peak > 1.0 else audio
 
 
 def faded(audio: Audio, rate: int, *, first: bool = True, last: bool = True) -> Audio:
-    """A copy with 5 ms ramps at the sentence's ends that it holds, so that joined sentences do not click."""
+    """A copy with ramps of 5 ms, so that joined sentences do not click.
+
+    Args:
+        first, last: does the audio hold the beginning, and the end, of its sentence?
+    """
     out = audio.copy()
     size = min(int(FADE_SECONDS * rate), len(out) // 2)
     ramp = np.linspace(0, 1, size, dtype=np.float32)
@@ -196,7 +204,7 @@ def join(pieces: Sequence[Audio]) -> Audio:
 
 
 def stream_header(rate: int) -> bytes:
-    """Header of 16-bit mono WAV whose length is not known yet; players read on until the stream ends."""
+    """The header of a 16-bit mono WAV of unknown length, which players read until the stream ends."""
     comment, software = (text.encode() + b"\0" * (2 - len(text) % 2) for text in provenance())
     fmt = struct.pack("<HHIIHH", 1, 1, rate, rate * BYTES_PER_SAMPLE, BYTES_PER_SAMPLE, 8 * BYTES_PER_SAMPLE)
     info = b"INFO" + chunk(b"ICMT", comment) + chunk(b"ISFT", software)
@@ -205,10 +213,10 @@ def stream_header(rate: int) -> bytes:
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
-    """A RIFF chunk; data: an even number of bytes."""
+    """A RIFF chunk. data: an even number of bytes."""
     return name + struct.pack("<I", len(data)) + data
 
 
 def pcm16(audio: Audio) -> bytes:
-    """(N,) float32 as little-endian 16-bit samples, rounded as libsndfile does, clipped beyond full scale."""
+    """(N,) float32 as little-endian 16-bit samples: rounded as in libsndfile, clipped at full scale."""
     return np.clip(np.floor(audio * 32768), -32768, 32767).astype("<i2").tobytes()

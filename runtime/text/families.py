@@ -56,14 +56,12 @@ def needed(package: str) -> Any:
     """A package of the extra `text`, imported now.
 
     Raises:
-        TextError: it is not installed, or does not load.
+        TextError: it is not installed.
     """
     try:
         return import_module(package)
     except ImportError:
         raise TextError(f"this text needs {package}; install with: {EXTRA}") from None
-    except (OSError, LookupError) as error:  # a package that fetches data
-        raise TextError(f"{package} does not load ({error}); fetch its data, or pass phones") from None
 
 
 # -- VALL-E X ---------------------------------------------------------------------------------------
@@ -267,10 +265,16 @@ def amphion_text(text: str) -> Ids:
     """English -> ids (S,) of Amphion by `g2p_en`, `<BOS>` and `<EOS>` among them.
 
     Raises:
-        TextError: nothing to speak, or no such package.
+        TextError: nothing to speak, no such package, or a package without its data.
     """
     plain = re.sub(r"[^a-z ]+", " ", normalise(check_text(text)).lower().replace("'", ""))
-    phones = needed("g2p_en").G2p()(" ".join(plain.split()))
+    try:
+        phones = needed("g2p_en").G2p()(" ".join(plain.split()))
+    except (OSError, LookupError) as error:
+        raise TextError(
+            f"g2p_en lacks its data ({error}); fetch it with: python -m nltk.downloader "
+            "averaged_perceptron_tagger_eng cmudict, or pass phones"
+        ) from None
     words = "".join(" | " if phone == " " else f" {phone} " for phone in phones)
     return AmphionFrontEnd().ids_of(amphion_symbols(words))
 

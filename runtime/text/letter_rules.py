@@ -1,6 +1,6 @@
-"""Letters to sounds, for words that no dictionary holds: learnt rules, or a handful of built-in ones.
+"""Letters to sounds, for words that are not in the lexicon: learnt rules, or a few built-in ones.
 
-A rule gives the sounds of one letter between its neighbours; the most specific rule that fits wins.
+A rule gives the sounds of one letter between its neighbours. The most specific rule that fits wins.
 Rules are made by `demo/model/letters.py` from a pronouncing dictionary; this file only applies them.
 """
 
@@ -13,8 +13,8 @@ VOWELS = frozenset("AIOQWYaeiouæɑɐɒɔəɛɜɪʊʌᵊᵻ")
 PRIMARY, SECONDARY = "ˈ", "ˌ"
 STRESS = PRIMARY + SECONDARY
 EDGE = "#"
-# Letters to the left and to the right that a rule looks at, from the most general to the most specific.
 WINDOWS = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (3, 3), (2, 5))
+"""Letters to the left and to the right that a rule looks at, from the most general to the most specific."""
 SPECIFIC_FIRST = WINDOWS[::-1]
 REACH = max(max(window) for window in WINDOWS)
 GROUPS = {
@@ -82,6 +82,6 @@ def one_stress(sounds: str) -> str:
 
 
 def stress_first_vowel(sounds: str, mark: str) -> str:
-    """The mark before the first vowel; sounds without a vowel stay as they are."""
+    """Put a stress mark before the first vowel; sounds without a vowel stay as they are."""
     first = next((i for i, symbol in enumerate(sounds) if symbol in VOWELS), None)
     return sounds if first is None else sounds[:first] + mark + sounds[first:]

@@ -1,6 +1,6 @@
-"""Words to phonemes: a pronouncing lexicon, endings, compounds, and letters as the last resort.
+"""Words to phonemes: from a lexicon, else by endings, compounds, or letter rules.
 
-Symbols follow the lexicon (one character a phoneme, stress marks before the vowel). An entry is the
+Symbols are those of the lexicon: one character for a phoneme, stress marks before the vowel. An entry is the
 usual form and, after tabs, forms for a place in the sentence: `pause=` before a pause, `VERB=`, `NOUN=` ...
 """
 
@@ -77,18 +77,18 @@ class Place:
 
 
 def starts_with_vowel(phonemes: str) -> bool:
-    """Does it count as a vowel for the, to? The reduced ones do not."""
+    """Do "the" and "to" take their form before a vowel? They do not before a reduced vowel."""
     return phonemes.lstrip(STRESS)[:1] in VOWELS - REDUCED
 
 
 def plural(stem: str) -> str:
-    """The ending -s after a stem's last sound."""
+    """A stem with the ending -s, which depends on its last sound."""
     last = stem[-1:]
     return stem + ("ᵻz" if last in SIBILANTS else "s" if last in VOICELESS else "z")
 
 
 def past(stem: str) -> str:
-    """The ending -ed after a stem's last sound; t between vowels is a flap."""
+    """A stem with the ending -ed, which depends on its last sound. A t between vowels becomes a flap."""
     last = stem[-1]
     if last == "t" and stem[-2:-1] in BEFORE_FLAP:
         return f"{stem[:-1]}Tᵻd"
@@ -96,11 +96,12 @@ def past(stem: str) -> str:
 
 
 def progressive(stem: str) -> str:
-    """The ending -ing."""
+    """A stem with the ending -ing."""
     return (f"{stem[:-1]}T" if stem[-1] == "t" and stem[-2:-1] in BEFORE_FLAP else stem) + "ɪŋ"
 
 
 def attach(ending: str, stem: str) -> str:
+    """A stem with an ending that does not depend on it."""
     return stem + ending
 
 
@@ -115,7 +116,7 @@ class Pronouncer:
 
     Args:
         lexicon: lower-case words and their entries, phonemes[<TAB>TAG=phonemes ...].
-        guess: sounds out a word that is not in it.
+        guess: gives the sounds of a word that is not in the lexicon.
     """
 
     def __init__(self, lexicon: Mapping[str, str], guess: Callable[[str], str] = letter_groups) -> None:
@@ -125,7 +126,7 @@ class Pronouncer:
         self.word = lru_cache(CACHED)(self.pronounce)
 
     def __call__(self, text: str) -> str:
-        """Normalised text -> phonemes, words apart by a space, punctuation attached."""
+        """Normalised text -> phonemes, with a space between words and punctuation attached."""
         tokens = [(match[0], match["spelt"] is not None) for match in TOKEN.finditer(text)]
         words = ["" if text in PUNCTUATION else text.strip("'") for text, _ in tokens]
         out: list[str] = []

@@ -111,6 +111,15 @@ def test_an_absent_package_names_the_extra(
         speak("hello")
 
 
+def test_g2p_en_without_its_data_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(text: str) -> list[str]:
+        raise LookupError("Resource cmudict not found")
+
+    monkeypatch.setitem(sys.modules, "g2p_en", SimpleNamespace(G2p=lambda: missing))
+    with pytest.raises(TextError, match=r"python -m nltk\.downloader .*, or pass phones"):
+        amphion_text("hello")
+
+
 @pytest.mark.parametrize("front", [VallexFrontEnd, AmphionFrontEnd])
 def test_an_installed_package_reads_the_text(
     front: Callable[[], FrontEnd], monkeypatch: pytest.MonkeyPatch
