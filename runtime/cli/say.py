@@ -44,7 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voice", help="a voice of the model (default: its own)")
     add_prompt_arguments(parser)
     parser.add_argument("--stream", action="store_true", help="make audio before the end; with -o - play it")
-    parser.add_argument("--latency", type=float, help="seconds of speech in the first chunk (--stream)")
+    parser.add_argument(
+        "--first-chunk-seconds",
+        "--latency",
+        metavar="SECONDS",
+        type=float,
+        help="speech in the first chunk of --stream (default: 0.4); --latency is the old name",
+    )
     add_model_arguments(parser)
     for name, kind, text in SETTINGS:
         parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: the model's)")
@@ -70,7 +76,7 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     if not args.stream:
         speech = tts.synthesize(text, voice, settings)
     else:
-        with tts.stream(text, voice, settings, first_chunk_seconds=args.latency) as stream:
+        with tts.stream(text, voice, settings, first_chunk_seconds=args.first_chunk_seconds) as stream:
             speech = played(stream, aloud=args.out == STDOUT)
     if not args.stream or args.out != STDOUT:
         write_audio(args.out, speech.audio, speech.sample_rate)
@@ -83,8 +89,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise Valle2Error("both --voice and --prompt were given; expected one of them")
     if args.prompt is not None:
         prompt_words(args)
-    if args.latency is not None and not args.stream:
-        raise Valle2Error("--latency is for --stream; add it, or leave --latency out")
+    if args.first_chunk_seconds is not None and not args.stream:
+        raise Valle2Error("--first-chunk-seconds is for --stream; add --stream, or leave it out")
 
 
 def check_model(args: argparse.Namespace, folder: Path) -> None:

@@ -167,7 +167,9 @@ def test_a_stream_on_standard_output_is_the_same_wav(bundle: Path) -> None:
     command = [*COMMAND, "say", "hello there", "--model", str(bundle)]
     command += ["--max-frames", "60", "-o", "-"]
     whole = subprocess.run(command, capture_output=True, check=True).stdout
-    ended = subprocess.run([*command, "--stream", "--latency", "0"], capture_output=True, check=True).stdout
+    ended = subprocess.run(
+        [*command, "--stream", "--first-chunk-seconds", "0"], capture_output=True, check=True
+    ).stdout
     assert ended[:4] == b"RIFF" and b"Synthetic speech" in ended
     streamed = np.frombuffer(ended[ended.index(b"data") + 8 :], "<i2")
     expected, _ = soundfile.read(io.BytesIO(whole), dtype="int16")
@@ -183,8 +185,8 @@ def test_a_stream_into_a_file_tells_when_audio_began(
     assert say(bundle, "hello there", "--stream", "--latency", "0.1", "-o", out, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert 0 < result["timings"]["first_audio"] <= result["timings"]["total"]
-    assert say(bundle, "hello", "--latency", "0.1", "-o", out) == 1
-    assert "--latency is for --stream" in capsys.readouterr().err
+    assert say(bundle, "hello", "--first-chunk-seconds", "0.1", "-o", out) == 1
+    assert "--first-chunk-seconds is for --stream" in capsys.readouterr().err
 
 
 def test_voices(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
