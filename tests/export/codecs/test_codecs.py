@@ -191,7 +191,7 @@ def test_export_command_takes_vocos(
         "-o",
         str(tmp_path / "b"),
         "--codec",
-        str(files["encodec"]),  # as in `encodec_bundle`, so that its encoder is not traced again
+        str(files["transformers"]),
     ]
     assert main([*args, "--vocoder", str(files["vocos"].parent)]) == 0
     assert "codec_decoder" in capsys.readouterr().out
