@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +44,7 @@ from valle2.runtime.generation.token_layout import Text, TokenLayout, check_prom
 from valle2.runtime.stream import Collector, Stream
 from valle2.runtime.text.front_end import front_end_of
 from valle2.runtime.text.tokenizer import TextFrontEnd
+from valle2.runtime.turns import Turns
 from valle2.runtime.types import Codes, Generated, Prompt, Request, Settings, Speech
 from valle2.runtime.voices import read_voice, voice_names
 
@@ -54,7 +57,10 @@ MAX_PROMPT_SECONDS = 20.0
 
 
 class Valle2(Closing):
-    """A loaded model. One thread may use it; closing it, or leaving its `with`, frees its memory.
+    """A loaded model. Closing it, or leaving its `with`, frees its memory.
+
+    Several threads may call its methods. Their requests share the AR steps, and each sounds as if alone. One
+    `Stream` is for one thread at a time. `engine` itself is for one thread, which then calls nothing else.
 
     Args:
         path: the bundle's folder. manifest: with the graphs for the device. slots: rows of the AR batch.
@@ -67,6 +73,9 @@ class Valle2(Closing):
         self.model = load_model(path, manifest, slots, placement)
         self.engine = SynthesisEngine(self.model)
         self.collectors: dict[RequestId, Collector] = {}
+        self.turns = Turns()
+        self.cancelled: deque[RequestId] = deque()
+        self.text_lock = threading.Lock()  # phoneme libraries load their data at first use
         self.closed = False
         self.front = front_end_of(path, manifest.text, manifest.rules, manifest.files)
         if isinstance(self.front, TextFrontEnd):
@@ -152,7 +161,8 @@ class Valle2(Closing):
             transcript: the words spoken in it.
 
         Raises:
-            PromptError: the recording cannot be used, or the transcript is empty.
+            PromptError: the recording cannot be used, or the transcript is empty. ModelError: the model has
+                no codec or has been closed.
         """
         codec = self.need_codec()
         source = "" if isinstance(path, bytes) else Path(path).name
@@ -164,7 +174,10 @@ class Valle2(Closing):
         audio = read_audio(
             path if isinstance(path, bytes) else Path(path), codec.sample_rate, MIN_PROMPT_SECONDS, longest
         )
-        return Prompt(codec.encode(audio), transcript, name, source=source)
+        with self.turns.alone():
+            self.check_open()
+            codes = codec.encode(audio)
+        return Prompt(codes, transcript, name, source=source)
 
     @property
     def codec(self) -> Codec | None:
@@ -256,7 +269,8 @@ class Valle2(Closing):
         arrived = time.perf_counter()
         self.need_codec()
         prompt = check_prompt(self.model.layout, request.prompt.codes)
-        texts = tuple(self.sentences(request))
+        with self.text_lock:
+            texts = tuple(self.sentences(request))
         return EncodedRequest(texts, prompt, request.settings, first_chunk_seconds, arrived=arrived)
 
     def sentences(self, request: Request) -> Iterator[Text]:
@@ -316,51 +330,90 @@ class Valle2(Closing):
         Raises:
             ModelError: the model has been closed.
         """
-        if self.closed:
-            raise self.closed_error()
-        identifier = self.engine.add(request)
-        self.collectors[identifier] = collector = Collector(self.model.layout.codebooks)
+        with self.turns.alone():
+            self.check_open()
+            identifier = self.engine.add(request)
+            self.collectors[identifier] = collector = Collector(self.model.layout.codebooks)
         return identifier, collector
 
     def step(self) -> None:
-        """One step of the engine; every event goes to the collector of its request."""
-        for event in self.engine.step():
+        """One step of the engine; every event goes to the collector of its request.
+
+        If another thread uses the engine, this waits until it has done so. The caller then looks at its
+        collector, which may have got events, and asks for another step if it needs one.
+        """
+        self.turns.step(self.advance)
+
+    def advance(self) -> None:
+        """Run one step in a thread that has the engine to itself."""
+        self.drop_cancelled()
+        if self.closed:
+            return
+        try:
+            events = self.engine.step()
+        except BaseException:  # Ctrl-C leaves the engine in the middle of any request
+            self.fail_all(f"a step of {self.path} was interrupted; send the request again")
+            raise
+        for event in events:
             collector = self.collectors.get(event.request)
             if collector:
                 collector.take(event)
                 if collector.done:
-                    del self.collectors[event.request]
+                    self.collectors.pop(event.request, None)
 
     def run(self, requests: Iterable[EncodedRequest]) -> list[Collector]:
         """Run requests to their ends; the first error among them is raised, and all are cancelled then."""
         started = [self.start(request) for request in requests]
         try:
-            while not all(collector.done for _, collector in started):
-                self.step()
+            while True:
                 for _, collector in started:
                     if collector.error:
                         raise collector.error
+                if all(collector.done for _, collector in started):
+                    return [collector for _, collector in started]
+                self.step()
         finally:
             for identifier, _ in started:
                 self.cancel(identifier)
-        return [collector for _, collector in started]
 
     def cancel(self, identifier: RequestId) -> None:
-        """End a request; nothing happens if it has ended."""
+        """End a request; nothing happens if it has ended. Its rows are free before the next step."""
         if self.collectors.pop(identifier, None):
-            self.engine.cancel(identifier)
+            self.cancelled.append(identifier)
+            self.turns.try_alone(self.drop_cancelled)
+
+    def drop_cancelled(self) -> None:
+        """End the cancelled requests in a thread that has the engine to itself."""
+        while self.cancelled:
+            self.engine.cancel(self.cancelled.popleft())
+
+    def fail_all(self, reason: str) -> None:
+        """End every request with a ModelError of its own."""
+        for identifier in list(self.collectors):
+            collector = self.collectors.pop(identifier, None)
+            if collector:
+                collector.take(Failed(identifier, ModelError(reason)))
+                self.engine.cancel(identifier)
 
     def close(self) -> None:
-        """Free the model's memory; the model cannot be used after it."""
-        if not self.closed:
-            self.closed = True
-            for collector in self.collectors.values():
-                collector.take(Failed(RequestId(0), self.closed_error()))
-            self.collectors.clear()
-            self.engine.close()
+        """Free the model's memory; the model cannot be used after it. Requests under way get a ModelError."""
+        with self.turns.alone():
+            if not self.closed:
+                self.closed = True
+                self.fail_all(self.closed_reason())
+                self.engine.close()
 
-    def closed_error(self) -> ModelError:
-        return ModelError(f"{self.path} has been closed; load it again")
+    def check_open(self) -> None:
+        """Refuse to use a closed model.
+
+        Raises:
+            ModelError: it has been closed.
+        """
+        if self.closed:
+            raise ModelError(self.closed_reason())
+
+    def closed_reason(self) -> str:
+        return f"{self.path} has been closed; load it again"
 
 
 def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement) -> LoadedModel:
