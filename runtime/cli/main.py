@@ -16,6 +16,7 @@ from typing import Any
 
 from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import Valle2Error, one_line
+from valle2.runtime.cli.streams import complain, end_output, open_missing_streams, writing_output
 
 COMMANDS = {
     "say": "valle2.runtime.cli.say",
@@ -35,9 +36,17 @@ NUL = "null byte"
 """What Python's message says when a path holds one."""
 
 
-def build_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, but an error of writing its help or version is raised, not dropped."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        with writing_output():
+            (file or sys.stderr).write(message or "")
+
+
+def build_parser(names: Iterable[str] = COMMANDS) -> Parser:
     """The parser of the named commands."""
-    parser = argparse.ArgumentParser("valle2", description="Speech from VALL-E 2 models, fast.")
+    parser = Parser("valle2", description="Speech from VALL-E 2 models, fast.")
     parser.add_argument("--version", action="version", version=f"valle2 {version('valle2')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in names:
@@ -78,38 +87,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0; 1 for an error of the input; 130 after Ctrl-C. Wrong arguments exit with 2.
+        The exit status: 0; 1 for an error of the input, or a result that cannot be printed; 130 after Ctrl-C.
+        Wrong arguments exit with 2.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser(words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS).parse_args(words)
+    closed = open_missing_streams()
+    try:
+        status = run_command(sys.argv[1:] if argv is None else list(argv), closed)
+    except SystemExit as stop:  # of argparse: --help, --version, wrong arguments
+        raise SystemExit(end_output(stop.code if isinstance(stop.code, int) else 0, closed)) from None
+    return end_output(status, closed)
+
+
+def run_command(words: list[str], closed: bool) -> int:
+    """Run the command and print its result. closed: standard output is closed. Returns the exit status."""
 
     def progress(message: str) -> None:
         if sys.stderr.isatty() and not args.json:
             print(message, file=sys.stderr)
 
     try:
+        args = build_parser(words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS).parse_args(words)
+        if closed and getattr(args, "out", None) == "-":
+            raise Valle2Error("standard output is closed, and --out - writes to it; give a file name")
         if args.command == "build":  # the engine knows folders, not names of models
             from valle2.runtime.tts import find_model
 
             args.bundle = find_model(args.bundle)
         result = args.run(args, progress)
-        if result.get("out") == "-":
-            return 0
-        print(json.dumps(result)) if args.json else args.show(result)
-        sys.stdout.flush()
+        if result.get("out") != "-":
+            with writing_output():
+                print(json.dumps(result)) if args.json else args.show(result)
     except Valle2Error as error:
-        print(f"valle2: {error}", file=sys.stderr)
+        complain(str(error))
         return 1
     except KeyboardInterrupt:
-        print("valle2: interrupted", file=sys.stderr)
+        complain("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader has what it wants, as with head
         return 1
     except (OSError, ValueError) as error:  # a path that the system does not take, a full disk
         if not refusal(error):
             raise
-        print(f"valle2: {one_line(refusal(error))}", file=sys.stderr)
+        complain(one_line(refusal(error)))
         return 1
     return 0
 

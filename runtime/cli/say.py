@@ -15,6 +15,7 @@ from valle2.runtime.cli.options import (
     prompt_words,
     text_of,
 )
+from valle2.runtime.cli.streams import writing_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,8 +79,11 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     else:
         with tts.stream(text, voice, settings, first_chunk_seconds=args.first_chunk_seconds) as stream:
             speech = played(stream, aloud=args.out == STDOUT)
-    if not args.stream or args.out != STDOUT:
+    if args.out != STDOUT:
         write_audio(args.out, speech.audio, speech.sample_rate)
+    elif not args.stream:
+        with writing_output():
+            write_audio(STDOUT, speech.audio, speech.sample_rate)
     return {"out": args.out, "precision": tts.precision, **report(speech)}
 
 
@@ -127,8 +131,9 @@ def played(stream: Stream, aloud: bool) -> Speech:
     for index, piece in enumerate(stream):
         if aloud:
             header = b"" if index else stream_header(stream.sample_rate)
-            sys.stdout.buffer.write(header + pcm16(piece))
-            sys.stdout.buffer.flush()
+            with writing_output():
+                sys.stdout.buffer.write(header + pcm16(piece))
+                sys.stdout.buffer.flush()
     return stream.speech()
 
 

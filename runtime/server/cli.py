@@ -10,7 +10,7 @@ from typing import Any
 
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.cli.options import add_model_arguments
-from valle2.runtime.server.limits import HOST, LOOPBACK, PORT, VOICES_DIR, Limits
+from valle2.runtime.server.limits import HOST, LOOPBACK, PORT, VOICES_DIR, Limits, expand_home
 
 HELP = "serve speech over HTTP"
 WEB_LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "websockets")
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--voices-dir",
         type=Path,
-        default=VOICES_DIR.expanduser(),
+        default=VOICES_DIR,
         help=f"folder of uploaded voices (default: {VOICES_DIR})",
     )
     for entry in fields(Limits):
@@ -72,6 +72,7 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     from valle2.runtime.tts import Valle2
 
     limits = Limits(**{name: getattr(args, name) for name in FLAGS})
+    voices = expand_home(args.voices_dir)
 
     def load(slots: int) -> Valle2:
         return Valle2.load(
@@ -84,4 +85,4 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         )
 
     key = read_key(args.api_key_file) if args.api_key_file else ""
-    return serve(load, limits, args.host, args.port, args.voices_dir, key)
+    return serve(load, limits, args.host, args.port, voices, key)

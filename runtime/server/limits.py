@@ -18,6 +18,21 @@ RETRY_AFTER_SECONDS = 1
 T = TypeVar("T")
 
 
+def expand_home(folder: Path) -> Path:
+    """The folder with `~` expanded.
+
+    Raises:
+        SettingsError: this user has no home folder.
+    """
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise SettingsError(
+            f"{folder}: the home folder is unknown, because HOME is not set; name another folder for "
+            "uploaded voices (--voices-dir)"
+        ) from None
+
+
 def bound(default: T, meaning: str) -> T:
     """A field of `Limits` that carries its meaning for messages and for `--help`."""
     return field(default=default, metadata={"meaning": meaning})

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from valle2.runtime.errors import ModelError, SettingsError
 from valle2.runtime.server.http.app import make_app
 from valle2.runtime.server.http.guard import read_key
-from valle2.runtime.server.limits import VOICES_DIR, Limits
+from valle2.runtime.server.limits import VOICES_DIR, Limits, expand_home
 from valle2.runtime.server.metrics import Metrics
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker, WorkerState
@@ -57,7 +57,7 @@ class Options:
         """Read the `args` of a config file: `LOAD_ARGUMENTS`, `limits`, `voices_dir`, `api_key_file`.
 
         Raises:
-            SettingsError: a name is unknown, or a limit is out of range.
+            SettingsError: a name is unknown, a limit is out of range, or `~` is unknown.
         """
         limits = args.get("limits", {})
         check_names("args", args, (*LOAD_ARGUMENTS, "limits", "voices_dir", "api_key_file"))
@@ -66,7 +66,7 @@ class Options:
         return cls(
             {name: args[name] for name in LOAD_ARGUMENTS if name in args},
             Limits(**limits),
-            Path(args.get("voices_dir", VOICES_DIR)).expanduser(),
+            expand_home(Path(args.get("voices_dir", VOICES_DIR))),
             Path(key_file) if key_file else None,
         )
 
