@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=VOICES_DIR,
         help=f"folder of uploaded voices (default: {VOICES_DIR})",
     )
+    parser.add_argument(
+        "--voice-aliases",
+        type=Path,
+        metavar="FILE",
+        help='JSON object of further names of voices, such as {"alloy": "amber"}',
+    )
     for entry in fields(Limits):
         if entry.name in FLAGS:
             parser.add_argument(
@@ -69,10 +75,12 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         )
     from valle2.runtime.server.http.guard import read_key
     from valle2.runtime.server.run import serve
+    from valle2.runtime.server.store import VoiceStore, read_aliases
     from valle2.runtime.tts import Valle2
 
     limits = Limits(**{name: getattr(args, name) for name in FLAGS})
-    voices = expand_home(args.voices_dir)
+    aliases = read_aliases(args.voice_aliases) if args.voice_aliases else {}
+    store = VoiceStore(expand_home(args.voices_dir), aliases)
 
     def load(slots: int) -> Valle2:
         return Valle2.load(
@@ -85,4 +93,4 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         )
 
     key = read_key(args.api_key_file) if args.api_key_file else ""
-    return serve(load, limits, args.host, args.port, voices, key)
+    return serve(load, limits, args.host, args.port, store, key)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -36,13 +35,13 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    load: Callable[[int], Valle2], limits: Limits, host: str, port: int, voices: Path, key: str
+    load: Callable[[int], Valle2], limits: Limits, host: str, port: int, store: VoiceStore, key: str
 ) -> dict[str, Any]:
     """Serve until SIGTERM or SIGINT. Running streams may then take `limits.drain_seconds` more.
 
     Args:
         load: loads the model with the given number of rows. port: 0 takes a free one.
-        voices: folder of uploaded voices. key: the API key, or an empty string.
+        store: uploaded voices. key: the API key, or an empty string.
 
     Returns:
         The numbers of completed requests and of restarts of the worker.
@@ -52,7 +51,7 @@ def serve(
     """
     worker = Worker(load, limits)
     config = uvicorn.Config(
-        make_app(worker, VoiceStore(voices), key),
+        make_app(worker, store, key),
         http=deadline_protocol(limits.stall_seconds),
         log_level="warning",
         lifespan="on",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from valle2.engine.bundle.files import replacing_file
+from valle2.engine.bundle.untrusted import parse_json, read_bounded
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.errors import PromptError
+from valle2.runtime.errors import PromptError, SettingsError
 from valle2.runtime.tts import Valle2
 from valle2.runtime.types import Prompt
 from valle2.runtime.voices import NAME, checked_name, described, read_prompt, store_prompt
@@ -16,6 +18,11 @@ from valle2.runtime.voices import NAME, checked_name, described, read_prompt, st
 MAX_VOICES = 256
 NAME_CHARACTERS = 64
 """Most characters of a voice's name; an error message repeats no more of an unknown one."""
+OPENAI_VOICES = (
+    "alloy", "ash", "ballad", "coral", "echo", "fable", "nova", "onyx", "sage", "shimmer", "verse",
+)  # fmt: skip
+"""Names that OpenAI's clients send. Each stands for one of the model's voices."""
+MAX_ALIASES_BYTES = 65_536
 
 
 class UnknownVoiceError(Valle2Error):
@@ -36,9 +43,14 @@ class ModelVoiceError(Valle2Error):
 
 @dataclass(slots=True)
 class VoiceStore:
-    """Uploaded voices in a folder, which several servers may share. The model's own voices cannot change."""
+    """Uploaded voices in a folder, which several servers may share. The model's own voices cannot change.
+
+    Args:
+        aliases: further names of voices. They go before the aliases that `OPENAI_VOICES` are.
+    """
 
     folder: Path
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Names of the uploaded voices, sorted."""
@@ -48,17 +60,34 @@ class VoiceStore:
         return sorted(stem for stem in stems if NAME.fullmatch(stem))
 
     def find(self, tts: Valle2, name: str) -> Prompt:
-        """A voice of the model or an uploaded one.
+        """A voice of the model or an uploaded one, by its name or an alias.
 
         Raises:
             UnknownVoiceError: there is no such voice. PromptError: its file is damaged.
         """
+        name = self.resolve(tts, name)
         if name in tts.voices():
             return tts.voice(name)
         if name in self.names():
             return read_prompt(self.path(name), name)
         known = ", ".join([*tts.voices(), *self.names()])
         raise UnknownVoiceError(f"unknown voice {name[:NAME_CHARACTERS]!r}; expected one of {known}")
+
+    def resolve(self, tts: Valle2, name: str) -> str:
+        """The name of the voice that an alias stands for; any other name as it is.
+
+        A voice goes before an alias of the same name. OpenAI's names stand for the model's own voices in
+        turn, beginning with the default voice; uploaded voices do not change that.
+        """
+        if name in tts.voices() or name in self.names():
+            return name
+        if name in self.aliases:
+            return self.aliases[name]
+        if name in OPENAI_VOICES and tts.voices():
+            first = tts.default_voice()
+            voices = [first, *(voice for voice in tts.voices() if voice != first)]
+            return voices[OPENAI_VOICES.index(name) % len(voices)]
+        return name
 
     def listing(self, tts: Valle2) -> list[dict[str, Any]]:
         """Every voice, in the form of `voices.described`."""
@@ -109,3 +138,18 @@ class VoiceStore:
     def path(self, name: str) -> Path:
         """The file of an uploaded voice."""
         return self.folder / f"{checked_name(name)}.safetensors"
+
+
+def read_aliases(path: Path) -> dict[str, str]:
+    """The aliases in a JSON file: an object of voices by alias, such as `{"alloy": "amber"}`.
+
+    Raises:
+        SettingsError: the file cannot be read, or holds something else.
+    """
+    try:
+        found = parse_json(read_bounded(path, MAX_ALIASES_BYTES))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}; expected a JSON object of aliases") from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise SettingsError(f'{path} holds no aliases; expected a JSON object such as {{"alloy": "amber"}}')
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,12 +15,14 @@ from fastapi import FastAPI, File, Form, Request, UploadFile, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.server.http.body import SpeechBody
-from valle2.runtime.server.http.errors import HttpError, error_response
+from valle2.runtime.server.http.body import JSON_TYPE, SpeechBody, model_names, unknown_model
+from valle2.runtime.server.http.errors import HttpError, error_response, invalid_value
 from valle2.runtime.server.http.guard import PAGE_FILES, Guard
-from valle2.runtime.server.http.speak import respond
+from valle2.runtime.server.http.speak import CLIENT_CLOSED_REQUEST, respond
 from valle2.runtime.server.http.websocket import serve_websocket
 from valle2.runtime.server.store import NAME_CHARACTERS, VoiceStore
 from valle2.runtime.server.worker import Worker, WorkerState
@@ -69,6 +72,7 @@ def make_app(worker: Worker, store: VoiceStore, key: str = "") -> Guard:
     app.add_exception_handler(RuntimeError, failed_request)
     app.add_exception_handler(MemoryError, failed_request)
     add_state(app, worker)
+    add_models(app, worker)
     add_speech(app, worker, store)
     add_voices(app, worker, store)
     add_page(app)
@@ -83,28 +87,44 @@ async def failed_request(request: Request, error: Exception) -> Response:
 
 
 async def invalid_request(request: Request, error: Exception) -> Response:
-    """The response to a body or form that FastAPI does not accept: 400 with the first problem."""
+    """The response to a form that FastAPI does not accept: 400 with the first problem."""
     assert isinstance(error, RequestValidationError)
-    found = error.errors()[0]
-    place = ".".join(str(part) for part in found["loc"][1:])
-    return error_response(HttpError(400, f"{place or 'body'}: {found['msg']}", place or None))
+    return error_response(invalid_value(error.errors()[0]))
 
 
 async def routing_error(request: Request, error: Exception) -> Response:
     """The response to an unknown path or method, or to an error of `Guard.limited`."""
     assert isinstance(error, HTTPException)
-    return error_response(HttpError(error.status_code, str(error.detail)))
+    path, method = request.url.path, request.method
+    if error.status_code == 404:
+        return error_response(HttpError(404, f"no such path: {path}; see /openapi.json for those there are"))
+    if error.status_code == 405:
+        allowed = ", ".join(allowed_methods(request))
+        message = f"{path} does not take {method}; it takes {allowed}"
+        return error_response(HttpError(405, message), {"Allow": allowed})
+    return error_response(HttpError(error.status_code, str(error.detail)), error.headers)
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """The methods of a path, over all routes for it."""
+    found = set[str]()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
 
 
 def add_state(app: FastAPI, worker: Worker) -> None:
     """Add the routes for health, readiness and metrics."""
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
         healthy = worker.healthy
         state = {"status": "ok" if healthy else "failed", "restarts": worker.restarts}
         return JSONResponse(state, 200 if healthy else 503)
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready")
     async def ready() -> Response:
         return JSONResponse({"state": worker.state.value}, 200 if worker.state is WorkerState.READY else 503)
@@ -114,11 +134,43 @@ def add_state(app: FastAPI, worker: Worker) -> None:
         return Response(worker.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
+def add_models(app: FastAPI, worker: Worker) -> None:
+    """Add the routes that list the model under every name that it answers to."""
+    created = int(time.time())
+
+    def described(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": created, "owned_by": "valle2"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        names = model_names(worker.need_ready().manifest.name)
+        return {"object": "list", "data": [described(name) for name in names]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        own = worker.need_ready().manifest.name
+        if name not in model_names(own):
+            raise unknown_model(name, own)
+        return described(name)
+
+    @app.get("/v1/audio/models")
+    async def audio_models() -> dict[str, Any]:
+        """The list as Open WebUI reads it."""
+        return {"models": [{"id": name} for name in model_names(worker.need_ready().manifest.name)]}
+
+
 def add_speech(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
     """Add the routes for speech over HTTP and over a WebSocket."""
 
-    @app.post("/v1/audio/speech")
-    async def speech(body: SpeechBody, request: Request) -> Response:
+    content = {JSON_TYPE: {"schema": SpeechBody.model_json_schema()}}
+
+    @app.post("/v1/audio/speech", openapi_extra={"requestBody": {"required": True, "content": content}})
+    async def speech(request: Request) -> Response:
+        try:
+            data = await request.body()
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        body = SpeechBody.parse(data, request.headers.get("content-type", ""))
         tts = worker.need_ready()
         body.check(worker.limits.text, tts.manifest.name)
         voice = store.find(tts, body.voice or tts.default_voice())
@@ -145,6 +197,12 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
     def voices() -> dict[str, Any]:
         return {"voices": store.listing(worker.need_ready())}
 
+    @app.get("/v1/audio/voices")
+    def audio_voices() -> dict[str, Any]:
+        """The list with an `id` for each voice, as Open WebUI reads it."""
+        voices = store.listing(worker.need_ready())
+        return {"voices": [{"id": voice["name"], **voice} for voice in voices]}
+
     @app.post("/v1/voices", status_code=201)
     async def add(
         name: str = Form(max_length=NAME_CHARACTERS),
@@ -170,7 +228,7 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
 def add_page(app: FastAPI) -> None:
     """Add the page and its files."""
     for path, name in PAGE_FILES.items():
-        app.add_api_route(path, page_file(PAGE / name), include_in_schema=False)
+        app.add_api_route(path, page_file(PAGE / name), methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def page_file(path: Path) -> Callable[[], Awaitable[Response]]:

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from email.message import Message
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from valle2.engine.bundle.untrusted import parse_json, shown
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
-from valle2.runtime.server.http.errors import HttpError
+from valle2.runtime.server.http.errors import HttpError, invalid_value
 from valle2.runtime.server.http.formats import Format
 from valle2.runtime.server.store import NAME_CHARACTERS
 from valle2.runtime.types import RANGES, Settings
 
-MODELS = ("valle2", "tts-1")
-"""Names that every model answers to, besides its own. OpenAI's clients often send "tts-1"."""
+MODELS = ("valle2", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
+"""Names that every model answers to, besides its own. Clients of OpenAI send OpenAI's names."""
+JSON_TYPE = "application/json"
 
 
 class SpeechBody(BaseModel):
-    """A request for speech."""
+    """A request for speech. A field that is null counts as absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -27,6 +38,7 @@ class SpeechBody(BaseModel):
     voice: str = Field("", max_length=NAME_CHARACTERS)
     response_format: Format = "mp3"
     stream_format: Literal["audio", "sse"] = "audio"
+    instructions: str = Field("", description="accepted and ignored: the model takes none")
     speed: float = 1.0
     first_chunk_seconds: float = Field(
         FIRST_CHUNK_SECONDS,
@@ -41,6 +53,44 @@ class SpeechBody(BaseModel):
     seed: int | None = None
     candidates: int | None = Field(None, ge=1, le=4)
     max_frames: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def drop_nulls(cls, values: Any) -> Any:
+        """Leave out the fields that are null."""
+        if isinstance(values, dict):
+            return {name: value for name, value in values.items() if value is not None}
+        return values
+
+    @field_validator("voice", mode="before")
+    @classmethod
+    def voice_name(cls, value: Any) -> Any:
+        """The name of a voice, which may come as `{"id": name}`."""
+        return value["id"] if isinstance(value, dict) and list(value) == ["id"] else value
+
+    @classmethod
+    def parse(cls, data: bytes, content_type: str) -> SpeechBody:
+        """Read a request's body.
+
+        Raises:
+            HttpError: 400; the content type or the JSON is wrong, or a field is missing, unknown or of
+                another type.
+        """
+        if not is_json(content_type):
+            given = (
+                f"the content type is {shown(content_type)}" if content_type else "there is no content type"
+            )
+            raise HttpError(400, f"{given}; send the header Content-Type: {JSON_TYPE}")
+        try:
+            values = parse_json(data)
+        except ValueError as error:
+            raise HttpError(400, f"the body cannot be read: {error}; expected a JSON object") from None
+        if not isinstance(values, dict):
+            raise HttpError(400, f"the body is {shown(values)}; expected a JSON object")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise invalid_value(error.errors()[0], tuple(cls.model_fields)) from None
 
     def settings(self, defaults: Settings) -> Settings:
         """The model's settings, replaced where the body gives a value.
@@ -61,10 +111,8 @@ class SpeechBody(BaseModel):
             HttpError: 404 for another model; 400 for a speed other than 1, a text that is too long, empty or
                 not valid Unicode.
         """
-        if self.model not in (*MODELS, name):
-            raise HttpError(
-                404, f"unknown model {self.model!r}; expected {name!r}", "model", "model_not_found"
-            )
+        if self.model not in model_names(name):
+            raise unknown_model(self.model, name)
         if self.speed != 1.0:
             raise HttpError(
                 400, f"speed is {self.speed:g}; expected 1.0, because the model has no speed control", "speed"
@@ -77,3 +125,21 @@ class SpeechBody(BaseModel):
             raise HttpError(400, "input is empty; expected a text to speak", "input")
         if any("\ud800" <= char <= "\udfff" for char in self.input):
             raise HttpError(400, "input contains half of a surrogate pair; send valid Unicode", "input")
+
+
+def is_json(content_type: str) -> bool:
+    """Does a Content-Type header say JSON?"""
+    header = Message()
+    header["Content-Type"] = content_type
+    kind = header.get_content_type()
+    return kind == JSON_TYPE or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def unknown_model(given: str, name: str) -> HttpError:
+    """The error for a model that this server does not have. name: of the model that it has."""
+    return HttpError(404, f"unknown model {given!r}; expected {name!r}", "model", "model_not_found")
+
+
+def model_names(name: str) -> list[str]:
+    """Every name that a model answers to, its own first."""
+    return [name, *(other for other in MODELS if other != name)]

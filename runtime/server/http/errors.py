@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import QueueFullError, Valle2Error
 from valle2.runtime.server.limits import RETRY_AFTER_SECONDS
 from valle2.runtime.server.store import ModelVoiceError, StoreFullError, UnknownVoiceError, VoiceTakenError
@@ -27,6 +29,8 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
 PARAMETERS: dict[type[Exception], str] = {UnknownVoiceError: "voice", VoiceTakenError: "name"}
 """The parameter of the request that an error is about."""
 TYPES = {429: "rate_limit_error", 401: "authentication_error"}
+MAX_PARAM = 64
+"""Characters of an unknown field's name that an error repeats as its parameter."""
 UNEXPECTED = "the engine failed on this request; send it again"
 
 
@@ -42,6 +46,28 @@ class HttpError(Valle2Error):
         self.status, self.param, self.code = status, param, code
 
 
+def invalid_value(problem: Mapping[str, Any], fields: Sequence[str] = ()) -> HttpError:
+    """The error for what pydantic refuses.
+
+    Args:
+        problem: one of pydantic's errors; the last name of its `loc` is the field's.
+        fields: all names of fields, for the message about an unknown one.
+    """
+    names = [part for part in problem["loc"] if isinstance(part, str) and part != "body"]
+    field = names[-1] if names else None
+    if field is None:
+        return HttpError(400, "the body cannot be read; expected the fields of this endpoint")
+    if problem["type"] == "missing":
+        message = f"{field} is missing; it must be given"
+    elif problem["type"] == "extra_forbidden":
+        message = f"unknown field {shown(field)}; expected only {', '.join(fields)}"
+    else:
+        expected = problem["msg"].removeprefix("Value error, ")
+        expected = expected.replace("Input should be", "expected").replace("String should", "it should")
+        message = f"{field} is {shown(problem['input'])}; {expected}"
+    return HttpError(400, message, field[:MAX_PARAM])
+
+
 def status_of(error: Exception) -> int:
     """The HTTP status of an error."""
     if isinstance(error, HttpError):
@@ -54,8 +80,8 @@ def message_of(error: Exception) -> str:
     return str(error) if isinstance(error, Valle2Error) else UNEXPECTED
 
 
-def error_response(error: Exception) -> JSONResponse:
-    """An error as JSON: `{"error": {"message", "type", "param", "code"}}`."""
+def error_response(error: Exception, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error as JSON: `{"error": {"message", "type", "param", "code"}}`. headers: further ones."""
     status = status_of(error)
     body: dict[str, Any] = {
         "message": message_of(error),
@@ -63,5 +89,7 @@ def error_response(error: Exception) -> JSONResponse:
         "param": getattr(error, "param", PARAMETERS.get(type(error))),
         "code": getattr(error, "code", None),
     }
-    retry = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
-    return JSONResponse({"error": body}, status, headers=retry)
+    more = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
+    if status == 401:
+        more["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"error": body}, status, headers={**more, **(headers or {})})

@@ -100,7 +100,9 @@ class Guard:
         """
         if not self.key or path in PUBLIC_PATHS:
             return
-        given = headers.get(b"authorization", "").removeprefix("Bearer ").strip()
+        header = headers.get(b"authorization", "").strip()
+        scheme, _, rest = header.partition(" ")
+        given = rest.strip() if scheme.lower() == "bearer" else header
         if not hmac.compare_digest(given.encode("utf-8"), self.key.encode("utf-8")):
             raise HttpError(
                 401, "no valid API key; send the header Authorization: Bearer KEY", code="invalid_api_key"

@@ -97,8 +97,8 @@ def voice_and_settings(message: dict[str, Any], worker: Worker, store: VoiceStor
         NotReadyError, UnknownVoiceError, SettingsError: as they say.
     """
     tts = worker.need_ready()
-    name = message.get("voice") or tts.default_voice()
-    return store.find(tts, str(name)), replace(tts.settings(), seed=message.get("seed", 0))
+    name, seed = message.get("voice") or tts.default_voice(), message.get("seed")
+    return store.find(tts, str(name)), replace(tts.settings(), seed=0 if seed is None else seed)
 
 
 async def read_sentences(
