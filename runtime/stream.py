@@ -15,6 +15,9 @@ from valle2.runtime.types import Audio, Codes, Speech, Timings
 class Collector:
     """The events of one request, in order.
 
+    Another thread may read while `take` writes. Therefore `audio` and `done` change last: whoever sees them
+    sees the rest.
+
     Args:
         codebooks: Q of the codes, for a request that has made none.
     """
@@ -30,15 +33,15 @@ class Collector:
     def take(self, event: Event) -> None:
         """Add one event."""
         if isinstance(event, AudioChunk):
-            self.audio.append(event.audio)
-            self.codes.append(event.codes)
             self.timings = event.timings
+            self.codes.append(event.codes)
+            self.audio.append(event.audio)
             return
-        self.done = True
         if isinstance(event, Failed):
             self.error = event.error
         if isinstance(event, Done):
             self.finish_reason = event.finish_reason
+        self.done = True
 
     def speech(self, rate: int) -> Speech:
         """Everything so far."""

@@ -366,10 +366,13 @@ class Valle2(Closing):
         started = [self.start(request) for request in requests]
         try:
             while True:
+                done = all(
+                    collector.done for _, collector in started
+                )  # before the errors, as `take` sets it last
                 for _, collector in started:
                     if collector.error:
                         raise collector.error
-                if all(collector.done for _, collector in started):
+                if done:
                     return [collector for _, collector in started]
                 self.step()
         finally:

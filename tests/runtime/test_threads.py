@@ -17,7 +17,9 @@ from valle2.engine import BackendError
 from valle2.runtime import Prompt, Request, Settings, Valle2
 from valle2.runtime.audio.chunks import ChunkDecoder
 from valle2.runtime.errors import ModelError, TextError
-from valle2.runtime.generation.engine import EncodedRequest, RequestId
+from valle2.runtime.generation.engine import AudioChunk, Done, EncodedRequest, Event, Failed, RequestId
+from valle2.runtime.stream import Collector
+from valle2.runtime.types import Timings
 
 SHORT = Settings(top_p=0.5, max_frames=20)
 TEXTS = ("hello there", "the fox. a apple?", "a fox and the apple.")
@@ -149,6 +151,38 @@ def test_a_closed_model_ends_every_thread(shared_model: Valle2, voice: Prompt) -
     ):
         with pytest.raises(ModelError, match="has been closed; load it again"):
             use()
+
+
+@pytest.mark.parametrize(
+    ("event", "last"),
+    [
+        (
+            AudioChunk(RequestId(0), np.ones(3, np.float32), np.ones((1, 8), np.int64), Timings(steps=4)),
+            "audio",
+        ),
+        (Done(RequestId(0), "eos", Timings()), "done"),
+        (Failed(RequestId(0), BackendError("the device is gone")), "done"),
+    ],
+)
+def test_a_collector_changes_last_what_readers_look_at(event: Event, last: str) -> None:
+    """Otherwise a thread that reads between two changes takes a failed speech for a whole one."""
+    changes: list[str] = []
+
+    class Watched(list[Any]):
+        def append(self, value: object) -> None:
+            changes.append("audio")
+            super().append(value)
+
+    class Noted(Collector):
+        def __setattr__(self, name: str, value: object) -> None:
+            changes.append(name)
+            super().__setattr__(name, value)
+
+    collector = Noted(8)
+    collector.audio = Watched()
+    changes.clear()
+    collector.take(event)
+    assert changes[-1] == last and len(changes) == 2
 
 
 def test_a_stream_dropped_in_one_thread_frees_its_rows(shared_model: Valle2, voice: Prompt) -> None:
