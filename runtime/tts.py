@@ -366,9 +366,8 @@ class Valle2(Closing):
         started = [self.start(request) for request in requests]
         try:
             while True:
-                done = all(
-                    collector.done for _, collector in started
-                )  # before the errors, as `take` sets it last
+                # read before the errors, because another thread writes the error first
+                done = all(collector.done for _, collector in started)
                 for _, collector in started:
                     if collector.error:
                         raise collector.error
