@@ -35,7 +35,11 @@ class StablePickler(pickle.Pickler):
 def key(row: Graph) -> str:
     """A hash of everything that is traced: module, weights, inputs, axes and opset."""
     written = io.BytesIO()
-    StablePickler(written).dump(row)
+    pickler = StablePickler(written)
+    pickler.fast = (
+        True  # a repeated string is written again: references depend on which strings are one object
+    )
+    pickler.dump(row)
     return hashlib.sha256(written.getvalue()).hexdigest()
 
 
