@@ -36,9 +36,7 @@ def key(row: Graph) -> str:
     """A hash of everything that is traced: module, weights, inputs, axes and opset."""
     written = io.BytesIO()
     pickler = StablePickler(written)
-    pickler.fast = (
-        True  # a repeated string is written again: references depend on which strings are one object
-    )
+    pickler.fast = True  # no references, which depend on which equal strings are one object
     pickler.dump(row)
     return hashlib.sha256(written.getvalue()).hexdigest()
 
