@@ -113,7 +113,7 @@ def money(
 
 
 def clock(match: re.Match[str]) -> str:
-    """10:05 -> "ten oh five", 7:00 -> "seven o'clock", 15:00 -> "fifteen hundred", 7:30 am -> "seven thirty A M"."""
+    """10:05 -> "ten oh five", 7:00 -> "seven o'clock", 15:00 -> "fifteen hundred", 7:30 am -> "... A M"."""
     hour, minute = int(match["hour"]), int(match["minute"])
     half = f" {match['half'].upper()} M" if match["half"] else ""
     if not hour and not minute and not half:

@@ -22,6 +22,7 @@ from valle2.runtime.text.written.vocabulary import (
     TITLES,
 )
 
+ONLY_MARKS = re.compile(r"[\s.,;:!?…]*")
 SPEAKABLE = re.compile(r"[A-Za-z]")
 MARKUP = re.compile(r"[<&`\[\]_~\u2010-\u2fff]")
 """Characters of markup and of signs, in which letters may stand that are not spoken."""
@@ -34,7 +35,11 @@ WORD_END = re.compile(r"\s+")
 NOT_AN_END = frozenset(TITLES) | frozenset(ABBREVIATIONS) - ENDING
 """Short words whose full stop ends no sentence."""
 MAY_GO_ON = (
-    frozenset(ABBREVIATIONS) | DOTTED | SHORT_MONTHS.keys() | {day.lower() for day in SHORT_DAYS} | {"ph.d"}
+    frozenset(ABBREVIATIONS)
+    | DOTTED
+    | SHORT_MONTHS.keys()
+    | {day.lower() for day in SHORT_DAYS}
+    | {"ph.d", "al"}
 )
 """Short words after which a sentence goes on if a lower-case letter follows."""
 BEFORE_DIGIT = BEFORE_NUMBER.keys() | SHORT_MONTHS.keys()
@@ -221,4 +226,4 @@ def speakable(text: str) -> bool:
     """Does anything remain to be said after normalisation?"""
     if not MARKUP.search(text) and SURELY_SPEAKABLE.search(text):
         return True
-    return SPEAKABLE.search(normalise(text)) is not None
+    return not ONLY_MARKS.fullmatch(text) and SPEAKABLE.search(normalise(text)) is not None

@@ -14,7 +14,9 @@ MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.A)
 HOST = re.compile(r"(?P<host>[\w-]+(?:\.[\w-]+)+)(?P<port>:\d{1,5})?(?P<path>[/?#]\S*)?", re.A)
 LOCAL = re.compile(r"localhost(?P<port>:\d{1,5})?(?P<path>/\S*)?", re.A | re.I)
 IP = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3})(?:/(\d{1,2})|:(\d{1,5}))?", re.A)
+THOUSANDS = re.compile(r"\d{1,3}(?:\.\d{3}){2}", re.A)
 DATE = re.compile(r"\d{1,2}\.\d{1,2}\.\d{2}(?:\d{2})?", re.A)
+PHONE = re.compile(r"\d{3}\.\d{3}\.\d{4}", re.A)
 VERSION = re.compile(r"[vV]?(\d+(?:\.\d+){2,})(-?[A-Za-z]+)?\.?(\d*)", re.A)
 SHORT_VERSION = re.compile(r"[vV](\d+(?:\.\d+)?)", re.A)
 FILE = re.compile(r"(?P<stem>(?:[\w~-]*[/\\])*[\w-]*(?:\.[\w-]+)*)\.(?P<ending>[A-Za-z]\w{1,5})", re.A)
@@ -31,7 +33,7 @@ LONGEST = 500
 def read(match: re.Match[str]) -> str:
     """A token between spaces, in words if it is an address, a file or a version."""
     token = match[0]
-    if len(token) > LONGEST or not any(mark in token for mark in ".@/\\:") and token[0] not in "vV":
+    if len(token) > LONGEST or (not any(mark in token for mark in ".@/\\:") and token[0] not in "vV"):
         return token
     core = token.lstrip(OPENING)
     before = token[: len(token) - len(core)]
@@ -68,11 +70,13 @@ def address(core: str) -> str:
 
 def numbers(core: str) -> str:
     """The words of an IP address or a version, or nothing if it is neither."""
+    if THOUSANDS.fullmatch(core):
+        return cardinal(int(core.replace(".", "")))
     found = IP.fullmatch(core)
     if found:
         net = f" slash {cardinal(int(found[2]))}" if found[2] else ""
         return ip(found[1]) + net + (f" colon {digits(found[3])}" if found[3] else "")
-    found = None if DATE.fullmatch(core) else VERSION.fullmatch(core)
+    found = None if DATE.fullmatch(core) or PHONE.fullmatch(core) else VERSION.fullmatch(core)
     if found:
         more = (found[2] or "").lstrip("-")
         parts = " point ".join(cardinal(int(part[:15])) for part in found[1].split("."))
@@ -85,16 +89,12 @@ def numbers(core: str) -> str:
 def file(core: str) -> str:
     """The words of a file's name or path, or nothing if it is none."""
     found = FILE.fullmatch(core)
-    if (
-        found
-        and found["ending"].lower() in EXTENSIONS
-        and (found["ending"].islower() or found["ending"].isupper())
-    ):
-        folder, slash, name = re.match(r"((?:.*)(?=[/\\])|)([/\\]?)(.*)", found["stem"], re.S).groups()
-        before = marked(folder + slash) if slash else ""
-        name = re.sub(r"[-_]", " ", name).replace(".", " dot ")
-        return f"{before} {name} dot {ending(found['ending'])}".strip()
-    return marked(core.rstrip("/\\")) if PATH.fullmatch(core) else ""
+    last = found["ending"] if found else ""
+    if found is None or last.lower() not in EXTENSIONS or not (last.islower() or last.isupper()):
+        return marked(core.rstrip("/\\")) if PATH.fullmatch(core) else ""
+    cut = max(found["stem"].rfind(slash) for slash in "/\\") + 1
+    folder, name = found["stem"][:cut], re.sub(r"[-_]", " ", found["stem"][cut:]).replace(".", " dot ")
+    return f"{marked(folder)} {name} dot {ending(last)}".strip()
 
 
 def ip(host: str) -> str:
@@ -105,6 +105,8 @@ def ip(host: str) -> str:
 def dotted(host: str) -> str:
     """A host's name in words; its last parts are read or spelt."""
     *names, last = host.split(".")
+    if not names:
+        return marked(last)
     said = [marked(name) for name in names]
     if names and names[-1] in SAID and len(names) > 1:
         said[-1] = ending(names[-1])

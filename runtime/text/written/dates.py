@@ -11,6 +11,7 @@ from valle2.runtime.text.written.vocabulary import MONTHS, SHORT_DAYS, SHORT_MON
 MONTH = either(MONTHS)
 SHORT_MONTH = either(month.capitalize() for month in SHORT_MONTHS)
 DAY = either(SHORT_DAYS)
+FULL_DAY = either(frozenset(SHORT_DAYS.values()))
 SURELY_DAY = either(frozenset(SHORT_DAYS) - WORDS_TOO)
 HALF = r"\s?[AaPp]\s?\.?[Mm]\b\.?"
 TIME = r"\b(?P<hour>[01]?\d|2[0-4]):(?P<minute>[0-5]\d)(?![\d:])(?:\s?(?P<half>[AaPp])\s?[Mm]\b)?"
@@ -28,10 +29,15 @@ def date(month: int, day: int, of_year: str = "") -> str | None:
     return f"{spoken}, {year(full)}"
 
 
+def full_month(name: str) -> str:
+    """Jan -> January."""
+    return SHORT_MONTHS.get(name.lower(), name)
+
+
 def iso(match: re.Match[str]) -> str:
     """2024-01-15 or 2024/1/15."""
     spoken = date(int(match[3]), int(match[4]), match[1])
-    return match[0] if spoken is None else spoken + (" " if match[5] else "")
+    return match[0] if spoken is None else spoken + (" at " if match[5] else "")
 
 
 def numeric(match: re.Match[str]) -> str:
@@ -63,7 +69,7 @@ def seconds_too(match: re.Match[str]) -> str:
     """1:30:45 as a duration, and after "at" as a time of day."""
     hours, minutes, seconds = (int(match[part]) for part in ("hours", "minutes", "seconds"))
     if match["at"]:
-        spoken = [cardinal(hours), tens(minutes), tens(seconds)]
+        spoken = [cardinal(hours), tens(minutes), *([tens(seconds)] if seconds else [])]
         return f"{match['at']} {' '.join(spoken)}"
     parts = [
         f"{cardinal(count)} {name}{'' if count == 1 else 's'}"
@@ -90,32 +96,73 @@ def lettered(match: re.Match[str]) -> str:
 
 
 RULES: tuple[Rule, ...] = (
+    (
+        re.compile(rf"\b({MONTH}|{SHORT_MONTH})\.?\s?[-–]\s?({MONTH}|{SHORT_MONTH})\b"),
+        lambda match: f"{full_month(match[1])} to {full_month(match[2])}",
+    ),
+    (re.compile(rf"\b({FULL_DAY})\s?[-–]\s?(?={FULL_DAY}\b)"), r"\1 to "),
+    (re.compile(r"\b(Sat|Sun)\.(?=\s(?:and|or|to|through)\b)"), lambda match: SHORT_DAYS[match[1]]),
     (re.compile(r"(?<![\w/.-])(\d{4})([-/])(\d{1,2})\2(\d{1,2})(?:(T)(?=\d\d:)|(?![\w/-]))(?!\.\d)"), iso),
     (re.compile(r"(?<=\d\d:\d\d)Z\b|(?<=\d\d:\d\d:\d\d)Z\b"), " U T C"),
     (re.compile(r"(?<![\w/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?![\w/-])(?!\.\d)"), numeric),
-    (re.compile(rf"\b({NEAR_DATE})\s(0?[1-9]|1[0-2])/(\d{{1,2}})\b(?![/\w]|\s(?:of|inch|cup|mile)|\.\d)", re.I), near),
-    (re.compile(rf"\b({SHORT_MONTH})\b\.?(?=\s?\d{{1,2}}(?!\d)|,?\s(?:19|20)\d\d\b)"),
-     lambda match: f"{SHORT_MONTHS[match[1].lower()]} "),
-    (re.compile(rf"(?<=\d\s)({SHORT_MONTH})\b(?:\.(?=,?\s[\da-z]))?"), lambda match: SHORT_MONTHS[match[1].lower()]),
+    (
+        re.compile(
+            rf"\b({NEAR_DATE})\s(0?[1-9]|1[0-2])/(\d{{1,2}})\b(?![/\w]|\s(?:of|inch|cup|mile)|\.\d)", re.I
+        ),
+        near,
+    ),
+    (
+        re.compile(rf"\b({SHORT_MONTH})\b\.?(?=\s?\d{{1,2}}(?!\d)|,?\s(?:19|20)\d\d\b)"),
+        lambda match: f"{SHORT_MONTHS[match[1].lower()]} ",
+    ),
+    (
+        re.compile(rf"(?<=\d\s)({SHORT_MONTH})\b(?:\.(?=,?\s[\da-z]))?"),
+        lambda match: SHORT_MONTHS[match[1].lower()],
+    ),
     (re.compile(r"\b(Mar|Apr|Jun|Jul|Sep)\.(?=\s[a-z]|,)"), lambda match: SHORT_MONTHS[match[1].lower()]),
     (re.compile(r"\b(Apr|Jul|Sep)\.(?=\s|$)"), lambda match: f"{SHORT_MONTHS[match[1].lower()]}."),
-    (re.compile(rf"\b({DAY})\b\.?\s?[-–]\s?({DAY})\b(?:\.(?=\s[a-z0-9]|,))?"),
-     lambda match: f"{SHORT_DAYS[match[1]]} to {SHORT_DAYS[match[2]]}"),
-    (re.compile(rf"\b({SURELY_DAY})\.(?=\s[a-z0-9]|,|\s(?:{MONTH}|{SHORT_MONTH})|\s(?:{DAY}))"),
-     lambda match: SHORT_DAYS[match[1]]),
+    (
+        re.compile(rf"\b({DAY})\b\.?\s?[-–]\s?({DAY})\b(?:\.(?=\s[a-z0-9]|,))?"),
+        lambda match: f"{SHORT_DAYS[match[1]]} to {SHORT_DAYS[match[2]]}",
+    ),
+    (
+        re.compile(rf"\b({SURELY_DAY})\.(?=\s[a-z0-9]|,|\s(?:{MONTH}|{SHORT_MONTH})|\s(?:{DAY}))"),
+        lambda match: SHORT_DAYS[match[1]],
+    ),
     (re.compile(rf"\b({SURELY_DAY})\."), lambda match: f"{SHORT_DAYS[match[1]]}."),
-    (re.compile(rf"\b(on|every|this|next|last|and|or|until|to|by|from|each)\s(Sat|Sun)\.(?=(\s[a-z0-9]|,)?)"),
-     lambda match: f"{match[1]} {SHORT_DAYS[match[2]]}{'' if match[3] else '.'}"),
+    (
+        re.compile(
+            r"\b(on|every|this|next|last|and|or|until|to|by|from|each)\s(Sat|Sun)\.(?=(\s[a-z0-9]|,)?)"
+        ),
+        lambda match: f"{match[1]} {SHORT_DAYS[match[2]]}{'' if match[3] else '.'}",
+    ),
     (re.compile(rf"\b({DAY})\b\.?(?=,?\s(?:\d|{MONTH}))"), lambda match: SHORT_DAYS[match[1]]),
     (re.compile(rf"\b(?:the\s)?(\d{{1,2}})(?:st|nd|rd|th)?\s({MONTH})\b"), day_of_month),
-    (re.compile(rf"\b({MONTH})\s{{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:\s?[-–]\s?(\d{{1,2}})(?:st|nd|rd|th)?)?\b(?![:.]\d|%|/)"),
-     month_day),
-    (re.compile(r"(?<![\w:.])(?:(?P<at>\bat)\s)?(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d):(?P<seconds>[0-5]\d)(?![\d:])"),
-     seconds_too),
-    (re.compile(r"(?<![\w:.])(\d{1,3})\s?h\s?(\d{1,2})\s?m(?:ins?)?(?:\s?(\d{1,2})\s?s(?:ec)?)?\b"), lettered),
-    (re.compile(rf"(?<![\w:.,/-])(\d{{1,2}}(?::\d\d)?)({HALF})?\s?[-–]\s?(?=\d{{1,2}}(?::\d\d|{HALF}))"), r"\1\2 to "),
+    (
+        re.compile(
+            rf"\b({MONTH})\s{{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:\s?[-–]\s?(\d{{1,2}})(?:st|nd|rd|th)?)?\b(?![:.]\d|%|/)"
+        ),
+        month_day,
+    ),
+    (
+        re.compile(
+            r"(?<![\w:.])(?:(?P<at>\bat)\s)?(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d):(?P<seconds>[0-5]\d)(?![\d:])"
+        ),
+        seconds_too,
+    ),
+    (
+        re.compile(r"(?<![\w:.])(\d{1,3})\s?h\s?(\d{1,2})\s?m(?:ins?)?(?:\s?(\d{1,2})\s?s(?:ec)?)?\b"),
+        lettered,
+    ),
+    (
+        re.compile(rf"(?<![\w:.,/-])(\d{{1,2}}(?::\d\d)?)({HALF})?\s?[-–]\s?(?=\d{{1,2}}(?::\d\d|{HALF}))"),
+        r"\1\2 to ",
+    ),
     (re.compile(TIME), clock),
     (re.compile(r"\b(\d{1,2})\s?([ap])m\b", re.I), lambda match: f"{match[1]} {match[2].upper()} M"),
     (re.compile(r"(?<![\d:.])(\d{1,3}):(\d{1,3})(?![\d:.])"), r"\1 to \2"),
-)  # fmt: skip
-DECADES: tuple[Rule, ...] = ((re.compile(r"(?:(?<!\w)')?\b(\d{1,4})'?s\b"), decade),)
+)
+DECADES: tuple[Rule, ...] = (
+    (re.compile(r"(?<=\ds)\s?[-–]\s?(?=\d{1,4}s\b)"), " to "),
+    (re.compile(r"(?:(?<!\w)')?\b(\d{1,4})'?s\b"), decade),
+)

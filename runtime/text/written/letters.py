@@ -17,42 +17,47 @@ from valle2.runtime.text.written.vocabulary import (
     SHORT_WORDS,
     SPELT,
     TITLES,
+    listed,
 )
 
 VISIBLE = re.compile(r"\S")
 SMALLEST_SHOUT = 3
 """Words from which on a text in capitals is read in lower case."""
 LONG_WORD = 6
-ONSETS = frozenset(
-    """
-b bl br c ch chr cl cr d dr dw f fl fr g gh gl gn gr h j k kl kn kr l m n p ph pl pr ps q r rh s sc sch scr sh
-shr sk sl sm sn sp sph spl spr sq st str sw t th thr tr tw v w wh wr x y z
-""".split()
-)
-CODAS = frozenset(
-    """
-b bb bs bt c ch ck cks ct cts d dd ds dth f ff ffs fs ft fts g gg ggs gh ght ghts gm gn gs h k ks l ld lds lf lk
-lks ll lls lm lms ln lp lps ls lt lth lts m mb mbs mn mp mps mpt ms n nc nch nd nds ng ngs ngth nk nks nn ns nt
-nth nths nts nx p pp ps pt pts q r rb rbs rc rch rd rds rf rg rk rks rl rls rm rms rn rns rp rps rr rs rsh rst rt
-rth rths rts rv s sh sk sks sm sms sp sps ss st sts t tch th ths ts tt v w wd wk wks wl wls wn wns ws x xt y ys z
-zz
-""".split()
-)
+ONSETS = listed("""
+b bl br c ch chr cl cr d dr dw f fl fr g gh gl gn gr h j k kl kn kr l m n p ph pl pr ps q r rh s sc
+sch scr sh shr sk sl sm sn sp sph spl spr sq st str sw t th thr tr tw v w wh wr x y z
+""")
+CODAS = listed("""
+b bb bs bt c ch ck cks ct cts d dd ds dth f ff ffs fs ft fts g gg ggs gh ght ghts gm gn gs h k ks l
+ld lds lf lk lks ll lls lm lms ln lp lps ls lt lth lts m mb mbs mn mp mps mpt ms n nc nch nd nds ng
+ngs ngth nk nks nn ns nt nth nths nts nx p pp ps pt pts q r rb rbs rc rch rd rds rf rg rk rks rl rls
+rm rms rn rns rp rps rr rs rsh rst rt rth rths rts rv s sh sk sks sm sms sp sps ss st sts t tch th
+ths ts tt v w wd wk wks wl wls wn wns ws x xt y ys z zz
+""")
 """Consonants that begin and end English words as they are written."""
-NUMERAL = r"(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
+NUMERAL = r"(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[IVXLC])"
 ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
-RULERS = """
-Albert Alexander Alfonso Benedict Boniface Catherine Celestine Charles Christian Clement Constantine Edward
-Elizabeth Felipe Ferdinand Francis Frederick George Gregory Gustav Haakon Harald Henry Innocent Ivan James Joseph
-Julius Leo Leopold Louis Ludwig Margaret Mary Maximilian Mehmed Napoleon Nicholas Olav Otto Paul Peter Philip Pius
-Ramesses Ramses Rameses Richard Robert Rudolf Selim Sixtus Thutmose Umberto Urban Victor Wilhelm Willem William
-"""
-PARTS = """
-Act Appendix Article Apollo Book Bowl Chapter Class Division Figure Level Part Phase Psalm Scene Section Stage
-Step Table Tier Title Type Unit Vatican Volume War
-"""
-NOT_NAMES = frozenset("A An And At For From He Her His If In Is It Its My No Of On Or Our She The Their They This To "
-                      "We Your You".split())  # fmt: skip
+RULERS = listed("""
+Albert Alexander Alfonso Benedict Boniface Catherine Celestine Charles Christian Clement Constantine
+Edward Elizabeth Felipe Ferdinand Francis Frederick George Gregory Gustav Haakon Harald Henry
+Innocent Ivan James Joseph Julius Leo Leopold Louis Ludwig Margaret Mary Maximilian Mehmed Napoleon
+Nicholas Olav Otto Paul Peter Philip Pius Ramesses Ramses Rameses Richard Robert Rudolf Selim Sixtus
+Thutmose Umberto Urban Victor Wilhelm Willem William
+""")
+PARTS = listed("""
+Act Appendix Article Apollo Book Bowl Chapter Class Division Figure Level Part Phase Psalm Scene
+Section Stage Step Table Tier Title Type Unit Vatican Volume War
+""")
+LONGEST_LOOK = 24
+"""Characters after a numeral that decide what it is."""
+INITIAL_ENDS = re.compile(r"\.\s?[A-Z]")
+DRIPS = re.compile(
+    r"\s(?:access|antibiotic|bag|drip|fluid|infusion|injection|line|pole|push|therapy|treatment)"
+)
+NOT_NAMES = listed(
+    "A An And At For From He Her His If In Is It Its My No Of On Or Our She The Their They This"
+)
 
 
 def title(match: re.Match[str]) -> str:
@@ -76,7 +81,11 @@ def roman(text: str) -> int:
 def after_name(match: re.Match[str]) -> str:
     """Henry VIII -> "Henry the eighth", Rocky III -> "Rocky three"; "The IV drip" stays."""
     name, numeral = match[1], match[2]
-    if name in RULERS.split():
+    after = match.string[match.end() : match.end() + LONGEST_LOOK]
+    initial = len(numeral) == 1 and INITIAL_ENDS.match(after)
+    if initial or (numeral == "IV" and DRIPS.match(after)):
+        return match[0]
+    if name in RULERS:
         return f"{name} the {ordinal(roman(numeral))}"
     if len(numeral) == 1 or name in NOT_NAMES or numeral in ("XX", "XXX"):
         return match[0]
@@ -124,27 +133,57 @@ ABBREVIATION_RULES: tuple[Rule, ...] = (
     (re.compile(r"\b([BM])\.\s?Sc\."), r"\1 S C"),
     (re.compile(rf"\b({either(PLAIN_TITLES)})\s(?=[A-Z])"), title),
     (re.compile(rf"\b((?i:{either(TITLES)}))\.\s+(?=[A-Z&])"), title),
-    (re.compile(rf"\b({either(BEFORE_NUMBER)})\.\s*(?=\d)", re.I), lambda match: f"{BEFORE_NUMBER[match[1].lower()]} "),
+    (
+        re.compile(rf"(?<!\d)(?<!\d )\b({either(BEFORE_NUMBER)})\.\s*(?=\d|[IVX]{{2}})", re.I),
+        lambda match: f"{BEFORE_NUMBER[match[1].lower()]} ",
+    ),
     (re.compile(r"\bet al\."), "et al"),
     (re.compile(rf"\b({either(ABBREVIATIONS.keys() | AT_THE_END.keys())})\.(?!\w)", re.I), expand),
     (re.compile(r"\bvs\b"), "versus"),
+    (re.compile(r"\betc\b"), "et cetera"),
+    (re.compile(r"\bapprox\b"), "approximately"),
     (re.compile(r"#\s*(?=\d)"), "number "),
     (re.compile(r"§§?\s?"), " section "),
     (re.compile(r"\b([ACDFGJ])#(?!\w)"), r"\1 sharp"),
-    (re.compile(r"\b([A-Z]{1,3})\s?&\s?([A-Z]{1,3})\b"), lambda match: f"{' '.join(match[1])} and {' '.join(match[2])}"),
+    (
+        re.compile(r"\b([A-Z]{1,3})\s?&\s?([A-Z]{1,3})\b"),
+        lambda match: f"{' '.join(match[1])} and {' '.join(match[2])}",
+    ),
     (re.compile(r"\b((?:[A-Z]\.){2,})"), lambda match: " ".join(match[1].replace(".", "")) + " "),
-)  # fmt: skip
+)
 ROMAN_RULES: tuple[Rule, ...] = (
-    (re.compile(rf"\b(World War|{either(PARTS.split())})\s((?!I\b){NUMERAL})\b(?!\.\w)"),
-     lambda match: f"{match[1]} {cardinal(roman(match[2]))}"),
-    (re.compile(r"\b(World War|Part|Act|Chapter|Volume|Phase|Type) I(?=[.,;:!?]|$|\s(?:was|is|ended|began|and|of)\b)"), r"\1 one"),
-    (re.compile(rf"\b({NUMERAL})(?=\scentur)"), lambda match: ordinal(roman(match[1])) if match[1] else match[0]),
+    (
+        re.compile(rf"\b(World War|(?i:{either(PARTS)}))\s((?![ILC]\b){NUMERAL})\b(?!\.\w)"),
+        lambda match: f"{match[1]} {cardinal(roman(match[2]))}",
+    ),
+    (
+        re.compile(
+            r"\b(World War|Part|Act|Chapter|Volume|Phase|Type) I"
+            r"(?=[.,;:!?]|$|\s(?:was|is|ended|began|and|of)\b)"
+        ),
+        r"\1 one",
+    ),
+    (
+        re.compile(rf"\b({NUMERAL})(?=\scentur)"),
+        lambda match: ordinal(roman(match[1])) if match[1] else match[0],
+    ),
     (re.compile(rf"\b([A-Z][a-z]+)\s((?!I\b)(?=[IVX]){NUMERAL})\b(?![.-]\w)"), after_name),
-)  # fmt: skip
+)
 RULES: tuple[Rule, ...] = (
     (re.compile(rf"\b(?:{either(PARTLY_SPELT)})\b"), lambda match: PARTLY_SPELT[match[0]]),
-    (re.compile(r"\b[a-z]{2,30}(?:[A-Z][a-z]{1,30})+\b|\b(?:[A-Z][a-z]{1,30}){3,}\b|(?<=#)(?:[A-Z][a-z]{1,30}){2,}\b"), humps),
-    (re.compile(r"\b([Tt]he|[Oo]ur|[Yy]our|[Aa]n) IT\b|\bIT(?= (?:department|support|team|staff|manager|industry)\b)"),
-     lambda match: f"{match[1]} I T" if match[1] else "I T"),
+    (
+        re.compile(
+            r"\b[a-z]{2,30}(?:[A-Z][a-z]{1,30})+\b|\b(?:[A-Z][a-z]{1,30}){3,}\b"
+            r"|(?<=#)(?:[A-Z][a-z]{1,30}){2,}\b"
+        ),
+        humps,
+    ),
+    (
+        re.compile(
+            r"\b([Tt]he|[Oo]ur|[Yy]our|[Aa]n) IT\b"
+            r"|\bIT(?= (?:department|support|team|staff|manager|industry)\b)"
+        ),
+        lambda match: f"{match[1]} I T" if match[1] else "I T",
+    ),
     (re.compile(r"\b([A-Z]{2,5})((?:'?s)?)\b"), acronym),
-)  # fmt: skip
+)

@@ -7,20 +7,20 @@ import re
 import unicodedata
 
 from valle2.runtime.text.written import Rule, apply
+from valle2.runtime.text.written.vocabulary import listed
 
 TAGS = """
-a abbr address article aside b blockquote body br button caption center cite code dd del details div dl dt em
-figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html i img input ins kbd label li link main
-mark meta nav ol option p pre q s samp script section select small span strike strong style sub summary sup
-table tbody td tfoot th thead title tr tt u ul var video
+a abbr address article aside b blockquote body br button caption center cite code dd del details div
+dl dt em figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html i img input ins
+kbd label li link main mark meta nav ol option p pre q s samp script section select small span
+strike strong style sub summary sup table tbody td tfoot th thead title tr tt u ul var video
 """
 TAG = re.compile(rf"</?(?:{'|'.join(TAGS.split())})(?:\s[^<>]{{0,300}})?\s?/?>|<!--[^<>]{{0,300}}-->", re.I)
-INLINE = frozenset(
-    "a abbr b cite code del em font i ins kbd mark q s samp small span strike strong sub sup tt u var".split()
-)
+INLINE = listed("a abbr b cite code del em font i ins kbd mark q s small span strike strong sub sup tt u var")
 ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});", re.A)
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 RULES: tuple[Rule, ...] = (
+    (re.compile(r"^[ \t]{0,8}[-*+][ \t]\[[ xX]\][ \t]", re.M), ""),
     (re.compile(r"^[ \t]{0,3}(?:```|~~~)[\w+#-]{0,30}", re.M), " "),
     (re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+", re.M), ""),
     (re.compile(r"^[ \t]{0,3}>[ \t]+(?=\S)", re.M), ""),
@@ -38,7 +38,7 @@ RULES: tuple[Rule, ...] = (
     (re.compile("′"), "'"),
     (re.compile(r"(?<=[\d\s])−(?=\s)"), " minus "),
     (re.compile(r"(?<=\s)−|^−"), " minus "),
-)  # fmt: skip
+)
 
 
 def plain(text: str) -> str:

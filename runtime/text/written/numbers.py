@@ -7,6 +7,7 @@ import re
 from valle2.runtime.text.numerals import NUMBER, cardinal, digits, fraction, number, ordinal
 from valle2.runtime.text.written import Rule
 
+STARS = re.compile(r"\s(?:stars?|points?|marks?|rating)\b")
 SCORED = re.compile(
     r"\b(?:scored?|rated?|rating|gave|got|gets|grade|mark|marks|earned|answered)\b[^.]*$", re.I
 )
@@ -35,9 +36,11 @@ def slash(match: re.Match[str]) -> str:
     top, bottom = match[1], match[2]
     before = match.string[max(0, match.start() - LONGEST_LOOK) : match.start()]
     first, second = int(top), int(bottom)
-    if (top, bottom) in (("24", "7"), ("9", "11"), ("20", "20")) or first + second == 100 and second >= 10:
+    if (top, bottom) in (("24", "7"), ("9", "11"), ("20", "20")) or (first + second == 100 and second >= 10):
         return f"{cardinal(first)} {cardinal(second)}"
-    if first == second or (first <= second and SCORED.search(before)):
+    if first == second or (
+        first <= second and (SCORED.search(before) or STARS.match(match.string, match.end()))
+    ):
         return f"{cardinal(first)} out of {cardinal(second)}"
     return fraction(first, second)
 
@@ -58,31 +61,56 @@ def value(text: str) -> float:
 
 
 RULES: tuple[Rule, ...] = (
-    (re.compile(r"(?<![\w+.,-])\+\d{1,3}(?:[\s.-]\(?\d{1,4}\)?){2,5}(?![\w.,-]*\d)|(?<![\w.,-])\+\d{8,15}(?!\d)"), phone),
+    (re.compile(r"(?<![\w/])24/7/365(?![\w/])"), "twenty four seven three sixty five"),
+    (
+        re.compile(
+            r"(?<![\w+.,-])\+\d{1,3}(?:[\s.-]\(?\d{1,4}\)?){2,5}(?![\w.,-]*\d)|(?<![\w.,-])\+\d{8,15}(?!\d)"
+        ),
+        phone,
+    ),
     (re.compile(r"(?<![\w.,/-])(?:1[\s.-])?\d{3}[\s.-]\d{3}[\s.-]\d{4}(?![\w-])"), phone),
     (re.compile(r"(?<=\b[Cc]all )\d{3} \d{4}(?![\w-])"), spaced_digits),
-    (re.compile(r"(?<![\w.,/-])1-(800|888|877|866|900)-(?=[A-Z])"),
-     lambda match: f"one {cardinal(int(match[1])) if match[1] in ('800', '900') else digits(match[1])} "),
+    (
+        re.compile(r"(?<![\w.,/-])1-(800|888|877|866|900)-(?=[A-Z])"),
+        lambda match: f"one {cardinal(int(match[1])) if match[1] in ('800', '900') else digits(match[1])} ",
+    ),
     (re.compile(r"(?<![\w.,/-])\d{3}-\d{4}(?![\w-])"), spaced_digits),
-    (re.compile(r"(?<![\w.,/-])\d{1,7}(?:-\d{1,7}){2,6}(?:-[\dX])?(?![\w-])"),
-     lambda match: spaced_digits(match) + (" X" if match[0].endswith("X") else "")),
+    (
+        re.compile(r"(?<![\w.,/-])\d{1,7}(?:-\d{1,7}){2,6}(?:-[\dX])?(?![\w-])"),
+        lambda match: spaced_digits(match) + (" X" if match[0].endswith("X") else ""),
+    ),
     (re.compile(r"(?<![\w.,/-])\d{4}(?: \d{4}){2,4}(?![\w-])"), spaced_digits),
-    (re.compile(r"(?<=\bISBN)(:?\s)(\d{9,13})(X?)\b"), lambda match: f"{match[1]}{digits(match[2])} {match[3]}"),
-    (re.compile(r"\b([A-Z]{2})\s(\d{5})(?:-(\d{4}))?(?![\w,-]|\.\d)"),
-     lambda match: " ".join([*match[1], digits(match[2] + (match[3] or ""))])),
-    (re.compile(r"\b((?:[Cc]all|[Dd]ial|[Cc]alled|[Dd]ialed|[Rr]ing|[Pp]hone)\s)(\d11|112|999|000|988)\b(?![-,.]\d)"),
-     lambda match: match[1] + digits(match[2])),
-    (re.compile(r"(?<![\w.,])(\d{1,9}(?:\.\d{1,9})?)/(\d{1,9}\.\d{1,9}|(?<=\.\d/)\d{1,9}|(?<=\.\d\d/)\d{1,9})(?![\w/])"),
-     r"\1 out of \2"),
+    (
+        re.compile(r"(?<=\bISBN)(:?\s)(\d{9,13})(X?)\b"),
+        lambda match: f"{match[1]}{digits(match[2])} {match[3]}",
+    ),
+    (
+        re.compile(r"\b([A-Z]{2})\s(\d{5})(?:-(\d{4}))?(?![\w,-]|\.\d)"),
+        lambda match: " ".join([*match[1], digits(match[2] + (match[3] or ""))]),
+    ),
+    (
+        re.compile(
+            r"\b((?:[Cc]all|[Dd]ial|[Cc]alled|[Dd]ialed|[Rr]ing|[Pp]hone)\s)(\d11|112|999|000|988)\b(?![-,.]\d)"
+        ),
+        lambda match: match[1] + digits(match[2]),
+    ),
+    (
+        re.compile(
+            r"(?<![\w.,])(\d{1,9}(?:\.\d{1,9})?)/(\d{1,9}\.\d{1,9}|(?<=\.\d/)\d{1,9}|(?<=\.\d\d/)\d{1,9})(?![\w/])"
+        ),
+        r"\1 out of \2",
+    ),
     (re.compile(r"(?<![\d/.,])(\d{1,4}) (?=\d{1,2}/\d{1,2}(?![\d/]))"), r"\1 and "),
     (re.compile(r"(?<![\w/.,])(\d{1,3})/(\d{1,3})(?![\d/]|[.,]\d)"), slash),
     (re.compile(r"\b([A-Z])-([A-Z])\b(?<=A-Z)"), r"\1 to \2"),
     (re.compile(rf"(?<![\d.,])({NUMBER})(\s*)[-–](\s*)(?=\d)"), range_or_minus),
     (re.compile(r"(?<=percent)\s?[-–]\s?(?=\d)"), " to "),
     (re.compile(r"(?<![\w.])-(?=\d|\.\d)"), "minus "),
-    (re.compile(r"(?<![\d.,])(\d{1,9}|\d{1,3}(?:,\d{3}){1,3})(?:st|nd|rd|th)\b", re.I),
-     lambda match: ordinal(int(match[1].replace(",", "")))),
-)  # fmt: skip
+    (
+        re.compile(r"(?<![\d.,])(\d{1,9}|\d{1,3}(?:,\d{3}){1,3})(?:st|nd|rd|th)\b", re.I),
+        lambda match: ordinal(int(match[1].replace(",", ""))),
+    ),
+)
 LAST: tuple[Rule, ...] = (
     (re.compile(r"(?<![\d.])\.(\d{1,30})(?!\d)"), lambda match: f" point {digits(match[1])} "),
     (re.compile(rf"({NUMBER})"), lambda match: f" {number(match[1])} "),

@@ -13,12 +13,14 @@ from valle2.runtime.text.written.vocabulary import (
     CURRENCIES,
     DENOMINATORS,
     DOTTED,
+    LENGTHS,
     MANY_OF_CODE,
     NEEDS_A_HINT,
     NOT_DESCRIBED,
     PLURALS,
     SCALES,
     UNITS,
+    listed,
 )
 
 SIGN = either(CURRENCIES)
@@ -28,7 +30,16 @@ SCALE = "hundred|thousand|million|billion|trillion"
 PER = either(DENOMINATORS)
 NOUN_AFTER = re.compile(r"[ -]([a-z]{3,})")
 ARTICLE = re.compile(r"\b(?:an?|this|that|each|every|per|another)\s(?:[a-z]+\s)?$", re.I)
+COMPASS = {"N": "north", "S": "south", "E": "east", "W": "west"}
 ANY_CASE = {unit.lower(): name for unit, name in reversed(UNITS.items()) if len(unit) > 1}
+POWERS = {"2": "square ", "3": "cubic "}
+AFTER_POWERS = {"2": " squared", "3": " cubed"}
+RANGE_BEFORE = re.compile(r"\d-$")
+FRACTION_BEFORE = re.compile(r"(?<!\d )(?<!\d)\d{1,3}/$")
+FIRST_OF_TWO = listed(
+    "amp cubic electron fluid kiloelectron kilowatt megaelectron megawatt milliamp newton square watt"
+)
+"""First words of units whose second word takes the plural."""
 HINTS = {unit: re.compile(pattern) for unit, pattern in NEEDS_A_HINT.items()}
 
 
@@ -82,38 +93,45 @@ def unit_name(unit: str) -> str:
 def many_of(unit: str) -> str:
     """foot -> feet, mile per hour -> miles per hour, square meter -> square meters."""
     head, _, tail = unit.partition(" ")
-    if head in ("square", "cubic", "fluid", "kilowatt", "megawatt", "watt", "amp", "milliamp", "newton",
-                "electron", "kiloelectron", "megaelectron") and tail:  # fmt: skip
+    if tail and head in FIRST_OF_TWO:
         return f"{head} {many_of(tail)}"
-    return f"{PLURALS.get(head, f'{head}s')} {tail}".strip() if unit != "square" else unit
+    return f"{PLURALS.get(head, f'{head}s')} {tail}".strip()
+
+
+def per_unit(match: re.Match[str]) -> str:
+    """What follows a slash: "/h" -> " per hour", "/s^2" -> " per second squared"."""
+    if not match["per"]:
+        return ""
+    name, power = DENOMINATORS[match["per"]], (match["per_power"] or "").lstrip("-")
+    if match["per"] in LENGTHS:
+        return f" per {POWERS.get(power, '')}{name}"
+    return f" per {name}{AFTER_POWERS.get(power, '')}"
 
 
 def measure(match: re.Match[str]) -> str:
     """5 km -> "5 kilometers"; a number without a unit stays."""
-    group = match.groupdict()
-    amount, unit, joint = group["amount"], group["unit"], group["joint"]
+    amount, unit = match["amount"], match["unit"]
     name = unit_name(unit) if unit else ""
     if not name or not fits(match, unit):
         return match[0]
-    power = {"2": "square ", "3": "cubic "}.get(group["power"] or "", "")
-    per = group["per"]
-    if per:
-        squared = {"2": " squared", "3": " cubed"}.get((group["per_power"] or "").lstrip("-"), "")
-        below = DENOMINATORS[per]
-        below = {"m": "cubic meter", "cm": "cubic centimeter"}[per] if squared == " cubed" and per in (
-            "m", "cm") else "square " + below if squared and per in ("m", "cm", "km", "ft") else below + squared  # fmt: skip
-        per = f" per {below}"
-    before = match.string[max(0, match.start() - 8) : match.start()]
-    one = (
-        amount == "1"
-        or bool(re.search(r"(?<!\d )(?<!\d)\d{1,3}/$", before))
-        or (not group["scale"] and not per and " per " not in name and (joint == "-" or describes(match)))
-    ) and not re.search(r"\d-$", before)
-    spoken = power + (name if one else many_of(name))
+    spoken = POWERS.get(match["power"] or "", "") + (name if is_one(match, name) else many_of(name))
     ends = unit.lower() not in DOTTED or not match.string[match.end() : match.end() + 2].strip()
-    dot = "." if group["dot"] and ends else ""
-    scale = f" {group['scale']}" if group["scale"] else ""
-    return f"{amount}{scale} {spoken}{per or ''}{dot}"
+    dot = "." if match["dot"] and ends else ""
+    scale = f" {match['scale']}" if match["scale"] else ""
+    if len(amount) == 4 and amount.isdigit() and not amount.endswith("00"):
+        amount = f"{amount[0]},{amount[1:]}"  # so that it is not read as a year
+    return f"{amount}{scale} {spoken}{per_unit(match)}{dot}"
+
+
+def is_one(match: re.Match[str], name: str) -> bool:
+    """Is the unit in the singular: 1 km, 3/4 mile, a 5-km run, a 60 W lamp?"""
+    before = match.string[max(0, match.start() - 8) : match.start()]
+    if RANGE_BEFORE.search(before):
+        return False
+    if match["amount"] == "1" or FRACTION_BEFORE.search(before):
+        return True
+    compound = match["scale"] or match["per"] or " per " in name
+    return not compound and (match["joint"] == "-" or describes(match))
 
 
 def fits(match: re.Match[str], unit: str) -> bool:
@@ -123,7 +141,8 @@ def fits(match: re.Match[str], unit: str) -> bool:
         return False
     if joint == "-" and len(unit) == 1 and unit not in ("m", "g", "L", "W", "V"):
         return False
-    return unit not in HINTS or match["per"] is not None or HINTS[unit].match(after) is not None
+    hint = HINTS.get(unit if unit in UNITS else unit.lower())
+    return hint is None or match["per"] is not None or hint.match(after) is not None
 
 
 MEASURE = (
@@ -137,6 +156,11 @@ MEASURE = (
 # -- powers and arithmetic --------------------------------------------------------------------------
 
 
+COMPARISONS = {
+    "<": "less than", ">": "greater than", "<=": "less than or equal to", ">=": "greater than or equal to",
+}  # fmt: skip
+
+
 def power(match: re.Match[str]) -> str:
     """x^2, 10^6, 2^n."""
     name = {"2": "squared", "3": "cubed"}.get(match[2])
@@ -147,48 +171,105 @@ def power(match: re.Match[str]) -> str:
 
 def compared(match: re.Match[str]) -> str:
     """< and > between numbers or single letters; elsewhere a pause."""
+    sign = match[1]
     before = match.string[max(0, match.start() - 3) : match.start()].rstrip()
     after = match.string[match.end() : match.end() + 3]
-    single = re.search(r"(?<![A-Za-z])[A-Za-z]$|\d$|%$", before) is not None
-    number_after = re.match(r"[\d.$€£-]|[A-Za-z](?![A-Za-z])", after) is not None
-    if not (number_after if match[1][0] == "<" else single and number_after or after[:1].isdigit()):
-        return ", " if match[1] in ("<", ">") else " "
-    return {"<": " less than ", ">": " greater than ", "<=": " less than or equal to ",
-            ">=": " greater than or equal to "}[match[1]]  # fmt: skip
+    left = re.search(r"(?<![A-Za-z])[A-Za-z]$|[\d%]$", before) is not None
+    right = re.match(r"[\d.$€£-]|[A-Za-z](?![A-Za-z])", after) is not None
+    if right and (left or sign[0] == "<" or after[0].isdigit()):
+        return f" {COMPARISONS[sign]} "
+    return ", "
 
 
+NOT_COUNTED = (
+    "is|was|has|as|this|makes|says|sells|uses|videos|screens|monitors|displays|movies|tvs|runs|races"
+)
 PER_GROUP = rf"(?:/(?P<per>{PER})\b)?"
 AMOUNT = rf"(?P<amount>{NUMBER})"
 SHORT = either(SCALES)
 MONEY_RULES: tuple[Rule, ...] = (
-    (re.compile(rf"(?<![\d.,])(\d{{1,9}}),(\d\d)(\s?[€£])(?!\d)"), european),
+    (re.compile(r"(?<![\d.,])(\d{1,9}),(\d\d)(\s?[€£])(?!\d)"), european),
     (re.compile(rf"(?<=[\dKMBkmb])\s?[-–]\s?(?=(?:{SIGN})\d)"), " to "),
-    (re.compile(rf"(?P<sign>{SIGN})\s?(?P<first>{NUMBER})\s?[-–]\s?{AMOUNT}"
-                rf"(?:\s?(?P<scale>{SCALE})\b|(?P<short>{SHORT})\b)?(?![\w/-]|\.\d){PER_GROUP}"), price),
-    (re.compile(rf"(?P<minus>(?<![\w)])-\s?)?(?:\b(?P<country>{either(COUNTRIES)})(?=\$))?(?P<sign>{SIGN})\s?"
-                rf"(?P<minus2>-)?{AMOUNT}(?:[\s-]?(?P<scale>{SCALE})\b|\s?(?P<short>{SHORT})\b)?{PER_GROUP}"), price),
-    (re.compile(rf"{START}{AMOUNT}(?:\s?(?P<scale>{SCALE})|(?P<short>{SHORT}))?\s?(?P<sign>{SIGN})(?!\d){PER_GROUP}"),
-     price),
-    (re.compile(rf"{START}\b(\d{{1,6}})\s?¢"), lambda match: f"{match[1]} cent{'' if match[1] == '1' else 's'}"),
+    (
+        re.compile(
+            rf"(?P<sign>{SIGN})\s?(?P<first>{NUMBER})\s?[-–]\s?{AMOUNT}"
+            rf"(?:\s?(?P<scale>{SCALE})\b|(?P<short>{SHORT})\b)?(?![\w/-]|\.\d){PER_GROUP}"
+        ),
+        price,
+    ),
+    (
+        re.compile(
+            rf"(?P<minus>(?<![\w)])-\s?)?(?:\b(?P<country>{either(COUNTRIES)})(?=\$))?(?P<sign>{SIGN})\s?"
+            rf"(?P<minus2>-)?{AMOUNT}(?:[\s-]?(?P<scale>{SCALE})\b|\s?(?P<short>{SHORT})\b)?{PER_GROUP}"
+        ),
+        price,
+    ),
+    (
+        re.compile(
+            rf"{START}{AMOUNT}(?:\s?(?P<scale>{SCALE})|(?P<short>{SHORT}))?\s?(?P<sign>{SIGN})(?!\d)"
+            rf"{PER_GROUP}"
+        ),
+        price,
+    ),
+    (
+        re.compile(rf"{START}\b(\d{{1,6}})\s?¢"),
+        lambda match: f"{match[1]} cent{'' if match[1] == '1' else 's'}",
+    ),
     (re.compile(rf"\b(?P<code>{either(CODES)})\s?{AMOUNT}(?:\s?(?P<scale>{SCALE})\b)?"), coded),
     (re.compile(rf"{START}\b{AMOUNT}(?:\s(?P<scale>{SCALE}))?\s?(?P<code>{either(CODES)})\b"), coded),
-)  # fmt: skip
+)
 RULES: tuple[Rule, ...] = (
     (re.compile(r"""(?<![\d.,"'])(\d{1,2})'\s?(\d{1,2})(?:"|'')?(?![\w'"])"""), r"\1 foot \2 "),
-    (re.compile(r"""(?<![\d.,"'])(\d{1,3})'(?=\s?(?:[x×]\s?\d|tall\b|long\b|wide\b|high\b|deep\b))"""), r"\1 feet"),
-    (re.compile(r"""(?<![\d,"'])(\d{1,3})"(?=\s?(?:[x×]\s?\d|(?:tall|long|wide|high|deep|thick|in diameter)\b))"""),
-     r"\1 inches"),
-    (re.compile(r"""(?<![\d,"'])(\d{1,3})"(?=\s(?:pipe|screen|display|monitor|TV|board|bolt|nail|pizza|wheel)\b)"""),
-     r"\1 inch"),
+    (
+        re.compile(r"""(?<![\d.,"'])(\d{1,3})'(?=\s?(?:[x×]\s?\d|tall\b|long\b|wide\b|high\b|deep\b))"""),
+        r"\1 feet",
+    ),
+    (
+        re.compile(
+            r"""(?<![\d,"'])(\d{1,3})"(?=\s?(?:[x×]\s?\d|(?:tall|long|wide|high|deep|thick|in diameter)\b))"""
+        ),
+        r"\1 inches",
+    ),
+    (
+        re.compile(
+            r"""(?<![\d,"'])(\d{1,3})"(?=\s(?:pipe|screen|display|monitor|TV|board|bolt|nail|pizza|wheel)\b)"""
+        ),
+        r"\1 inch",
+    ),
     (re.compile(r"(?<=\d)\s?[x×]\s?(?=10\^)"), " times "),
-    (re.compile(r"(?<=[\dm])(?<!\b0)\s?x\s?(?=\d)|(?<=\d)×(?=\d)|(?<=s)\s?[x×]\s?(?=\d{1,4}\s?(?:feet|inches|\"|'))"), " by "),
+    (
+        re.compile(
+            r"(?<=[\dm])(?<!\b0)\s?x\s?(?=\d)|(?<=\d)×(?=\d)"
+            r"|(?<=s)\s?[x×]\s?(?=\d{1,4}\s?(?:feet|inches|\"|'))"
+        ),
+        " by ",
+    ),
     (re.compile(r"(?<![\d.,])(\d{1,6}(?:\.\d{1,6})?)x\b"), r"\1 times"),
     (re.compile(rf"{START}(\d{{1,9}}(?:\.\d{{1,9}})?)[eE]([+-]?\d{{1,3}})\b"), r"\1 times 10^\2"),
+    (
+        re.compile(
+            rf"(?<=\d)(\s?(?:{either(UNITS)}))\s?[-–]\s?"
+            rf"(?=\d{{1,9}}(?:\.\d{{1,9}})?\s?(?:{either(UNITS)})(?!\w))"
+        ),
+        r"\1 to ",
+    ),
+    (re.compile(r"(?<=\d)\s?°\s?([NSEW])\b"), lambda match: f" degrees {COMPASS[match[1]]}"),
     (re.compile(MEASURE), measure),
-    (re.compile(rf"(?<=\bper )({either(UNITS)})\^?([23])\b"),
-     lambda match: f"{'square' if match[2] == '2' else 'cubic'} {UNITS[match[1]]}"),
-    (re.compile(rf"{START}(\d{{1,6}}(?:\.\d{{1,6}})?)([MB])\b(?=\s(?!is\b|was\b|has\b|as\b)[a-z]+s\b|\s(?:people|men|women)\b)"),
-     lambda match: f"{match[1]} {SCALES[match[2]]}"),
+    (
+        re.compile(r"(?<![\w/])(km|m|mi|ft|MB|GB|KB|Mb|Gb)/(h|s|sec|min|hr)\b"),
+        lambda match: f"{many_of(unit_name(match[1]))} per {DENOMINATORS[match[2]]}",
+    ),
+    (
+        re.compile(rf"(?<=\bper )({either(UNITS)})\^?([23])\b"),
+        lambda match: f"{'square' if match[2] == '2' else 'cubic'} {UNITS[match[1]]}",
+    ),
+    (
+        re.compile(
+            rf"(?<![\w.,])(\d{{1,6}}(?:\.\d{{1,6}})?)([kKMB])\b"
+            rf"(?=\s(?!(?:{NOT_COUNTED})\b)[a-z]+s\b|\s(?:people|men|women)\b)"
+        ),
+        lambda match: f"{match[1]} {SCALES[match[2]]}",
+    ),
     (re.compile(r"(?<!\w)(\d{1,9}|[A-Za-z])\^([+-]?(?:\d{1,6}|[a-z]\b))"), power),
     (re.compile(r"~\s?(?=[\d$€£])"), "about "),
     (re.compile(r"[-=]>|→|⇒"), " to "),
@@ -197,4 +278,4 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"\s?([<>]=?)\s?"), compared),
     (re.compile(r"(?<=\d)\s\*\s?(?=\d)|(?<=\d)\*(?=\d)"), " times "),
     (re.compile(r"(?<=\d)\s/\s(?=\d)"), " divided by "),
-)  # fmt: skip
+)

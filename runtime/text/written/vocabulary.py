@@ -1,6 +1,12 @@
-"""Tables of what is written short: titles, abbreviations, units, currencies, acronyms, endings of addresses."""
+"""Tables of what is written short: titles, abbreviations, units, currencies, acronyms, ends of addresses."""
 
 from __future__ import annotations
+
+
+def listed(words: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(words.split())
+
 
 TITLES = {
     "mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": "professor",
@@ -16,12 +22,11 @@ ABBREVIATIONS = {
     "jr": "junior", "sr": "senior", "vs": "versus", "etc": "et cetera", "approx": "approximately",
     "dept": "department", "inc": "incorporated", "ltd": "limited", "co": "company",
     "corp": "corporation", "ave": "avenue", "blvd": "boulevard", "rd": "road", "hwy": "highway",
-    "apt": "apartment", "bros": "brothers", "assn": "association", "govt": "government",
+    "bros": "brothers", "assn": "association", "govt": "government",
     "univ": "university", "intl": "international", "esq": "esquire", "misc": "miscellaneous",
     "jan": "January", "feb": "February", "aug": "August",
     "sept": "September", "oct": "October", "nov": "November", "dec": "December",
     "e.g": "for example", "i.e": "that is", "a.k.a": "also known as", "cf": "compare",
-    "et al": "et al",
 }  # fmt: skip
 """What is written with a full stop anywhere."""
 ENDING = frozenset(["etc", "jr", "sr", "inc", "ltd", "co", "corp", "esq", "bros"])
@@ -31,9 +36,8 @@ AT_THE_END = {"dr": "drive", "st": "street"}
 BEFORE_NUMBER = {
     "no": "number", "nos": "numbers", "fig": "figure", "figs": "figures", "vol": "volume",
     "vols": "volumes", "p": "page", "pp": "pages", "ch": "chapter", "chap": "chapter",
-    "sec": "section", "eq": "equation", "pt": "part", "para": "paragraph", "ver": "version",
-    "ext": "extension", "tel": "telephone", "est": "established", "ca": "circa", "app": "appendix",
-    "rm": "room",
+    "sec": "section", "eq": "equation", "para": "paragraph", "ver": "version",
+    "ext": "extension", "tel": "telephone", "est": "established", "ca": "circa", "apt": "apartment",
 }  # fmt: skip
 """What is short for a word only before a number."""
 MONTHS = (
@@ -67,11 +71,12 @@ UNITS = LENGTHS | {
     "ppm": "part per million", "psi": "pound per square inch",
     "hz": "hertz", "khz": "kilohertz", "mhz": "megahertz", "ghz": "gigahertz", "THz": "terahertz",
     "kb": "kilobyte", "mb": "megabyte", "gb": "gigabyte", "tb": "terabyte", "PB": "petabyte",
-    "Kb": "kilobit", "Mb": "megabit", "Gb": "gigabit", "KiB": "kibibyte", "MiB": "mebibyte",
+    "Kb": "kilobit", "Mb": "megabit", "Gb": "gigabit", 
+    "kbit": "kilobit", "Mbit": "megabit", "Gbit": "gigabit", "KiB": "kibibyte", "MiB": "mebibyte",
     "GiB": "gibibyte", "bps": "bit per second", "kbps": "kilobit per second",
     "mbps": "megabit per second", "gbps": "gigabit per second", "tbps": "terabit per second",
     "MBps": "megabyte per second", "GBps": "gigabyte per second",
-    "y": "year", "yr": "year", "yrs": "year", "wk": "week", "wks": "week", "h": "hour", "hr": "hour",
+    "yr": "year", "yrs": "year", "wk": "week", "wks": "week", "h": "hour", "hr": "hour",
     "hrs": "hour", "min": "minute", "mins": "minute", "s": "second", "sec": "second",
     "secs": "second", "ms": "millisecond", "μs": "microsecond", "ns": "nanosecond",
     "W": "watt", "kw": "kilowatt", "mW": "milliwatt", "MW": "megawatt", "mw": "megawatt",
@@ -89,14 +94,14 @@ UNITS = LENGTHS | {
     **{f"{short} {unit}": f"{long} {name}" for unit, name in LENGTHS.items()
        for short, long in (("sq", "square"), ("sq.", "square"), ("cu", "cubic"), ("cu.", "cubic"))},
 }  # fmt: skip
-"""Units after a number. One of several letters is also found in other capitals, unless that is another unit."""
-ATTACHED_IS_OTHER = frozenset(["s", "y", "t", "N", "V", "A", "J"])
+"""Units after a number. One of several letters is also found in other capitals if no unit is written so."""
+ATTACHED_IS_OTHER = frozenset(["s", "t", "N", "V", "A", "J"])
 """Units that need a space before them: 30s are thirties, and a 3A may be a class."""
 NEEDS_A_HINT = {
-    "in": r"\.|\s(?:wide|long|tall|high|deep|thick|in diameter|by)\b",
+    "in": r"[.,;!?]|$|\s(?:wide|long|tall|high|deep|thick|in diameter|by)\b",
     "A": r"\s(?:fuse|circuit|breaker|current|charger|socket|plug|supply|at|of current)\b",
     "N": r"\s(?:force|of force)\b|$",
-    "y": r"$",
+    "W": r"(?!\s(?:\d|[A-Z]))",
     "t": r"\s(?:of|truck|load|crane)\b|\.?$",
     "m": r"(?!\s(?:dollar|euro|pound))",
 }
@@ -124,14 +129,12 @@ PLURALS = {
     "gigahertz": "gigahertz", "terahertz": "terahertz", "percent": "percent", "per": "per", "lux": "lux",
     "horsepower": "horsepower",
 }  # fmt: skip
-NOT_DESCRIBED = frozenset(
-    """
-a about after again ago all and are around as at away back because before below but by can did do does down
-each every for from had has have if in into is it left less may more now of off on only or out over per plus
-so than that the then there to today tomorrow under until up was were when where which while who will with
-would yesterday
-""".split()
-)
+NOT_DESCRIBED = listed("""
+a about after again ago all and are around as at away back because before below but by can did do
+does down each every for from had has have if in into is it left less may more now of off on only or
+out over per plus so than that the then there to today tomorrow under until up was were when where
+which while who will with would yesterday
+""")
 """Words after a measure that it does not describe: "a 5 meter pole", but "a 5 meters of"."""
 
 # -- money ------------------------------------------------------------------------------------------
@@ -156,13 +159,13 @@ CURRENCIES = {
 }
 """One, many, and a hundredth in one and many; empty where hundredths are read as decimals."""
 CODES = {
-    "USD": "U S dollar", "EUR": "euro", "GBP": "British pound", "JPY": "Japanese yen",
+    "USD": "U S dollar", "EUR": "euro", "GBP": "pound", "JPY": "yen",
     "CHF": "Swiss franc", "CAD": "Canadian dollar", "AUD": "Australian dollar", "INR": "Indian rupee",
     "CNY": "Chinese yuan", "SEK": "Swedish krona", "NOK": "Norwegian krone", "DKK": "Danish krone",
     "NZD": "New Zealand dollar", "MXN": "Mexican peso", "PLN": "Polish zloty", "BTC": "bitcoin",
 }  # fmt: skip
 MANY_OF_CODE = {
-    "JPY": "Japanese yen", "CNY": "Chinese yuan", "SEK": "Swedish kronor", "NOK": "Norwegian kroner",
+    "JPY": "yen", "CNY": "Chinese yuan", "SEK": "Swedish kronor", "NOK": "Norwegian kroner",
     "DKK": "Danish kroner",
 }  # fmt: skip
 COUNTRIES = {
@@ -191,27 +194,23 @@ SYMBOLS = {
 PUNCTUATION = str.maketrans({
     "‘": "'", "’": "'", "‛": "'", "`": "'", "´": "'", "‐": "-", "‑": "-", "−": "-", "–": "–",
     "—": ", ", "―": ", ", "。": ".", "、": ", ", "，": ", ", "！": "!", "？": "?", "：": ":", "；": ";",
-    "¡": " ", "¿": " ", "⁄": "/", "(": ", ", ")": ", ", "[": ", ", "]": ", ", "\u2044": "/",
+    "¡": " ", "¿": " ", "⁄": "/", "(": ", ", ")": ", ", "[": ", ", "]": ", ",
 })  # fmt: skip
 
 # -- addresses --------------------------------------------------------------------------------------
 
-DOMAINS = frozenset(
-    """
-com org net edu gov mil int info biz dev app blog shop store site online tech cloud xyz io ai co uk us de fr es
-nl eu ca au nz jp cn ru br ch se dk pl tv me
-""".split()
-)
+DOMAINS = listed("""
+com org net edu gov mil int info biz dev app blog shop store site online tech cloud xyz io ai co uk
+us de fr es nl eu ca au nz jp cn ru br ch se dk pl tv me
+""")
 """Last parts of a host's name."""
 COUNTRY_WORDS = frozenset(["us", "es", "de", "me"])
 """Those that are also words, so that a missing space is likelier than a host: they need `www.` or a path."""
-EXTENSIONS = frozenset(
-    """
-txt pdf doc docx xls xlsx ppt pptx csv tsv json xml yaml yml toml ini cfg conf log md rst html htm css js ts jsx
-tsx py ipynb rb rs go java cpp hpp cs php sh bat exe dll zip tar gz rar iso dmg png jpg jpeg gif svg bmp webp
-mp3 mp4 wav flac ogg avi mov mkv onnx bin sql db bak tmp env lock net
-""".split()
-)
+EXTENSIONS = listed("""
+txt pdf doc docx xls xlsx ppt pptx csv tsv json xml yaml yml toml ini cfg conf log md rst html htm
+css js ts jsx tsx py ipynb rb rs go java cpp hpp cs php sh bat exe dll zip tar gz rar iso dmg png
+jpg jpeg gif svg bmp webp mp3 mp4 wav flac ogg avi mov mkv onnx bin sql db bak tmp env lock net
+""")
 SAID = {
     "com": "com", "org": "org", "net": "net", "edu": "edu", "gov": "gov", "mil": "mil", "info": "info",
     "biz": "biz", "dev": "dev", "app": "app", "blog": "blog", "shop": "shop", "store": "store",
@@ -225,29 +224,25 @@ SAID = {
 
 # -- capitals ---------------------------------------------------------------------------------------
 
-SHORT_WORDS = frozenset(
-    """
-ACT ADD AGO ALL AM AN AND ANY ARE ART AS ASK AT BAD BE BED BIG BIT BOX BOY BUS BUT BUY BY CAN CAR CAT CUT DAY DID
-DIE DO DOG EAT EGG END EYE FAR FEW FLY FOR FUN GET GO GOT GUN GUY HAD HAS HAT HE HER HEY HIM HIS HIT HOT HOW I
-ICE IF IN IS IT ITS JOB JOY KEY KID LAW LET LIE LOT LOW MAD MAN MAY ME MEN MIX MOM MY NEW NO NOR NOT NOW ODD OF
-OFF OH OIL OLD ON ONE OR OUR OUT OWN PAY PUT RED RUN SAD SAW SAY SEA SEE SHE SIT SIX SKY SO SON SUN TAX TEA TEN
-THE TO TOO TOP TRY TWO UP USE WAR WAS WAY WE WET WHO WHY WIN WON YES YET YOU
-GIF LAN MAC PIN RAM ROM SIM
-""".split()
-)
+SHORT_WORDS = listed("""
+ACT ADD AGO ALL AM AN AND ANY ARE ART AS ASK AT BAD BE BED BIG BIT BOX BOY BUS BUT BUY BY CAN CAR
+CAT CUT DAY DID DIE DO DOG EAT EGG END EYE FAR FEW FLY FOR FUN GET GO GOT GUN GUY HAD HAS HAT HE HER
+HEY HIM HIS HIT HOT HOW I ICE IF IN IS IT ITS JOB JOY KEY KID LAW LET LIE LOT LOW MAD MAN MAY ME MEN
+MIX MOM MY NEW NO NOR NOT NOW ODD OF OFF OH OIL OLD ON ONE OR OUR OUT OWN PAY PUT RED RUN SAD SAW
+SAY SEA SEE SHE SIT SIX SKY SO SON SUN TAX TEA TEN THE TO TOO TOP TRY TWO UP USE WAR WAS WAY WE WET
+WHO WHY WIN WON YES YET YOU GIF LAN MAC PIN RAM ROM SIM
+""")
 """Words of up to three capitals that are words and not acronyms."""
-SAID_AS_WORDS = frozenset("ASCII CAPTCHA TOML".split())
+SAID_AS_WORDS = listed("ASCII CAPTCHA TOML")
 """Acronyms of four letters or more that are read as words although they do not look it."""
-SPELT = frozenset(
-    """
-AARP ACLU AFAIK ASAP ASMR ASPCA BYOB HIIT ICBM IIRC IMHO ISBN ISSN ITAR IUCN LMAO NCAA OECD UCLA UCSB UCSD UNHCR
-USAF USCG USDA USMC USPS USSR YMCA YWCA
-""".split()
-)
+SPELT = listed("""
+AARP ACLU AFAIK ASAP ASMR ASPCA BYOB HIIT ICBM IIRC IMHO ISBN ISSN ITAR IUCN LMAO NCAA OECD UCLA
+UCSB UCSD UNHCR USAF USCG USDA USMC USPS USSR YMCA YWCA
+""")
 """Acronyms of four letters or more that are spelt although they look like words."""
 PARTLY_SPELT = {
     "JPEG": "J peg", "MPEG": "M peg", "PhD": "P H D", "PhDs": "P H D's", "MSc": "M S C", "BSc": "B S C",
     "IoT": "I O T", "iOS": "I O S", "macOS": "mac O S", "NAACP": "N double A C P", "AAA": "triple A",
     "IEEE": "I triple E", "OAuth": "O auth", "WiFi": "Wi-Fi", "DevOps": "dev ops",
-    "MLOps": "M L ops",
+    "MLOps": "M L ops", "WWI": "W W one", "WWII": "W W two",
 }  # fmt: skip
