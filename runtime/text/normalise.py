@@ -33,7 +33,7 @@ def normalise(text: str) -> str:
     Latin are dropped.
     """
     text = unicodedata.normalize("NFKC", markup.plain(text)).translate(PUNCTUATION)
-    text = letters.quiet(re.sub(r"\s+", " ", re.sub(r"\s-+\s(?!\d)", ", ", text)))
+    text = letters.quiet(re.sub(r"\s+", " ", re.sub(r"\s-+\s(?![\d$€£¥₹])", ", ", text)))
     text = apply(RULES, text)
     for symbol, words in SYMBOLS.items():
         text = text.replace(symbol, words)

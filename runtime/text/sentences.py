@@ -42,7 +42,7 @@ MAY_GO_ON = (
     | {"ph.d", "al"}
 )
 """Short words after which a sentence goes on if a lower-case letter follows."""
-BEFORE_DIGIT = BEFORE_NUMBER.keys() | SHORT_MONTHS.keys()
+BEFORE_DIGIT = BEFORE_NUMBER.keys() | SHORT_MONTHS.keys() | {"rs"}
 """Short words after which it goes on if a digit follows."""
 HALF_DAYS = frozenset(["a.m", "p.m"])
 INITIALS = re.compile(r"(?:[A-HJ-Z]|(?:[A-Za-z]\.)+[A-Za-z])\.")

@@ -50,6 +50,8 @@ def numeric(match: re.Match[str]) -> str:
 
 def near(match: re.Match[str]) -> str:
     """ "on 12/25": month and day after a word that goes before dates."""
+    if match[0].endswith("9/11"):
+        return match[0]
     return f"{match[1]} {date(int(match[2]), int(match[3])) or match[0][len(match[1]) :].strip()}"
 
 
@@ -116,7 +118,7 @@ RULES: tuple[Rule, ...] = (
         lambda match: f"{SHORT_MONTHS[match[1].lower()]} ",
     ),
     (
-        re.compile(rf"(?<=\d\s)({SHORT_MONTH})\b(?:\.(?=,?\s[\da-z]))?"),
+        re.compile(rf"(?:(?<=\d\s)|(?<=\d(?:st|nd|rd|th)\s))({SHORT_MONTH})\b(?:\.(?=,?\s[\da-z]))?"),
         lambda match: SHORT_MONTHS[match[1].lower()],
     ),
     (re.compile(r"\b(Mar|Apr|Jun|Jul|Sep)\.(?=\s[a-z]|,)"), lambda match: SHORT_MONTHS[match[1].lower()]),
@@ -158,6 +160,7 @@ RULES: tuple[Rule, ...] = (
         re.compile(rf"(?<![\w:.,/-])(\d{{1,2}}(?::\d\d)?)({HALF})?\s?[-–]\s?(?=\d{{1,2}}(?::\d\d|{HALF}))"),
         r"\1\2 to ",
     ),
+    (re.compile(r"(?<![\d.:])([01]?\d|2[0-4])\.([0-5]\d)(?=\s?[AaPp]\s?[Mm]\b)"), r"\1:\2"),
     (re.compile(TIME), clock),
     (re.compile(r"\b(\d{1,2})\s?([ap])m\b", re.I), lambda match: f"{match[1]} {match[2].upper()} M"),
     (re.compile(r"(?<![\d:.])(\d{1,3}):(\d{1,3})(?![\d:.])"), r"\1 to \2"),

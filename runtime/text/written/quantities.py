@@ -19,6 +19,7 @@ from valle2.runtime.text.written.vocabulary import (
     NOT_DESCRIBED,
     PLURALS,
     SCALES,
+    SIGN_OF_CODE,
     UNITS,
     listed,
 )
@@ -74,6 +75,8 @@ def coded(match: re.Match[str]) -> str:
     one = CODES[code]
     many = MANY_OF_CODE.get(code, f"{one}s")
     scale = match["scale"]
+    if "." in amount and not scale and code in SIGN_OF_CODE:
+        return money(amount, CURRENCIES[SIGN_OF_CODE[code]], country=one.rpartition(" ")[0])
     return f"{amount} {scale + ' ' if scale else ''}{one if amount == '1' and not scale else many}"
 
 
@@ -189,6 +192,8 @@ AMOUNT = rf"(?P<amount>{NUMBER})"
 SHORT = either(SCALES)
 MONEY_RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<![\d.,])(\d{1,9}),(\d\d)(\s?[€£])(?!\d)"), european),
+    (re.compile(r"(?<=[$€£])\.(?=\d)"), "0."),
+    (re.compile(r"\bRs\.?\s?(?=\d)"), "₹"),
     (re.compile(rf"(?<=[\dKMBkmb])\s?[-–]\s?(?=(?:{SIGN})\d)"), " to "),
     (
         re.compile(
@@ -244,7 +249,7 @@ RULES: tuple[Rule, ...] = (
         ),
         " by ",
     ),
-    (re.compile(r"(?<![\d.,])(\d{1,6}(?:\.\d{1,6})?)x\b"), r"\1 times"),
+    (re.compile(r"(?<![\d.,])(\d{1,6}(?:\.\d{1,6})?)x\b(?!\s?[-+=*/^)])"), r"\1 times"),
     (re.compile(rf"{START}(\d{{1,9}}(?:\.\d{{1,9}})?)[eE]([+-]?\d{{1,3}})\b"), r"\1 times 10^\2"),
     (
         re.compile(
@@ -270,7 +275,7 @@ RULES: tuple[Rule, ...] = (
         ),
         lambda match: f"{match[1]} {SCALES[match[2]]}",
     ),
-    (re.compile(r"(?<!\w)(\d{1,9}|[A-Za-z])\^([+-]?(?:\d{1,6}|[a-z]\b))"), power),
+    (re.compile(r"(?<!\w)(\d{1,9}|[A-Za-z]{1,2})\^([+-]?(?:\d{1,6}|[a-z]\b))"), power),
     (re.compile(r"~\s?(?=[\d$€£])"), "about "),
     (re.compile(r"[-=]>|→|⇒"), " to "),
     (re.compile(r"!="), " does not equal "),

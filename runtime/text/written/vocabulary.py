@@ -64,6 +64,7 @@ UNITS = LENGTHS | {
     "t": "ton", "lb": "pound", "lbs": "pound", "oz": "ounce", "fl oz": "fluid ounce",
     "fl. oz": "fluid ounce", "L": "liter", "l": "liter", "dL": "deciliter", "cl": "centiliter",
     "ml": "milliliter", "mL": "milliliter", "μL": "microliter", "gal": "gallon", "qt": "quart",
+    "qts": "quart",
     "tsp": "teaspoon", "tbsp": "tablespoon", "ha": "hectare", "yds": "yard",
     "mph": "mile per hour", "kph": "kilometer per hour", "kmh": "kilometer per hour",
     "kmph": "kilometer per hour", "rpm": "revolution per minute", "bpm": "beat per minute",
@@ -82,7 +83,7 @@ UNITS = LENGTHS | {
     "W": "watt", "kw": "kilowatt", "mW": "milliwatt", "MW": "megawatt", "mw": "megawatt",
     "GW": "gigawatt", "Wh": "watt hour", "kwh": "kilowatt hour", "MWh": "megawatt hour",
     "V": "volt", "kV": "kilovolt", "mV": "millivolt", "A": "amp", "mA": "milliamp",
-    "Ah": "amp hour", "mAh": "milliamp hour", "Ω": "ohm", "kΩ": "kiloohm", "MΩ": "megaohm",
+    "Ah": "amp hour", "mAh": "milliamp hour", "Ω": "ohm", "kΩ": "kilohm", "MΩ": "megohm",
     "J": "joule", "kJ": "kilojoule", "MJ": "megajoule", "cal": "calorie", "kcal": "kilocalorie",
     "N": "newton", "kN": "kilonewton", "Nm": "newton meter", "Pa": "pascal", "hPa": "hectopascal",
     "kPa": "kilopascal", "MPa": "megapascal", "mmHg": "millimeter of mercury", "eV": "electron volt",
@@ -95,7 +96,7 @@ UNITS = LENGTHS | {
        for short, long in (("sq", "square"), ("sq.", "square"), ("cu", "cubic"), ("cu.", "cubic"))},
 }  # fmt: skip
 """Units after a number. One of several letters is also found in other capitals if no unit is written so."""
-ATTACHED_IS_OTHER = frozenset(["s", "t", "N", "V", "A", "J"])
+ATTACHED_IS_OTHER = frozenset(["s", "t", "N", "J"])
 """Units that need a space before them: 30s are thirties, and a 3A may be a class."""
 NEEDS_A_HINT = {
     "in": r"[.,;!?]|$|\s(?:wide|long|tall|high|deep|thick|in diameter|by)\b",
@@ -144,6 +145,7 @@ CURRENCIES = {
     "$": DOLLAR,
     "€": ("euro", "euros", "cent", "cents"),
     "£": ("pound", "pounds", "penny", "pence"),
+    "R$": ("real", "reais", "centavo", "centavos"),
     "¥": ("yen", "yen", "", ""),
     "₹": ("rupee", "rupees", "paisa", "paise"),
     "₩": ("won", "won", "", ""),
@@ -164,13 +166,15 @@ CODES = {
     "CNY": "Chinese yuan", "SEK": "Swedish krona", "NOK": "Norwegian krone", "DKK": "Danish krone",
     "NZD": "New Zealand dollar", "MXN": "Mexican peso", "PLN": "Polish zloty", "BTC": "bitcoin",
 }  # fmt: skip
+SIGN_OF_CODE = {"USD": "$", "EUR": "€", "GBP": "£", "CAD": "$", "AUD": "$", "NZD": "$"}
+"""Currencies whose hundredths are read as such."""
 MANY_OF_CODE = {
     "JPY": "yen", "CNY": "Chinese yuan", "SEK": "Swedish kronor", "NOK": "Norwegian kroner",
     "DKK": "Danish kroner",
 }  # fmt: skip
 COUNTRIES = {
     "US": "U S", "CA": "Canadian", "C": "Canadian", "AU": "Australian", "A": "Australian",
-    "NZ": "New Zealand", "HK": "Hong Kong", "S": "Singapore", "R": "Brazilian",
+    "NZ": "New Zealand", "HK": "Hong Kong", "S": "Singapore",
 }  # fmt: skip
 """What stands directly before a dollar sign."""
 SCALES = {

@@ -24,6 +24,8 @@ READ = [
     ("his/her", "his her"),
     ("coffee w/o sugar", "coffee without sugar"),
     # dates
+    ("1st Jan 2020", "the first of january twenty twenty"),
+    ("on 9/11", "on nine eleven"),
     ("Due 12/25/2024.", "due december twenty fifth twenty twenty four"),
     ("Born 7/4/1976.", "born july fourth nineteen seventy six"),
     ("Paid on 3/15/22.", "paid on march fifteenth twenty twenty two"),
@@ -143,6 +145,8 @@ READ = [
     ('8.5" x 11"', "eight point five inches by eleven"),
     ("6 ft 2 in", "six feet two inches"),
     # powers
+    ("E = mc²", "e equals mc squared"),
+    ("2x + 1 = 5", "two x plus one equals five"),
     ("10^6 cells", "ten to the power of six cells"),
     ("10⁶ cells", "ten to the power of six cells"),
     ("x² + y²", "x squared plus y squared"),
@@ -152,6 +156,9 @@ READ = [
     ("n^2", "n squared"),
     ("10^-3", "ten to the power of minus three"),
     # money
+    ("$20 - $30", "twenty dollars to thirty dollars"),
+    ("$.50", "fifty cents"),
+    ("Rs. 500", "five hundred rupees"),
     ("It costs $200B.", "it costs two hundred billion dollars"),
     ("It cost $2.5M.", "it cost two point five million dollars"),
     ("$3K", "three thousand dollars"),
@@ -228,6 +235,7 @@ READ = [
     ("OPEC met", "opec met"),
     ("F# minor", "f sharp minor"),
     # times
+    ("10.30 p.m.", "ten thirty p m"),
     ("3:05 p.m. today", "three oh five p m today"),
     ("at 3:05 pm", "at three oh five p m"),
     ("9:30 AM", "nine thirty a m"),
