@@ -15,6 +15,9 @@ FULL_DAY = either(frozenset(SHORT_DAYS.values()))
 SURELY_DAY = either(frozenset(SHORT_DAYS) - WORDS_TOO)
 HALF = r"\s?[AaPp]\s?\.?[Mm]\b\.?"
 TIME = r"\b(?P<hour>[01]?\d|2[0-4]):(?P<minute>[0-5]\d)(?![\d:])(?:\s?(?P<half>[AaPp])\s?[Mm]\b)?"
+SURELY_NEAR = ("on", "due", "dated")
+COMMON_SHARES = (2, 3, 4, 5, 6, 8, 10)
+"""What 1/2 or 3/4 have below the slash: "by 3/4" is seldom a date."""
 NEAR_DATE = r"(?:on|by|due|until|before|after|since|dated|from)"
 
 
@@ -50,9 +53,10 @@ def numeric(match: re.Match[str]) -> str:
 
 def near(match: re.Match[str]) -> str:
     """ "on 12/25": month and day after a word that goes before dates."""
-    if match[0].endswith("9/11"):
-        return match[0]
-    return f"{match[1]} {date(int(match[2]), int(match[3])) or match[0][len(match[1]) :].strip()}"
+    month, day = int(match[2]), int(match[3])
+    share = month < day and day in COMMON_SHARES and match[1].lower() not in SURELY_NEAR
+    spoken = None if share or (month, day) == (9, 11) else date(month, day)
+    return match[0] if spoken is None else f"{match[1]} {spoken}"
 
 
 def day_of_month(match: re.Match[str]) -> str:
@@ -118,7 +122,9 @@ RULES: tuple[Rule, ...] = (
         lambda match: f"{SHORT_MONTHS[match[1].lower()]} ",
     ),
     (
-        re.compile(rf"(?:(?<=\d\s)|(?<=\d(?:st|nd|rd|th)\s))({SHORT_MONTH})\b(?:\.(?=,?\s[\da-z]))?"),
+        re.compile(
+            rf"(?:(?<=\b\d\s)|(?<=\b\d\d\s)|(?<=\d(?:st|nd|rd|th)\s))({SHORT_MONTH})\b(?:\.(?=,?\s[\da-z]))?"
+        ),
         lambda match: SHORT_MONTHS[match[1].lower()],
     ),
     (re.compile(r"\b(Mar|Apr|Jun|Jul|Sep)\.(?=\s[a-z]|,)"), lambda match: SHORT_MONTHS[match[1].lower()]),

@@ -1,4 +1,4 @@
-"""Numbers without a unit: phones, codes, fractions, ranges, roman numerals, ordinals."""
+"""Numbers without a unit: phones, codes, fractions, scores, ranges, ordinals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def phone(match: re.Match[str]) -> str:
         f"{cardinal(int(group[0]))} hundred" if toll_free and group == "800" else digits(group)
         for group in groups
     ]
-    return ("plus " if match[0].lstrip(" (").startswith("+") else "") + ", ".join(said)
+    return ("plus " if match[0].startswith("+") else "") + ", ".join(said)
 
 
 def slash(match: re.Match[str]) -> str:

@@ -24,6 +24,8 @@ READ = [
     ("his/her", "his her"),
     ("coffee w/o sugar", "coffee without sugar"),
     # dates
+    ("Cut it by 3/4.", "cut it by three quarters"),
+    ("Send it by 3/14.", "send it by march fourteenth"),
     ("1st Jan 2020", "the first of january twenty twenty"),
     ("on 9/11", "on nine eleven"),
     ("Due 12/25/2024.", "due december twenty fifth twenty twenty four"),
