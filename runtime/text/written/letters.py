@@ -137,6 +137,7 @@ ABBREVIATION_RULES: tuple[Rule, ...] = (
         re.compile(rf"(?<!\d)(?<!\d )\b({either(BEFORE_NUMBER)})\.\s*(?=\d|[IVX]{{2}})", re.I),
         lambda match: f"{BEFORE_NUMBER[match[1].lower()]} ",
     ),
+    (re.compile(r"(?<=\b[Tt]he )[Nn]o\.(?= of\b)"), "number"),
     (re.compile(r"\bet al\."), "et al"),
     (re.compile(rf"\b({either(ABBREVIATIONS.keys() | AT_THE_END.keys())})\.(?!\w)", re.I), expand),
     (re.compile(r"\bvs\b"), "versus"),

@@ -7,7 +7,7 @@ import re
 from valle2.runtime.text.numerals import NUMBER, cardinal, digits, fraction, number, ordinal
 from valle2.runtime.text.written import Rule
 
-STARS = re.compile(r"\s(?:stars?|points?|marks?|rating)\b")
+STARS = re.compile(r"\s(?:scores?|stars?|points?|marks?|rating)\b")
 SCORED = re.compile(
     r"\b(?:scored?|rated?|rating|gave|got|gets|grade|mark|marks|earned|answered)\b[^.]*$", re.I
 )
@@ -62,6 +62,7 @@ def value(text: str) -> float:
 
 RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<![\w/])24/7/365(?![\w/])"), "twenty four seven three sixty five"),
+    (re.compile(r"(?<![\w/.-])24-7(?![\w/.-])"), "twenty four seven"),
     (
         re.compile(
             r"(?<![\w+.,-])\+\d{1,3}(?:[\s.-]\(?\d{1,4}\)?){2,5}(?![\w.,-]*\d)|(?<![\w.,-])\+\d{8,15}(?!\d)"

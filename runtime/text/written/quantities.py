@@ -241,10 +241,11 @@ RULES: tuple[Rule, ...] = (
         ),
         r"\1 inch",
     ),
+    (re.compile(r"(?<=\d/\d)\"|(?<=\d/\d\d)\""), " inch"),
     (re.compile(r"(?<=\d)\s?[x×]\s?(?=10\^)"), " times "),
     (
         re.compile(
-            r"(?<=[\dm])(?<!\b0)\s?x\s?(?=\d)|(?<=\d)×(?=\d)"
+            r"(?<=[\dm])(?<!\b0)\s?x\s?(?=\d)|(?<=\d)×(?=\d)|(?<=\d ft)\s?[x×]\s?(?=\d)"
             r"|(?<=s)\s?[x×]\s?(?=\d{1,4}\s?(?:feet|inches|\"|'))"
         ),
         " by ",

@@ -10,6 +10,8 @@ from valle2.runtime.text.sentences import sentences, speakable
 
 READ = [
     # slashes
+    ("his 9/10 score", "his nine out of ten score"),
+    ("open 24-7 here", "open twenty four seven here"),
     ("Open 24/7 and 365 days.", "open twenty four seven and three hundred sixty five days"),
     ("She rated it 8/10.", "she rated it eight out of ten"),
     ("a 60/40 split", "a sixty forty split"),
@@ -286,6 +288,8 @@ READ = [
     ("a.k.a. Bob", "also known as bob"),
     ("cats, dogs, etc", "cats dogs et cetera"),
     # dimensions
+    ("5 ft x 3 ft", "five feet by three feet"),
+    ('a 1/8" bolt', "a one eighth inch bolt"),
     ("2x4", "two by four"),
     ("1920x1080", "nineteen twenty by ten eighty"),
     ("5 x 7 photo", "five by seven photo"),
