@@ -19,12 +19,8 @@ IRREGULAR = {
     "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth",
     "nine": "ninth", "twelve": "twelfth",
 }  # fmt: skip
-CURRENCIES = {
-    "$": ("dollar", "dollars", "cent", "cents"),
-    "€": ("euro", "euros", "cent", "cents"),
-    "£": ("pound", "pounds", "penny", "pence"),
-    "¥": ("yen", "yen", "", ""),
-}
+Currency = tuple[str, str, str, str]
+"""One, many, and a hundredth in one and many; empty where hundredths are read as decimals."""
 NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 
 
@@ -84,37 +80,51 @@ def decade(match: re.Match[str]) -> str:
     return plural_words(number(match[1]))
 
 
-def money(match: re.Match[str]) -> str:
-    """$3.50 -> "three dollars and fifty cents", $2 million -> "two million dollars"."""
-    one, many, cent, cents = CURRENCIES[match["sign"]]
-    if match["scale"]:
-        return f"{number(match['amount'])} {match['scale'].lower()} {many}"
-    whole, _, decimals = match["amount"].replace(",", "").partition(".")
-    if decimals and (len(decimals) > 2 or not cent):
-        return f"{number(match['amount'])} {many}"
+def money(
+    amount: str,
+    currency: Currency,
+    scale: str = "",
+    country: str = "",
+    singular: bool = False,
+    whole: bool = False,
+) -> str:
+    """3.50 dollars -> "three dollars and fifty cents", 2 million dollars -> "two million dollars".
+
+    Args:
+        amount: as `NUMBER` finds it. scale: thousand, million ... country: a word before the currency.
+        singular: "five dollar" before the noun that it describes. whole: hundredths are read as decimals.
+    """
+    one, many, cent, cents = currency
+    before = f"{country} " if country else ""
+    if scale:
+        return f"{number(amount)} {scale.lower()} {before}{one if singular else many}"
+    units, _, decimals = amount.replace(",", "").partition(".")
+    if decimals and (len(decimals) > 2 or not cent or whole):
+        return f"{number(amount)} {before}{many}"
     parts = []
     rest = int(decimals.ljust(2, "0")) if decimals else 0
-    whole = whole.lstrip("0")
-    if whole or not rest:
-        words = digits(whole) if len(whole) > 15 else cardinal(int(whole or 0))
-        parts.append(f"{words} {one if whole == '1' else many}")
+    units = units.lstrip("0")
+    if units or not rest:
+        words = digits(units) if len(units) > 15 else cardinal(int(units or 0))
+        parts.append(f"{words} {before}{one if units == '1' or (singular and not rest) else many}")
     if rest:
         parts.append(f"{cardinal(rest)} {cent if rest == 1 else cents}")
     return " and ".join(parts)
 
 
 def clock(match: re.Match[str]) -> str:
-    """10:05 -> "ten oh five", 7:00 -> "seven o'clock", 7:30 am -> "seven thirty A M"."""
+    """10:05 -> "ten oh five", 7:00 -> "seven o'clock", 15:00 -> "fifteen hundred", 7:30 am -> "... A M"."""
     hour, minute = int(match["hour"]), int(match["minute"])
     half = f" {match['half'].upper()} M" if match["half"] else ""
+    if not hour and not minute and not half:
+        return "midnight"
     if not minute:
-        return cardinal(hour) + (half or " o'clock")
+        return cardinal(hour) + (half or (" hundred" if hour > 12 else " o'clock"))
     return f"{cardinal(hour)} {'oh ' if minute < 10 else ''}{cardinal(minute)}{half}"
 
 
-def fraction(match: re.Match[str]) -> str:
-    """1/2 -> "one half", 3/4 -> "three quarters", 7/16 -> "seven sixteenths"."""
-    top, bottom = int(match[1]), int(match[2])
+def fraction(top: int, bottom: int) -> str:
+    """1/2 -> "one half", 3/4 -> "three quarters", 7/16 -> "seven sixteenths", 120/80 -> "... over eighty"."""
     if not 0 < top < bottom:
         return f"{cardinal(top)} over {cardinal(bottom)}"
     name = {2: "half", 4: "quarter"}.get(bottom) or ordinal(bottom)

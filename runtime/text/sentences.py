@@ -11,18 +11,43 @@ import re
 from collections.abc import Callable
 
 from valle2.runtime.errors import TextError
-from valle2.runtime.text.normalise import ABBREVIATIONS, TITLES, normalise
+from valle2.runtime.text.normalise import normalise
+from valle2.runtime.text.written.vocabulary import (
+    ABBREVIATIONS,
+    BEFORE_NUMBER,
+    DOTTED,
+    ENDING,
+    SHORT_DAYS,
+    SHORT_MONTHS,
+    TITLES,
+)
 
+ONLY_MARKS = re.compile(r"[\s.,;:!?…]*")
 SPEAKABLE = re.compile(r"[A-Za-z]")
+MARKUP = re.compile(r"[<&`\[\]_~\u2010-\u2fff]")
+"""Characters of markup and of signs, in which letters may stand that are not spoken."""
 SURELY_SPEAKABLE = re.compile(r"[\d¼½¾]|\b(?!www|https?)[A-Za-z]", re.A)
 MAX_CLOSING = 8
 """Quotes and brackets that may stand between a mark and the space after it."""
 SENTENCE_END = re.compile(rf"(?<=[.!?…])[\"'”’)\]]{{0,{MAX_CLOSING}}}\s+|(?<=[。！？])|\n+")
 CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+")
 WORD_END = re.compile(r"\s+")
-NOT_AN_END = frozenset(TITLES) | frozenset(ABBREVIATIONS) - {"etc", "jr", "sr", "inc", "ltd", "co"}
+NOT_AN_END = frozenset(TITLES) | frozenset(ABBREVIATIONS) - ENDING
+"""Short words whose full stop ends no sentence."""
+MAY_GO_ON = (
+    frozenset(ABBREVIATIONS)
+    | DOTTED
+    | SHORT_MONTHS.keys()
+    | {day.lower() for day in SHORT_DAYS}
+    | {"ph.d", "al"}
+)
+"""Short words after which a sentence goes on if a lower-case letter follows."""
+BEFORE_DIGIT = BEFORE_NUMBER.keys() | SHORT_MONTHS.keys() | {"rs"}
+"""Short words after which it goes on if a digit follows."""
+HALF_DAYS = frozenset(["a.m", "p.m"])
 INITIALS = re.compile(r"(?:[A-HJ-Z]|(?:[A-Za-z]\.)+[A-Za-z])\.")
 ENDED = re.compile(r"[.!?…。！？][\"'”’)\]]*$")
+MARKS = ".!?…。！？"
 OPENING = "\"'“‘(["
 SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
 UNENDED = f",;:—–-{SPACES}"
@@ -38,13 +63,13 @@ SURELY_TOO_LONG = 1.5
 
 
 def split_sentences(text: str, usual: int, most: int, count: Callable[[str], int]) -> list[str]:
-    """Sentences of at most `usual` tokens; a single word may have up to `most`.
+    """Sentences of at most `usual` tokens; a single word may have up to `most`, and a longer one is cut.
 
     Args:
         count: tokens of a piece of text.
 
     Raises:
-        TextError: a single word is longer than that.
+        TextError: a single character has more than `most` tokens.
     """
     return [piece for sentence in sentences(text) for piece in fit(sentence, usual, most, count)]
 
@@ -91,7 +116,10 @@ class SentenceSplitter:
         resume = len(text) - MAX_CLOSING - 1
         for match in SENTENCE_END.finditer(text, self.unsearched):
             piece, following = text[start : match.end()], text[match.end() : match.end() + LOOKAHEAD]
-            ends = "\n" in match[0] or ends_sentence(piece.rstrip(), following, at_end)
+            after_mark = match.start() > 0 and text[match.start() - 1] in MARKS
+            ends = after_mark and ends_sentence(piece.rstrip(), following, at_end)
+            if not ends and "\n" in match[0]:
+                ends = ends_line(match[0], following, at_end)
             if ends is None:
                 resume = match.start()
                 break
@@ -116,12 +144,30 @@ def ends_sentence(piece: str, following: str, at_end: bool = True) -> bool | Non
     if not word.endswith("."):
         return True
     short = word[:-1].lower()
-    may_go_on = short in ABBREVIATIONS or short.endswith(".")
-    abbreviated = short in NOT_AN_END or INITIALS.fullmatch(word) is not None
+    half_day = short in HALF_DAYS
+    never = short in NOT_AN_END or (INITIALS.fullmatch(word) is not None and not half_day)
+    before_small = short in MAY_GO_ON or half_day or short.endswith(".")
+    before_digit = short in BEFORE_DIGIT
     next_letter = following.lstrip().lstrip(OPENING)[:1]
-    if (may_go_on or abbreviated) and not next_letter and not at_end and len(following) < LOOKAHEAD:
+    depends = never or before_small or before_digit
+    if depends and not next_letter and not at_end and len(following) < LOOKAHEAD:
         return None
-    return not abbreviated and not (may_go_on and next_letter.islower())
+    goes_on = (before_small and next_letter.islower()) or (before_digit and next_letter.isdigit())
+    return not never and not goes_on
+
+
+def ends_line(gap: str, following: str, at_end: bool) -> bool | None:
+    """Does a line's end end its sentence? It does not before a lower-case letter, unless a line is empty.
+
+    Args:
+        gap: the spaces at the line's end. following, at_end: see `ends_sentence`.
+    """
+    following_word = following.lstrip(" \t")
+    if gap.count("\n") > 1:
+        return True
+    if not following_word and not at_end and len(following) < LOOKAHEAD:
+        return None
+    return not following_word[:1].islower()
 
 
 def fit(
@@ -129,11 +175,13 @@ def fit(
 ) -> list[str]:
     """One sentence in about equal parts, cut at a clause near the middle or else between two words.
 
+    A single word that is too long is cut in the middle.
+
     Args:
         estimate: tokens of the sentence by its share of a longer one that was counted; 0 if none was.
 
     Raises:
-        TextError: a single word has more than `most` tokens.
+        TextError: a single character has more than `most` tokens.
     """
     cut = middle(sentence)
     limit = most if cut is None else usual
@@ -142,12 +190,12 @@ def fit(
         counted = count(sentence) if len(sentence) <= HOPELESS * limit else limit + 1
         if counted <= limit:
             return [sentence]
-    if cut is None:
-        shown = sentence if len(sentence) <= 40 else f"{sentence[:37]}..."
+    if cut is None and len(sentence) == 1:
         raise TextError(
-            f"the word {shown!r} is longer than the model's {most} tokens; expected a shorter one: "
-            "put spaces into it"
+            f"{sentence!r} is longer than the model's {most} tokens, which the prompt's text leaves; "
+            "use a shorter prompt"
         )
+    cut = cut or len(sentence) // 2
     density = (counted or estimate) / len(sentence)
     halves = (sentence[:cut].strip(), sentence[cut:].strip())
     return [
@@ -159,7 +207,7 @@ def fit(
 
 
 def middle(sentence: str) -> int | None:
-    """Where to cut: the clause's end nearest the middle if it is near, else the nearest space."""
+    """Where to cut: the clause's end nearest the middle if it is near, else the nearest space, or None."""
     half = len(sentence) / 2
     for pattern, reach in ((CLAUSE_END, MIDDLE * len(sentence)), (WORD_END, half)):
         ends = [match.end() for match in pattern.finditer(sentence)]
@@ -176,6 +224,6 @@ def ended(piece: str) -> str:
 
 def speakable(text: str) -> bool:
     """Does anything remain to be said after normalisation?"""
-    if SURELY_SPEAKABLE.search(text):
+    if not MARKUP.search(text) and SURELY_SPEAKABLE.search(text):
         return True
-    return SPEAKABLE.search(normalise(text)) is not None
+    return not ONLY_MARKS.fullmatch(text) and SPEAKABLE.search(normalise(text)) is not None
