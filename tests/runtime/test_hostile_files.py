@@ -219,9 +219,10 @@ def test_damaged_presets(tmp_path: Path) -> None:
 
 
 def test_numpy_s_own_presets_are_read(tmp_path: Path) -> None:
-    for write in (np.savez, np.savez_compressed):
+    writers: tuple[Any, ...] = (np.savez, np.savez_compressed)  # numpy's stubs differ between its versions
+    for write in writers:
         arrays = (CODES[None].astype(np.int32), np.asfortranarray(np.ones((1, 3), np.int16)), np.array([1]))
-        write(tmp_path / "v.npz", **dict(zip(ENTRIES, arrays, strict=True)))  # type: ignore[arg-type]
+        write(tmp_path / "v.npz", **dict(zip(ENTRIES, arrays, strict=True)))
         preset = read_preset(tmp_path / "v.npz")
         assert np.array_equal(preset.codes, CODES) and preset.language == "ja"
 
