@@ -18,7 +18,6 @@ from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.runtime import Prompt, Request, Settings, Valle2
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.sequence import Sequence
-from valle2.runtime.generation.token_layout import check_prompt
 from valle2.runtime.types import Codes
 
 Floats = NDArray[np.float32]
@@ -43,10 +42,9 @@ class EncodedSentence:
 def encode_sentences(tts: Valle2, request: Request) -> list[EncodedSentence]:
     """Every sentence of a request as the graphs read it."""
     layout, group = tts.model.layout, tts.manifest.sizes["group_size"]
-    prompt = check_prompt(layout, request.prompt.codes)
-    prompt = prompt[len(prompt) % group :]
-    texts = [layout.texts(sentence) for sentence in tts.sentences(request)]
-    return [EncodedSentence(*pair, prompt, int(layout.code_bos)) for pair in texts]
+    encoded = tts.encode(request)
+    prompt = encoded.prompt[len(encoded.prompt) % group :]
+    return [EncodedSentence(*layout.texts(text), prompt, int(layout.code_bos)) for text in encoded.texts]
 
 
 def transcript_length(tts: Valle2, voice: Prompt) -> int:
