@@ -44,7 +44,8 @@ def encode_sentences(tts: Valle2, request: Request) -> list[EncodedSentence]:
     layout, group = tts.model.layout, tts.manifest.sizes["group_size"]
     encoded = tts.encode(request)
     prompt = encoded.prompt[len(encoded.prompt) % group :]
-    return [EncodedSentence(*layout.texts(text), prompt, int(layout.code_bos)) for text in encoded.texts]
+    texts = [sentence.text for sentence in encoded.sentences]
+    return [EncodedSentence(*layout.texts(text), prompt, int(layout.code_bos)) for text in texts]
 
 
 def transcript_length(tts: Valle2, voice: Prompt) -> int:

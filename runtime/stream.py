@@ -19,10 +19,11 @@ class Collector:
     sees the rest.
 
     Args:
-        codebooks: Q of the codes, for a request that has made none.
+        codebooks: Q of the codes, for a request that has made none. warnings: of the request.
     """
 
-    def __init__(self, codebooks: int) -> None:
+    def __init__(self, codebooks: int, warnings: tuple[str, ...] = ()) -> None:
+        self.warnings = warnings
         self.audio: list[Audio] = []
         self.codes: list[Codes] = [np.zeros((0, codebooks), np.int64)]
         self.timings = Timings()
@@ -47,7 +48,8 @@ class Collector:
         """Everything so far."""
         audio = join(self.audio)
         self.timings.audio = len(audio) / rate
-        return Speech(audio, rate, np.concatenate(self.codes), self.finish_reason, self.timings)
+        codes = np.concatenate(self.codes)
+        return Speech(audio, rate, codes, self.finish_reason, self.timings, self.warnings)
 
 
 class Stream(Closing, Iterator[Audio]):

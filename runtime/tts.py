@@ -37,10 +37,10 @@ from valle2.runtime.audio.codec import Codec
 from valle2.runtime.audio.io import read_audio
 from valle2.runtime.errors import ModelError, PromptError, SettingsError
 from valle2.runtime.generation.ar_runner import ARRunner
-from valle2.runtime.generation.engine import EncodedRequest, Failed, RequestId, SynthesisEngine
+from valle2.runtime.generation.engine import EncodedRequest, Failed, RequestId, Sentence, SynthesisEngine
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.nar_runner import NARRunner
-from valle2.runtime.generation.token_layout import Text, TokenLayout, check_prompt, check_text
+from valle2.runtime.generation.token_layout import TokenLayout, check_prompt, check_text
 from valle2.runtime.stream import Collector, Stream
 from valle2.runtime.text.front_end import front_end_of
 from valle2.runtime.text.tokenizer import TextFrontEnd
@@ -52,6 +52,8 @@ MODELS = Path(__file__).resolve().with_name("models")
 """Resolved, because an editable install links single files and a bundle may not leave its folder."""
 SLOTS = 8
 """Rows decoded side by side, unless the caller says otherwise."""
+PAUSE_SECONDS = 0.12
+"""Silence between two sentences."""
 MIN_PROMPT_SECONDS = 0.5
 MAX_PROMPT_SECONDS = 20.0
 
@@ -270,10 +272,13 @@ class Valle2(Closing):
         self.need_codec()
         prompt = check_prompt(self.model.layout, request.prompt.codes)
         with self.text_lock:
-            texts = tuple(self.sentences(request))
-        return EncodedRequest(texts, prompt, request.settings, first_chunk_seconds, arrived=arrived)
+            sentences = tuple(self.sentences(request))
+        warnings = request.prompt.warnings
+        return EncodedRequest(
+            sentences, prompt, request.settings, first_chunk_seconds, warnings=warnings, arrived=arrived
+        )
 
-    def sentences(self, request: Request) -> Iterator[Text]:
+    def sentences(self, request: Request) -> Iterator[Sentence]:
         """Ids of each sentence, the prompt's transcript before it (section 3.4).
 
         The transcript gets a mark at its end, as a text does. Without one, the model cannot tell where the
@@ -284,9 +289,11 @@ class Valle2(Closing):
                 f"{self.path} has no text front end; export it again with its text/, or use generate_codes"
             )
         prompt, longest = request.prompt, self.manifest.sizes["max_text"] - 2
-        for found in self.front.encode_request(prompt.transcript, request.text, longest):
-            marked = (found.ids, found.languages, found.prompt_length)
-            yield check_text(self.model.layout, *marked, len(prompt.codes))
+        found = self.front.encode_request(prompt.transcript, request.text, longest)
+        for index, ids in enumerate(found):
+            marked = (ids.ids, ids.languages, ids.prompt_length)
+            text = check_text(self.model.layout, *marked, len(prompt.codes))
+            yield Sentence(text, PAUSE_SECONDS if index else 0.0)
 
     # -- tokens ---------------------------------------------------------------------------------
 
@@ -318,7 +325,7 @@ class Valle2(Closing):
         layout = self.model.layout
         prompt = check_prompt(layout, prompt_codes)
         text = check_text(layout, text_ids, language_ids, prompt_text_length, len(prompt))
-        request = EncodedRequest((text,), prompt, settings or self.settings(), codes_only=True)
+        request = EncodedRequest((Sentence(text),), prompt, settings or self.settings(), codes_only=True)
         collector = self.run([request])[0]
         return Generated(np.concatenate(collector.codes), collector.finish_reason)
 
@@ -333,7 +340,7 @@ class Valle2(Closing):
         with self.turns.alone():
             self.check_open()
             identifier = self.engine.add(request)
-            self.collectors[identifier] = collector = Collector(self.model.layout.codebooks)
+            self.collectors[identifier] = collector = Collector(self.model.layout.codebooks, request.warnings)
         return identifier, collector
 
     def step(self) -> None:

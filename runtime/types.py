@@ -99,6 +99,7 @@ class Prompt:
     Args:
         codes: (P, 8) int64 in 0..1023, P >= 1. transcript: the words, or `Phones`.
         name, source, licence, consent: information for people; the model does not use it.
+        warnings: what makes the recording a poor prompt, one sentence each.
 
     Raises:
         PromptError: the codes have another shape, dtype or range.
@@ -110,6 +111,7 @@ class Prompt:
     source: str = ""
     licence: str = ""
     consent: str = ""
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         codes = self.codes
@@ -175,6 +177,15 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """A spoken word and when it is heard. start, end: seconds from the beginning of the audio."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
 class Speech:
     """Synthesised speech.
 
@@ -183,6 +194,8 @@ class Speech:
         finish_reason: "cancelled" if the request did not finish, "max_frames" if a sentence reached its
             limit, else "eos".
         timings: where the time went.
+        warnings: about the voice and the text, one sentence each.
+        words: with their times, if they were asked for.
     """
 
     audio: Audio = field(repr=False)
@@ -190,6 +203,8 @@ class Speech:
     codes: Codes = field(repr=False)
     finish_reason: str
     timings: Timings
+    warnings: tuple[str, ...] = ()
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

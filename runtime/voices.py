@@ -116,7 +116,7 @@ def codes_of(entry: Any, data: bytes) -> NDArray[np.int64]:
     return codes.astype(np.int64)
 
 
-def details_of(metadata: Any) -> dict[str, str]:
+def details_of(metadata: Any) -> dict[str, Any]:
     """The details in a voice file's metadata; other entries are ignored."""
     if not isinstance(metadata, dict):
         raise ValueError("its metadata is no object")

@@ -34,7 +34,7 @@ def pairs(items: list[Utterance]) -> list[tuple[int, int]]:
 def refined(tts: Valle2, request: Request, first: Array) -> Array:
     """The NAR's codes (T, 8) for a true codebook 0 (T,)."""
     encoded = tts.encode(request)
-    _, text = tts.model.layout.texts(encoded.texts[0])
+    _, text = tts.model.layout.texts(encoded.sentences[0].text)
     return tts.model.nar.refine(text, encoded.prompt, first)
 
 

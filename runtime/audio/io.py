@@ -31,7 +31,6 @@ SILENCE = 1e-3
 MIN_RATE, MAX_RATE = 4000, 384000
 BLOCK = 65536
 FADE_SECONDS = 0.005
-PAUSE_SECONDS = 0.12
 UNKNOWN = 0xFFFFFFFF
 BYTES_PER_SAMPLE = 2
 
@@ -193,9 +192,9 @@ def faded(audio: Audio, rate: int, *, first: bool = True, last: bool = True) -> 
     return out
 
 
-def pause(rate: int) -> Audio:
-    """The silence between two sentences."""
-    return np.zeros(int(PAUSE_SECONDS * rate), np.float32)
+def silence(seconds: float, rate: int) -> Audio:
+    """(N,) float32 zeros. rate: Hz."""
+    return np.zeros(int(seconds * rate), np.float32)
 
 
 def join(pieces: Sequence[Audio]) -> Audio:

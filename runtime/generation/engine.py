@@ -22,7 +22,7 @@ from typing import NewType
 import numpy as np
 
 from valle2.runtime.audio.chunks import ChunkDecoder, chunk_decoder, chunk_sizes
-from valle2.runtime.audio.io import pause
+from valle2.runtime.audio.io import silence
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.scheduler import Scheduler
@@ -35,23 +35,37 @@ RequestId = NewType("RequestId", int)
 
 
 @dataclass(frozen=True, slots=True)
+class Sentence:
+    """One sentence of a request.
+
+    Args:
+        text: ids of the prompt's transcript and of the sentence. pause: seconds of silence before it.
+    """
+
+    text: Text
+    pause: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedRequest:
     """A request whose text is already normalised, split and encoded.
 
     Args:
-        texts: one per sentence: ids of the prompt's transcript and of the sentence.
+        sentences: in their order.
         prompt: (P, Q) int64 codes of the voice.
         settings: how codes are drawn.
         first_chunk_seconds: seconds of speech in the first chunk; 0 makes one chunk of each sentence.
         codes_only: leave the codec out; the audio of every chunk is empty.
+        warnings: about the voice and the text, for the user.
         arrived: `time.perf_counter()` at which the request came, for its timings.
     """
 
-    texts: tuple[Text, ...]
+    sentences: tuple[Sentence, ...]
     prompt: Codes = field(repr=False)
     settings: Settings
     first_chunk_seconds: float = 0.0
     codes_only: bool = False
+    warnings: tuple[str, ...] = ()
     arrived: float = field(default_factory=time.perf_counter)
 
 
@@ -203,9 +217,9 @@ class SynthesisEngine:
         """
         request, model, timings = state.request, self.model, state.timings
         reasons = set[str]()
-        for index, text in enumerate(request.texts):
-            if index and not request.codes_only:
-                self.emit_pause(state)
+        for index, (text, pause) in enumerate((each.text, each.pause) for each in request.sentences):
+            if pause and not request.codes_only:
+                self.emit_pause(state, pause)
             decoder, sizes = self.open_chunks(request)
             with Utterance(model, self.scheduler, text, request.prompt, request.settings, index) as sentence:
                 while not sentence.done:
@@ -235,10 +249,10 @@ class SynthesisEngine:
         codec, seconds = self.model.need_codec(), request.first_chunk_seconds
         return chunk_decoder(codec, seconds), chunk_sizes(seconds, codec.frame_rate)
 
-    def emit_pause(self, state: SynthesisState) -> None:
-        """Silence between two sentences."""
+    def emit_pause(self, state: SynthesisState, seconds: float) -> None:
+        """Silence before a sentence."""
         rate = self.model.need_codec().sample_rate
-        state.emit(pause(rate), np.zeros((0, state.request.prompt.shape[1]), np.int64))
+        state.emit(silence(seconds, rate), np.zeros((0, state.request.prompt.shape[1]), np.int64))
 
     # -- all requests ---------------------------------------------------------------------------
 

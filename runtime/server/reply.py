@@ -17,7 +17,8 @@ class Reply:
 
     The engine thread calls `put` and `end`. One reader iterates, in a thread or in an event loop; iteration
     raises the error that ended the request. Any thread may call `cancel`; the engine obeys before its next
-    step. Times are those of `time.perf_counter`, 0 for what has not happened yet.
+    step. `warnings` are set before the first piece, `finish_reason` before the end. Times are those of
+    `time.perf_counter`, 0 for what has not happened yet.
 
     Args:
         request: the text, voice and settings. first_chunk_seconds: seconds of speech in the first chunk.
@@ -27,6 +28,8 @@ class Reply:
     def __init__(self, request: Request, first_chunk_seconds: float, wake_engine: Callable[[], None]) -> None:
         self.request, self.first_chunk_seconds = request, first_chunk_seconds
         self.id: RequestId | None = None
+        self.warnings: tuple[str, ...] = ()
+        self.finish_reason = ""
         self.timings = Timings()
         self.arrived = time.perf_counter()
         self.cancelled_at = 0.0

@@ -18,7 +18,7 @@ from typing import Any
 
 from valle2.engine.errors import QueueFullError, Valle2Error
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
-from valle2.runtime.generation.engine import AudioChunk, EncodedRequest, Event, Failed, RequestId
+from valle2.runtime.generation.engine import AudioChunk, Done, EncodedRequest, Event, Failed, RequestId
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.metrics import Metrics
 from valle2.runtime.server.reply import Reply
@@ -109,6 +109,7 @@ class Worker:
         try:
             if not reply.cancelled:
                 encoded = tts.encode(reply.request, reply.first_chunk_seconds)
+                reply.warnings = encoded.warnings
         except Exception as found:
             error = found
         with self.changed:
@@ -300,6 +301,8 @@ class Worker:
                 reply.put(event.audio)
             else:
                 del self.running[event.request]
+                if isinstance(event, Done):
+                    reply.finish_reason = event.finish_reason
                 self.close_reply(reply, event.error if isinstance(event, Failed) else None)
 
     def close_reply(self, reply: Reply, error: Exception | None) -> None:

@@ -29,7 +29,7 @@ from valle2.engine import read_manifest
 from valle2.export.importers import read_any
 from valle2.export.verify.judge import LOGITS_TOLERANCE, MULTIPLE
 from valle2.runtime import Settings, Valle2
-from valle2.runtime.generation.engine import EncodedRequest
+from valle2.runtime.generation.engine import EncodedRequest, Sentence
 from valle2.runtime.generation.token_layout import Text
 
 READ, WHOLE = (20.0, 1.6), (60.0, 1.8)
@@ -78,7 +78,7 @@ def made(folder: Path) -> Path:
 
 def engine_steps(tts: Valle2, ids: np.ndarray, prompt: np.ndarray) -> float:
     """Seconds per AR step of the engine."""
-    request = EncodedRequest((Text(ids, ids * 0),), prompt, GREEDY, codes_only=True)
+    request = EncodedRequest((Sentence(Text(ids, ids * 0)),), prompt, GREEDY, codes_only=True)
     timings = tts.run([request])[0].timings
     return timings.ar / (timings.steps - 1)
 
