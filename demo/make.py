@@ -44,6 +44,7 @@ def steps(work: Path, styles: Path, shards: int) -> Iterator[Step]:
     detail = ("--name", "codec-detail", "--detail-of", work / "codec-first.pt")
     yield "codec-detail", script("training.train_codec", *at, *detail, "--steps", 4000)
     yield "perturbed", script("speech.perturb", *at)
+    yield "speakers", script("speech.speakers", *at)
     yield "codec", script("training.train_codec", *at, "--from", work / "codec-detail.pt", "--steps", 6000)
     yield "codes", script("training.encode", *at)
     yield "ar", script("training.train", "ar", *at, "--steps", 10000, "--decay", 4000)

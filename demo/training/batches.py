@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ JOINED_SHARES = (0.1, 0.35, 0.2, 0.15, 0.1, 0.1)
 """Shares of batches with one to six joined utterances. Six are as long as a 10 s prompt."""
 CUT_SHARE = 0.3
 """Share of joined rows whose first utterance is cut after a word, as a user's recording may be."""
+WORN_SHARE = 0.6
+"""Share of joined rows whose prompt, all utterances but the last, is a simulated recording."""
 SHORTEST_CUT = 50
 """Frames that a cut utterance keeps at least."""
 POOL = 64
@@ -31,14 +33,22 @@ MIXED_SHARE = 0.65
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """ids: (S,) without `<eos>`; ends: (S,) frame where each symbol ends; codes: (T, 8); split: frames of
-    the first utterance, 0 if there is only one."""
+    """An utterance, or several of one voice end to end.
+
+    Args:
+        ids: (S,) without `<eos>`. ends: (S,) frame where each symbol ends. codes: (T, 8).
+        split: frames before the last utterance, 0 if there is only one.
+        worn: (T, 8) codes of a simulated recording of the same utterance, or None.
+        prompted: the codes before `split` are those of a recording: a prompt, which nothing learns to speak.
+    """
 
     voice: str
     ids: Array
     ends: Array
     codes: Array
     split: int = 0
+    worn: Array | None = None
+    prompted: bool = False
 
 
 def demo_config(
@@ -75,11 +85,19 @@ def load_samples(work: Path, *, held_out: bool = False) -> dict[str, list[Exampl
     for path in shards(work):
         if path.stem.startswith("unseen"):
             continue
-        codes_path = work / "codes" / path.name
+        codes_path, worn_path = work / "codes" / path.name, work / "codes-worn" / path.name
         if codes_path.exists() and is_held_out(path) == held_out:
-            for item, code in zip(read_shard(path), read_codes(codes_path), strict=True):
-                out.setdefault(item.voice, []).append(Example(item.voice, item.ids, item.ends, code))
+            items, codes = read_shard(path), read_codes(codes_path)
+            heard = read_codes(worn_path) if worn_path.exists() else [None] * len(items)
+            for item, code, worn in zip(items, codes, heard, strict=True):
+                sample = Example(item.voice, item.ids, item.ends, code, worn=worn)
+                out.setdefault(item.voice, []).append(sample)
     return out
+
+
+def as_recorded(sample: Example) -> Example:
+    """The utterance as a recording of it is heard; unchanged if there is none."""
+    return sample if sample.worn is None else replace(sample, codes=sample.worn, prompted=True)
 
 
 def join(first: Example, second: Example, group: int) -> Example:
@@ -93,6 +111,7 @@ def join(first: Example, second: Example, group: int) -> Example:
         np.concatenate([first.ends - odd, [split], second.ends + split]),
         np.concatenate([first.codes[odd:], second.codes]),
         split,
+        prompted=first.prompted,
     )
 
 
@@ -104,9 +123,8 @@ def cut(sample: Example, rng: np.random.Generator) -> Example:
         return sample
     at = int(rng.choice(ends))
     stop = int(sample.ends[at - 1])
-    return Example(
-        sample.voice, np.append(sample.ids[:at], mark), np.append(sample.ends[:at], stop), sample.codes[:stop]
-    )
+    ids, times = np.append(sample.ids[:at], mark), np.append(sample.ends[:at], stop)
+    return replace(sample, ids=ids, ends=times, codes=sample.codes[:stop], worn=None)
 
 
 def clipped(sample: Example, group: int) -> Example:
@@ -117,8 +135,8 @@ def clipped(sample: Example, group: int) -> Example:
     if sample.split:
         codes = np.concatenate([sample.codes[: sample.split], sample.codes[sample.split + odd :]])
         ends = np.where(sample.ends > sample.split, sample.ends - odd, sample.ends)
-        return Example(sample.voice, sample.ids, ends, codes, sample.split)
-    return Example(sample.voice, sample.ids, sample.ends - odd, sample.codes[odd:], sample.split)
+        return replace(sample, ends=ends, codes=codes)
+    return replace(sample, ends=sample.ends - odd, codes=sample.codes[odd:], worn=None)
 
 
 def voice_shares(names: list[str], weights: Array) -> Array:
@@ -145,6 +163,8 @@ def draw(
     for _ in range(POOL):
         items = samples[names[rng.choice(len(names), p=weights)]]
         sample, *others = (items[index] for index in rng.permutation(len(items))[: joined + 1])
+        if others and rng.random() < WORN_SHARE:
+            sample, *others = (*map(as_recorded, [sample, *others[:-1]]), others[-1])
         if others and rng.random() < CUT_SHARE:
             sample = cut(sample, rng)
         for other in others:

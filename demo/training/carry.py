@@ -61,7 +61,7 @@ def main() -> None:
     coded = [path for path in shards(args.work) if (args.work / "codes" / path.name).exists()]
     pairs = []
     for path in coded[:: max(1, len(coded) // SHARDS)]:
-        was = encode(encoder, [item.audio for item in read_shard(path)])
+        was = encode(encoder, [item.wave for item in read_shard(path)])
         now = read_codes(args.work / "codes" / path.name)
         pairs += [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(was, now, strict=True)]
     for name, model in (("ar", ARModel(demo_config())), ("nar", NARModel(demo_config()))):

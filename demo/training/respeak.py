@@ -35,7 +35,7 @@ def main() -> None:
         ids = [0, *(ids_of[symbol] for symbol in g2p(prompt.transcript) if symbol in ids_of), 0]
         speak = hibari if path.stem in PITCHES else kokoro
         sound, _, _ = trim(*speak(ids, path.stem, 0), ids)
-        codes = encode(encoder, [sound])[0].astype(np.int64)
+        codes = encode(encoder, [sound.astype(np.float32) / 32768])[0].astype(np.int64)
         store_prompt(args.out / path.name, replace(prompt, codes=codes))
 
 

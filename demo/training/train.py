@@ -71,24 +71,29 @@ def attend_causal(
 
 
 def ar_batch(batch: list[Example], eos: int, size: int) -> dict[str, Tensor]:
-    """Rows of text, `<eos>`, `<bos>`, groups of `size` codes; targets (B, S, G), -1 where none is due."""
+    """Rows of text, `<eos>`, `<bos>`, groups of `size` codes; targets (B, S, G), -1 where none is due.
+
+    A prompt that is a recording is no target, so that the model does not learn to speak with its noise.
+    """
     words, lengths = text_batch(batch, eos)
     groups = [len(item.codes) // size for item in batch]
     steps = max(int(n) + 1 + g for n, g in zip(lengths, groups, strict=True))
     text = np.full((len(batch), steps), eos)
     codes = np.zeros((len(batch), steps, size), np.int64)
     target = np.full((len(batch), steps, size), -1)
-    spoken = np.zeros((len(batch), steps), np.int64)
+    spoken, heard = np.zeros((len(batch), steps), np.int64), np.zeros((len(batch), steps), bool)
     for row, (item, count) in enumerate(zip(batch, groups, strict=True)):
         length = int(lengths[row])
         text[row, :length] = words[row, :length]
         first = item.codes[:, 0].reshape(-1, size)
         codes[row, length + 1 : length + 1 + count] = first
-        target[row, length : length + count] = first
+        heard[row, length : length + count] = True
+        unsaid = item.split // size if item.prompted else 0
+        target[row, length + unsaid : length + count] = first[unsaid:]
         target[row, length + count] = EOS_CODE
         middle = np.arange(count) * size + size / 2
         spoken[row, length : length + count] = np.minimum(np.searchsorted(item.ends, middle), length - 1)
-    arrays = {"text": text, "codes": codes, "target": target, "spoken": spoken}
+    arrays = {"text": text, "codes": codes, "target": target, "spoken": spoken, "heard": heard}
     return {name: torch.from_numpy(value) for name, value in arrays.items()} | {"lengths": lengths}
 
 
@@ -101,16 +106,16 @@ def misheard(codes: Tensor, said: Tensor) -> Tensor:
 def ar_loss(model: ARModel, batch: dict[str, Tensor], guide: float) -> tuple[Tensor, dict[str, float]]:
     """Cross entropy per code (Eq. 9-11) plus the guide loss; in training mode some input codes are wrong."""
     codes, dropout = batch["codes"], DROPOUT if model.training else 0.0
-    heard = (batch["target"] >= 0) & (batch["target"] != EOS_CODE)
+    said = (batch["target"] >= 0) & (batch["target"] != EOS_CODE)
     if model.training:
-        codes = misheard(codes, batch["target"][heard])
+        codes = misheard(codes, batch["target"][said])
     start = torch.zeros_like(batch["lengths"])
     x = functional.dropout(model.embed(batch["text"], codes, batch["lengths"], start), dropout)
     angles = model.angles(start[:1], codes.shape[1])
     guides = []
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        wanted = (heard[:, :, 0].float(), batch["spoken"]) if index in GUIDED_LAYERS and guide else None
+        wanted = (batch["heard"].float(), batch["spoken"]) if index in GUIDED_LAYERS and guide else None
         said, loss = attend_causal(block, x, angles, wanted)
         x = x + functional.dropout(said - x, dropout)
         guides.append(loss)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from demo.speech.recording import recorded
 from demo.speech.shards import Utterance, is_held_out, read_shard, shards, symbols
 from demo.speech.speak import RATE
 from demo.training.batches import voice_shares
@@ -47,10 +48,6 @@ SPEEDS = (0.84, 1.2)
 RECORDED = 0.5
 """Share of the crops whose input simulates a recording (echo, tilt, noise); the target stays clean. The
 teachers' pauses are digital silence, those of a recording are not."""
-ECHO_SECONDS, ECHO_DECAY, ECHO_LEVEL = 0.32, (0.1, 0.4), (-25, -8)
-"""Echo: length in seconds, time to fall by 60 dB, energy relative to the sound in dB."""
-TILT, NOISE_LEVEL, NOISE_TILT = 1.0, (-75, -42), (0, 1)
-"""Largest tilt in dB per octave, noise level in dB of full scale, noise tilt (1: power ~ 1/frequency)."""
 PULL_START, PULL_RATE, PULL_RANGE = 0.02, 0.003, (1e-3, 0.3)
 
 
@@ -201,21 +198,6 @@ def crops(
         audio[row, : len(sound)] = sound
         heard[row] = recorded(audio[row], rng) if rng.random() < RECORDED else audio[row]
     return torch.from_numpy(heard), torch.from_numpy(audio), torch.from_numpy(labels)
-
-
-def recorded(sound: Array, rng: np.random.Generator) -> Array:
-    """Simulate a recording of the sound (N,) float32: echo, spectral tilt and a noise floor."""
-    time, size = np.arange(1, round(ECHO_SECONDS * RATE)) / RATE, len(sound) + round(ECHO_SECONDS * RATE)
-    octaves = np.log2(np.fft.rfftfreq(size, 1 / RATE).clip(50) / 1000)
-    echo = rng.standard_normal(len(time)) * 10 ** (-3 * time / rng.uniform(*ECHO_DECAY))
-    echo *= np.sqrt(10 ** (rng.uniform(*ECHO_LEVEL) / 10) / np.sum(echo**2))
-    response = np.fft.rfft([1.0, *echo], size) * 10 ** (rng.uniform(-TILT, TILT) * octaves / 20)
-    noise = np.fft.rfft(rng.standard_normal(size)) * 2 ** (-rng.uniform(*NOISE_TILT) * octaves / 2)
-    floor = np.fft.irfft(noise, size)
-    floor *= 10 ** (rng.uniform(*NOISE_LEVEL) / 20) / floor.std()
-    return np.asarray(
-        (np.fft.irfft(np.fft.rfft(sound, size) * response, size) + floor)[: len(sound)], np.float32
-    )
 
 
 def drawn(work: Path, known: dict[Path, list[Utterance]], rng: np.random.Generator) -> list[Utterance]:

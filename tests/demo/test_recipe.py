@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from demo import make
-from demo.speech import sentences, shards, speak
-from demo.training import batches
+from demo.speech import recording, sentences, shards, speak
+from demo.training import batches, train
+from valle2.engine.bundle.contract import EOS_CODE
 from valle2.export.checkpoint import Checkpoint, read_checkpoint
 from valle2.export.models.ar import ARModel
 from valle2.export.models.config import Style
@@ -220,6 +221,51 @@ def test_a_cut_utterance_ends_with_a_word_and_a_mark() -> None:
     assert np.array_equal(found.codes, sample.codes[:60]) and found.ends.tolist() == [20, 30, 40, 60, 60]
     short = batches.Example("elm", said[:3], ends[:3], sample.codes[:40])
     assert batches.cut(short, np.random.default_rng(0)) is short
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_worn_recording_keeps_its_timing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sound = np.zeros(24000, np.float32)
+    sound[8000:12000] = rng.standard_normal(4000) * 0.1
+    found = recording.worn(sound, rng)
+    assert found.shape == sound.shape and np.isfinite(found).all()
+    assert recording.PEAK[0] <= np.abs(found).max() <= recording.PEAK[1] + 1e-6
+    loud = np.convolve(found**2, np.ones(2000), "same")
+    assert 9000 < np.argmax(loud) < 12500
+
+
+@pytest.mark.parametrize(("kind", "subtype"), recording.LOSSY)
+def test_lossy_formats_do_not_delay(kind: str, subtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "LOSSY", ((kind, subtype),))
+    rng = np.random.default_rng(1)
+    sound = np.cumsum(rng.standard_normal(24000)) * 0.01
+    sound -= np.convolve(sound, np.ones(200) / 200, "same")
+    found = recording.compressed(sound.astype(np.float32), rng)
+    near = [float(np.dot(np.roll(found, shift), sound)) for shift in range(-40, 41)]
+    assert np.argmax(near) == 40
+
+
+def test_a_recorded_prompt_is_no_target_of_the_ar() -> None:
+    """It is heard, and the utterance after it is spoken with clean codes."""
+    space = list(VOCABULARY).index(" ")
+    first, second = (
+        batches.Example(
+            "elm",
+            np.array([3, space, 4]),
+            np.array([10.0, 12, 20]),
+            np.full((20, 8), number),
+            worn=np.full((20, 8), number + 100),
+        )
+        for number in (1, 2)
+    )
+    joined = batches.clipped(batches.join(batches.as_recorded(first), second, 2), 2)
+    assert joined.split == 20 and set(joined.codes[:20, 0]) == {101} and set(joined.codes[20:, 0]) == {2}
+    batch = train.ar_batch([joined], len(VOCABULARY), 2)
+    targets, heard = batch["target"][0, :, 0].tolist(), batch["heard"][0]
+    assert [value for value in targets if value >= 0] == [2] * 10 + [EOS_CODE] and heard.sum() == 20
+    plain = train.ar_batch([batches.clipped(batches.join(first, second, 2), 2)], len(VOCABULARY), 2)
+    assert (plain["target"][0, :, 0] >= 0).sum() == 21
 
 
 def shown(command: list[str]) -> str:
