@@ -24,6 +24,8 @@ Audio = NDArray[np.float32]
 Codes = NDArray[np.int64]
 EOS, MAX_FRAMES = "eos", "max_frames"
 """Finish reasons: the model sampled its end-of-speech code, or the speech reached its longest length."""
+CUT_OFF = "a sentence reached its longest length and was cut off; try another seed, or a better recording"
+"""What the user is told about the finish reason "max_frames"."""
 MEANINGS = {
     "top_p": "0 is argmax, 1 the full distribution",
     "window": "codes in which the repetition rule counts repeats",

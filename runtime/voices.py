@@ -1,7 +1,7 @@
 """Voices of a bundle: prompts kept as safetensors, listed, added and removed with their hashes.
 
 A voice file holds `codes` (T, 8) and, as metadata, the transcript and what people should know. The entry
-`form` says `phones` where the transcript is `Phones`.
+`form` says `phones` where the transcript is `Phones`; `warnings` has a line for each of them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from valle2.engine.bundle.files import replacing_file
 from valle2.engine.bundle.manifest import FILE_NAME, parse_manifest, read_text
 from valle2.engine.bundle.schema import listed, one_of, whole, words
 from valle2.engine.bundle.untrusted import parse_json, read_bounded
+from valle2.engine.errors import one_line
 from valle2.runtime.errors import PromptError
 from valle2.runtime.types import Phones, Prompt, check_span
 
@@ -29,6 +30,7 @@ FOLDER = "voices"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 DETAILS = ("transcript", "source", "licence", "consent")
 FORM, PHONES = "form", "phones"
+WARNINGS = "warnings"
 SUFFIX = ".safetensors"
 MAX_BYTES, MAX_HEADER, MAX_FRAMES, MAX_DETAIL = 2 * 2**20, 2**20, 2**13, 10_000
 """Bytes of a voice file and of its header; frames of its codes; characters of each text in it. Twenty
@@ -123,7 +125,8 @@ def details_of(metadata: Any) -> dict[str, Any]:
     values = {key: metadata.get(key, "") for key in DETAILS}
     found = {key: words(key, plain_lines(value), MAX_DETAIL) for key, value in values.items()}
     form = one_of("the form of its transcript", metadata.get(FORM, ""), ("", PHONES))
-    return found | ({"transcript": Phones(found["transcript"])} if form == PHONES else {})
+    found |= {"transcript": Phones(found["transcript"])} if form == PHONES else {}
+    return found | {WARNINGS: tuple(words(WARNINGS, metadata.get(WARNINGS, ""), MAX_DETAIL).splitlines())}
 
 
 def plain_lines(value: object) -> object:
@@ -167,6 +170,7 @@ def store_prompt(path: Path, prompt: Prompt) -> None:
     """Write a prompt: codes as int16 (T, 8), the rest as metadata."""
     details = {key: str(getattr(prompt, key)) for key in DETAILS}
     details |= {FORM: PHONES} if isinstance(prompt.transcript, Phones) else {}
+    details |= {WARNINGS: "\n".join(map(one_line, prompt.warnings))} if prompt.warnings else {}
     save_file({"codes": prompt.codes.astype(np.int16)}, str(path), metadata=details)
 
 

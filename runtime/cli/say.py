@@ -15,7 +15,7 @@ from valle2.runtime.cli.options import (
     prompt_words,
     text_of,
 )
-from valle2.runtime.cli.streams import writing_output
+from valle2.runtime.cli.streams import warn, writing_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +79,7 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     else:
         with tts.stream(text, voice, settings, first_chunk_seconds=args.first_chunk_seconds) as stream:
             speech = played(stream, aloud=args.out == STDOUT)
+    warn(cautions(speech))
     if args.out != STDOUT:
         write_audio(args.out, speech.audio, speech.sample_rate)
     elif not args.stream:
@@ -137,13 +138,28 @@ def played(stream: Stream, aloud: bool) -> Speech:
     return stream.speech()
 
 
+def cautions(speech: Speech) -> list[str]:
+    """What the user is told about one speech: its warnings, and whether it was cut off."""
+    from valle2.runtime.types import CUT_OFF, MAX_FRAMES
+
+    return [*speech.warnings, *([CUT_OFF] if speech.finish_reason == MAX_FRAMES else [])]
+
+
+def show(result: Result) -> None:
+    """Print the result for people; standard error has the warnings already."""
+    from valle2.runtime.cli.main import show as show_result
+
+    show_result({name: value for name, value in result.items() if name != "warnings"})
+
+
 def report(speech: Speech) -> Result:
-    """Length, finish reason and times of one speech."""
+    """Length, finish reason, warnings and times of one speech."""
     times = speech.timings
     stages = ("prefill", "ar", "nar", "codec", "first_audio", "total")
     return {
         "seconds": round(times.audio, 3),
         "finish_reason": speech.finish_reason,
+        "warnings": list(speech.warnings),
         "rtf": round(times.rtf, 4),
         "steps": times.steps,
         "timings": {name: round(getattr(times, name), 4) for name in stages},

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from valle2.engine.errors import Valle2Error
+from valle2.engine.errors import Valle2Error, one_line
 
 
 def open_missing_streams() -> bool:
@@ -74,6 +74,12 @@ def complain(message: str) -> None:
         print(f"valle2: {message}", file=sys.stderr, flush=True)
     except OSError:
         discard(sys.stderr)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print warnings on standard error, one a line."""
+    for warning in warnings:
+        complain(f"warning: {one_line(warning)}")
 
 
 def discard(stream: TextIO) -> None:

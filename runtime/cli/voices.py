@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.cli.options import MODEL, add_prompt_arguments, prompt_words
+from valle2.runtime.cli.streams import warn
 
 if TYPE_CHECKING:
     from valle2.engine import Manifest
@@ -82,8 +83,17 @@ def add_voice(args: argparse.Namespace, folder: Path) -> Result:
         prompt = Valle2.load(args.model).prompt(args.prompt, prompt_words(args), args.name)
     if front is not None:
         front.encode(front.finish(prompt.transcript))  # refuse now what could not be spoken later
+    warn(prompt.warnings)
     details = {key: getattr(args, key) or getattr(prompt, key) for key in ("source", "licence", "consent")}
-    return {"added": args.name, "file": str(write_voice(folder, replace(prompt, **details)))}
+    file = str(write_voice(folder, replace(prompt, **details)))
+    return {"added": args.name, "file": file, "warnings": list(prompt.warnings)}
+
+
+def show(result: Result) -> None:
+    """Print the result for people; standard error has the warnings already."""
+    from valle2.runtime.cli.main import show as show_result
+
+    show_result({name: value for name, value in result.items() if name != "warnings"})
 
 
 def preset_voice(path: Path, name: str, manifest: Manifest, front: FrontEnd | None) -> Prompt:

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from valle2.runtime.server.reply import Reply
+from valle2.runtime.types import MAX_FRAMES
 
 AUDIO_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -40,6 +41,9 @@ class Metrics:
         self.cancelled = self.make_metric(Counter, "cancelled", "Requests whose client disconnected")
         self.rejected = self.make_metric(Counter, "rejected", "Requests refused because the queue was full")
         self.failed = self.make_metric(Counter, "failed", "Requests that ended with an error")
+        self.max_frames = self.make_metric(
+            Counter, "max_frames", "Requests that completed with speech cut off at its longest length"
+        )
         self.restarts = self.make_metric(Counter, "worker_restarts", "Restarts of the engine thread")
 
     def make_metric(self, kind: Any, name: str, text: str, **more: Any) -> Any:
@@ -64,6 +68,8 @@ class Metrics:
             self.failed.inc()
         else:
             self.completed.inc()
+            if reply.finish_reason == MAX_FRAMES:
+                self.max_frames.inc()
 
     def record_speech(self, reply: Reply, error: Exception | None, rate: int) -> None:
         """Observe the speech of a request that has ended. rate: Hz.

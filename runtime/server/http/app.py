@@ -217,7 +217,8 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         data = await file.read()
         made = await asyncio.wrap_future(worker.call(lambda tts: tts.prompt(data, transcript, name)))
         store.add(replace(made, source="upload", consent=CONSENT))
-        return {"name": name, "seconds": round(len(made.codes) / tts.need_codec().frame_rate, 2)}
+        seconds = round(len(made.codes) / tts.need_codec().frame_rate, 2)
+        return {"name": name, "seconds": seconds, "warnings": list(made.warnings)}
 
     @app.delete("/v1/voices/{name}")
     def remove(name: str) -> dict[str, Any]:

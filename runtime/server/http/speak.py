@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -22,6 +22,11 @@ from valle2.runtime.types import Audio
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client has disconnected. Nobody receives it."""
+
+MAX_WARNINGS = 2048
+"""Characters of the header X-Warnings at the most. Proxies refuse long headers."""
+LONGEST_ESCAPE = 12
+"""Characters that JSON needs in ASCII for one character outside the basic plane."""
 
 
 class SpeechResponse(StreamingResponse):
@@ -62,10 +67,33 @@ async def respond(
     response = SpeechResponse(
         events(chunks, reply) if sse else chunks,
         media_type="text/event-stream" if sse else MEDIA_TYPES[audio_format],
-        headers={"Cache-Control": "no-store", "X-Sample-Rate": str(rate), "X-Synthetic-Speech": "valle2"},
+        headers={
+            "Cache-Control": "no-store",
+            "X-Sample-Rate": str(rate),
+            "X-Synthetic-Speech": "valle2",
+            **headers_about(reply),
+        },
     )
     response.stall_seconds = stall_seconds
     return response
+
+
+def headers_about(reply: Reply) -> dict[str, str]:
+    """`X-Warnings`, a JSON list in ASCII, if there are any; `X-Finish-Reason`, if the speech is complete."""
+    headers = {"X-Warnings": warnings_header(reply.warnings)} if reply.warnings else {}
+    if reply.ended and not reply.error:
+        headers["X-Finish-Reason"] = reply.finish_reason
+    return headers
+
+
+def warnings_header(warnings: Sequence[str]) -> str:
+    """Warnings as a JSON list in ASCII of at most MAX_WARNINGS characters; the last ones are left out."""
+    kept = list(warnings)
+    while kept and len(json.dumps(kept)) > MAX_WARNINGS:
+        kept.pop()
+    if not kept:
+        kept = [warnings[0][: MAX_WARNINGS // LONGEST_ESCAPE - 1]]
+    return json.dumps(kept)
 
 
 async def first_piece(request: Request, pieces: AsyncIterator[Audio]) -> Audio | None:
@@ -106,14 +134,22 @@ async def encoded(
 async def events(chunks: AsyncIterator[bytes], reply: Reply) -> AsyncIterator[bytes]:
     """OpenAI's events: `speech.audio.delta` with base64 audio, then `speech.audio.done`.
 
-    `usage` counts characters as input tokens and AR steps as output tokens.
+    `usage` counts characters as input tokens and AR steps as output tokens. The last event also has
+    `finish_reason` and `warnings`.
     """
     try:
         async for data in chunks:
             yield event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
         characters, steps = len(reply.request.text), reply.timings.steps
         usage = {"input_tokens": characters, "output_tokens": steps, "total_tokens": characters + steps}
-        yield event({"type": "speech.audio.done", "usage": usage})
+        yield event(
+            {
+                "type": "speech.audio.done",
+                "usage": usage,
+                "finish_reason": reply.finish_reason,
+                "warnings": list(reply.warnings),
+            }
+        )
     finally:
         reply.cancel()
 

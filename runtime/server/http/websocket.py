@@ -2,7 +2,8 @@
 
 The client sends JSON `{"text": "..."}` any number of times, then `{"end": true}`. The first message may also
 have `voice` and `seed`. The server sends the audio format as JSON, the audio as binary messages of 16-bit
-mono PCM, then `{"type": "done"}`. After an error it sends `{"type": "error", "message": "..."}` and closes.
+mono PCM, then `{"type": "done", "finish_reason": "...", "warnings": [...]}`. After an error it sends
+`{"type": "error", "message": "..."}` and closes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
 from valle2.runtime.text.sentences import SentenceSplitter
-from valle2.runtime.types import Prompt, Request, Settings
+from valle2.runtime.types import EOS, MAX_FRAMES, Prompt, Request, Settings
 
 log = logging.getLogger("valle2.server")
 INTERNAL_ERROR = 1011
@@ -43,8 +44,8 @@ async def serve_websocket(socket: WebSocket, worker: Worker, store: VoiceStore) 
         message = await next_message(socket, worker.limits.stall_seconds)
         voice, settings = voice_and_settings(message, worker, store)
         reader = asyncio.create_task(read_sentences(socket, worker, message, sentences))
-        await speak_sentences(socket, worker, sentences, reader, voice, settings)
-        await socket.send_json({"type": "done"})
+        replies = await speak_sentences(socket, worker, sentences, reader, voice, settings)
+        await socket.send_json({"type": "done", **outcome(replies)})
         await socket.close()
     except WebSocketDisconnect:
         pass
@@ -55,6 +56,13 @@ async def serve_websocket(socket: WebSocket, worker: Worker, store: VoiceStore) 
     finally:
         if reader:
             reader.cancel()
+
+
+def outcome(replies: Sequence[Reply]) -> dict[str, Any]:
+    """The finish reason over all sentences, and their warnings, each once."""
+    cut = any(reply.finish_reason == MAX_FRAMES for reply in replies)
+    warnings = dict.fromkeys(warning for reply in replies for warning in reply.warnings)
+    return {"finish_reason": MAX_FRAMES if cut else EOS, "warnings": list(warnings)}
 
 
 async def send_error(socket: WebSocket, text: str) -> None:
@@ -139,19 +147,21 @@ async def speak_sentences(
     reader: asyncio.Task[None],
     voice: Prompt,
     settings: Settings,
-) -> None:
-    """Speak the queued sentences one after the other.
+) -> list[Reply]:
+    """Speak the queued sentences one after the other; returns their replies, which have ended.
 
     Raises:
         Exception: the error of a sentence, or of `reader`.
     """
     rate = worker.need_ready().sample_rate
     await socket.send_json({"type": "format", "format": "pcm_s16le", "sample_rate": rate})
+    replies = list[Reply]()
     while True:
         sentence = await unless_failed(reader, sentences.get())
         if sentence is None:
-            return
+            return replies
         reply = worker.submit(Request(sentence, voice, settings))
+        replies.append(reply)
         await unless_failed(reader, send_audio(socket, reply, worker.limits.stall_seconds))
 
 

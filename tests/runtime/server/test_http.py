@@ -109,6 +109,7 @@ def test_events(server: tuple[str, Worker]) -> None:
     assert audio == speak(server[0], response_format="pcm").content
     assert done["type"] == "speech.audio.done"
     assert done["usage"]["input_tokens"] == len("hello there") and done["usage"]["output_tokens"] > 0
+    assert done["finish_reason"] in ("eos", "max_frames") and done["warnings"] == []
 
 
 @pytest.mark.parametrize(

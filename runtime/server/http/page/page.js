@@ -85,7 +85,7 @@ async function speak() {
     const response = await call("v1/audio/speech", { method: "POST", signal: abort.signal,
       headers: { "Content-Type": "application/json" }, body: JSON.stringify(requestBody()) });
     const stream = await playStream(response, speaker, began);
-    finish(stream, (performance.now() - began) / 1000);
+    finish(stream, (performance.now() - began) / 1000, warningsOf(response));
   } catch (error) {
     if (abort.signal.aborted) return;
     stop();
@@ -121,7 +121,11 @@ function animate(speaker) {
   else if (speaker === player) $("stop").disabled = true;
 }
 
-function finish(stream, took) {
+function warningsOf(response) {  // a JSON list in a header; "" if there are none
+  return JSON.parse(response.headers.get("X-Warnings") || "[]").map((text) => `. Warning: ${text}`).join("");
+}
+
+function finish(stream, took, warnings) {
   request = null;
   $("took").textContent = `${took.toFixed(2)} s`;
   $("speed").textContent = `${(stream.seconds / took).toFixed(2)} ×`;
@@ -129,7 +133,7 @@ function finish(stream, took) {
   setBlob("again", "src", stream.file());
   setBlob("download", "href", stream.file());
   $("result").hidden = false;
-  showStatus("state", `Complete, with seed ${$("seed").value || "0"}`);
+  showStatus("state", `Complete, with seed ${$("seed").value || "0"}${warnings}`);
 }
 
 function stop() {
@@ -182,7 +186,8 @@ async function addVoice() {
   form.set("file", recording, "voice.wav");
   try {
     const added = await (await call("v1/voices", { method: "POST", body: form })).json();
-    showStatus("voice-state", `Voice ${added.name} was added and selected`);
+    const warnings = added.warnings.map((text) => `. Warning: ${text}`).join("");
+    showStatus("voice-state", `Voice ${added.name} was added and selected${warnings}`);
     $("upload").reset();
     recording = null;
     $("heard").hidden = true;

@@ -1,0 +1,71 @@
+"""Warnings and finish reasons reach the client of each interface."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+from tests.runtime.server.conftest import serving
+from valle2.runtime import Prompt, Request, Valle2
+from valle2.runtime.generation.engine import EncodedRequest
+from valle2.runtime.server.http.speak import MAX_WARNINGS, warnings_header
+from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.worker import Worker
+from valle2.runtime.types import MAX_FRAMES
+from valle2.runtime.voices import read_prompt, store_prompt
+
+WARNINGS = ("the recording is narrow", "\u4f60 is left out")
+
+
+class Cautious(Valle2):
+    """A model that warns about every text and cuts every sentence after four frames."""
+
+    def encode(self, request: Request, first_chunk_seconds: float = 0.0) -> EncodedRequest:
+        encoded = super().encode(request, first_chunk_seconds)
+        return replace(encoded, warnings=WARNINGS, settings=replace(encoded.settings, max_frames=4))
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Worker]]:
+    worker = Worker(lambda slots: Cautious.load(bundle, threads=1, slots=slots), Limits(slots=2))
+    with serving(worker, tmp_path_factory.mktemp("uploaded")) as address:
+        yield address, worker
+
+
+def test_a_response_and_its_last_event_have_the_warnings(server: tuple[str, Worker]) -> None:
+    body = {"input": "hello there", "response_format": "pcm", "first_chunk_seconds": 9}
+    found = httpx.post(f"{server[0]}/v1/audio/speech", json=body, timeout=60)
+    assert found.status_code == 200 and found.headers["x-warnings"].isascii()
+    assert tuple(json.loads(found.headers["x-warnings"])) == WARNINGS
+    events = httpx.post(f"{server[0]}/v1/audio/speech", json=body | {"stream_format": "sse"}, timeout=60)
+    done = json.loads(events.text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert (done["finish_reason"], tuple(done["warnings"])) == (MAX_FRAMES, WARNINGS)
+    assert "valle2_max_frames_total 2.0" in server[1].metrics.text().decode()
+
+
+def test_a_websocket_ends_with_the_warnings_of_all_sentences(server: tuple[str, Worker]) -> None:
+    with connect(server[0].replace("http", "ws") + "/v1/audio/speech/stream") as socket:
+        socket.send(json.dumps({"text": "hello there. hello again.", "end": True}))
+        messages = [message for message in socket if isinstance(message, str)]
+    done = json.loads(messages[-1])
+    assert done == {"type": "done", "finish_reason": MAX_FRAMES, "warnings": list(WARNINGS)}
+
+
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_the_header_is_ascii_and_bounded(count: int) -> None:
+    header = warnings_header(["\U0001f600" * 900] * count)
+    assert header.isascii() and len(header) <= MAX_WARNINGS and json.loads(header)[0]
+
+
+def test_a_voice_keeps_its_warnings(bundle: Path, tmp_path: Path) -> None:
+    with Valle2.load(bundle, threads=1) as tts:
+        voice = tts.voice("amber")
+    store_prompt(tmp_path / "a.safetensors", replace(voice, warnings=WARNINGS))
+    found: Prompt = read_prompt(tmp_path / "a.safetensors", "a")
+    assert found.warnings == WARNINGS
