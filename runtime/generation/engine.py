@@ -221,7 +221,10 @@ class SynthesisEngine:
             if pause and not request.codes_only:
                 self.emit_pause(state, pause)
             decoder, sizes = self.open_chunks(request)
-            with Utterance(model, self.scheduler, text, request.prompt, request.settings, index) as sentence:
+            check = not request.codes_only
+            with Utterance(
+                model, self.scheduler, text, request.prompt, request.settings, index, check=check
+            ) as sentence:
                 while not sentence.done:
                     frames = next(sizes)
                     while not sentence.has(frames):

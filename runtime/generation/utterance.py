@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from valle2.engine import Closing
-from valle2.runtime.errors import PromptError
+from valle2.runtime.errors import PromptError, SynthesisError
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.nar_runner import NARState
 from valle2.runtime.generation.sampling import best_candidate, uniforms
@@ -17,7 +17,9 @@ from valle2.runtime.generation.token_layout import Text
 from valle2.runtime.types import EOS, Codes, Settings, Timings
 
 SENTENCE_STREAMS = 2**16
-"""Streams of random numbers that one sentence may use, one for each candidate."""
+"""Streams of random numbers that one sentence may use: one for each candidate, and as many for a retry."""
+RETRY_STREAMS = SENTENCE_STREAMS // 2
+"""Where the streams of a retry begin."""
 
 
 class Utterance(Closing):
@@ -27,6 +29,7 @@ class Utterance(Closing):
         model: what it runs on. scheduler: gets a sequence for each candidate.
         text: ids of the transcript and the sentence, without marks. prompt: (P, Q) int64.
         index: which sentence of its request, so that each draws its own random numbers.
+        check: decode it once more if its speech is empty or shorter than its text can be said in.
 
     Raises:
         PromptError: the prompt leaves no room for speech.
@@ -40,22 +43,33 @@ class Utterance(Closing):
         prompt: Codes,
         settings: Settings,
         index: int = 0,
+        *,
+        check: bool = False,
     ) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.scheduler, self.settings = model, scheduler, settings
+        self.index, self.check = index, check
         group = model.ar.group_size
         ar_text, self.nar_text = model.layout.texts(text)
         self.context = prompt[len(prompt) % group :]
         start = int(model.layout.code_bos)
         empty = np.zeros((0, group, 2), np.float32)
-        row = Sequence(ar_text, self.context[:, 0], empty, settings, start)
-        steps = self.step_limit(row, text.prompt_length)
-        streams = range(index * SENTENCE_STREAMS, index * SENTENCE_STREAMS + settings.candidates)
-        draws = [uniforms(settings.seed, stream, steps, group) for stream in streams]
-        self.candidates = [
-            scheduler.add(replace(row, uniforms=numbers, step_limit=steps, codes=[])) for numbers in draws
-        ]
+        self.row = Sequence(ar_text, self.context[:, 0], empty, settings, start)
+        self.row.step_limit = self.step_limit(self.row, text.prompt_length)
+        self.fewest = model.layout.fewest_frames(len(text.ids), text.prompt_length)
+        self.rejected: list[Sequence] = []
+        self.candidates = self.queued(0)
         self.taken = 0
         self.done = False
+
+    def queued(self, offset: int) -> list[Sequence]:
+        """New candidates, which wait for a row. offset: of their random streams within the sentence's."""
+        first = self.index * SENTENCE_STREAMS + offset
+        steps, group = self.row.step_limit, self.model.ar.group_size
+        draws = [
+            uniforms(self.settings.seed, stream, steps, group)
+            for stream in range(first, first + self.settings.candidates)
+        ]
+        return [self.scheduler.add(replace(self.row, uniforms=numbers, codes=[])) for numbers in draws]
 
     def step_limit(self, row: Sequence, prompt_length: int | None) -> int:
         """AR steps allowed: what was asked for, else a share of the text, within the model's room."""
@@ -80,15 +94,38 @@ class Utterance(Closing):
         Several candidates are decoded to their ends, since only then the best one is known.
 
         Raises:
+            SynthesisError: the speech is too short, and a retry has failed or is not possible.
             Exception: what a row's prefill failed with.
         """
         for sequence in self.candidates:
             if sequence.error:
                 raise sequence.error
         if all(sequence.finished for sequence in self.candidates):
+            if self.too_short(self.best):
+                self.retry()
+                return False
             return True
         streamed = frames and len(self.candidates) == 1
         return bool(streamed) and self.taken + frames <= len(self.candidates[0].codes)
+
+    def too_short(self, sequence: Sequence) -> bool:
+        """Did it end by itself with fewer frames than the text can be said in?"""
+        return self.check and sequence.finish_reason == EOS and len(sequence.codes) < self.fewest
+
+    def retry(self) -> None:
+        """Decode the sentence once more, with other random numbers.
+
+        Raises:
+            SynthesisError: this was the second time, or a chunk of the first has been given out.
+        """
+        if self.rejected or self.taken:
+            found = len(self.best.codes)
+            raise SynthesisError(
+                f"the model made {found} frames of speech for a sentence that needs {self.fewest} or more; "
+                "try another seed, or a voice from a better recording"
+            )
+        self.rejected = self.candidates
+        self.candidates = self.queued(RETRY_STREAMS)
 
     def next_chunk(self, frames: int) -> NARState:
         """The next chunk, ready for the NAR: `frames` frames, or all that are left once speech has ended.
@@ -109,11 +146,12 @@ class Utterance(Closing):
 
     @property
     def best(self) -> Sequence:
-        """The candidate that is kept."""
-        lengths = [len(one.codes) for one in self.candidates]
-        means = [one.log_prob / max(1, len(one.codes)) for one in self.candidates]
-        ended = [one.finish_reason == EOS for one in self.candidates]
-        return self.candidates[best_candidate(lengths, ended, means)]
+        """The candidate that is kept, one that is long enough if there is any."""
+        pool = [one for one in self.candidates if not self.too_short(one)] or self.candidates
+        lengths = [len(one.codes) for one in pool]
+        means = [one.log_prob / max(1, len(one.codes)) for one in pool]
+        ended = [one.finish_reason == EOS for one in pool]
+        return pool[best_candidate(lengths, ended, means)]
 
     @property
     def finish_reason(self) -> str:
@@ -121,7 +159,8 @@ class Utterance(Closing):
         return self.best.finish_reason
 
     def add_times(self, timings: Timings) -> None:
-        """Add the seconds of its prefills and of its longest decode."""
-        timings.prefill += sum(one.prefill_seconds for one in self.candidates)
-        timings.ar += max(one.decode_seconds for one in self.candidates)
-        timings.steps += max(one.steps for one in self.candidates)
+        """Add the seconds of its prefills and of its longest decode, those of a rejected attempt too."""
+        for attempt in filter(None, (self.rejected, self.candidates)):
+            timings.prefill += sum(one.prefill_seconds for one in attempt)
+            timings.ar += max(one.decode_seconds for one in attempt)
+            timings.steps += max(one.steps for one in attempt)

@@ -13,11 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
 from valle2.engine.errors import QueueFullError, Valle2Error
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
+from valle2.runtime.errors import SynthesisError
 from valle2.runtime.generation.engine import AudioChunk, Done, EncodedRequest, Event, Failed, RequestId
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.metrics import Metrics
@@ -209,7 +211,8 @@ class Worker:
         """Load the model and speak once, so that the first request pays for no warm-up."""
         tts = self.load(self.limits.slots)
         voice = tts.voice(tts.default_voice())
-        tts.synthesize(WARM_UP_TEXT, voice)
+        with suppress(SynthesisError):  # a request says so better
+            tts.synthesize(WARM_UP_TEXT, voice)
         self.tts = tts
         with self.changed:
             if self.state is WorkerState.LOADING:

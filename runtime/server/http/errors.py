@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import QueueFullError, Valle2Error
+from valle2.runtime.errors import SynthesisError
 from valle2.runtime.server.limits import RETRY_AFTER_SECONDS
 from valle2.runtime.server.store import ModelVoiceError, StoreFullError, UnknownVoiceError, VoiceTakenError
 from valle2.runtime.server.worker import NotReadyError, TimeLimitError, WorkerError
@@ -18,6 +19,7 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (NotReadyError, 503),
     (TimeLimitError, 503),
     (WorkerError, 503),
+    (SynthesisError, 500),
     (UnknownVoiceError, 404),
     (VoiceTakenError, 409),
     (StoreFullError, 409),

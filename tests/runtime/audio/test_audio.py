@@ -6,13 +6,15 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import soundfile
 
 from tests.conftest import shared
-from valle2.runtime.audio.io import BLOCK, encode, faded, peak_limit, read_audio, write_audio
+from valle2.runtime.audio.io import BLOCK, Audio, encode, faded, peak_limit, read_recording, write_audio
+from valle2.runtime.audio.prepare import prepare
 from valle2.runtime.errors import AudioError, PromptError
 
 RATE = 24000
@@ -23,6 +25,11 @@ def tone(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     wave = 0.5 * np.sin(2 * np.pi * 220 * np.arange(int(rate * seconds)) / rate)
     return np.repeat(wave[:, None], channels, axis=1).astype(np.float32)
+
+
+def read_audio(source: str | Path | bytes | BinaryIO, rate: int, least: float, most: float) -> Audio:
+    """A recording as a prompt's sound."""
+    return prepare(read_recording(source, least, most), rate, least, most).audio
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])

@@ -1,0 +1,110 @@
+"""Says what makes a recording a poor prompt: noise, clipping, pauses, a narrow band, a wrong transcript.
+
+Two speakers in one recording are not told: that needs a network for voices, which the runtime does not have.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from valle2.runtime.audio.io import Recording
+from valle2.runtime.audio.levels import noise_level, silence_level, speech_level
+
+Audio = NDArray[np.float32]
+Floats = NDArray[np.float64]
+FFT = 512
+BAND_HZ = 500
+EMPTY_DB = 52.0
+"""A band so far below the strongest one is empty."""
+NARROW_HZ = 9000
+"""Speech with nothing above it is of another kind than the models were trained on."""
+LOW_SNR_DB = 20.0
+STATIONARY_DB = 6.0
+"""Speech rises and falls by more, whatever the noise."""
+CLIPPED_SHARE, CLIPPED_RUN = 5e-4, 3
+"""Share of samples in runs of so many at the peak."""
+SPEECH_SHARE = 0.5
+"""Less sound than this share between the first and the last word is mostly silence."""
+MOST_LETTERS, LEAST_LETTERS = 28.0, 4.0
+"""Letters in a second of speech. People read 10 to 20; a name spelt out has fewer."""
+WIDE = "\u2e80"
+"""From here on a character is a syllable, as in Chinese, and counts as three letters."""
+
+
+def check_sound(
+    recording: Recording, one: Floats, audio: Audio, levels: Floats, span: tuple[int, int], rate: int
+) -> tuple[str, ...]:
+    """What a user should know about the sound, one sentence each.
+
+    Args:
+        one: (N,), the recording in one channel at its own rate. audio: (M,), the prompt made of it.
+        levels: of the recording's frames in dB. span: the frames of the speech. rate: of `audio`, in Hz.
+    """
+    name, found = recording.name, list[str]()
+    ratio = speech_level(levels) - noise_level(levels)
+    inside = levels[span[0] : span[1]]
+    if ratio < STATIONARY_DB:
+        found.append(f"no speech was found in {name}: its level is the same throughout; record one sentence")
+    elif ratio < LOW_SNR_DB:
+        found.append(
+            f"{name} is too quiet or noisy: the speech is {ratio:.0f} dB above the noise; expected "
+            f"{LOW_SNR_DB:.0f} dB or more: record nearer to the microphone, in a quiet place"
+        )
+    if clipped_share(recording.samples) > CLIPPED_SHARE:
+        found.append(f"{name} is clipped; record it again at a lower level")
+    sounding = float((inside > silence_level(levels)).mean())
+    if sounding < SPEECH_SHARE:
+        found.append(
+            f"{name} is mostly silent: {sounding:.0%} of the time between its first and last word is speech; "
+            "record one sentence without long pauses"
+        )
+    top = bandwidth(audio, rate)
+    if top < min(NARROW_HZ, 0.75 * rate / 2):
+        found.append(
+            f"{name} has no sound above {top / 1000:.1f} kHz, and the model expects {rate / 2000:.0f} kHz: "
+            "words may be lost; record at 24 kHz or more, not over the telephone"
+        )
+    return tuple(found)
+
+
+def clipped_share(samples: NDArray[np.float32]) -> float:
+    """The largest share, over channels and signs, of samples in runs of three or more at the peak."""
+    shares = [0.0]
+    for channel in samples.T:
+        for peak in (channel.max(), channel.min()):
+            flat = np.isclose(channel, peak, rtol=1e-3, atol=0) & (peak != 0)
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], flat.astype(np.int8), [0]])))
+            runs = edges[1::2] - edges[::2]
+            shares.append(float(runs[runs >= CLIPPED_RUN].sum()) / len(channel))
+    return max(shares)
+
+
+def bandwidth(audio: Audio, rate: int) -> float:
+    """Hz up to which the loud frames have sound, in steps of 500 Hz."""
+    frames = np.lib.stride_tricks.sliding_window_view(audio, FFT)[:: FFT // 2]
+    powers = np.abs(np.fft.rfft(frames * np.hanning(FFT))) ** 2
+    energy = powers.sum(axis=1)
+    mean = powers[energy > energy.max() * 1e-3].mean(axis=0)
+    edges = np.arange(0, rate // 2 + 1, BAND_HZ) * FFT // rate
+    bands = np.array([mean[low:high].mean() for low, high in pairwise(edges)])
+    heard = np.flatnonzero(bands > bands.max() * 10 ** (-EMPTY_DB / 10))
+    return float((heard[-1] + 1) * BAND_HZ)
+
+
+def check_transcript(name: str, transcript: str, seconds: float) -> tuple[str, ...]:
+    """What a user should know about the transcript's length. seconds: of the speech."""
+    letters = sum(3 if mark >= WIDE else 1 for mark in transcript if mark.isalnum())
+    rate = letters / seconds
+    if rate > MOST_LETTERS:
+        fault = "longer than can be said in"
+    elif rate < LEAST_LETTERS:
+        fault = "too short for"
+    else:
+        return ()
+    return (
+        f"the transcript of {name} is {fault} its {seconds:.1f} s of speech ({rate:.0f} letters a second); "
+        "expected every word of the recording and no other",
+    )
