@@ -40,10 +40,12 @@ class Sentence:
 
     Args:
         text: ids of the prompt's transcript and of the sentence. pause: seconds of silence before it.
+        speed: 0.25 to 4: how many times faster than the model speaks, its pause included.
     """
 
     text: Text
     pause: float = 0.0
+    speed: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
