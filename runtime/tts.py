@@ -36,6 +36,7 @@ from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.audio.codec import Codec
 from valle2.runtime.audio.io import read_audio
 from valle2.runtime.errors import ModelError, PromptError, SettingsError
+from valle2.runtime.generation.alignment import read_alignment
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.engine import EncodedRequest, Failed, RequestId, Sentence, SynthesisEngine
 from valle2.runtime.generation.model import LoadedModel
@@ -196,13 +197,27 @@ class Valle2(Closing):
 
     # -- speech ---------------------------------------------------------------------------------
 
-    def synthesize(self, text: str, voice: Prompt, settings: Settings | None = None) -> Speech:
+    def synthesize(
+        self,
+        text: str,
+        voice: Prompt,
+        settings: Settings | None = None,
+        *,
+        speed: float = 1.0,
+        timestamps: bool = False,
+    ) -> Speech:
         """Speak a text of any length.
+
+        Args:
+            speed: 0.25 to 4: how many times faster than the model speaks. The pitch stays.
+            timestamps: find the times of the words, `Speech.words`.
 
         Raises:
             TextError: nothing in the text can be spoken. PromptError: the prompt leaves no room.
+            SettingsError: the speed is out of range. ModelError: the model has no word times.
         """
-        return self.synthesize_batch([Request(text, voice, settings or self.settings())])[0]
+        request = Request(text, voice, settings or self.settings(), speed, timestamps)
+        return self.synthesize_batch([request])[0]
 
     def synthesize_batch(self, requests: Iterable[Request]) -> list[Speech]:
         """Speak several requests side by side, each as if alone; they share the AR steps.
@@ -222,6 +237,8 @@ class Valle2(Closing):
         *,
         first_chunk_seconds: float | None = None,
         latency: float | None = None,
+        speed: float = 1.0,
+        timestamps: bool = False,
     ) -> Stream:
         """Audio (N,) float32 piece by piece, as it is made.
 
@@ -230,12 +247,14 @@ class Valle2(Closing):
                 Short chunks come early, long ones are closer to `synthesize`. 0 yields whole sentences,
                 which joined are the audio of `synthesize`.
             latency: the old name of `first_chunk_seconds`.
+            speed, timestamps: see `synthesize`. `Stream.words` grows with the audio.
 
         Raises:
-            SettingsError: the seconds are negative or not finite. TextError: nothing can be spoken.
+            SettingsError: the seconds or the speed are out of range. TextError: nothing can be spoken.
+            ModelError: the model has no word times.
         """
         given = [value for value in (first_chunk_seconds, latency) if value is not None]
-        request = Request(text, voice, settings or self.settings())
+        request = Request(text, voice, settings or self.settings(), speed, timestamps)
         encoded = self.encode(request, given[0] if given else FIRST_CHUNK_SECONDS)
         identifier, collector = self.start(encoded)
         return Stream(identifier, collector, self.step, self.cancel, self.sample_rate)
@@ -261,7 +280,8 @@ class Valle2(Closing):
         This is all of a request's work on text. It may run in another thread than the engine.
 
         Raises:
-            ModelError: the bundle has no codec or no text front end. TextError: nothing can be spoken.
+            ModelError: the bundle has no codec, no text front end, or no word times that were asked for.
+            TextError: nothing can be spoken.
             PromptError: the prompt does not fit the model. SettingsError: seconds out of range.
         """
         if not 0 <= first_chunk_seconds < float("inf"):
@@ -270,6 +290,8 @@ class Valle2(Closing):
             )
         arrived = time.perf_counter()
         self.need_codec()
+        if request.timestamps:
+            self.model.need_alignment()
         prompt = check_prompt(self.model.layout, request.prompt.codes)
         with self.text_lock:
             sentences = tuple(self.sentences(request))
@@ -293,7 +315,8 @@ class Valle2(Closing):
         for index, ids in enumerate(found):
             marked = (ids.ids, ids.languages, ids.prompt_length)
             text = check_text(self.model.layout, *marked, len(prompt.codes))
-            yield Sentence(text, PAUSE_SECONDS if index else 0.0)
+            words = self.front.words_of(ids) if request.timestamps else ()
+            yield Sentence(text, PAUSE_SECONDS if index else 0.0, request.speed, words)
 
     # -- tokens ---------------------------------------------------------------------------------
 
@@ -458,7 +481,8 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
 
         decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
         codec = Codec(open_encoder, decoder, manifest.codec, stream)
-    return LoadedModel(ar, NARRunner(backends["nar"]), codec, layout, manifest.sizes, str(path))
+    alignment = read_alignment(path, manifest.files)
+    return LoadedModel(ar, NARRunner(backends["nar"]), codec, layout, manifest.sizes, str(path), alignment)
 
 
 def find_model(model: str | Path) -> Path:

@@ -217,6 +217,15 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class WordSpan:
+    """Which ids of a text are the sounds of a word: `start` to `end`, the last one excluded."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Speech:
     """Synthesised speech.
 
