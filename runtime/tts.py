@@ -45,6 +45,7 @@ from valle2.runtime.generation.token_layout import TokenLayout, check_prompt, ch
 from valle2.runtime.stream import Collector, Stream
 from valle2.runtime.text.front_end import front_end_of
 from valle2.runtime.text.tokenizer import TextFrontEnd
+from valle2.runtime.text.word_spans import WrittenText
 from valle2.runtime.turns import Turns
 from valle2.runtime.types import Codes, Generated, Prompt, Request, Settings, Speech
 from valle2.runtime.voices import read_voice, voice_names
@@ -312,10 +313,11 @@ class Valle2(Closing):
             )
         prompt, longest = request.prompt, self.manifest.sizes["max_text"] - 2
         found = self.front.encode_request(prompt.transcript, request.text, longest)
+        written = WrittenText(request.text if request.timestamps else "")
         for index, ids in enumerate(found):
             marked = (ids.ids, ids.languages, ids.prompt_length)
             text = check_text(self.model.layout, *marked, len(prompt.codes))
-            words = self.front.words_of(ids) if request.timestamps else ()
+            words = written.restore(self.front.words_of(ids)) if request.timestamps else ()
             yield Sentence(text, PAUSE_SECONDS if index else 0.0, request.speed, words)
 
     # -- tokens ---------------------------------------------------------------------------------

@@ -27,15 +27,15 @@ class TimeStretcher:
     it never waits for more than `lookahead` samples of the input.
 
     Args:
-        speed: above 0; 2 is twice as fast. rate: Hz.
+        speed: 0.25 to 4; 2 is twice as fast. rate: Hz.
     """
 
     def __init__(self, speed: float, rate: int) -> None:
         self.speed = speed
         self.hop, self.reach = round(HOP_SECONDS * rate), round(REACH_SECONDS * rate)
         self.fade = round(FADE_SECONDS * rate)
-        # what the last windows hold must not be sent before the fade of the sentence's end is known
-        self.lookahead = max(2 * self.hop + self.reach, round((self.hop + self.fade) * speed) + 1)
+        # this much leaves at least `fade` samples of the output for the sentence's end, up to speed 4
+        self.lookahead = 2 * self.hop + self.reach
         self.rise = np.sin(np.arange(self.hop, dtype=np.float32) * (np.pi / 2 / self.hop)) ** 2
         self.input = np.zeros(0, np.float32)
         self.dropped = 0  # samples of the input before `input`
@@ -65,8 +65,9 @@ class TimeStretcher:
 
     @property
     def wanted(self) -> int:
-        """Where in the whole input the next window begins, before it is moved."""
-        return round(self.windows * self.hop * self.speed)
+        """Where in the whole input the next window begins, before it is moved: the middles correspond."""
+        start = round((self.windows + 1) * self.hop * self.speed) - self.hop
+        return max(0, start) if self.windows else 0
 
     def next_piece(self) -> Audio:
         """`hop` samples: the falling half of the last window and the rising half of the next one."""
@@ -82,7 +83,7 @@ class TimeStretcher:
     def best_position(self, before: Audio) -> int:
         """Where the next window begins: within reach of `wanted`, where it is most like `before`."""
         start = max(0, self.wanted - self.reach)
-        candidates = self.part(start, self.hop + 2 * self.reach)
+        candidates = self.part(start, self.wanted + self.reach + self.hop - start)
         sums = np.concatenate([[0.0], np.cumsum(np.square(candidates, dtype=np.float64))])
         energies = sums[self.hop :] - sums[: -self.hop]
         likeness = np.correlate(candidates, before, "valid") / np.sqrt(energies + EPSILON)

@@ -123,7 +123,9 @@ class TextFrontEnd(FrontEnd):
         symbols = [self.symbols.get(int(index), "") for index in encoded.ids[first:]]
         spans = spans_of(symbols, MARKS | {self.gap})
         spoken = [] if isinstance(encoded.text, Phones) else spoken_words(encoded.text)
-        if len(spoken) != len(spans):  # phones, or a word without a sound that the model knows
+        if len(spoken) != len(spans):  # some words may have no sound that the model knows
+            spoken = [word for word in spoken if self.prepare(word).strip()]
+        if len(spoken) != len(spans):
             return tuple(
                 WordSpan("".join(symbols[start:end]), first + start, first + end) for start, end in spans
             )

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
 
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.phonemes import TOKEN
 from valle2.runtime.text.written.markup import plain
+from valle2.runtime.types import WordSpan
 
 LETTERS = re.compile(r"[^\w\s]{0,8}([A-Za-z']+(?:-[A-Za-z']+)*)[^\w\s]{0,8}", re.A)
 """A written word that is spoken as it is written."""
+FULL_STOPS = "."
+AFTER_WORD = re.compile(r"[^\w\s]*")
+NEAR = 200
+"""Characters of a text in which the next word is looked for: words that are not spoken stand between."""
 
 
 def spans_of(symbols: Sequence[str], marks: frozenset[str]) -> list[tuple[int, int]]:
@@ -70,3 +76,27 @@ def shared_places(first: Sequence[str], second: Sequence[str]) -> dict[int, int]
         else:
             places[end] = stop
     return places
+
+
+class WrittenText:
+    """A whole text, in which the words of its sentences get back the marks that they are written with.
+
+    A sentence that was cut at a comma, or between two words, has been given a full stop.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = " ".join(plain(text).split())
+        self.at = 0
+
+    def restore(self, words: Sequence[WordSpan]) -> tuple[WordSpan, ...]:
+        """The words of the next sentence. A word that is not found stays as it is."""
+        out = []
+        for word in words:
+            bare = word.text.rstrip(FULL_STOPS)
+            start = self.text.find(bare, self.at, self.at + len(bare) + NEAR)
+            if bare and start >= 0:
+                self.at = start + len(bare)
+                marks = AFTER_WORD.match(self.text, self.at)
+                word = replace(word, text=bare + (marks[0] if marks else ""))
+            out.append(word)
+        return tuple(out)
