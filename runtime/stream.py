@@ -9,7 +9,7 @@ import numpy as np
 from valle2.engine import Closing
 from valle2.runtime.audio.io import join
 from valle2.runtime.generation.engine import AudioChunk, Done, Event, Failed, RequestId
-from valle2.runtime.types import Audio, Codes, Speech, Timings
+from valle2.runtime.types import Audio, Codes, Speech, Timings, Word
 
 
 class Collector:
@@ -25,6 +25,7 @@ class Collector:
     def __init__(self, codebooks: int, warnings: tuple[str, ...] = ()) -> None:
         self.warnings = warnings
         self.audio: list[Audio] = []
+        self.words: tuple[Word, ...] = ()
         self.codes: list[Codes] = [np.zeros((0, codebooks), np.int64)]
         self.timings = Timings()
         self.finish_reason = "cancelled"
@@ -36,6 +37,7 @@ class Collector:
         if isinstance(event, AudioChunk):
             self.timings = event.timings
             self.codes.append(event.codes)
+            self.words += event.words
             self.audio.append(event.audio)
             return
         if isinstance(event, Failed):
@@ -49,7 +51,7 @@ class Collector:
         audio = join(self.audio)
         self.timings.audio = len(audio) / rate
         codes = np.concatenate(self.codes)
-        return Speech(audio, rate, codes, self.finish_reason, self.timings, self.warnings)
+        return Speech(audio, rate, codes, self.finish_reason, self.timings, self.warnings, self.words)
 
 
 class Stream(Closing, Iterator[Audio]):
@@ -102,6 +104,11 @@ class Stream(Closing, Iterator[Audio]):
     def ready(self) -> bool:
         """Is there a piece that has not been taken?"""
         return self.taken < len(self.collector.audio)
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The words whose times are certain so far, if they were asked for."""
+        return self.collector.words
 
     def speech(self) -> Speech:
         """Everything so far; the whole once the stream has ended."""

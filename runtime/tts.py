@@ -38,6 +38,7 @@ from valle2.runtime.audio.codec import Codec
 from valle2.runtime.audio.io import read_recording
 from valle2.runtime.audio.prepare import prepare
 from valle2.runtime.errors import ModelError, PromptError, SettingsError
+from valle2.runtime.generation.alignment import read_alignment
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.engine import EncodedRequest, Failed, RequestId, Sentence, SynthesisEngine
 from valle2.runtime.generation.model import LoadedModel
@@ -46,6 +47,7 @@ from valle2.runtime.generation.token_layout import TokenLayout, check_prompt, ch
 from valle2.runtime.stream import Collector, Stream
 from valle2.runtime.text.front_end import front_end_of
 from valle2.runtime.text.tokenizer import TextFrontEnd
+from valle2.runtime.text.word_spans import WrittenText
 from valle2.runtime.turns import Turns
 from valle2.runtime.types import Codes, Generated, Prompt, Request, Settings, Speech
 from valle2.runtime.voices import read_voice, voice_names
@@ -206,13 +208,27 @@ class Valle2(Closing):
 
     # -- speech ---------------------------------------------------------------------------------
 
-    def synthesize(self, text: str, voice: Prompt, settings: Settings | None = None) -> Speech:
+    def synthesize(
+        self,
+        text: str,
+        voice: Prompt,
+        settings: Settings | None = None,
+        *,
+        speed: float = 1.0,
+        timestamps: bool = False,
+    ) -> Speech:
         """Speak a text of any length.
+
+        Args:
+            speed: 0.25 to 4: how many times faster than the model speaks. The pitch stays.
+            timestamps: find the times of the words, `Speech.words`.
 
         Raises:
             TextError: nothing in the text can be spoken. PromptError: the prompt leaves no room.
+            SettingsError: the speed is out of range. ModelError: the model has no word times.
         """
-        return self.synthesize_batch([Request(text, voice, settings or self.settings())])[0]
+        request = Request(text, voice, settings or self.settings(), speed, timestamps)
+        return self.synthesize_batch([request])[0]
 
     def synthesize_batch(self, requests: Iterable[Request]) -> list[Speech]:
         """Speak several requests side by side, each as if alone; they share the AR steps.
@@ -232,6 +248,8 @@ class Valle2(Closing):
         *,
         first_chunk_seconds: float | None = None,
         latency: float | None = None,
+        speed: float = 1.0,
+        timestamps: bool = False,
     ) -> Stream:
         """Audio (N,) float32 piece by piece, as it is made.
 
@@ -240,12 +258,14 @@ class Valle2(Closing):
                 Short chunks come early, long ones are closer to `synthesize`. 0 yields whole sentences,
                 which joined are the audio of `synthesize`.
             latency: the old name of `first_chunk_seconds`.
+            speed, timestamps: see `synthesize`. `Stream.words` grows with the audio.
 
         Raises:
-            SettingsError: the seconds are negative or not finite. TextError: nothing can be spoken.
+            SettingsError: the seconds or the speed are out of range. TextError: nothing can be spoken.
+            ModelError: the model has no word times.
         """
         given = [value for value in (first_chunk_seconds, latency) if value is not None]
-        request = Request(text, voice, settings or self.settings())
+        request = Request(text, voice, settings or self.settings(), speed, timestamps)
         encoded = self.encode(request, given[0] if given else FIRST_CHUNK_SECONDS)
         identifier, collector = self.start(encoded)
         return Stream(identifier, collector, self.step, self.cancel, self.sample_rate)
@@ -271,7 +291,8 @@ class Valle2(Closing):
         This is all of a request's work on text. It may run in another thread than the engine.
 
         Raises:
-            ModelError: the bundle has no codec or no text front end. TextError: nothing can be spoken.
+            ModelError: the bundle has no codec, no text front end, or no word times that were asked for.
+            TextError: nothing can be spoken.
             PromptError: the prompt does not fit the model. SettingsError: seconds out of range.
         """
         if not 0 <= first_chunk_seconds < float("inf"):
@@ -280,6 +301,8 @@ class Valle2(Closing):
             )
         arrived = time.perf_counter()
         self.need_codec()
+        if request.timestamps:
+            self.model.need_alignment()
         prompt = check_prompt(self.model.layout, request.prompt.codes)
         with self.text_lock:
             sentences = tuple(self.sentences(request))
@@ -300,10 +323,12 @@ class Valle2(Closing):
             )
         prompt, longest = request.prompt, self.manifest.sizes["max_text"] - 2
         found = self.front.encode_request(prompt.transcript, request.text, longest)
+        written = WrittenText(request.text if request.timestamps else "")
         for index, ids in enumerate(found):
             marked = (ids.ids, ids.languages, ids.prompt_length)
             text = check_text(self.model.layout, *marked, len(prompt.codes))
-            yield Sentence(text, PAUSE_SECONDS if index else 0.0)
+            words = written.restore(self.front.words_of(ids)) if request.timestamps else ()
+            yield Sentence(text, PAUSE_SECONDS if index else 0.0, request.speed, words)
 
     # -- tokens ---------------------------------------------------------------------------------
 
@@ -468,7 +493,8 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
 
         decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
         codec = Codec(open_encoder, decoder, manifest.codec, stream)
-    return LoadedModel(ar, NARRunner(backends["nar"]), codec, layout, manifest.sizes, str(path))
+    alignment = read_alignment(path, manifest.files)
+    return LoadedModel(ar, NARRunner(backends["nar"]), codec, layout, manifest.sizes, str(path), alignment)
 
 
 def find_model(model: str | Path) -> Path:

@@ -134,13 +134,44 @@ def check_span(codes: NDArray[Any]) -> None:
         raise PromptError(f"prompt codes span {codes.min()}..{codes.max()}; expected 0..{CODEBOOK_SIZE - 1}")
 
 
+SLOWEST, FASTEST = 0.25, 4.0
+"""The range of a speed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One text, or `Phones`, to speak in one voice."""
+    """One text, or `Phones`, to speak in one voice.
+
+    Args:
+        speed: 0.25 to 4: how many times faster than the model speaks. The pitch stays.
+        timestamps: find out when each word is heard.
+
+    Raises:
+        SettingsError: the speed is out of range.
+    """
 
     text: str
     prompt: Prompt
     settings: Settings = field(default_factory=Settings)
+    speed: float = 1.0
+    timestamps: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "speed", checked_speed(self.speed))
+
+
+def checked_speed(value: Any) -> float:
+    """A speed as a float.
+
+    Raises:
+        SettingsError: it is not a finite number from 0.25 to 4.
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not SLOWEST <= value <= FASTEST:
+        raise SettingsError(
+            f"speed is {value!r}; expected a number from {SLOWEST:g} to {FASTEST:g} (1 is the model's pace)"
+        )
+    return float(value)
 
 
 @dataclass(slots=True)
@@ -185,6 +216,15 @@ class Word:
     text: str
     start: float
     end: float
+
+
+@dataclass(frozen=True, slots=True)
+class WordSpan:
+    """Which ids of a text are the sounds of a word: `start` to `end`, the last one excluded."""
+
+    text: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,8 +100,9 @@ def streams(tts: Valle2, requests: Sequence[Request]) -> tuple[list[Speech], lis
 
 def run_streams(tts: Valle2, requests: Sequence[Request], first_chunk_seconds: float) -> list[Stream]:
     """Run one stream per request, side by side, to their ends."""
-    seconds = {"first_chunk_seconds": first_chunk_seconds}
-    made = [tts.stream(r.text, r.prompt, r.settings, **seconds) for r in requests]
+    made = [
+        tts.stream(r.text, r.prompt, r.settings, first_chunk_seconds=first_chunk_seconds) for r in requests
+    ]
     while not all(stream.done for stream in made):
         tts.step()
     return made

@@ -10,7 +10,7 @@ import os
 import shutil
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -134,9 +134,18 @@ def check_writable(path: str) -> None:
         if sys.stdout.isatty():
             raise AudioError("standard output is a terminal; send it to a program or a file, or give a name")
         return
+    check_target(path, FORMATS, "audio")
+
+
+def check_target(path: str, suffixes: Collection[str], kind: str) -> None:
+    """Refuse a file that cannot be written. kind: of file, for the message.
+
+    Raises:
+        AudioError: unknown suffix, no folder, or no permission.
+    """
     target = Path(path)
-    if target.suffix.lower() not in FORMATS:
-        raise AudioError(f"{path}: unknown audio type; expected a name ending in {', '.join(FORMATS)}")
+    if target.suffix.lower() not in suffixes:
+        raise AudioError(f"{path}: unknown {kind} type; expected a name ending in {', '.join(suffixes)}")
     if target.is_dir():
         raise AudioError(f"{path} is a folder; give a file name in it")
     if not target.parent.is_dir():

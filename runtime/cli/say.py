@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="speech in the first chunk of --stream (default: 0.4); --latency is the old name",
     )
+    parser.add_argument("--speed", type=float, default=1.0, help="0.25 to 4 at the same pitch (default: 1)")
+    parser.add_argument("--captions", metavar="FILE", help="write the times of the words: .srt .vtt .json")
     add_model_arguments(parser)
     for name, kind, text in SETTINGS:
         parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: the model's)")
@@ -60,9 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     """Synthesise; returns what `--json` prints."""
     from valle2.runtime.audio.io import STDOUT, check_writable, write_audio
+    from valle2.runtime.captions import check_captions, write_captions
     from valle2.runtime.tts import Valle2, find_model
 
     check_writable(args.out)
+    if args.captions is not None:
+        check_captions(args.captions)
     text = text_of(args)
     check_arguments(args)
     folder = find_model(args.model)
@@ -73,11 +78,15 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
         voice = tts.prompt(args.prompt, prompt_words(args))
     else:
         voice = tts.voice(args.voice or tts.default_voice())
+    timestamps = args.captions is not None
     progress(f"speaking as {voice.name}")
     if not args.stream:
-        speech = tts.synthesize(text, voice, settings)
+        speech = tts.synthesize(text, voice, settings, speed=args.speed, timestamps=timestamps)
     else:
-        with tts.stream(text, voice, settings, first_chunk_seconds=args.first_chunk_seconds) as stream:
+        seconds = args.first_chunk_seconds
+        with tts.stream(
+            text, voice, settings, first_chunk_seconds=seconds, speed=args.speed, timestamps=timestamps
+        ) as stream:
             speech = played(stream, aloud=args.out == STDOUT)
     warn(cautions(speech))
     if args.out != STDOUT:
@@ -85,11 +94,18 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     elif not args.stream:
         with writing_output():
             write_audio(STDOUT, speech.audio, speech.sample_rate)
-    return {"out": args.out, "precision": tts.precision, **report(speech)}
+    captions = {}
+    if timestamps:
+        write_captions(args.captions, speech.words)
+        captions = {"captions": args.captions}
+    return {"out": args.out, **captions, "precision": tts.precision, **report(speech)}
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse arguments that contradict each other."""
+    """Refuse arguments that contradict each other or are out of range."""
+    from valle2.runtime.types import checked_speed
+
+    checked_speed(args.speed)
     if args.prompt is not None and args.voice is not None:
         raise Valle2Error("both --voice and --prompt were given; expected one of them")
     if args.prompt is not None:

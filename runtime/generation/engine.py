@@ -23,13 +23,15 @@ import numpy as np
 
 from valle2.runtime.audio.chunks import ChunkDecoder, chunk_decoder, chunk_sizes
 from valle2.runtime.audio.io import silence
+from valle2.runtime.audio.stretch import TimeStretcher
+from valle2.runtime.generation.alignment import Aligner
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.scheduler import Scheduler
 from valle2.runtime.generation.sequence import Status
 from valle2.runtime.generation.token_layout import Text
 from valle2.runtime.generation.utterance import Utterance
-from valle2.runtime.types import EOS, MAX_FRAMES, Audio, Codes, Settings, Timings
+from valle2.runtime.types import EOS, MAX_FRAMES, Audio, Codes, Settings, Timings, Word, WordSpan
 
 RequestId = NewType("RequestId", int)
 
@@ -40,10 +42,14 @@ class Sentence:
 
     Args:
         text: ids of the prompt's transcript and of the sentence. pause: seconds of silence before it.
+        speed: 0.25 to 4: how many times faster than the model speaks, its pause included.
+        words: spans of the ids whose times are wanted, in order.
     """
 
     text: Text
     pause: float = 0.0
+    speed: float = 1.0
+    words: tuple[WordSpan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +79,15 @@ class EncodedRequest:
 class AudioChunk:
     """The next piece of a request. audio: (N,) float32. codes: (T, Q) int64, T = 0 for a pause.
 
-    timings: of the request, still growing.
+    timings: of the request, still growing. words: whose times are certain now, if they were asked for. They
+    are heard in this audio or before it.
     """
 
     request: RequestId
     audio: Audio = field(repr=False)
     codes: Codes = field(repr=False)
     timings: Timings
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +134,7 @@ class SynthesisState:
 
     Args:
         events: the engine's list, which gets this request's events.
+        samples: of the audio given out.
         work: `SynthesisEngine.speak`, suspended until it gets what it waits for.
     """
 
@@ -133,16 +142,18 @@ class SynthesisState:
     request: EncodedRequest
     events: list[Event]
     timings: Timings = field(default_factory=Timings)
+    samples: int = 0
     wait_for: WaitFor = WaitFor.STEP
     work: Generator[WaitFor, None, str] | None = None
 
-    def emit(self, audio: Audio, codes: Codes) -> None:
+    def emit(self, audio: Audio, codes: Codes, words: tuple[Word, ...] = ()) -> None:
         """Give out a chunk."""
         timings = self.timings
         timings.total = time.perf_counter() - self.request.arrived
         if len(audio) and not timings.first_audio:
             timings.first_audio = timings.total
-        self.events.append(AudioChunk(self.id, audio, codes, timings))
+        self.samples += len(audio)
+        self.events.append(AudioChunk(self.id, audio, codes, timings, words))
 
 
 class SynthesisEngine:
@@ -217,10 +228,13 @@ class SynthesisEngine:
         """
         request, model, timings = state.request, self.model, state.timings
         reasons = set[str]()
-        for index, (text, pause) in enumerate((each.text, each.pause) for each in request.sentences):
-            if pause and not request.codes_only:
-                self.emit_pause(state, pause)
+        for index, spoken in enumerate(request.sentences):
+            text, speed = spoken.text, spoken.speed
+            if spoken.pause and not request.codes_only:
+                self.emit_pause(state, spoken.pause / speed)
             decoder, sizes = self.open_chunks(request)
+            stretcher = self.open_stretcher(speed)
+            aligner, began = self.open_words(spoken), state.samples
             check = not request.codes_only
             with Utterance(
                 model, self.scheduler, text, request.prompt, request.settings, index, check=check
@@ -239,9 +253,16 @@ class SynthesisEngine:
                         yield WaitFor.TURN
                         with timings.stage("codec"):
                             audio = decoder.add(codes, last=sentence.done)
+                            if stretcher:
+                                audio = stretcher.add(audio, last=sentence.done)
                     if sentence.done:
                         sentence.add_times(timings)
-                    state.emit(audio, codes)
+                    words: tuple[Word, ...] = ()
+                    if aligner:
+                        words = aligner.add(codes[:, 0])
+                        if sentence.done:
+                            words += aligner.finish(complete=sentence.finish_reason == EOS)
+                    state.emit(audio, codes, self.heard(words, began, speed))
                 reasons.add(sentence.finish_reason)
         return MAX_FRAMES if MAX_FRAMES in reasons else EOS
 
@@ -251,6 +272,30 @@ class SynthesisEngine:
             return None, chunk_sizes(0.0, 1.0)
         codec, seconds = self.model.need_codec(), request.first_chunk_seconds
         return chunk_decoder(codec, seconds), chunk_sizes(seconds, codec.frame_rate)
+
+    def open_stretcher(self, speed: float) -> TimeStretcher | None:
+        """What changes a sentence's speed, if it is to be changed."""
+        return None if speed == 1.0 else TimeStretcher(speed, self.model.need_codec().sample_rate)
+
+    def open_words(self, sentence: Sentence) -> Aligner | None:
+        """What finds the times of a sentence's words, if they are wanted."""
+        if not sentence.words:
+            return None
+        first = sentence.text.prompt_length or 0
+        words = [WordSpan(word.text, word.start - first, word.end - first) for word in sentence.words]
+        table, rate = self.model.need_alignment(), self.model.need_codec().frame_rate
+        return Aligner(table, sentence.text.ids[first:], words, rate)
+
+    def heard(self, words: tuple[Word, ...], began: int, speed: float) -> tuple[Word, ...]:
+        """Words of a sentence with their times in the request's audio.
+
+        Args:
+            words: with their times in the sentence as the model speaks it. began: sample where it begins.
+        """
+        if not words:
+            return ()
+        start = began / self.model.need_codec().sample_rate
+        return tuple(Word(one.text, start + one.start / speed, start + one.end / speed) for one in words)
 
     def emit_pause(self, state: SynthesisState, seconds: float) -> None:
         """Silence before a sentence."""

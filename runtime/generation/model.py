@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from valle2.runtime.audio.codec import Codec
 from valle2.runtime.errors import ModelError
+from valle2.runtime.generation.alignment import FILE, AlignmentTable
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.nar_runner import NARRunner
 from valle2.runtime.generation.token_layout import TokenLayout
@@ -19,7 +20,7 @@ class LoadedModel:
     Args:
         ar, nar: the two language models. codec: None in a bundle without one.
         layout: where text, marks and codes stand in the model's input. sizes: the manifest's.
-        path: the bundle's folder, for messages.
+        path: the bundle's folder, for messages. alignment: finds the words' times, None in a bundle without.
     """
 
     ar: ARRunner
@@ -28,6 +29,7 @@ class LoadedModel:
     layout: TokenLayout
     sizes: Mapping[str, int]
     path: str
+    alignment: AlignmentTable | None = None
 
     def need_codec(self) -> Codec:
         """The codec.
@@ -41,6 +43,16 @@ class LoadedModel:
                 f"again: valle2 export CHECKPOINT -o {self.path} --codec CODEC"
             )
         return self.codec
+
+    def need_alignment(self) -> AlignmentTable:
+        """The table that finds the words' times.
+
+        Raises:
+            ModelError: the bundle has none.
+        """
+        if self.alignment is None:
+            raise ModelError(f"{self.path} has no word times, because it has no {FILE}; ask for none")
+        return self.alignment
 
     def close(self) -> None:
         """Free the graphs' memory. The model cannot be used after it."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from valle2.runtime.generation.engine import RequestId
-from valle2.runtime.types import Audio, Request, Timings
+from valle2.runtime.types import Audio, Request, Timings, Word
 
 
 class Reply:
@@ -29,6 +29,7 @@ class Reply:
         self.request, self.first_chunk_seconds = request, first_chunk_seconds
         self.id: RequestId | None = None
         self.warnings: tuple[str, ...] = ()
+        self.words: tuple[Word, ...] = ()
         self.finish_reason = ""
         self.timings = Timings()
         self.arrived = time.perf_counter()
@@ -54,9 +55,10 @@ class Reply:
             self.cancelled_at = time.perf_counter()
             self.wake_engine()
 
-    def put(self, audio: Audio) -> None:
-        """Add the next piece of audio (N,) float32."""
+    def put(self, audio: Audio, words: tuple[Word, ...] = ()) -> None:
+        """Add the next piece of audio (N,) float32, and the words whose times are certain with it."""
         with self.changed:
+            self.words += words
             self.pieces.append(audio)
             self.samples += len(audio)
             self.unread += len(audio)
@@ -89,6 +91,12 @@ class Reply:
             if self.error:
                 raise self.error
             return None
+
+    def take_words(self) -> list[Word]:
+        """The words whose times have become certain since the last call."""
+        with self.changed:
+            words, self.words = list(self.words), ()
+        return words
 
     def finished(self) -> bool:
         """Has the request ended and the reader taken all pieces?"""

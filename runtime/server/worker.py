@@ -301,7 +301,7 @@ class Worker:
             if isinstance(event, AudioChunk):
                 reply.timings = event.timings
                 self.metrics.record_chunk(reply)  # before the client's thread can run
-                reply.put(event.audio)
+                reply.put(event.audio, event.words)
             else:
                 del self.running[event.request]
                 if isinstance(event, Done):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from valle2.runtime.errors import PromptError, TextError
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.sentences import ended, speakable, split_sentences
-from valle2.runtime.types import Phones
+from valle2.runtime.types import Phones, WordSpan
 
 Ids = NDArray[np.int64]
 MAX_CHARACTERS = 100_000
@@ -37,11 +37,13 @@ class EncodedText:
     Args:
         ids: (S,) int64. languages: (S,) int64, one per id, or None for a model without languages.
         prompt_length: how many of the ids are the transcript's.
+        text: the sentence, or its `Phones`.
     """
 
     ids: Ids
     languages: Ids | None
     prompt_length: int
+    text: str = ""
 
 
 class FrontEnd(ABC):
@@ -165,7 +167,11 @@ class FrontEnd(ABC):
         ids = np.concatenate([before, np.array(between, np.int64), after])
         languages = [self.languages(transcript, before), self.languages(text, after)]
         known = [part for part in languages if part is not None]
-        return EncodedText(ids, np.concatenate(known) if known else None, len(before))
+        return EncodedText(ids, np.concatenate(known) if known else None, len(before), text)
+
+    def words_of(self, encoded: EncodedText) -> tuple[WordSpan, ...]:
+        """The words of an encoded sentence with their spans of its ids; none if they are not known."""
+        return ()
 
     def languages(self, text: str, ids: Ids) -> Ids | None:
         """The language of each id of an encoded text, or None for a model without languages."""

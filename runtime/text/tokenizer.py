@@ -17,11 +17,13 @@ from valle2.runtime.errors import TextError
 from valle2.runtime.text.base import MAX_TOKENS, EncodedText, FrontEnd, Ids, check_text, unspeakable
 from valle2.runtime.text.letter_rules import LetterRules, letter_groups
 from valle2.runtime.text.normalise import normalise
+from valle2.runtime.text.phonemes import PUNCTUATION as MARKS
 from valle2.runtime.text.phonemes import Pronouncer
 from valle2.runtime.text.phones import Notation
 from valle2.runtime.text.table import read_table
 from valle2.runtime.text.tokenizer_file import TOKENIZER, explained, read_tokenizer
-from valle2.runtime.types import Phones
+from valle2.runtime.text.word_spans import spans_of, spoken_words, written_words
+from valle2.runtime.types import Phones, WordSpan
 
 LEXICON = "text/lexicon.tsv"
 LETTERS = "text/letters.tsv"
@@ -111,7 +113,27 @@ class TextFrontEnd(FrontEnd):
         if isinstance(transcript, Phones) or isinstance(text, Phones):
             return super().encode_pair(transcript, before, text)
         prepared = f"{self.prepare(transcript)} {self.prepare(check_text(text))}"
-        return EncodedText(self.prepared_ids(text, prepared), None, len(before))
+        return EncodedText(self.prepared_ids(text, prepared), None, len(before), text)
+
+    def words_of(self, encoded: EncodedText) -> tuple[WordSpan, ...]:
+        """The written words; the phones themselves in a sentence of `Phones`."""
+        if not self.notation:
+            return ()
+        first = encoded.prompt_length
+        symbols = [self.symbols.get(int(index), "") for index in encoded.ids[first:]]
+        spans = spans_of(symbols, MARKS | {self.gap})
+        spoken = [] if isinstance(encoded.text, Phones) else spoken_words(encoded.text)
+        if len(spoken) != len(spans):  # some words may have no sound that the model knows
+            spoken = [word for word in spoken if self.prepare(word).strip()]
+        if len(spoken) != len(spans):
+            return tuple(
+                WordSpan("".join(symbols[start:end]), first + start, first + end) for start, end in spans
+            )
+        out, at = [], 0
+        for text, count in written_words(encoded.text, spoken):
+            out.append(WordSpan(text, first + spans[at][0], first + spans[at + count - 1][1]))
+            at += count
+        return tuple(out)
 
     def count(self, piece: str) -> int:
         """Tokens of a piece; of one that is too long for `encode`, its characters."""

@@ -174,7 +174,8 @@ def add_speech(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         tts = worker.need_ready()
         body.check(worker.limits.text, tts.manifest.name)
         voice = store.find(tts, body.voice or tts.default_voice())
-        wanted = SpeechRequest(body.input, voice, body.settings(tts.settings()))
+        settings = body.settings(tts.settings())
+        wanted = SpeechRequest(body.input, voice, settings, body.speed, body.timestamps)
         reply = worker.submit(wanted, body.first_chunk_seconds)
         return await respond(
             request,

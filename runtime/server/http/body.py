@@ -21,7 +21,7 @@ from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.server.http.errors import HttpError, invalid_value
 from valle2.runtime.server.http.formats import Format
 from valle2.runtime.server.store import NAME_CHARACTERS
-from valle2.runtime.types import RANGES, Settings
+from valle2.runtime.types import FASTEST, RANGES, SLOWEST, Settings
 
 MODELS = ("valle2", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 """Names that every model answers to, besides its own. Clients of OpenAI send OpenAI's names."""
@@ -39,7 +39,10 @@ class SpeechBody(BaseModel):
     response_format: Format = "mp3"
     stream_format: Literal["audio", "sse"] = "audio"
     instructions: str = Field("", description="accepted and ignored: the model takes none")
-    speed: float = 1.0
+    speed: float = Field(1.0, ge=SLOWEST, le=FASTEST, description="times the model's pace; the pitch stays")
+    timestamps: bool = Field(
+        False, description="send the times of the words; needs `stream_format` sse and a model that has them"
+    )
     first_chunk_seconds: float = Field(
         FIRST_CHUNK_SECONDS,
         ge=0,
@@ -108,14 +111,14 @@ class SpeechBody(BaseModel):
             longest: most characters of a text. name: the model's own name.
 
         Raises:
-            HttpError: 404 for another model; 400 for a speed other than 1, a text that is too long, empty or
-                not valid Unicode.
+            HttpError: 404 for another model; 400 for timestamps without events, or a text that is too long,
+                empty or not valid Unicode.
         """
         if self.model not in model_names(name):
             raise unknown_model(self.model, name)
-        if self.speed != 1.0:
+        if self.timestamps and self.stream_format != "sse":
             raise HttpError(
-                400, f"speed is {self.speed:g}; expected 1.0, because the model has no speed control", "speed"
+                400, "timestamps are sent as events; send stream_format: sse with them", "timestamps"
             )
         if len(self.input) > longest:
             raise HttpError(

@@ -16,6 +16,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Message, Send
 
+from valle2.runtime.captions import described
 from valle2.runtime.server.http.formats import MEDIA_TYPES, Encoder, Format
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.types import Audio
@@ -134,12 +135,16 @@ async def encoded(
 async def events(chunks: AsyncIterator[bytes], reply: Reply) -> AsyncIterator[bytes]:
     """OpenAI's events: `speech.audio.delta` with base64 audio, then `speech.audio.done`.
 
-    `usage` counts characters as input tokens and AR steps as output tokens. The last event also has
-    `finish_reason` and `warnings`.
+    A request with timestamps gets `speech.audio.words`, too, with the words whose times are certain: seconds
+    from the beginning of the audio. `usage` counts characters as input tokens and AR steps as output tokens.
+    The last event also has `finish_reason` and `warnings`.
     """
     try:
         async for data in chunks:
             yield event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
+            words = reply.take_words()
+            if words:
+                yield event({"type": "speech.audio.words", "words": [described(word) for word in words]})
         characters, steps = len(reply.request.text), reply.timings.steps
         usage = {"input_tokens": characters, "output_tokens": steps, "total_tokens": characters + steps}
         yield event(

@@ -1,9 +1,11 @@
 """Speech over a WebSocket: text arrives in pieces, and each sentence is spoken once it is complete.
 
 The client sends JSON `{"text": "..."}` any number of times, then `{"end": true}`. The first message may also
-have `voice` and `seed`. The server sends the audio format as JSON, the audio as binary messages of 16-bit
-mono PCM, then `{"type": "done", "finish_reason": "...", "warnings": [...]}`. After an error it sends
-`{"type": "error", "message": "..."}` and closes.
+have `voice`, `seed`, `speed` and `timestamps`. The server sends the audio format as JSON, the audio as binary
+messages of 16-bit mono PCM, then `{"type": "done", "finish_reason": "...", "warnings": [...]}`. With
+`"timestamps": true` it sends `{"type": "words", "words": [...]}`, too, once the times of words are certain:
+seconds from the beginning of all audio. After an error it sends `{"type": "error", "message": "..."}` and
+closes.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from typing import Any, TypeVar
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
+from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.audio.io import pcm16
+from valle2.runtime.captions import described
 from valle2.runtime.server.http.errors import HttpError, message_of
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
 from valle2.runtime.text.sentences import SentenceSplitter
-from valle2.runtime.types import EOS, MAX_FRAMES, Prompt, Request, Settings
+from valle2.runtime.types import EOS, MAX_FRAMES, Request, Word
 
 log = logging.getLogger("valle2.server")
 INTERNAL_ERROR = 1011
@@ -42,9 +46,9 @@ async def serve_websocket(socket: WebSocket, worker: Worker, store: VoiceStore) 
     reader: asyncio.Task[None] | None = None
     try:
         message = await next_message(socket, worker.limits.stall_seconds)
-        voice, settings = voice_and_settings(message, worker, store)
+        voiced = voiced_request(message, worker, store)
         reader = asyncio.create_task(read_sentences(socket, worker, message, sentences))
-        replies = await speak_sentences(socket, worker, sentences, reader, voice, settings)
+        replies = await speak_sentences(socket, worker, sentences, reader, voiced)
         await socket.send_json({"type": "done", **outcome(replies)})
         await socket.close()
     except WebSocketDisconnect:
@@ -98,15 +102,22 @@ async def next_message(socket: WebSocket, seconds: float) -> dict[str, Any]:
     return value
 
 
-def voice_and_settings(message: dict[str, Any], worker: Worker, store: VoiceStore) -> tuple[Prompt, Settings]:
-    """The voice and the settings that the first message asks for.
+def voiced_request(message: dict[str, Any], worker: Worker, store: VoiceStore) -> Request:
+    """What the first message asks for, a request without its text.
 
     Raises:
+        HttpError: `timestamps` is neither true nor false. ModelError: the model has no word times.
         NotReadyError, UnknownVoiceError, SettingsError: as they say.
     """
     tts = worker.need_ready()
     name, seed = message.get("voice") or tts.default_voice(), message.get("seed")
-    return store.find(tts, str(name)), replace(tts.settings(), seed=0 if seed is None else seed)
+    speed, timestamps = message.get("speed"), message.get("timestamps") or False
+    if not isinstance(timestamps, bool):
+        raise HttpError(400, f"timestamps is {shown(timestamps)}; expected true or false")
+    if timestamps:
+        tts.model.need_alignment()
+    settings = replace(tts.settings(), seed=0 if seed is None else seed)
+    return Request("", store.find(tts, str(name)), settings, 1.0 if speed is None else speed, timestamps)
 
 
 async def read_sentences(
@@ -145,24 +156,28 @@ async def speak_sentences(
     worker: Worker,
     sentences: asyncio.Queue[str | None],
     reader: asyncio.Task[None],
-    voice: Prompt,
-    settings: Settings,
+    voiced: Request,
 ) -> list[Reply]:
     """Speak the queued sentences one after the other; returns their replies, which have ended.
+
+    Args:
+        voiced: a request without its text.
 
     Raises:
         Exception: the error of a sentence, or of `reader`.
     """
     rate = worker.need_ready().sample_rate
     await socket.send_json({"type": "format", "format": "pcm_s16le", "sample_rate": rate})
-    replies = list[Reply]()
+    replies, samples = list[Reply](), 0
     while True:
         sentence = await unless_failed(reader, sentences.get())
         if sentence is None:
             return replies
-        reply = worker.submit(Request(sentence, voice, settings))
+        reply = worker.submit(replace(voiced, text=sentence))
         replies.append(reply)
-        await unless_failed(reader, send_audio(socket, reply, worker.limits.stall_seconds))
+        began = samples / rate
+        await unless_failed(reader, send_audio(socket, reply, began, worker.limits.stall_seconds))
+        samples += reply.samples
 
 
 async def unless_failed(reader: asyncio.Task[None], work: Coroutine[Any, Any, T]) -> T:
@@ -178,8 +193,11 @@ async def unless_failed(reader: asyncio.Task[None], work: Coroutine[Any, Any, T]
         task.cancel()
 
 
-async def send_audio(socket: WebSocket, reply: Reply, stall_seconds: float) -> None:
-    """Send the audio of one sentence. Leaving early cancels the sentence.
+async def send_audio(socket: WebSocket, reply: Reply, began: float, stall_seconds: float) -> None:
+    """Send the audio of one sentence and its words. Leaving early cancels the sentence.
+
+    Args:
+        began: seconds of the audio before the sentence.
 
     Raises:
         TimeoutError: the client takes nothing for `stall_seconds`.
@@ -187,5 +205,9 @@ async def send_audio(socket: WebSocket, reply: Reply, stall_seconds: float) -> N
     try:
         async for audio in reply:
             await asyncio.wait_for(socket.send_bytes(pcm16(audio)), stall_seconds)
+            words = reply.take_words()
+            if words:
+                listed = [described(Word(one.text, began + one.start, began + one.end)) for one in words]
+                await asyncio.wait_for(socket.send_json({"type": "words", "words": listed}), stall_seconds)
     finally:
         reply.cancel()

@@ -193,7 +193,7 @@ def test_chunks_grow_to_a_limit() -> None:
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
 def test_seconds_out_of_range(three: Valle2, voice: Prompt, name: str, seconds: float) -> None:
     with pytest.raises(SettingsError, match="first_chunk_seconds is"):
-        next(three.stream("hello", voice, SHORT, **{name: seconds}))
+        next(three.stream("hello", voice, SHORT, **{name: seconds}))  # type: ignore[arg-type]
 
 
 def test_seams_with_enough_context_are_exactly_the_whole(

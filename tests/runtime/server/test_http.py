@@ -122,7 +122,9 @@ def test_events(server: tuple[str, Worker]) -> None:
         ({"input": 3}, 400),
         ({"voice": "../../etc/passwd"}, 404),
         ({"model": "gpt"}, 404),
-        ({"speed": 2.0}, 400),
+        ({"speed": 5.0}, 400),
+        ({"speed": 0.0}, 400),
+        ({"timestamps": True, "stream_format": "sse"}, 400),  # the toy has no table for them
         ({"top_p": 7.0}, 400),
         ({"seed": 2**70}, 400),
         ({"other": 1}, 400),
