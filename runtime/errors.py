@@ -9,6 +9,10 @@ class TextError(Valle2Error):
     """Nothing in the text can be spoken, or it is too long for the model."""
 
 
+class LexiconError(TextError):
+    """A lexicon or a pronunciation is malformed, or holds phonemes that the model has no symbol for."""
+
+
 class PromptError(Valle2Error):
     """A prompt or voice is missing, unreadable, too short, too long, silent or malformed."""
 

@@ -1,0 +1,93 @@
+"""A request's text as passages of plain text, with pauses, speeds and pronunciations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from valle2.engine.bundle.untrusted import shown
+from valle2.runtime.errors import LexiconError, TextError
+from valle2.runtime.text.annotations.lexicon import WordFinder
+from valle2.runtime.text.annotations.pronunciation import INLINE, Inventory, Spellings
+from valle2.runtime.text.annotations.ssml import Passage, is_ssml, read_ssml
+from valle2.runtime.text.annotations.unread import unread_warning
+from valle2.runtime.text.written import markup
+from valle2.runtime.types import Phones
+
+MAX_CHARACTERS = 100_000
+LINE_END = re.compile(r"\r\n?|[\x85\u2028\u2029]")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a text asks for.
+
+    Args:
+        passages: in their order. end_pause: seconds of silence after the last one.
+        spellings: the words that stand for pronunciations. warnings: what is not spoken as it was written.
+    """
+
+    passages: tuple[Passage, ...]
+    end_pause: float = 0.0
+    spellings: Spellings = field(default_factory=Spellings)
+    warnings: tuple[str, ...] = ()
+
+
+def read_script(
+    text: str, inventory: Inventory | None, lexicons: Sequence[WordFinder] = (), only_latin: bool = True
+) -> Script:
+    """Read a text: SSML if it begins with `<speak`, else plain text with Markdown, HTML and pronunciations.
+
+    Args:
+        text: plain text, SSML or `Phones`, which stay as they are.
+        inventory: the phonemes of the model; None if it has none.
+        lexicons: the first one wins. only_latin: other scripts are left out and reported.
+
+    Raises:
+        TextError: it is too long, or its SSML cannot be read.
+        LexiconError: a pronunciation has phonemes that the model does not have.
+    """
+    if isinstance(text, Phones):
+        return Script((Passage(text),))
+    if len(text) > MAX_CHARACTERS:
+        raise TextError(f"the text has {len(text)} characters; expected at most {MAX_CHARACTERS}: split it")
+    spellings, warnings, end_pause = Spellings(), dict[str, None](), 0.0
+
+    def pronounce(word: str, phonemes: str) -> str:
+        return spellings.add(word, need(inventory).read(phonemes, word))
+
+    def inline(match: re.Match[str]) -> str:
+        if match[2].isascii() and (inventory is None or not inventory.reads(match[2])):
+            if inventory is not None:
+                unknown = ", ".join(map(repr, inventory.unknown(inventory.written(match[2]))))
+                warnings[f"{shown(match[0])} is read as a link, because {unknown} is no phoneme here"] = None
+            return match[1]
+        return pronounce(match[1], match[2])
+
+    passages, found = [Passage(LINE_END.sub("\n", text))], list[str]()
+    if is_ssml(text):
+        passages, end_pause, found = read_ssml(text, pronounce)
+    warnings.update(dict.fromkeys(found))
+    read = []
+    for passage in passages:
+        plain = markup.without_blocks(INLINE.sub(inline, passage.text))
+        for lexicon in lexicons:
+            plain = lexicon.replace(plain, spellings)
+        read.append(replace(passage, text=plain))
+    if only_latin:
+        warnings.update(dict.fromkeys(unread_warning("\n".join(markup.plain(each.text) for each in read))))
+    return Script(tuple(read), end_pause, spellings, tuple(warnings))
+
+
+def need(inventory: Inventory | None) -> Inventory:
+    """The model's phonemes.
+
+    Raises:
+        LexiconError: the model reads letters.
+    """
+    if inventory is None:
+        raise LexiconError(
+            "this model reads letters and no phonemes, so it takes no pronunciations; spell the word as it sounds"
+        )
+    return inventory
