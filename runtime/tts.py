@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,11 +45,24 @@ from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.nar_runner import NARRunner
 from valle2.runtime.generation.token_layout import TokenLayout, check_prompt, check_text
 from valle2.runtime.stream import Collector, Stream
+from valle2.runtime.text.annotations.lexicon import WordFinder
+from valle2.runtime.text.annotations.script import Script
+from valle2.runtime.text.base import FrontEnd
 from valle2.runtime.text.front_end import front_end_of
 from valle2.runtime.text.tokenizer import TextFrontEnd
 from valle2.runtime.text.word_spans import WrittenText
 from valle2.runtime.turns import Turns
-from valle2.runtime.types import Codes, Generated, Prompt, Request, Settings, Speech
+from valle2.runtime.types import (
+    FASTEST,
+    SLOWEST,
+    Codes,
+    Generated,
+    Prompt,
+    Request,
+    Settings,
+    Speech,
+    SpokenText,
+)
 from valle2.runtime.voices import read_voice, voice_names
 
 MODELS = Path(__file__).resolve().with_name("models")
@@ -85,6 +98,8 @@ class Valle2(Closing):
         self.cancelled: deque[RequestId] = deque()
         self.text_lock = threading.Lock()  # phoneme libraries load their data at first use
         self.closed = False
+        self.words: dict[str, str] = {}
+        self.own_finders: tuple[WordFinder, ...] = ()
         self.front = front_end_of(path, manifest.text, manifest.rules, manifest.files)
         if isinstance(self.front, TextFrontEnd):
             self.check_vocabulary(self.front)
@@ -216,18 +231,21 @@ class Valle2(Closing):
         *,
         speed: float = 1.0,
         timestamps: bool = False,
+        lexicon: Mapping[str, str] | None = None,
     ) -> Speech:
         """Speak a text of any length.
 
         Args:
+            text: plain text, SSML, or `Phones`.
             speed: 0.25 to 4: how many times faster than the model speaks. The pitch stays.
             timestamps: find the times of the words, `Speech.words`.
+            lexicon: words and their phonemes in the IPA, such as `{"Ljubljana": "ljuːbˈljɑːnə"}`.
 
         Raises:
             TextError: nothing in the text can be spoken. PromptError: the prompt leaves no room.
             SettingsError: the speed is out of range. ModelError: the model has no word times.
         """
-        request = Request(text, voice, settings or self.settings(), speed, timestamps)
+        request = Request(text, voice, settings or self.settings(), speed, timestamps, lexicon or {})
         return self.synthesize_batch([request])[0]
 
     def synthesize_batch(self, requests: Iterable[Request]) -> list[Speech]:
@@ -250,6 +268,7 @@ class Valle2(Closing):
         latency: float | None = None,
         speed: float = 1.0,
         timestamps: bool = False,
+        lexicon: Mapping[str, str] | None = None,
     ) -> Stream:
         """Audio (N,) float32 piece by piece, as it is made.
 
@@ -258,14 +277,14 @@ class Valle2(Closing):
                 Short chunks come early, long ones are closer to `synthesize`. 0 yields whole sentences,
                 which joined are the audio of `synthesize`.
             latency: the old name of `first_chunk_seconds`.
-            speed, timestamps: see `synthesize`. `Stream.words` grows with the audio.
+            speed, timestamps, lexicon: see `synthesize`. `Stream.words` grows with the audio.
 
         Raises:
             SettingsError: the seconds or the speed are out of range. TextError: nothing can be spoken.
             ModelError: the model has no word times.
         """
         given = [value for value in (first_chunk_seconds, latency) if value is not None]
-        request = Request(text, voice, settings or self.settings(), speed, timestamps)
+        request = Request(text, voice, settings or self.settings(), speed, timestamps, lexicon or {})
         encoded = self.encode(request, given[0] if given else FIRST_CHUNK_SECONDS)
         identifier, collector = self.start(encoded)
         return Stream(identifier, collector, self.step, self.cancel, self.sample_rate)
@@ -305,30 +324,81 @@ class Valle2(Closing):
             self.model.need_alignment()
         prompt = check_prompt(self.model.layout, request.prompt.codes)
         with self.text_lock:
-            sentences = tuple(self.sentences(request))
-        warnings = request.prompt.warnings
+            script = self.need_front().script(request.text, self.finders(request.lexicon))
+            sentences = tuple(self.sentences(request, script))
         return EncodedRequest(
-            sentences, prompt, request.settings, first_chunk_seconds, warnings=warnings, arrived=arrived
+            sentences,
+            prompt,
+            request.settings,
+            first_chunk_seconds,
+            warnings=(*request.prompt.warnings, *script.warnings),
+            end_pause=script.end_pause / request.speed,
+            arrived=arrived,
         )
 
-    def sentences(self, request: Request) -> Iterator[Sentence]:
-        """Ids of each sentence, the prompt's transcript before it (section 3.4).
+    def spoken(self, text: str, lexicon: Mapping[str, str] | None = None) -> SpokenText:
+        """What is said for a text: its sentences in words, phonemes and ids, and warnings.
 
-        The transcript gets a mark at its end, as a text does. Without one, the model cannot tell where the
-        prompt's words end and its own begin.
+        Args:
+            lexicon: see `synthesize`.
+
+        Raises:
+            ModelError: the bundle has no text front end. TextError: nothing in the text can be spoken.
+        """
+        with self.text_lock:
+            return self.need_front().spoken(text, self.finders(lexicon or {}))
+
+    @property
+    def lexicon(self) -> Mapping[str, str]:
+        """Words and their phonemes for every request; those of a request win over them.
+
+        Setting it raises LexiconError if an entry is malformed or has phonemes that the model lacks.
+        """
+        return self.words
+
+    @lexicon.setter
+    def lexicon(self, words: Mapping[str, str]) -> None:
+        with self.text_lock:
+            self.own_finders = (self.need_front().finder(words),) if words else ()
+            self.words = dict(words)
+
+    def finders(self, lexicon: Mapping[str, str]) -> tuple[WordFinder, ...]:
+        """The lexicon of a request, before that of the model."""
+        return (self.need_front().finder(lexicon), *self.own_finders) if lexicon else self.own_finders
+
+    def need_front(self) -> FrontEnd:
+        """The text front end.
+
+        Raises:
+            ModelError: the bundle has none.
         """
         if self.front is None:
             raise ModelError(
                 f"{self.path} has no text front end; export it again with its text/, or use generate_codes"
             )
+        return self.front
+
+    def sentences(self, request: Request, script: Script) -> Iterator[Sentence]:
+        """Ids of each sentence, the prompt's transcript before it (section 3.4).
+
+        The transcript gets a mark at its end, as a text does. Without one, the model cannot tell where the
+        prompt's words end and its own begin.
+        """
         prompt, longest = request.prompt, self.manifest.sizes["max_text"] - 2
-        found = self.front.encode_request(prompt.transcript, request.text, longest)
-        written = WrittenText(request.text if request.timestamps else "")
+        front = self.need_front()
+        found = front.encode_request(prompt.transcript, script, longest)
+        written = WrittenText(" ".join(each.text for each in script.passages) if request.timestamps else "")
         for index, ids in enumerate(found):
             marked = (ids.ids, ids.languages, ids.prompt_length)
             text = check_text(self.model.layout, *marked, len(prompt.codes))
-            words = written.restore(self.front.words_of(ids)) if request.timestamps else ()
-            yield Sentence(text, PAUSE_SECONDS if index else 0.0, request.speed, words)
+            words = written.restore(front.words_of(ids)) if request.timestamps else ()
+            words = tuple(replace(word, text=script.spellings.readable(word.text)) for word in words)
+            speed = min(max(ids.speed * request.speed, SLOWEST), FASTEST)
+            pause = PAUSE_SECONDS if index else 0.0
+            if ids.pause is not None:
+                # the engine divides by the whole speed, and a rate of SSML does not change a break
+                pause = ids.pause * speed / request.speed
+            yield Sentence(text, pause, speed, words)
 
     # -- tokens ---------------------------------------------------------------------------------
 

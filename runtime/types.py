@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -144,6 +144,7 @@ class Request:
 
     Args:
         speed: 0.25 to 4: how many times faster than the model speaks. The pitch stays.
+        lexicon: words and their phonemes in the IPA, which win over the model's lexicon.
         timestamps: find out when each word is heard.
 
     Raises:
@@ -155,6 +156,7 @@ class Request:
     settings: Settings = field(default_factory=Settings)
     speed: float = 1.0
     timestamps: bool = False
+    lexicon: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "speed", checked_speed(self.speed))
@@ -225,6 +227,29 @@ class WordSpan:
     text: str
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenSentence:
+    """How one sentence is said.
+
+    Args:
+        text: as it was written. spoken: in the words that are pronounced; empty for phones.
+        phonemes: in the model's symbols, which `Phones` takes. ids: of the tokens.
+    """
+
+    text: str
+    spoken: str
+    phonemes: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenText:
+    """What is said for a text. warnings: what is not spoken as it was written, one sentence each."""
+
+    sentences: tuple[SpokenSentence, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import sys
 from pathlib import Path
 
 from valle2.engine.bundle.precisions import AUTO
+from valle2.engine.bundle.untrusted import read_bounded
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.types import Phones
 
+STDIN = "-"
+MAX_TEXT_BYTES = 2**20
+"""Bytes of a text; no more than 100,000 characters are spoken."""
 MODEL = "bundle folder, embedded model or owner/name[@revision] on the hub (default: demo)"
 
 
@@ -26,8 +32,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     """What is said."""
-    parser.add_argument("text", nargs="?", help="what to say")
-    parser.add_argument("--text-file", type=Path, help="read the text from a UTF-8 file")
+    parser.add_argument("text", nargs="?", help="what to say; - reads it from standard input")
+    parser.add_argument("--text-file", type=Path, help="read the text from a UTF-8 file; - is standard input")
+    parser.add_argument(
+        "--lexicon",
+        type=Path,
+        metavar="FILE",
+        help="pronunciations: lines of a word, a tab and its phonemes in the IPA; or a JSON object",
+    )
     parser.add_argument(
         "--phones",
         action="store_true",
@@ -39,7 +51,7 @@ def text_of(args: argparse.Namespace) -> str:
     """The text of the arguments of `add_text_arguments`, as `Phones` if they say so.
 
     Raises:
-        Valle2Error: text and file were given or neither, or the file is not UTF-8 text that can be read.
+        Valle2Error: text and file were given or neither, or it is not UTF-8 text that can be read.
     """
     return Phones(given_text(args)) if args.phones else given_text(args)
 
@@ -47,15 +59,81 @@ def text_of(args: argparse.Namespace) -> str:
 def given_text(args: argparse.Namespace) -> str:
     """The text as it was given."""
     if (args.text is None) == (args.text_file is None):
-        raise Valle2Error("expected a text, either as an argument or with --text-file")
+        raise Valle2Error("expected a text: as an argument, with --text-file, or - for standard input")
+    if STDIN in (args.text, str(args.text_file)):
+        return decoded_text(standard_input(), "standard input")
     if args.text_file is None:
         return str(args.text)
     try:
-        return str(args.text_file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise Valle2Error(f"{args.text_file} is not UTF-8 text; convert it first") from None
+        return decoded_text(read_bounded(args.text_file, MAX_TEXT_BYTES), str(args.text_file))
     except OSError as error:
         raise Valle2Error(f"{args.text_file} cannot be read: {error.strerror}") from None
+
+
+def standard_input() -> bytes:
+    """All of standard input.
+
+    Raises:
+        Valle2Error: it is closed, a terminal, too long, or cannot be read.
+    """
+    try:
+        if sys.stdin is None or sys.stdin.closed:
+            raise Valle2Error(
+                "standard input is closed; pipe the text into the command, or give it as argument"
+            )
+        if sys.stdin.isatty():
+            raise Valle2Error(
+                "standard input is a terminal; pipe the text into the command: echo Hello. | ..."
+            )
+        data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise Valle2Error(f"standard input cannot be read: {error.strerror}") from None
+    if len(data) > MAX_TEXT_BYTES:
+        raise Valle2Error(f"standard input has more than {MAX_TEXT_BYTES} bytes; split the text")
+    return data
+
+
+def decoded_text(data: bytes, name: str) -> str:
+    """UTF-8 text with `\n` at its line ends. A byte order mark is left out.
+
+    Args:
+        name: of what was read, for messages.
+
+    Raises:
+        Valle2Error: it is text of another encoding, or no text.
+    """
+    problem = ""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        problem = "UTF-32 text"
+    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        problem = "UTF-16 text"
+    elif b"\0" in data:
+        problem = binary_kind(data)
+    if not problem:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            problem = f"not UTF-8 text (byte {error.start + 1} is 0x{data[error.start]:02x})"
+    if problem:
+        source = problem.split()[0] if problem.startswith("UTF-") else "ENCODING"
+        raise Valle2Error(
+            f"{name} is {problem}; expected UTF-8: convert it first, iconv -f {source} -t UTF-8"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def binary_kind(data: bytes) -> str:
+    """What data with zero bytes is: UTF-16 or UTF-32 without a mark, or no text."""
+    sample = data[:4096]
+    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
+        width = 4 if "32" in encoding else 2
+        try:
+            text = sample[: len(sample) // width * width].decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if len(data) % width == 0 and text and all(c.isprintable() or c in "\r\n\t\f" for c in text):
+            return f"{encoding[:6].upper()}{encoding[6:].upper().replace('-', '')} text"
+    return "binary data and no text"
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     """Synthesise; returns what `--json` prints."""
     from valle2.runtime.audio.io import STDOUT, check_writable, write_audio
     from valle2.runtime.captions import check_captions, write_captions
+    from valle2.runtime.text.annotations.lexicon import read_lexicon
     from valle2.runtime.tts import Valle2, find_model
 
     check_writable(args.out)
@@ -72,7 +73,9 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     check_arguments(args)
     folder = find_model(args.model)
     check_model(args, folder)
+    lexicon = read_lexicon(args.lexicon) if args.lexicon else {}
     tts = Valle2.load(folder, device=args.device, precision=args.precision, threads=args.threads)
+    tts.lexicon = lexicon
     settings = chosen_settings(args, tts.manifest.sampling)
     if args.prompt is not None:
         voice = tts.prompt(args.prompt, prompt_words(args))

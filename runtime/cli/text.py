@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from valle2.engine.errors import Valle2Error
@@ -27,6 +28,7 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
         `--phones` takes.
     """
     from valle2.engine import read_manifest
+    from valle2.runtime.text.annotations.lexicon import read_lexicon
     from valle2.runtime.text.front_end import front_end_of
     from valle2.runtime.tts import find_model
 
@@ -36,18 +38,10 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     front = front_end_of(folder, manifest.text, manifest.rules, manifest.files)
     if front is None:
         raise Valle2Error(f"{folder} has no text front end, and its kind of text needs one: export it again")
-    pieces = front.split(text)
-    encoded = [(piece, front.encode(piece)) for piece in pieces]
-    sentences = [
-        {
-            "text": piece,
-            "spoken": "" if args.phones else front.normalised(piece),
-            "phonemes": front.phones(ids),
-            "ids": ids.tolist(),
-        }
-        for piece, ids in encoded
-    ]
-    return {"sentences": sentences, "warnings": [] if args.phones else front.warnings_of(text)}
+    lexicon = read_lexicon(args.lexicon) if args.lexicon else {}
+    found = front.spoken(text, [front.finder(lexicon)] if lexicon else [])
+    sentences = [{**asdict(sentence), "ids": list(sentence.ids)} for sentence in found.sentences]
+    return {"sentences": sentences, "warnings": list(found.warnings)}
 
 
 def show(result: Result) -> None:

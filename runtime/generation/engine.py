@@ -63,6 +63,7 @@ class EncodedRequest:
         first_chunk_seconds: seconds of speech in the first chunk; 0 makes one chunk of each sentence.
         codes_only: leave the codec out; the audio of every chunk is empty.
         warnings: about the voice and the text, for the user.
+        end_pause: seconds of silence after the last sentence.
         arrived: `time.perf_counter()` at which the request came, for its timings.
     """
 
@@ -72,6 +73,7 @@ class EncodedRequest:
     first_chunk_seconds: float = 0.0
     codes_only: bool = False
     warnings: tuple[str, ...] = ()
+    end_pause: float = 0.0
     arrived: float = field(default_factory=time.perf_counter)
 
 
@@ -264,6 +266,8 @@ class SynthesisEngine:
                             words += aligner.finish(complete=sentence.finish_reason == EOS)
                     state.emit(audio, codes, self.heard(words, began, speed))
                 reasons.add(sentence.finish_reason)
+        if request.end_pause and not request.codes_only:
+            self.emit_pause(state, request.end_pause)
         return MAX_FRAMES if MAX_FRAMES in reasons else EOS
 
     def open_chunks(self, request: EncodedRequest) -> tuple[ChunkDecoder | None, Generator[int, None, None]]:

@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help='JSON object of further names of voices, such as {"alloy": "amber"}',
     )
+    parser.add_argument(
+        "--lexicon",
+        type=Path,
+        metavar="FILE",
+        help="pronunciations for every request: lines of a word, a tab and its phonemes; or a JSON object",
+    )
     for entry in fields(Limits):
         if entry.name in FLAGS:
             parser.add_argument(
@@ -76,14 +82,17 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     from valle2.runtime.server.http.guard import read_key
     from valle2.runtime.server.run import serve
     from valle2.runtime.server.store import VoiceStore, read_aliases
+    from valle2.runtime.text.annotations.lexicon import read_lexicon
     from valle2.runtime.tts import Valle2
 
     limits = Limits(**{name: getattr(args, name) for name in FLAGS})
     aliases = read_aliases(args.voice_aliases) if args.voice_aliases else {}
     store = VoiceStore(expand_home(args.voices_dir), aliases)
 
+    lexicon = read_lexicon(args.lexicon) if args.lexicon else {}
+
     def load(slots: int) -> Valle2:
-        return Valle2.load(
+        tts = Valle2.load(
             args.model,
             device=args.device,
             precision=args.precision,
@@ -91,6 +100,8 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
             slots=slots,
             engine=args.engine,
         )
+        tts.lexicon = lexicon
+        return tts
 
     key = read_key(args.api_key_file) if args.api_key_file else ""
     return serve(load, limits, args.host, args.port, store, key)

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle2.runtime.errors import PromptError, TextError
+from valle2.runtime.text.annotations.lexicon import WordFinder, check_lexicon
+from valle2.runtime.text.annotations.pronunciation import Inventory, readable
+from valle2.runtime.text.annotations.script import MAX_CHARACTERS, Script, need, read_script
+from valle2.runtime.text.annotations.ssml import Passage
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.sentences import ended, speakable, split_sentences
-from valle2.runtime.types import Phones, WordSpan
+from valle2.runtime.types import Phones, SpokenSentence, SpokenText, WordSpan
 
 Ids = NDArray[np.int64]
-MAX_CHARACTERS = 100_000
 MAX_TOKENS = 200
 """Tokens of a sentence where the manifest names no other number."""
 RAW = re.compile(r"<(\d{1,7})>")
@@ -38,12 +41,16 @@ class EncodedText:
         ids: (S,) int64. languages: (S,) int64, one per id, or None for a model without languages.
         prompt_length: how many of the ids are the transcript's.
         text: the sentence, or its `Phones`.
+        pause: seconds of silence before the text; None for the usual pause.
+        speed: how many times as fast as usual it is spoken.
     """
 
     ids: Ids
     languages: Ids | None
     prompt_length: int
     text: str = ""
+    pause: float | None = None
+    speed: float = 1.0
 
 
 class FrontEnd(ABC):
@@ -57,6 +64,8 @@ class FrontEnd(ABC):
     """The symbol between two words, where the table has one."""
     warnings: tuple[str, ...] = ()
     """What a user should know about the way this front end reads every text."""
+    only_latin = True
+    """Are scripts other than Latin left out?"""
 
     def __init__(self, table: Mapping[str, int], max_tokens: int = MAX_TOKENS) -> None:
         self.table = table
@@ -135,19 +144,74 @@ class FrontEnd(ABC):
         """A text in the words that are pronounced."""
         return normalise(text)
 
-    def warnings_of(self, text: str) -> list[str]:
-        """What a user should know about the way a text is read."""
-        unread = sorted({c for c in text if c.isalpha() and not has_latin(c)})
-        left_out = f"left out, because only Latin letters are read: {' '.join(unread[:SHOWN])}"
-        return [*self.warnings, *([left_out] if unread else [])]
+    def inventory(self) -> Inventory | None:
+        """The phonemes that a user's pronunciation may have; None for a model that reads letters."""
+        return None
 
     # -- requests -------------------------------------------------------------------------------
 
-    def encode_request(self, transcript: str, text: str, max_ids: int) -> Iterator[EncodedText]:
+    def finder(self, lexicon: Mapping[str, str]) -> WordFinder:
+        """A lexicon with the phonemes of this model.
+
+        Raises:
+            LexiconError: it is malformed, or the model lacks a phoneme or has none at all.
+        """
+        return WordFinder(check_lexicon(lexicon), need(self.inventory()))
+
+    def script(self, text: str, lexicons: Sequence[WordFinder] = ()) -> Script:
+        """What a text asks for. Its warnings include those of this front end.
+
+        Raises:
+            TextError, LexiconError: see `read_script`.
+        """
+        found = read_script(text, self.inventory, lexicons, self.only_latin)
+        always = () if isinstance(text, Phones) else self.warnings
+        return replace(found, warnings=(*always, *found.warnings))
+
+    def sentences(self, script: Script, max_tokens: int | None = None) -> Iterator[Passage]:
+        """The sentences of a script, each a passage. max_tokens: see `split`.
+
+        Raises:
+            TextError: nothing in it can be spoken, or a part does not fit.
+        """
+        spoken, pause = False, 0.0
+        for passage in script.passages:
+            if not isinstance(passage.text, Phones) and not speakable(passage.text):
+                pause += passage.pause or 0.0
+                continue
+            for index, piece in enumerate(self.split(passage.text, max_tokens)):
+                before = (
+                    (passage.pause if not pause else pause + (passage.pause or 0.0)) if not index else None
+                )
+                yield Passage(piece, before, passage.speed)
+            spoken, pause = True, 0.0
+        if not spoken:
+            raise unspeakable(script.source)
+
+    def spoken(self, text: str, lexicons: Sequence[WordFinder] = ()) -> SpokenText:
+        """What would be said for a text, sentence by sentence.
+
+        Raises:
+            TextError: see `encode` and `split`.
+        """
+        script, found = self.script(text, lexicons), []
+        for sentence in self.sentences(script):
+            ids = self.encode(sentence.text)
+            plain = "" if isinstance(sentence.text, Phones) else self.normalised(sentence.text)
+            written = script.spellings.readable
+            found.append(
+                SpokenSentence(
+                    written(sentence.text), written(plain), str(self.phones(ids)), tuple(map(int, ids))
+                )
+            )
+        return SpokenText(tuple(found), script.warnings)
+
+    def encode_request(self, transcript: str, text: str | Script, max_ids: int) -> Iterator[EncodedText]:
         """Encode a text sentence by sentence, each with the prompt's transcript before it (section 3.4).
 
         Args:
             transcript: what the prompt says; text or `Phones`, as `text` may be.
+            text: a text, or the script of one.
             max_ids: ids that transcript and sentence may have together.
 
         Raises:
@@ -157,8 +221,10 @@ class FrontEnd(ABC):
         before = self.encode(transcript)
         if len(before) >= max_ids:
             raise PromptError("the prompt's transcript fills the model's text; use a shorter prompt")
-        for sentence in self.split(text, max_ids - len(before)):
-            yield self.encode_pair(transcript, before, sentence)
+        script = text if isinstance(text, Script) else self.script(text)
+        for sentence in self.sentences(script, max_ids - len(before)):
+            pair = self.encode_pair(transcript, before, sentence.text)
+            yield replace(pair, pause=sentence.pause, speed=sentence.speed)
 
     def encode_pair(self, transcript: str, before: Ids, text: str) -> EncodedText:
         """One sentence after a transcript. before: the ids of the transcript alone."""
@@ -219,11 +285,6 @@ class IdsFrontEnd(FrontEnd):
         raise TextError("this model has no text front end; pass phones, ids written as <5> <17>: --phones")
 
 
-def has_latin(character: str) -> bool:
-    """Is a letter Latin once its accents are off?"""
-    return any(part.isascii() and part.isalpha() for part in normalise(character))
-
-
 def check_text(text: str) -> str:
     """The text, if it is not too long and anything in it can be spoken.
 
@@ -239,5 +300,6 @@ def check_text(text: str) -> str:
 
 def unspeakable(text: str) -> TextError:
     """The error for a text without speakable words."""
+    text = readable(text)
     shown = repr(text if len(text) <= 40 else f"{text[:37]}...")
     return TextError(f"{shown} holds nothing that can be spoken; expected words in Latin letters")

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from valle2.runtime.errors import TextError
+from valle2.runtime.text.annotations.pronunciation import Inventory
 from valle2.runtime.text.letter_rules import PRIMARY, SECONDARY
 from valle2.runtime.text.phonemes import PUNCTUATION, Pronouncer
 from valle2.runtime.text.tokenizer import LETTERS, LEXICON, read_pronouncer
@@ -57,6 +58,11 @@ def pronouncer() -> Pronouncer:
         return read_pronouncer(EMBEDDED, (LEXICON, LETTERS))
     except ValueError as error:
         raise TextError(f"{EMBEDDED}: no lexicon ({error}); install valle2 again, or pass phones") from None
+
+
+def inventory() -> Inventory:
+    """The phonemes that every family's phone set can be made from."""
+    return Inventory(frozenset("".join(SETS)))
 
 
 def words_of(spoken: str) -> list[str]:

@@ -23,6 +23,7 @@ import numpy as np
 from valle2.engine.errors import ManifestError
 from valle2.runtime.errors import TextError
 from valle2.runtime.text import english
+from valle2.runtime.text.annotations.pronunciation import SPELLED, Inventory
 from valle2.runtime.text.base import MAX_TOKENS, RAW, FrontEnd, Ids, IdsFrontEnd, check_text
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.phonemes import PUNCTUATION
@@ -76,9 +77,12 @@ class VallexFrontEnd(FrontEnd):
         super().__init__(vallex_table(), max_tokens)
         self.warnings = unless_installed("eng_to_ipa", "VALL-E X")
 
+    def inventory(self) -> Inventory:
+        return english.inventory()
+
     def encode_text(self, text: str) -> Ids:
         check_text(text)
-        if find_spec_of("eng_to_ipa"):
+        if find_spec_of("eng_to_ipa") and not SPELLED.search(text):
             return vallex_text(text)
         words = [word if word in PUNCTUATION else f" {english.vallex_ipa(word)}" for word in words_in(text)]
         return vallex_ids(vallex_finish("".join(words).strip()))
@@ -152,6 +156,9 @@ class LifeitengFrontEnd(FrontEnd):
         "For espeak's, run phonemizer yourself and pass --phones",
     )
 
+    def inventory(self) -> Inventory:
+        return english.inventory()
+
     def encode_text(self, text: str) -> Ids:
         check_text(text)
         if len(self.table) == len(LIFEITENG_SPECIAL):
@@ -203,9 +210,12 @@ class AmphionFrontEnd(FrontEnd):
         super().__init__(amphion_table(), max_tokens)
         self.warnings = unless_installed("g2p_en", "Amphion")
 
+    def inventory(self) -> Inventory:
+        return english.inventory()
+
     def encode_text(self, text: str) -> Ids:
         check_text(text)
-        if find_spec_of("g2p_en"):
+        if find_spec_of("g2p_en") and not SPELLED.search(text):
             return amphion_text(text)
         words = [" ".join(english.arpabet(word)) for word in words_in(text) if word not in PUNCTUATION]
         return self.ids_of(amphion_symbols(f" {WORD_GAP} ".join(words)))

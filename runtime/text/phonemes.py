@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
+from valle2.runtime.text.annotations.pronunciation import sounds_in
 from valle2.runtime.text.letter_rules import (
     PRIMARY,
     SECONDARY,
@@ -74,6 +75,13 @@ class Place:
         if self.previous in VERB_CONTEXT:
             return (*out, "VBP", "VERB")
         return (*out, "NOUN") if self.previous in NOUN_CONTEXT or self.following == "of" else out
+
+
+def users_sounds(word: str) -> str:
+    """The user's pronunciation that a lower-case word stands for, with its 's; nothing for other words."""
+    stem = word.removesuffix("'s")
+    sounds = sounds_in(stem)
+    return plural(sounds) if sounds and stem != word else sounds
 
 
 def starts_with_vowel(phonemes: str) -> bool:
@@ -166,6 +174,9 @@ class Pronouncer:
     def placed(self, word: str, place: Place) -> str:
         """One word in the form its place asks for; capitals give stress to a word that has none."""
         lower = word.lower()
+        given = users_sounds(lower)
+        if given:
+            return given
         if lower in CLITICS:
             return self.clitic(lower, place)
         usual, *others = self.entry(lower).split("\t")

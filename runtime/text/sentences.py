@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 
 from valle2.runtime.errors import TextError
+from valle2.runtime.text.annotations.pronunciation import SPELLED, readable
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.written.vocabulary import (
     ABBREVIATIONS,
@@ -190,10 +191,10 @@ def fit(
         counted = count(sentence) if len(sentence) <= HOPELESS * limit else limit + 1
         if counted <= limit:
             return [sentence]
-    if cut is None and len(sentence) == 1:
+    if cut is None and (len(sentence) == 1 or SPELLED.search(sentence)):
         raise TextError(
-            f"{sentence!r} is longer than the model's {most} tokens, which the prompt's text leaves; "
-            "use a shorter prompt"
+            f"{readable(sentence)!r} is longer than the model's {most} tokens, which the prompt's text "
+            "leaves; use a shorter prompt"
         )
     cut = cut or len(sentence) // 2
     density = (counted or estimate) / len(sentence)

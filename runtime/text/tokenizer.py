@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import ManifestError
 from valle2.runtime.errors import TextError
+from valle2.runtime.text.annotations.pronunciation import Inventory
 from valle2.runtime.text.base import MAX_TOKENS, EncodedText, FrontEnd, Ids, check_text, unspeakable
-from valle2.runtime.text.letter_rules import LetterRules, letter_groups
+from valle2.runtime.text.letter_rules import STRESS, LetterRules, letter_groups
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.phonemes import PUNCTUATION as MARKS
 from valle2.runtime.text.phonemes import Pronouncer
@@ -36,6 +37,8 @@ KEPT_TEXTS, KEPT_CHARACTERS = 512, 1024
 PAIRS = {"oʊ": "O", "eɪ": "A", "aɪ": "I", "aʊ": "W", "ɔɪ": "Y", "tʃ": "ʧ", "dʒ": "ʤ", "g": "ɡ", "r": "ɹ"}
 """Phones of the IPA that the lexicon writes with one other symbol."""
 Preparer = Callable[[str], str]
+TAG = re.compile(r"\t\w+=")
+"""What stands before a further form of a lexicon's entry."""
 
 
 class TextFrontEnd(FrontEnd):
@@ -58,7 +61,8 @@ class TextFrontEnd(FrontEnd):
     ) -> None:
         super().__init__(tokenizer.get_vocab(), max_tokens)
         self.tokenizer = tokenizer
-        self.prepare = kept(prepare)
+        self.preparer, self.prepare = prepare, kept(prepare)
+        self.only_latin = prepare is not narrowed
         self.longest = min(MAX_PREPARED, MAX_GROWN // growth)
         self.notation = notation
         self.gap = notation.gap if notation else ""
@@ -83,6 +87,12 @@ class TextFrontEnd(FrontEnd):
             tokenizer, growth = read_tokenizer(folder, files)
             limit = manifest_entry.get("max_tokens", MAX_TOKENS)
             return cls(tokenizer, preparer(folder, tokenizer, files), limit, growth, notation)
+
+    def inventory(self) -> Inventory | None:
+        return self.preparer.inventory if isinstance(self.preparer, PhonemePreparer) else None
+
+    def normalised(self, text: str) -> str:
+        return super().normalised(text) if self.only_latin else self.prepare(text)
 
     def encode_text(self, text: str) -> Ids:
         """Encode a text.
@@ -163,11 +173,29 @@ def normalised_words(_folder: Path, _tokenizer: Tokenizer, _files: Collection[st
     return normalise
 
 
+class PhonemePreparer:
+    """Normalises and pronounces; symbols that the tokenizer does not know are left out.
+
+    Args:
+        known: the tokenizer's symbols.
+    """
+
+    def __init__(self, pronounce: Pronouncer, known: Collection[str]) -> None:
+        self.pronounce, self.known = pronounce, frozenset(known)
+
+    def __call__(self, text: str) -> str:
+        return "".join(symbol for symbol in self.pronounce(normalise(text)) if symbol in self.known)
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        """The phonemes of the lexicon's words. The tokenizer may have more, which the model never heard."""
+        entries = TAG.sub("", "".join(self.pronounce.lexicon.values()))
+        return Inventory(self.known & set(filter(str.isalpha, entries)) - set(STRESS))
+
+
 def phoneme_preparer(folder: Path, tokenizer: Tokenizer, files: Collection[str]) -> Preparer:
-    """Normalise and pronounce; symbols that the tokenizer does not know are left out."""
-    pronounce = read_pronouncer(folder, files)
-    known = frozenset(tokenizer.get_vocab())
-    return lambda text: "".join(symbol for symbol in pronounce(normalise(text)) if symbol in known)
+    """The preparer of a folder with a lexicon."""
+    return PhonemePreparer(read_pronouncer(folder, files), tokenizer.get_vocab())
 
 
 def read_pronouncer(folder: Path, files: Collection[str]) -> Pronouncer:
@@ -182,14 +210,19 @@ def read_pronouncer(folder: Path, files: Collection[str]) -> Pronouncer:
     return Pronouncer(read_table(folder, LEXICON, files), guess)
 
 
-def narrowed(_folder: Path, _tokenizer: Tokenizer, _files: Collection[str]) -> Preparer:
-    """Text goes to the tokenizer nearly as it was written, as supervoice does it."""
-    return lambda text: re.sub(r"\s+", " ", text.translate(NARROW)).strip()
+def narrowed(text: str) -> str:
+    """Text nearly as it was written, as supervoice reads it."""
+    return re.sub(r"\s+", " ", text.translate(NARROW)).strip()
+
+
+def as_written(_folder: Path, _tokenizer: Tokenizer, _files: Collection[str]) -> Preparer:
+    """Text goes to the tokenizer nearly as it was written."""
+    return narrowed
 
 
 PREPARERS: dict[str, tuple[Callable[[Path, Tokenizer, Collection[str]], Preparer], Notation | None]] = {
     "bpe": (normalised_words, None),
     "phonemes": (phoneme_preparer, Notation(" ", PAIRS)),
-    "supervoice": (narrowed, None),
+    "supervoice": (as_written, None),
 }
 """By kind: what makes the preparer, and how phones are written where each is one character."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 
 from valle2.runtime.text.normalise import normalise
-from valle2.runtime.text.phonemes import TOKEN
+from valle2.runtime.text.phonemes import TOKEN, users_sounds
 from valle2.runtime.text.written.markup import plain
 from valle2.runtime.types import WordSpan
 
@@ -34,8 +34,12 @@ def spans_of(symbols: Sequence[str], marks: frozenset[str]) -> list[tuple[int, i
 
 
 def spoken_words(text: str) -> list[str]:
-    """The words of a text as they are spoken, without marks."""
-    return [match[0] for match in TOKEN.finditer(normalise(text)) if any(map(str.isalpha, match[0]))]
+    """The words of a text as they are spoken, without marks.
+
+    A word with a user's pronunciation of several words is there as often.
+    """
+    words = [match[0] for match in TOKEN.finditer(normalise(text)) if any(map(str.isalpha, match[0]))]
+    return [word for word in words for _ in range(max(1, len(users_sounds(word.lower()).split())))]
 
 
 def written_words(text: str, spoken: Sequence[str]) -> list[tuple[str, int]]:

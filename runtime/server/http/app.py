@@ -175,7 +175,7 @@ def add_speech(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         body.check(worker.limits.text, tts.manifest.name)
         voice = store.find(tts, body.voice or tts.default_voice())
         settings = body.settings(tts.settings())
-        wanted = SpeechRequest(body.input, voice, settings, body.speed, body.timestamps)
+        wanted = SpeechRequest(body.input, voice, settings, body.speed, body.timestamps, body.lexicon)
         reply = worker.submit(wanted, body.first_chunk_seconds)
         return await respond(
             request,

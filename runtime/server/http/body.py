@@ -50,6 +50,9 @@ class SpeechBody(BaseModel):
         description="seconds of speech in the first chunk; `latency` is its old name",
         validation_alias=AliasChoices("first_chunk_seconds", "latency"),
     )
+    lexicon: dict[str, str] = Field(
+        default_factory=dict, description="words and their phonemes in the IPA, for this request"
+    )
     top_p: float | None = None
     window: int | None = None
     threshold: float | None = None

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import QueueFullError, Valle2Error
-from valle2.runtime.errors import SynthesisError
+from valle2.runtime.errors import LexiconError, SynthesisError
 from valle2.runtime.server.limits import RETRY_AFTER_SECONDS
 from valle2.runtime.server.store import ModelVoiceError, StoreFullError, UnknownVoiceError, VoiceTakenError
 from valle2.runtime.server.worker import NotReadyError, TimeLimitError, WorkerError
@@ -28,7 +28,11 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (Exception, 503),
 )
 """The status of an error before the first byte of a response; the first match counts."""
-PARAMETERS: dict[type[Exception], str] = {UnknownVoiceError: "voice", VoiceTakenError: "name"}
+PARAMETERS: dict[type[Exception], str] = {
+    UnknownVoiceError: "voice",
+    VoiceTakenError: "name",
+    LexiconError: "lexicon",
+}
 """The parameter of the request that an error is about."""
 TYPES = {429: "rate_limit_error", 401: "authentication_error"}
 MAX_PARAM = 64

@@ -1,11 +1,11 @@
 """Speech over a WebSocket: text arrives in pieces, and each sentence is spoken once it is complete.
 
 The client sends JSON `{"text": "..."}` any number of times, then `{"end": true}`. The first message may also
-have `voice`, `seed`, `speed` and `timestamps`. The server sends the audio format as JSON, the audio as binary
-messages of 16-bit mono PCM, then `{"type": "done", "finish_reason": "...", "warnings": [...]}`. With
-`"timestamps": true` it sends `{"type": "words", "words": [...]}`, too, once the times of words are certain:
-seconds from the beginning of all audio. After an error it sends `{"type": "error", "message": "..."}` and
-closes.
+have `voice`, `seed`, `speed`, `timestamps` and `lexicon`. SSML, text that begins with `<speak`, is spoken once
+it is complete. The server sends the audio format as JSON, the audio as binary messages of 16-bit mono PCM,
+then `{"type": "done", "finish_reason": "...", "warnings": [...]}`. With `"timestamps": true` it sends
+`{"type": "words", "words": [...]}`, too, once the times of words are certain: seconds from the beginning of
+all audio. After an error it sends `{"type": "error", "message": "..."}` and closes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from valle2.runtime.server.http.errors import HttpError, message_of
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
+from valle2.runtime.text.annotations.lexicon import check_lexicon
+from valle2.runtime.text.annotations.ssml import is_ssml, may_become_ssml
 from valle2.runtime.text.sentences import SentenceSplitter
 from valle2.runtime.types import EOS, MAX_FRAMES, Request, Word
 
@@ -107,7 +109,7 @@ def voiced_request(message: dict[str, Any], worker: Worker, store: VoiceStore) -
 
     Raises:
         HttpError: `timestamps` is neither true nor false. ModelError: the model has no word times.
-        NotReadyError, UnknownVoiceError, SettingsError: as they say.
+        NotReadyError, UnknownVoiceError, SettingsError, LexiconError: as they say.
     """
     tts = worker.need_ready()
     name, seed = message.get("voice") or tts.default_voice(), message.get("seed")
@@ -117,7 +119,8 @@ def voiced_request(message: dict[str, Any], worker: Worker, store: VoiceStore) -
     if timestamps:
         tts.model.need_alignment()
     settings = replace(tts.settings(), seed=0 if seed is None else seed)
-    return Request("", store.find(tts, str(name)), settings, 1.0 if speed is None else speed, timestamps)
+    voice, pace = store.find(tts, str(name)), 1.0 if speed is None else speed
+    return Request("", voice, settings, pace, timestamps, check_lexicon(message.get("lexicon") or {}))
 
 
 async def read_sentences(
@@ -132,19 +135,24 @@ async def read_sentences(
         HttpError: a message is malformed, late, or makes the text too long.
         WebSocketDisconnect: the client has gone, before or after the end of its text.
     """
-    splitter, total = SentenceSplitter(), 0
+    splitter, total, held, plain = SentenceSplitter(), 0, "", False
     while True:
         total += len(message.get("text", ""))
         if total > worker.limits.text:
             raise HttpError(
                 400, f"more than {worker.limits.text} characters; send the rest in another connection"
             )
-        for sentence in splitter.feed(message.get("text", "")):
-            await sentences.put(sentence)
+        held += message.get("text", "")
+        plain = plain or not may_become_ssml(held)
+        if plain:
+            for sentence in splitter.feed(held):
+                await sentences.put(sentence)
+            held = ""
         if message.get("end"):
             break
         message = await next_message(socket, worker.limits.stall_seconds)
-    for sentence in splitter.flush():
+    rest = [held] if not plain and is_ssml(held) else [*splitter.feed(held), *splitter.flush()]
+    for sentence in rest:
         await sentences.put(sentence)
     await sentences.put(None)
     await socket.receive()  # returns when the client disconnects

@@ -22,7 +22,7 @@ MAX_WORD, MAX_PHONEMES = 100, 200
 """Bytes of a lexicon's file, its entries, and the characters of a word and of its phonemes."""
 EXPECTED = "expected a word, a tab and its phonemes, such as Ljubljana<TAB>ljuːbˈljɑːnə"
 POSSESSIVE = re.compile(r"['’][sS](?![\w])")
-ENTITY_END = re.compile(r"\w*;")
+TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def check_lexicon(entries: Any) -> dict[str, str]:
@@ -107,7 +107,9 @@ def tab_entries(path: str | Path, text: str) -> list[tuple[int, str, Any]]:
             continue
         word, tab, phonemes = line.partition("\t")
         if not tab or "\t" in phonemes.strip():
-            raise LexiconError(f"{path}, line {number}: {shown(line)} has {line.count(chr(9))} tabs; {EXPECTED}")
+            raise LexiconError(
+                f"{path}, line {number}: {shown(line)} has {line.count(chr(9))} tabs; {EXPECTED}"
+            )
         found.append((number, word, phonemes))
     return found
 
@@ -130,7 +132,9 @@ def json_entries(path: str | Path, text: str) -> list[tuple[int, str, Any]]:
     position = 0
     for word, phonemes in values.items():
         # the object keeps the order of the text, so that each key is searched for once
-        begin = max(text.find(json.dumps(word), position), text.find(json.dumps(word, ensure_ascii=False), position))
+        begin = max(
+            text.find(json.dumps(word), position), text.find(json.dumps(word, ensure_ascii=False), position)
+        )
         position = max(begin, position)
         found.append((text.count("\n", 0, position) + 1, word, phonemes))
     return found
@@ -152,25 +156,24 @@ class WordFinder:
         for word, phonemes in entries.items():
             key = small(word)
             self.entries.setdefault(key, []).append((word, inventory.read(phonemes, word)))
-            lengths.setdefault(key[0], set()).add(len(key))
+            lengths.setdefault(TOKEN.findall(key)[0], set()).add(len(key))
         for forms in self.entries.values():
             forms.sort(key=lambda form: -sum(map(str.isupper, form[0])))
         self.lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        """Of the entries that begin with a token, longest first."""
 
     def replace(self, text: str, spellings: Spellings) -> str:
         """The text with each of the lexicon's words as a word of plain letters that spells its phonemes."""
-        lowered, out, done, index = small(text), [], 0, 0
-        while index < len(text):
-            lengths = self.lengths.get(lowered[index])
-            if lengths and starts_word(text, index):
-                found = self.at(text, lowered, index, lengths)
-                if found:
-                    length, sounds = found
-                    word = text[index : index + length]
-                    out += [text[done:index], spellings.add(word, sounds)]
-                    index = done = index + length
-                    continue
-            index += 1
+        lowered, out, done = small(text), [], 0
+        for token in TOKEN.finditer(lowered):
+            start, lengths = token.start(), self.lengths.get(token[0])
+            if lengths is None or start < done or not starts_word(text, start):
+                continue
+            found = self.at(text, lowered, start, lengths)
+            if found:
+                end = start + found[0]
+                out += [text[done:start], spellings.add(text[start:end], found[1])]
+                done = end
         return "".join([*out, text[done:]])
 
     def at(self, text: str, lowered: str, index: int, lengths: Sequence[int]) -> tuple[int, str] | None:

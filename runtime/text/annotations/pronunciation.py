@@ -31,6 +31,11 @@ PAIRS = {
     "'": "ˈ", "’": "ˈ", "ʼ": "ˈ",
 }  # fmt: skip
 """Phonemes of the IPA that our lexicon writes otherwise; applied in this order."""
+BROAD = {
+    "ɒ": "ɑ", "a": "ɑ", "e": "ɛ", "o": "O", "ɐ": "ə", "ɨ": "ᵻ", "ᵻ": "ɪ", "ʉ": "u", "ʍ": "w", "ɱ": "m",
+    "ɻ": "ɹ",
+}  # fmt: skip
+"""Phonemes of the IPA that English does not tell from others; read where the model lacks them."""
 SILENT = re.compile("[ːˑ.‿|ʰ\u0361\u035c\u032f\u0329\u200d]")
 """Length, syllables, ties and aspiration, which English does not tell apart."""
 
@@ -59,8 +64,8 @@ class Inventory:
         if unknown:
             raise LexiconError(
                 f"the pronunciation /{phonemes.strip('/')[:SHOWN]}/ of {word[:SHOWN]!r} has "
-                f"{', '.join(map(repr, unknown[:10]))}, which this model has no phoneme for; expected some of: "
-                f"{' '.join(sorted(self.known))}"
+                f"{', '.join(map(repr, unknown[:10]))}, which this model has no phoneme for; "
+                f"expected some of: {' '.join(sorted(self.known))}"
             )
         if len(sounds) > MAX_SOUNDS:
             raise LexiconError(
@@ -74,11 +79,11 @@ class Inventory:
             )
         return stress_before_vowels(sounds)
 
-    def written(self, phonemes: str) -> str:
-        """The IPA as our lexicon writes it; unknown symbols stay."""
+    def written(self, phonemes: str, broad: bool = True) -> str:
+        """The IPA as our lexicon writes it; unknown symbols stay. broad: see `BROAD`."""
         sounds = unicodedata.normalize("NFC", " ".join(phonemes.strip().strip("/").split()))
         sounds = sounds.replace("\u0361", "").replace("\u035c", "")
-        for ipa, ours in PAIRS.items():
+        for ipa, ours in (PAIRS | BROAD if broad else PAIRS).items():
             if all(symbol in self.known or symbol in STRESS for symbol in ours) and ipa not in self.known:
                 sounds = sounds.replace(ipa, ours)
         return SILENT.sub("", sounds)
@@ -87,9 +92,9 @@ class Inventory:
         """The symbols that the model does not have, in order."""
         return [s for s in dict.fromkeys(sounds) if s not in self.known and s not in STRESS and s != " "]
 
-    def reads(self, phonemes: str) -> bool:
-        """Are all phonemes known?"""
-        return not self.unknown(self.written(phonemes))
+    def unknown_in(self, phonemes: str) -> list[str]:
+        """What a pronunciation holds beside the model's own phonemes."""
+        return self.unknown(self.written(phonemes, broad=False))
 
 
 @dataclass(slots=True)

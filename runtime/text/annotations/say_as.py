@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.numerals import cardinal, digits, fraction, ordinal
-from valle2.runtime.text.written.dates import MONTHS, date, joined, tens
+from valle2.runtime.text.written.dates import date, joined, tens
 from valle2.runtime.text.written.letters import NUMERAL, roman
+from valle2.runtime.text.written.vocabulary import MONTHS
 
 GROUP = re.compile(r"[A-Za-z]+|\d+|\S")
 SIGNS = {
@@ -50,7 +51,7 @@ def characters(value: str, _layout: str) -> str | None:
     for group in GROUP.findall(value):
         if group.isascii() and group.isalpha():
             parts.append(" ".join(group.upper()))
-        elif group.isdigit():
+        elif group.isdecimal():
             parts.append(digits(group))
         else:
             name = SIGNS.get(group) or normalise(group).strip(" .,;:!?'")
@@ -111,7 +112,7 @@ def day(value: str, layout: str) -> str | None:
 
 
 def time_of_day(value: str, _layout: str) -> str | None:
-    """14:30 -> "fourteen thirty"; 2:30pm -> "two thirty P M"; 1'21" -> "one minute and twenty one seconds"."""
+    """14:30 -> "fourteen thirty"; 2:30pm -> "two thirty P M"; 1'21" -> "one minute and ..."."""
     found = CLOCK.fullmatch(value)
     if found:
         hour, minute, second = int(found[1]), int(found[2]), int(found[3] or 0)

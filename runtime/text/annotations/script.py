@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from valle2.engine.bundle.untrusted import shown
 from valle2.runtime.errors import LexiconError, TextError
 from valle2.runtime.text.annotations.lexicon import WordFinder
 from valle2.runtime.text.annotations.pronunciation import INLINE, Inventory, Spellings
@@ -24,10 +23,12 @@ class Script:
     """What a text asks for.
 
     Args:
-        passages: in their order. end_pause: seconds of silence after the last one.
+        source: the text as it was given. passages: in their order.
+        end_pause: seconds of silence after the last one.
         spellings: the words that stand for pronunciations. warnings: what is not spoken as it was written.
     """
 
+    source: str
     passages: tuple[Passage, ...]
     end_pause: float = 0.0
     spellings: Spellings = field(default_factory=Spellings)
@@ -35,13 +36,16 @@ class Script:
 
 
 def read_script(
-    text: str, inventory: Inventory | None, lexicons: Sequence[WordFinder] = (), only_latin: bool = True
+    text: str,
+    inventory: Callable[[], Inventory | None],
+    lexicons: Sequence[WordFinder] = (),
+    only_latin: bool = True,
 ) -> Script:
     """Read a text: SSML if it begins with `<speak`, else plain text with Markdown, HTML and pronunciations.
 
     Args:
         text: plain text, SSML or `Phones`, which stay as they are.
-        inventory: the phonemes of the model; None if it has none.
+        inventory: gives the phonemes of the model, or None if it has none; called if they are needed.
         lexicons: the first one wins. only_latin: other scripts are left out and reported.
 
     Raises:
@@ -49,19 +53,21 @@ def read_script(
         LexiconError: a pronunciation has phonemes that the model does not have.
     """
     if isinstance(text, Phones):
-        return Script((Passage(text),))
+        return Script(text, (Passage(text),))
     if len(text) > MAX_CHARACTERS:
         raise TextError(f"the text has {len(text)} characters; expected at most {MAX_CHARACTERS}: split it")
     spellings, warnings, end_pause = Spellings(), dict[str, None](), 0.0
 
     def pronounce(word: str, phonemes: str) -> str:
-        return spellings.add(word, need(inventory).read(phonemes, word))
+        return spellings.add(word, need(inventory()).read(phonemes, word))
 
     def inline(match: re.Match[str]) -> str:
-        if match[2].isascii() and (inventory is None or not inventory.reads(match[2])):
-            if inventory is not None:
-                unknown = ", ".join(map(repr, inventory.unknown(inventory.written(match[2]))))
-                warnings[f"{shown(match[0])} is read as a link, because {unknown} is no phoneme here"] = None
+        known = inventory() if match[2].isascii() else None
+        unknown = known.unknown_in(match[2]) if known else ()
+        if match[2].isascii() and (known is None or unknown):
+            if unknown:
+                names = ", ".join(map(repr, unknown))
+                warnings[f"{match[0]!r} is read as a link, because this model has no phoneme {names}"] = None
             return match[1]
         return pronounce(match[1], match[2])
 
@@ -77,7 +83,7 @@ def read_script(
         read.append(replace(passage, text=plain))
     if only_latin:
         warnings.update(dict.fromkeys(unread_warning("\n".join(markup.plain(each.text) for each in read))))
-    return Script(tuple(read), end_pause, spellings, tuple(warnings))
+    return Script(text, tuple(read), end_pause, spellings, tuple(warnings))
 
 
 def need(inventory: Inventory | None) -> Inventory:
@@ -88,6 +94,7 @@ def need(inventory: Inventory | None) -> Inventory:
     """
     if inventory is None:
         raise LexiconError(
-            "this model reads letters and no phonemes, so it takes no pronunciations; spell the word as it sounds"
+            "this model reads letters and no phonemes, so it takes no pronunciations; "
+            "spell the word as it sounds"
         )
     return inventory

@@ -17,7 +17,9 @@ from valle2.engine.bundle.untrusted import shown
 from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.say_as import KINDS, say_as
 
-START = re.compile(r"(?:<\?xml\s[^<>]{0,200}\?>\s*)?(?:<!--(?:(?!-->).){0,1000}-->\s*)?<speak(?=[\s/>]|$)", re.S)
+START = re.compile(
+    r"(?:<\?xml\s[^<>]{0,200}\?>\s{0,9})?(?:<!--[^<>]{0,1000}-->\s{0,9})?(?:<speak(?=[\s/>]|$)|<!DOCTYPE\s+speak\b)"
+)
 MAX_DEPTH, MAX_ELEMENTS = 32, 20_000
 MAX_BREAK, MAX_BREAKS = 10.0, 120.0
 """Seconds of one break, and of all breaks of a text."""
@@ -81,7 +83,8 @@ class Reader:
     """Collects passages while expat parses.
 
     Args:
-        pronounce: makes the word of a `phoneme`. skipped: lines, and columns of the first one, before the text.
+        pronounce: makes the word of a `phoneme`.
+        skipped: lines before the text, and columns before it in its first line.
     """
 
     pronounce: Pronounce
@@ -113,7 +116,7 @@ class Reader:
             reason = expat.errors.messages.get(error.code, "not well-formed")
             raise TextError(
                 f"the SSML is malformed at {self.place(error.lineno, error.offset)}: {reason}; "
-                "close every element and write & as &amp;"
+                "close every element, write & as &amp;, and use no entities of HTML"
             ) from None
         self.finish_passage()
 
@@ -183,7 +186,7 @@ class Reader:
         if element.name == "sub":
             alias = " ".join(given.get("alias", "").split())
             if not alias:
-                self.refuse("sub has no alias; expected the words to say, such as alias=\"World Wide Web\"")
+                self.refuse('sub has no alias; expected the words to say, such as alias="World Wide Web"')
             return alias
         if element.name == "phoneme":
             return self.phoneme(given, content)
@@ -202,7 +205,7 @@ class Reader:
         """The word of a `phoneme`."""
         phonemes, alphabet = given.get("ph", ""), given.get("alphabet", "ipa").strip().lower()
         if not phonemes.strip():
-            self.refuse("phoneme has no ph; expected IPA, such as ph=\"təˈmɑːtoʊ\"")
+            self.refuse('phoneme has no ph; expected IPA, such as ph="təˈmɑːtoʊ"')
         if alphabet != "ipa":
             self.warn(f"phoneme alphabet={shown(alphabet)} is ignored; expected ipa")
             return content
@@ -263,7 +266,7 @@ class Reader:
 
     def finish_passage(self) -> None:
         """Close the passage that is open. What holds only spaces is left out; its pause is the next one's."""
-        text = "".join(self.text).strip()
+        text = re.sub(" {2,}", " ", "".join(self.text)).strip()
         self.text.clear()
         mark = LEADING.match(text)
         if mark and self.passages and not self.pause:
@@ -301,7 +304,12 @@ def is_ssml(text: str) -> bool:
 def may_become_ssml(text: str) -> bool:
     """May a text whose beginning this is still begin with `<speak`? For text that arrives in pieces."""
     start = text.lstrip("\ufeff \t\r\n")
-    return not start or is_ssml(text) or "<speak".startswith(start) or start.startswith("<?xml"[: len(start)])
+    return (
+        not start
+        or is_ssml(text)
+        or "<speak".startswith(start)
+        or any(start.startswith(other[: len(start)]) for other in ("<?xml", "<!--", "<!DOCTYPE"))
+    )
 
 
 def read_ssml(text: str, pronounce: Pronounce) -> tuple[list[Passage], float, list[str]]:

@@ -10,9 +10,10 @@ from valle2.runtime.text.normalise import normalise
 
 UNIT_LETTERS = frozenset("ΩμµπΩ")
 """Letters that stand for units and numbers; in a word of their own script they are not spoken."""
+SILENT = frozenset("™®℠")
+"""Signs that nobody says."""
 RUNS, SHOWN = 5, 40
 """Runs of characters that a warning shows, and the characters of each."""
-NO_MARK = "\0"
 
 
 def unread_warning(text: str) -> list[str]:
@@ -27,7 +28,7 @@ def unread_warning(text: str) -> list[str]:
     if not runs:
         return []
     more = f" and {len(runs) - RUNS} more" if len(runs) > RUNS else ""
-    return [f"left out, because only Latin letters and known signs are read: {', '.join(runs[:RUNS])}{more}"]
+    return [f"left out, because only Latin letters are read: {', '.join(runs[:RUNS])}{more}"]
 
 
 def unread_runs(text: str) -> list[str]:
@@ -51,6 +52,8 @@ def kind_of(character: str) -> str:
     if character.isascii():
         return "a" if character.isalnum() else " "
     category = unicodedata.category(character)
+    if character in SILENT:
+        return " "
     if character in UNIT_LETTERS:
         return "u"
     if category[0] == "M" or category == "Cf":

@@ -15,19 +15,62 @@ dl dt em figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr htm
 kbd label li link main mark meta nav ol option p pre q s samp script section select small span
 strike strong style sub summary sup table tbody td tfoot th thead title tr tt u ul var video
 """
-TAG = re.compile(rf"</?(?:{'|'.join(TAGS.split())})(?:\s[^<>]{{0,300}})?\s?/?>|<!--[^<>]{{0,300}}-->", re.I)
+TAG = re.compile(rf"</?(?:{'|'.join(TAGS.split())})(?:\s[^<>]*)?/?>", re.I)
+MARKED = re.compile(r"[<\[`*|#=_~•‣◦▪]|^[ \t]{0,8}(?:[-+>]|\d{1,3}[.)])", re.M)
+"""Where there is none of these, there is no markup of blocks."""
 INLINE = listed("a abbr b cite code del em font i ins kbd mark q s small span strike strong sub sup tt u var")
+BLOCKS = listed("""
+article aside blockquote body caption center dd details div dl dt figcaption figure footer form h1 h2 h3 h4 h5
+h6 head header hr html li main nav ol option p pre section select summary table tbody tfoot thead title tr ul
+""")
+"""Tags that stand around what is spoken by itself."""
+UNSPOKEN = re.compile(r"<(script|style)(?:\s[^<>]*)?>", re.I)
+ALT = re.compile(r"\salt\s?=\s?(?:\"([^\"<>]*)\"|'([^'<>]*)')", re.I)
 ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});", re.A)
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+LINK = (
+    re.compile(
+        r"!?\[([^\[\]\n]{0,300})\]"
+        r"\((?:<[^<>\n]{0,500}>|(?:[^()\s<]|\([^()\s]{0,100}\)){0,500})"
+        r"(?:\s{1,3}(?:\"[^\"\n]{0,200}\"|'[^'\n]{0,200}'))?\)"
+    ),
+    r"\1",
+)
+FENCE_OPTIONS = r"(?:[ \t]{1,3}(?:[\w-]{1,30}=[^\s`]{1,100}|\{[^{}\n]{0,100}\})){0,5}"
+NUMBERED = re.compile(r"^[ \t]{0,8}(\d{1,3})[.)][ \t]+(?=\S)", re.M)
+ITEM = re.compile(r"^[ \t]{0,8}[-*+•‣◦▪][ \t]+(?=\S)", re.M)
+ROW = re.compile(r"^[ \t]{0,3}\|([^\n]*)\|[ \t]*$", re.M)
+BLOCK_RULES: tuple[Rule, ...] = (
+    (
+        re.compile(
+            r"^[ \t]{0,3}\[[^\[\]^\n]{1,100}\]:[ \t]{0,3}<?(?:https?://|mailto:|www\.|[/#.])\S*[^\n]*$", re.M
+        ),
+        "",
+    ),
+    (re.compile(r"^[ \t]{0,3}\[\^[\w-]{1,30}\]:[ \t]*", re.M), ""),
+    (re.compile(r"\[\^[\w-]{1,30}\]"), ""),
+    (re.compile(r"^[ \t]{0,3}(?:=[ \t]*){2,}$", re.M), ""),
+    (re.compile(r"^[ \t]{0,3}(?:(?:-[ \t]*){2,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})$", re.M), ""),
+    (re.compile(rf"^[ \t]{{0,3}}(?:```|~~~)[\w+#-]{{0,30}}{FENCE_OPTIONS}", re.M), "\n"),
+    (re.compile(r"^[ \t]{0,3}(?:>[ \t]){1,9}(?=\S)", re.M), ""),
+    (re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+([^\n]*)", re.M), lambda match: f"{heading(match[1])}\n"),
+    (re.compile(r"^(?=[^\n]*\|)[ \t]{0,3}[|:-][ \t|:-]*$", re.M), ""),
+    (ROW, lambda match: f"{match[1].replace('|', ', ').strip(' ,')}\n"),
+    LINK,
+    LINK,  # once more for an image in a link
+    (re.compile(r"\[([^\[\]\n]{0,300})\]\[[^\[\]\n]{0,100}\]"), r"\1"),
+    (re.compile(r"<((?:https?://|mailto:)[^<>\s]{1,500})>", re.I), r"\1"),
+    (re.compile(r"\*\*([A-Za-z][^*\n]{0,300})(?<=\S)\*\*"), r"\1"),
+    (re.compile(r"==([^=\s](?:[^=\n]{0,300}[^=\s])?)=="), r"\1"),
+    (re.compile(r"(`{1,2})([^`\n]{1,300})\1"), r"\2"),
+    (TAG, lambda match: said_for_tag(match[0])),
+)
+"""Markup that reaches over lines and sentences."""
 RULES: tuple[Rule, ...] = (
     (re.compile(r"^[ \t]{0,8}[-*+][ \t]\[[ xX]\][ \t]", re.M), ""),
     (re.compile(r"^[ \t]{0,3}(?:```|~~~)[\w+#-]{0,30}", re.M), " "),
     (re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+", re.M), ""),
     (re.compile(r"^[ \t]{0,3}>[ \t]+(?=\S)", re.M), ""),
-    (re.compile(r"!?\[([^\[\]\n]{0,300})\]\([^()\s]{0,500}(?:\s\"[^\"\n]{0,200}\")?\)"), r"\1"),
-    (re.compile(r"\[([^\[\]\n]{0,300})\]\[[^\[\]\n]{0,100}\]"), r"\1"),
-    (re.compile(r"<((?:https?://|mailto:)[^<>\s]{1,500})>", re.I), r"\1"),
-    (TAG, lambda match: "" if tag_name(match[0]) in INLINE else " "),
     (ENTITY, lambda match: html.unescape(match[0])),
     (re.compile(r"\((\d{3})\)[\s-]?(?=\d{3}[-.\s]\d{4})"), r"\1-"),
     (re.compile(r"[™®℠]"), ""),
@@ -41,9 +84,68 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+def without_blocks(text: str) -> str:
+    """The text without tags, links and the markup of blocks. An empty line is where a block ends.
+
+    Entities stay, so that what they stand for is not read as markup if this is called again.
+    """
+    if not MARKED.search(text):
+        return text
+    text = without_unspoken(without_comments(text))
+    for pattern, start in ((ITEM, "\n"), (NUMBERED, r"\n\1, ")):
+        if len(pattern.findall(text)) > 1:
+            text = pattern.sub(start, text)
+    return apply(BLOCK_RULES, text)
+
+
+def without_comments(text: str) -> str:
+    """The text without HTML comments."""
+    parts = text.split("<!--")
+    out = [parts[0]]
+    for part in parts[1:]:
+        _, end, after = part.partition("-->")
+        out.append(after if end else f"<!--{part}")
+    return "".join(out)
+
+
+def without_unspoken(text: str) -> str:
+    """The text without scripts and style sheets."""
+    out, done, lowered = [], 0, ""
+    for match in UNSPOKEN.finditer(text):
+        if match.start() < done:
+            continue
+        lowered = lowered or text.lower()
+        end = lowered.find(f"</{match[1].lower()}>", match.end())
+        if end < 0:
+            break
+        out.append(text[done : match.start()])
+        done = end + len(match[1]) + 3
+    return "".join([*out, text[done:]])
+
+
+def heading(text: str) -> str:
+    """A heading without the signs that may close it."""
+    plain = text.rstrip()
+    closed = plain.rstrip("#")
+    return closed if not closed or closed[-1].isspace() else plain
+
+
+def said_for_tag(tag: str) -> str:
+    """What stands in a tag's place: its alternative text, or a gap as wide as the tag's."""
+    name = tag_name(tag)
+    if name == "img":
+        found = ALT.search(tag)
+        return (found[1] or found[2] or "") if found else " "
+    if name in BLOCKS:
+        return "\n\n"
+    if name in ("br", "td", "th"):
+        return "\n" if name == "br" else ", " if tag.startswith("</") else ""
+    return "" if name in INLINE else " "
+
+
 def plain(text: str) -> str:
     """The text without markup and invisible characters; control characters become spaces."""
-    return "".join(map(visible, apply(RULES, text)))
+    return "".join(map(visible, apply(RULES, without_blocks(text))))
 
 
 def tag_name(tag: str) -> str:

@@ -193,7 +193,7 @@ SYMBOLS = {
     "≠": " does not equal ", "≈": " approximately ", "→": " to ", "⇒": " to ", "∞": " infinity ",
     "√": " square root of ", "π": " pi ", "©": " copyright ", "§": " section ", "ß": "ss", "æ": "ae",
     "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "ð": "th",
-    "þ": "th", "ı": "i",
+    "þ": "th", "Þ": "Th", "Ð": "Th", "Đ": "D", "ẞ": "Ss", "ı": "i",
 }  # fmt: skip
 PUNCTUATION = str.maketrans({
     "‘": "'", "’": "'", "‛": "'", "`": "'", "´": "'", "‐": "-", "‑": "-", "−": "-", "–": "–",

@@ -206,7 +206,7 @@ def test_text_of_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert set(first) == {"text", "spoken", "phonemes", "ids"}
     assert first["spoken"] == "Hello there." and first["phonemes"] == "hˈelo ðˈer."
     assert len(first["ids"]) == len(first["phonemes"])
-    assert found["warnings"] == ["left out, because only Latin letters are read: 你"]
+    assert found["warnings"] == ["left out, because only Latin letters are read: '你'"]
     assert run("text", "Hello 5", "--model", bundle) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("1. Hello 5.\n   spoken:   Hello five.\n   phonemes: hˈelo")

@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from valle2.engine.errors import ManifestError, Valle2Error
 from valle2.runtime.errors import TextError
-from valle2.runtime.text.base import MAX_CHARACTERS
+from valle2.runtime.text.annotations.script import MAX_CHARACTERS
 from valle2.runtime.text.front_end import load_front_end
 from valle2.runtime.text.letter_rules import LetterRules, letter_groups, one_stress
 from valle2.runtime.text.normalise import normalise
