@@ -164,22 +164,22 @@ class WordFinder:
 
     def replace(self, text: str, spellings: Spellings) -> str:
         """The text with each of the lexicon's words as a word of plain letters that spells its phonemes."""
-        lowered, out, done = small(text), [], 0
-        for token in TOKEN.finditer(lowered):
+        folded, out, done = small(text), [], 0
+        for token in TOKEN.finditer(folded):
             start, lengths = token.start(), self.lengths.get(token[0])
             if lengths is None or start < done or not starts_word(text, start):
                 continue
-            found = self.at(text, lowered, start, lengths)
+            found = self.at(text, folded, start, lengths)
             if found:
                 end = start + found[0]
                 out += [text[done:start], spellings.add(text[start:end], found[1])]
                 done = end
         return "".join([*out, text[done:]])
 
-    def at(self, text: str, lowered: str, index: int, lengths: Sequence[int]) -> tuple[int, str] | None:
+    def at(self, text: str, folded: str, index: int, lengths: Sequence[int]) -> tuple[int, str] | None:
         """The length and the phonemes of the longest entry that stands at an index, or None."""
         for length in lengths:
-            forms = self.entries.get(lowered[index : index + length], ())
+            forms = self.entries.get(folded[index : index + length], ())
             if forms and ends_word(text, index, index + length):
                 for word, sounds in forms:
                     written = text[index : index + length]

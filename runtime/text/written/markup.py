@@ -110,12 +110,12 @@ def without_comments(text: str) -> str:
 
 def without_unspoken(text: str) -> str:
     """The text without scripts and style sheets."""
-    out, done, lowered = [], 0, ""
+    out, done, folded = [], 0, ""
     for match in UNSPOKEN.finditer(text):
         if match.start() < done:
             continue
-        lowered = lowered or text.lower()
-        end = lowered.find(f"</{match[1].lower()}>", match.end())
+        folded = folded or text.lower()
+        end = folded.find(f"</{match[1].lower()}>", match.end())
         if end < 0:
             break
         out.append(text[done : match.start()])
