@@ -15,6 +15,7 @@ from valle2.runtime.types import Phones
 STDIN = "-"
 MAX_TEXT_BYTES = 2**20
 """Bytes of a text; no more than 100,000 characters are spoken."""
+PIPE_IT = "pipe the text into the command: echo Hello. | valle2 say -"
 MODEL = "bundle folder, embedded model or owner/name[@revision] on the hub (default: demo)"
 
 
@@ -74,20 +75,16 @@ def standard_input() -> bytes:
     """All of standard input.
 
     Raises:
-        Valle2Error: it is closed, a terminal, too long, or cannot be read.
+        Valle2Error: it is empty, closed, a terminal, too long, or cannot be read.
     """
     try:
-        if sys.stdin is None or sys.stdin.closed:
-            raise Valle2Error(
-                "standard input is closed; pipe the text into the command, or give it as argument"
-            )
         if sys.stdin.isatty():
-            raise Valle2Error(
-                "standard input is a terminal; pipe the text into the command: echo Hello. | ..."
-            )
+            raise Valle2Error(f"standard input is a terminal; {PIPE_IT}")
         data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise Valle2Error(f"standard input cannot be read: {error.strerror}") from None
+    if not data:
+        raise Valle2Error(f"standard input is empty or closed; {PIPE_IT}")
     if len(data) > MAX_TEXT_BYTES:
         raise Valle2Error(f"standard input has more than {MAX_TEXT_BYTES} bytes; split the text")
     return data
@@ -131,7 +128,8 @@ def binary_kind(data: bytes) -> str:
             text = sample[: len(sample) // width * width].decode(encoding)
         except UnicodeDecodeError:
             continue
-        if len(data) % width == 0 and text and all(c.isprintable() or c in "\r\n\t\f" for c in text):
+        likely = 4 * sum(c.isascii() for c in text) >= len(text) > 0
+        if likely and len(data) % width == 0 and all(c.isprintable() or c in "\r\n\t\f" for c in text):
             return f"{encoding[:6].upper()}{encoding[6:].upper().replace('-', '')} text"
     return "binary data and no text"
 

@@ -21,6 +21,7 @@ from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.server.http.errors import HttpError, invalid_value
 from valle2.runtime.server.http.formats import Format
 from valle2.runtime.server.store import NAME_CHARACTERS
+from valle2.runtime.text.annotations.lexicon import check_lexicon
 from valle2.runtime.types import FASTEST, RANGES, SLOWEST, Settings
 
 MODELS = ("valle2", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
@@ -67,6 +68,12 @@ class SpeechBody(BaseModel):
         if isinstance(values, dict):
             return {name: value for name, value in values.items() if value is not None}
         return values
+
+    @field_validator("lexicon", mode="before")
+    @classmethod
+    def checked_lexicon(cls, value: Any) -> dict[str, str]:
+        """A lexicon whose entries are well formed. LexiconError is a ValueError."""
+        return check_lexicon(value)
 
     @field_validator("voice", mode="before")
     @classmethod
