@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,26 @@ def test_a_rate_is_the_speed_of_its_sentences(demo: Valle2) -> None:
     assert [each.speed for each in found] == [1.0, 0.5, 0.5, 1.0]
     # the engine stretches a pause with its sentence: one second stays one second
     assert [each.pause / each.speed for each in found[1:2]] == [1.0]
+
+
+def test_a_speed_multiplies_with_the_rates(demo: Valle2) -> None:
+    voice = demo.voice(demo.default_voice())
+    text = "<speak>One.<break time='1s'/><prosody rate='50%'>Two.</prosody><break time='1s'/></speak>"
+    encoded = demo.encode(Request(text, voice, SHORT, speed=2.0))
+    assert [each.speed for each in encoded.sentences] == [2.0, 1.0]
+    assert [each.pause / each.speed for each in encoded.sentences] == [0.0, 0.5]
+    assert encoded.end_pause == 0.5
+    fastest = demo.encode(Request("<speak><prosody rate='400%'>One.</prosody></speak>", voice, speed=4.0))
+    assert fastest.sentences[0].speed == 4.0
+
+
+def test_a_pronunciation_of_several_words_is_one_word_of_the_times(demo: Valle2) -> None:
+    front = demo.need_front()
+    script = front.script("In [New York](/nˌu jˈɔɹk/) today.")
+    (found,) = front.encode_request("Hello.", script, 200)
+    spans = front.words_of(found)
+    assert [script.spellings.readable(span.text) for span in spans] == ["In", "New York", "today."]
+    assert all(one.end <= other.start for one, other in pairwise(spans))
 
 
 def test_a_lexicon_of_the_request_wins_over_that_of_the_model(demo: Valle2, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Speech over a WebSocket: text arrives in pieces, and each sentence is spoken once it is complete.
 
 The client sends JSON `{"text": "..."}` any number of times, then `{"end": true}`. The first message may also
-have `voice`, `seed`, `speed`, `timestamps` and `lexicon`. SSML, text that begins with `<speak`, is spoken once
-it is complete. The server sends the audio format as JSON, the audio as binary messages of 16-bit mono PCM,
-then `{"type": "done", "finish_reason": "...", "warnings": [...]}`. With `"timestamps": true` it sends
+have `voice`, `seed`, `speed`, `timestamps` and `lexicon`. SSML, text that begins with `<speak`, is spoken
+once it is complete. The server sends the audio format as JSON, the audio as binary messages of 16-bit mono
+PCM, then `{"type": "done", "finish_reason": "...", "warnings": [...]}`. With `"timestamps": true` it sends
 `{"type": "words", "words": [...]}`, too, once the times of words are certain: seconds from the beginning of
 all audio. After an error it sends `{"type": "error", "message": "..."}` and closes.
 """

@@ -43,6 +43,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 """Attributes of each element that is read."""
 NAMES = {"paragraph": "p", "sentence": "s"}
 """Older names of elements."""
+TAG = re.compile(r"</?(?:break|emphasis|phoneme|prosody|say-as|speak|sub\s|voice)(?:\s[^<>]*)?/?>")
+"""A tag of SSML in a text that is none."""
 SILENT = frozenset(["desc", "metadata", "meta", "lexicon", "lookup", "title"])
 """Elements whose text is about the document and is not spoken."""
 LEADING = re.compile(r"[.!?…]+(?=\s|$)")
@@ -175,7 +177,7 @@ class Reader:
         element = self.open[-1]
         if element.silent:
             return
-        data = re.sub(r"\s+", " ", data)
+        data = re.sub(r"<(?=[A-Za-z/!])", "< ", re.sub(r"\s+", " ", data))  # a written sign is no tag
         (self.text if element.captured is None else element.captured).append(data)
 
     # -- values ---------------------------------------------------------------------------------

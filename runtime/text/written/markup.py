@@ -10,10 +10,11 @@ from valle2.runtime.text.written import Rule, apply
 from valle2.runtime.text.written.vocabulary import listed
 
 TAGS = """
-a abbr address article aside b blockquote body br button caption center cite code dd del details div
-dl dt em figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html i img input ins
-kbd label li link main mark meta nav ol option p pre q s samp script section select small span
-strike strong style sub summary sup table tbody td tfoot th thead title tr tt u ul var video
+a abbr address article aside b blockquote body br break button caption center cite code dd del details div
+dl dt em emphasis figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html i img input ins
+kbd label li link main mark meta nav ol option p phoneme pre prosody q s samp say-as script section select
+small span speak strike strong style sub summary sup table tbody td tfoot th thead title tr tt u ul var video
+voice
 """
 TAG = re.compile(rf"</?(?:{'|'.join(TAGS.split())})(?:\s[^<>]*)?/?>", re.I)
 MARKED = re.compile(r"[<\[`*|#=_~•‣◦▪]|^[ \t]{0,8}(?:[-+>]|\d{1,3}[.)])", re.M)

@@ -86,6 +86,20 @@ def test_warnings_come_with_the_result(demo: FrontEnd) -> None:
     assert demo.spoken("<b>hello</b> &copy; [x](http://例え.jp)").warnings == ()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hello <break time='1s'/> there.",
+        "Hello <prosody rate='slow'>there</prosody>.",
+        "Hello <voice name='x'>there.</voice></speak>",
+    ],
+)
+def test_ssml_outside_of_its_root_is_not_read_out(demo: FrontEnd, text: str) -> None:
+    found = demo.spoken(text)
+    (warning,) = found.warnings
+    assert "begins with <speak>" in warning and [each.spoken for each in found.sentences] == ["Hello there."]
+
+
 def test_phones_are_read_as_they_are(demo: FrontEnd) -> None:
     found = demo.spoken(Phones("hˈW nˈW."))
     assert (

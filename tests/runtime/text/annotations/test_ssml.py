@@ -84,6 +84,7 @@ def test_text_that_cannot_be_ssml_is_not_waited_for() -> None:
         ("<say-as interpret-as='characters'>SQL</say-as>", [("S Q L", None, 1.0)]),
         ("x &lt; 5 &amp; y", [("x < 5 & y", None, 1.0)]),
         ("<![CDATA[a < b]]>", [("a < b", None, 1.0)]),
+        ("a &lt;b&gt; c &lt;/b&gt;", [("a < b> c < /b>", None, 1.0)]),
         ("a<!-- no -->b", [("ab", None, 1.0)]),
         ("<emphasis level='strong'>very</emphasis> good", [("very good", None, 1.0)]),
         ("<audio src='x.wav'>a bell<desc>noise</desc></audio>", [("a bell", None, 1.0)]),
