@@ -171,6 +171,8 @@ def test_line_ends_of_every_system_are_equal(demo: FrontEnd) -> None:
         ("# Use C#\nbody", "Use C sharp body"),
         ("## Head ##", "Head"),
         ("```py title=x\nx = 1\n```", "x equals one"),
+        ("- [x] done\n- [ ] to do", "done to do"),
+        ("[guide]( http://x.com ) now", "guide now"),
         ("- 5 apples\n- 3 pears", "five apples three pears"),
         ("one\n\n* * *\n\ntwo", "one two"),
         ("> quote\n> more", "quote more"),
