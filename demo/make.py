@@ -31,6 +31,7 @@ def exported(work: Path, name: str, *how: object) -> Iterator[Step]:
     yield name, script("model.assemble", "--work", work, "--out", checkpoint, *how)
     sentences = HERE / "sentences_test.txt"
     yield f"{name}-text", script("model.lexicon", "--out", checkpoint, "--compare", sentences)
+    yield f"{name}-words", script("model.alignment", "--work", work, "--out", checkpoint / "text")
     yield f"{name}-bundle", [*CLI, "export", str(checkpoint), "-o", str(bundle)]
 
 

@@ -25,7 +25,7 @@ class Collector:
     def __init__(self, codebooks: int, warnings: tuple[str, ...] = ()) -> None:
         self.warnings = warnings
         self.audio: list[Audio] = []
-        self.words: tuple[Word, ...] = ()
+        self.words: list[Word] = []
         self.codes: list[Codes] = [np.zeros((0, codebooks), np.int64)]
         self.timings = Timings()
         self.finish_reason = "cancelled"
@@ -37,7 +37,7 @@ class Collector:
         if isinstance(event, AudioChunk):
             self.timings = event.timings
             self.codes.append(event.codes)
-            self.words += event.words
+            self.words.extend(event.words)
             self.audio.append(event.audio)
             return
         if isinstance(event, Failed):
@@ -51,7 +51,7 @@ class Collector:
         audio = join(self.audio)
         self.timings.audio = len(audio) / rate
         codes = np.concatenate(self.codes)
-        return Speech(audio, rate, codes, self.finish_reason, self.timings, self.warnings, self.words)
+        return Speech(audio, rate, codes, self.finish_reason, self.timings, self.warnings, tuple(self.words))
 
 
 class Stream(Closing, Iterator[Audio]):
@@ -108,7 +108,7 @@ class Stream(Closing, Iterator[Audio]):
     @property
     def words(self) -> tuple[Word, ...]:
         """The words whose times are certain so far, if they were asked for."""
-        return self.collector.words
+        return tuple(self.collector.words)
 
     def speech(self) -> Speech:
         """Everything so far; the whole once the stream has ended."""

@@ -1,8 +1,9 @@
 """Make the table for the times of words: `python -m demo.model.alignment --work W --out W/model/text`.
 
 The table says how often each code of codebook 0 stands where the teacher spoke a symbol, and how long the
-symbol lasts. It counts over the training speech; the first shard of each source is held out. It is no weight
-of the model: it lies in `text/` and is copied into the bundle (see `valle2.runtime.generation.alignment`).
+symbol lasts. It counts over the training speech that has been encoded. The first shard of each source and the
+voices of `unseen` are held out. The table is no weight of the model. It lies in `text/` and is copied into
+the bundle (see `valle2.runtime.generation.alignment`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from valle2.runtime.generation.alignment import FILE, STEPS_PER_NAT
 
 PRIOR_FRAMES = 50.0
 """Frames of the codes of all symbols that are added to each symbol's own."""
+
+
+def is_learnt(path: Path) -> bool:
+    """Is a shard encoded, and neither held out nor of voices for tests alone?"""
+    kept = is_held_out(path) or path.stem.startswith("unseen")
+    return not kept and (path.parents[1] / "codes" / path.name).exists()
 
 
 def pairs(path: Path) -> list[tuple[Utterance, Array]]:
@@ -52,7 +59,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--out", type=Path, required=True, help="folder `text` of a checkpoint")
     args = parser.parse_args()
-    learnt = [path for path in shards(args.work) if not is_held_out(path)]
+    learnt = [path for path in shards(args.work) if is_learnt(path)]
+    if not learnt:
+        raise SystemExit(f"{args.work} has no encoded speech; run demo.speech.speak and demo.training.encode")
     made = table([pair for path in learnt for pair in pairs(path)])
     args.out.mkdir(parents=True, exist_ok=True)
     save_file(made, str(args.out / Path(FILE).name))

@@ -64,7 +64,7 @@ def main() -> None:
         raise SystemExit(f"{args.bundle} has no table for the times of words")
     rows = list[list[object]]()
     for path in shards(args.work):
-        if not is_held_out(path):
+        if not is_held_out(path) or not (args.work / "codes" / path.name).exists():
             continue
         for name, piece in (("whole", 10**6), ("streamed", PIECE_FRAMES)):
             errs, early = list[tuple[float, float]](), 0

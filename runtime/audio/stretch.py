@@ -3,7 +3,7 @@
 Waveform similarity overlap-add (Verhelst and Roelands, 1993) takes windows of the speech at the distance of
 the new speed and adds them half overlapped. Each window is moved by up to `REACH_SECONDS`, to where it
 continues the one before it best, so that the periods of a voice stay whole. The notes say which libraries
-were tried (docs/notes/serving.md).
+were tried (docs/notes/speech.md).
 """
 
 from __future__ import annotations
