@@ -25,6 +25,7 @@ from valle2.runtime.generation.engine import AudioChunk, Done, EncodedRequest, E
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.metrics import Metrics
 from valle2.runtime.server.reply import Reply
+from valle2.runtime.server.request_log import note_reply
 from valle2.runtime.server.watchdog import Watchdog, settle
 from valle2.runtime.tts import Valle2
 from valle2.runtime.types import Request
@@ -120,6 +121,7 @@ class Worker:
                 raise QueueFullError(f"{self.outstanding} requests are under way or waiting; try again later")
             self.outstanding += 1
             self.replies.add(reply)
+        note_reply(reply, tts.sample_rate)
         self.text_thread.submit(self.encode, tts, reply)
         return reply
 
