@@ -77,6 +77,18 @@ def note_reply(reply: Reply, rate: int) -> None:
         record.replies.append((reply, rate))
 
 
+def log_failure(error: Exception) -> None:
+    """Log an error whose message no client reads, once for the request of the current context."""
+    record = current.get()
+    if record is None or not record.error:
+        name = record.id if record else "-"
+        logging.getLogger("valle2.server").error(
+            "request %s failed: %s: %s", name, type(error).__name__, error
+        )
+    if record:
+        record.error = type(error).__name__
+
+
 class RequestLog:
     """Writes the lines. Those of refused requests are bounded, because anybody can cause them."""
 

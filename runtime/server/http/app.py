@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -26,14 +25,13 @@ from valle2.runtime.server.http.guard import PAGE_FILES, Guard
 from valle2.runtime.server.http.request_ids import RequestIds
 from valle2.runtime.server.http.speak import CLIENT_CLOSED_REQUEST, respond
 from valle2.runtime.server.http.websocket import serve_websocket
-from valle2.runtime.server.request_log import current
+from valle2.runtime.server.request_log import log_failure
 from valle2.runtime.server.store import NAME_CHARACTERS, VoiceStore
 from valle2.runtime.server.worker import WARM_UP_TEXT, Worker, WorkerState
 from valle2.runtime.tts import MIN_PROMPT_SECONDS, Valle2
 from valle2.runtime.types import Prompt
 from valle2.runtime.types import Request as SpeechRequest
 
-log = logging.getLogger("valle2.server")
 PAGE = Path(__file__).with_name("page")
 CONTENT_POLICY = {
     "default-src": "'none'",
@@ -76,7 +74,7 @@ def make_app(worker: Worker, store: VoiceStore, key: str = "") -> RequestIds:
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, routing_error)
     app.add_exception_handler(Valle2Error, failed_request)
-    app.add_exception_handler(Exception, unexpected_error)
+    app.add_exception_handler(Exception, failed_request)  # raised again for `RequestIds`
     add_state(app, worker)
     add_models(app, worker)
     add_speech(app, worker, store)
@@ -89,13 +87,7 @@ def make_app(worker: Worker, store: VoiceStore, key: str = "") -> RequestIds:
 async def failed_request(request: Request, error: Exception) -> Response:
     """The response to an error of the worker or the store."""
     if not may_be_shown(error):
-        record = current.get()
-        log.error("request %s failed: %s: %s", record.id if record else "-", type(error).__name__, error)
-    return error_response(error)
-
-
-async def unexpected_error(request: Request, error: Exception) -> Response:
-    """The response to any other error. The framework raises the error again, and `RequestIds` logs it."""
+        log_failure(error)
     return error_response(error)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from valle2.runtime.server.http.errors import error_response
-from valle2.runtime.server.request_log import MAX_PATH, RequestLog, RequestRecord, current, request_id
+from valle2.runtime.server.request_log import (
+    MAX_PATH,
+    RequestLog,
+    RequestRecord,
+    current,
+    log_failure,
+    request_id,
+)
 
-log = logging.getLogger("valle2.server")
 HEADER = b"x-request-id"
 STARTS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 """Messages that begin an answer and carry its headers."""
@@ -50,7 +54,7 @@ class RequestIds:
         except ClientDisconnect:
             pass
         except Exception as error:
-            self.note(error, record)
+            log_failure(error)
             if not started and scope["type"] == "http":
                 await error_response(error)(scope, receive, send_with_id)
         finally:
@@ -60,9 +64,3 @@ class RequestIds:
                 record.route = "unknown"
             record.route = getattr(route, "path", record.route)
             self.lines.write(record)
-
-    @staticmethod
-    def note(error: Exception, record: RequestRecord) -> None:
-        """Log an error that no handler took. An aborted stream is no surprise and gets no traceback."""
-        record.error = type(error).__name__
-        log.error("request %s failed: %s: %s", record.id, type(error).__name__, error)
