@@ -15,15 +15,18 @@ from typing import Any
 from valle2.engine.errors import one_line
 from valle2.runtime.server.reply import Reply
 
-log = logging.getLogger("valle2.requests")
+log, failures = logging.getLogger("valle2.requests"), logging.getLogger("valle2.server")
 FORMATS = ("text", "json")
 LOGGERS = ("valle2", "uvicorn")
+PLAIN = re.compile(r"[!#-~]*")
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 POLLED = ("/health", "/ready", "/metrics")
 """Paths that are asked every few seconds. A success there is not logged."""
 BURST, BURST_SECONDS = 20, 10.0
-"""Lines of one route and status, above 399, that are logged in so many seconds."""
+"""Lines of one status above 399 that are logged in so many seconds."""
 MAX_PATH = 120
+WRAPPED = "Caught handled exception"
+"""The beginning of the framework's error for one that came after the start of an answer."""
 current: ContextVar[RequestRecord | None] = ContextVar("valle2_request", default=None)
 
 
@@ -79,29 +82,29 @@ def note_reply(reply: Reply, rate: int) -> None:
 
 def log_failure(error: Exception) -> None:
     """Log an error whose message no client reads, once for the request of the current context."""
-    record = current.get()
+    cause = error.__cause__
+    if str(error).startswith(WRAPPED) and isinstance(cause, Exception):
+        error = cause
+    record, kind = current.get(), type(error).__name__
     if record is None or not record.error:
-        name = record.id if record else "-"
-        logging.getLogger("valle2.server").error(
-            "request %s failed: %s: %s", name, type(error).__name__, error
-        )
+        failures.error("request %s failed: %s: %s", record.id if record else "-", kind, error)
     if record:
-        record.error = type(error).__name__
+        record.error = kind
 
 
 class RequestLog:
     """Writes the lines. Those of refused requests are bounded, because anybody can cause them."""
 
     def __init__(self) -> None:
-        self.bursts: dict[tuple[str, int], tuple[float, int]] = {}
+        self.bursts: dict[int, tuple[float, int]] = {}
 
     def write(self, record: RequestRecord) -> None:
         """Write the line of a request that has ended."""
         if record.route in POLLED and record.status < 400:
             return
         left_out = 0
-        if record.status >= 400:
-            kind, now = (record.route, record.status), time.monotonic()
+        if not 100 <= record.status < 400:
+            kind, now = record.status, time.monotonic()
             began, count = self.bursts.get(kind, (now, 0))
             if now - began > BURST_SECONDS:
                 left_out, began, count = max(0, count - BURST), now, 0
@@ -122,13 +125,20 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})
         if self.form == "text":
-            more = "".join(f" {name}={value}" for name, value in fields.items())
-            return f"{record.levelname.lower()}: {super().format(record)}{more}"
+            more = "".join(f" {name}={quoted(value)}" for name, value in fields.items())
+            traceback = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
+            return f"{record.levelname.lower()}: {one_line(record.getMessage())}{more}{traceback}"
         found = {"time": round(record.created, 3), "level": record.levelname.lower()}
         found |= {"message": one_line(record.getMessage()), **fields}
         if record.exc_info:
             found["traceback"] = self.formatException(record.exc_info)
         return json.dumps(found)
+
+
+def quoted(value: object) -> str:
+    """A field's value in a line of text. A path may hold spaces and line feeds."""
+    text = str(value)
+    return text if PLAIN.fullmatch(text) else json.dumps(text)
 
 
 class AlreadyLogged(logging.Filter):

@@ -19,7 +19,13 @@ from starlette.routing import Match
 
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.errors import PromptError, TextError
-from valle2.runtime.server.http.body import JSON_TYPE, SpeechBody, model_names, unknown_model
+from valle2.runtime.server.http.body import (
+    JSON_TYPE,
+    SpeechBody,
+    check_timestamps,
+    model_names,
+    unknown_model,
+)
 from valle2.runtime.server.http.errors import HttpError, error_response, invalid_value, may_be_shown
 from valle2.runtime.server.http.guard import PAGE_FILES, Guard
 from valle2.runtime.server.http.request_ids import RequestIds
@@ -180,6 +186,7 @@ def add_speech(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         body = SpeechBody.parse(data, request.headers.get("content-type", ""))
         tts = worker.need_ready()
         body.check(worker.limits.text, tts.manifest.name)
+        check_timestamps(body.timestamps, tts)
         voice = store.find(tts, body.voice or tts.default_voice())
         settings = body.settings(tts.settings())
         wanted = SpeechRequest(body.input, voice, settings, body.speed, body.timestamps)

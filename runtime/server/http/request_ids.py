@@ -46,6 +46,8 @@ class RequestIds:
                 record.status = message.get("status", 101)
                 headers = [*message.get("headers", []), (HEADER, record.id.encode())]
                 message = {**message, "headers": headers}
+            elif message["type"] == "websocket.close" and not started:
+                record.status = 403
             await send(message)
 
         token = current.set(record)

@@ -156,8 +156,16 @@ def test_lines_of_refused_requests_are_bounded(caplog: pytest.LogCaptureFixture)
     lines = RequestLog()
     with caplog.at_level(logging.INFO, "valle2.requests"):
         for index in range(1000):
-            lines.write(RequestRecord(str(index), "GET", "/v1/models", 401))
-    assert len(caplog.records) == BURST
+            lines.write(RequestRecord(str(index), "GET", f"/v1/models/{index}", 401))
+    assert len(caplog.records) == BURST and len(lines.bursts) == 1
+
+
+def test_a_path_cannot_forge_a_line(server: tuple[str, Worker], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "valle2.requests"):
+        httpx.get(f"{server[0]}/a%0Ainfo: request id=forged", headers={"X-Request-Id": "x" * 65})
+        wait_until(lambda: caplog.records)
+    for form in ("text", "json"):
+        assert "\n" not in LineFormatter(form).format(caplog.records[0])
 
 
 def test_a_cut_stream_is_one_line(
@@ -166,9 +174,12 @@ def test_a_cut_stream_is_one_line(
     base, worker = server
     monkeypatch.setattr(worker, "limits", Limits(slots=2, audio_seconds=0.2))
     body = {"input": LONG, "voice": "amber", "response_format": "pcm", "first_chunk_seconds": 0.1}
-    with caplog.at_level(logging.WARNING), pytest.raises(httpx.RemoteProtocolError):
-        httpx.post(f"{base}/v1/audio/speech", json=body, timeout=30)
-    assert len([record for record in caplog.records if record.name.startswith("valle2")]) == 1
+    with caplog.at_level(logging.WARNING):
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.post(f"{base}/v1/audio/speech", json=body, timeout=30)
+        wait_until(lambda: caplog.records)
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("valle2")]
+    assert len(lines) == 1 and "TimeLimitError: more than" in lines[0]
 
 
 def test_the_limits_are_the_servers_and_the_models(server: tuple[str, Worker]) -> None:
