@@ -55,13 +55,24 @@ class FullSizeModel:
 
 
 def cache_directory() -> Path:
-    """This user's cache directory: XDG_CACHE_HOME, or the platform's own."""
-    home = Path.home()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "valle2" / "Cache"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "valle2"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "valle2"
+    """This user's cache directory: the one that the environment names, or the platform's own.
+
+    Raises:
+        Valle2Error: the environment names none and this user has no home folder.
+    """
+    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
+    named = "" if sys.platform == "darwin" else os.environ.get(variable)
+    try:
+        if sys.platform == "win32":
+            return (Path(named) if named else Path.home() / "AppData" / "Local") / "valle2" / "Cache"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "valle2"
+        return (Path(named) if named else Path.home() / ".cache") / "valle2"
+    except RuntimeError:
+        raise Valle2Error(
+            f"the home folder is unknown, because HOME is not set; set {variable} to a folder for the "
+            "full-size model"
+        ) from None
 
 
 def full_size(

@@ -197,7 +197,7 @@ class Valle2(Closing):
             raise PromptError(
                 f"{source or name}: the transcript is empty; pass the words spoken in the recording"
             )
-        longest = min(MAX_PROMPT_SECONDS, self.manifest.sizes["max_frames"] / 2 / codec.frame_rate)
+        longest = self.longest_prompt_seconds
         recording = read_recording(
             path if isinstance(path, bytes) else Path(path), MIN_PROMPT_SECONDS, DECODED * longest
         )
@@ -207,6 +207,16 @@ class Valle2(Closing):
             self.check_open()
             codes = codec.encode(made.audio)
         return Prompt(codes, transcript, name, source=source, warnings=warnings)
+
+    @property
+    def longest_prompt_seconds(self) -> float:
+        """Most seconds of speech in the recording of a voice.
+
+        Raises:
+            ModelError: the bundle has no codec.
+        """
+        frames: int = self.manifest.sizes["max_frames"]
+        return min(MAX_PROMPT_SECONDS, frames / 2 / self.need_codec().frame_rate)
 
     @property
     def codec(self) -> Codec | None:

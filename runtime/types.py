@@ -5,7 +5,6 @@ Inputs are frozen, and their constructors check them.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from valle2.engine.bundle.contract import CODEBOOK_SIZE, CODEBOOKS
 from valle2.engine.bundle.schema import SAMPLING, WHOLE
+from valle2.engine.bundle.untrusted import shown
 from valle2.runtime.errors import PromptError, SettingsError
 
 Audio = NDArray[np.float32]
@@ -79,9 +79,9 @@ def checked(name: str, value: Any) -> float | int:
     low, high, meaning = RANGES[name]
     kind = Integral if name in WHOLE else Real
     fits = isinstance(value, kind) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or not low <= value <= high:
+    if not fits or not low <= value <= high:  # NaN is in no range; a whole number may be too long for a float
         noun = "a whole number" if name in WHOLE else "a number"
-        raise SettingsError(f"{name} is {value!r}; expected {noun} from {low} to {high} ({meaning})")
+        raise SettingsError(f"{name} is {shown(value)}; expected {noun} from {low} to {high} ({meaning})")
     return int(value) if name in WHOLE else float(value)
 
 

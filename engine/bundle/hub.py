@@ -28,6 +28,8 @@ ID = re.compile(rf"(?P<repo>{PART}/{PART})(?P<file>(?:/[^/@\\]+)*)(?:@(?P<revisi
 MAX_ID = 1000
 MAIN = "main"
 BUNDLES = "bundles"
+CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+"""Variables of the environment that name the folder of the hub's cache."""
 REASONS: dict[str, str] = {
     "GatedRepoError": "is gated; ask for access on its page, then log in with: hf auth login",
     "RepositoryNotFoundError": "is not on the hub, or is private; check the name, or log in: hf auth login",
@@ -156,8 +158,21 @@ def list_files(name: HubId) -> list[str]:
 
 
 def check_installed() -> None:
+    """Check that the hub's library is here and has a folder for its cache.
+
+    Without a home folder the library would make a folder named `~` in the current one.
+
+    Raises:
+        HubError: the library is not installed, or nothing names a folder.
+    """
     if find_spec("huggingface_hub") is None:
         raise HubError("models of the hub need huggingface_hub; install with: pip install 'valle2[hub]'")
+    named = any(os.environ.get(name) for name in CACHE_VARIABLES)
+    if not named and not os.path.isabs(os.path.expanduser("~")):
+        raise HubError(
+            "the home folder is unknown, because HOME is not set; set HF_HOME to a folder for models of the "
+            "hub"
+        )
 
 
 @contextmanager

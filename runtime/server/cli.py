@@ -10,6 +10,7 @@ from typing import Any
 
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.cli.options import add_model_arguments
+from valle2.runtime.cli.say import check_model
 from valle2.runtime.server.limits import HOST, LOOPBACK, PORT, VOICES_DIR, Limits, expand_home
 
 HELP = "serve speech over HTTP"
@@ -53,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="pronunciations for every request: lines of a word, a tab and its phonemes; or a JSON object",
     )
+    parser.add_argument(
+        "--log-format", default="text", choices=["text", "json"], help="one line a request (default: text)"
+    )
     for entry in fields(Limits):
         if entry.name in FLAGS:
             parser.add_argument(
@@ -71,7 +75,8 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         What `--json` prints: the numbers of completed requests and of restarts.
 
     Raises:
-        Valle2Error: a library or the API key is missing, or the address cannot be used.
+        Valle2Error: a library or the API key is missing, the address cannot be used, or the model cannot be
+            loaded or cannot speak.
     """
     if any(find_spec(name) is None for name in WEB_LIBRARIES):
         raise Valle2Error("serve needs its web libraries; install with: pip install 'valle2[serve]'")
@@ -83,17 +88,20 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     from valle2.runtime.server.run import serve
     from valle2.runtime.server.store import VoiceStore, read_aliases
     from valle2.runtime.text.annotations.lexicon import read_lexicon
-    from valle2.runtime.tts import Valle2
+    from valle2.runtime.tts import Valle2, find_model
 
     limits = Limits(**{name: getattr(args, name) for name in FLAGS})
     aliases = read_aliases(args.voice_aliases) if args.voice_aliases else {}
     store = VoiceStore(expand_home(args.voices_dir), aliases)
+    store.prepare()
 
     lexicon = read_lexicon(args.lexicon) if args.lexicon else {}
 
     def load(slots: int) -> Valle2:
+        folder = find_model(args.model)
+        check_model(argparse.Namespace(prompt=None, voice=None, phones=False), folder)
         tts = Valle2.load(
-            args.model,
+            folder,
             device=args.device,
             precision=args.precision,
             threads=args.threads,
@@ -104,4 +112,4 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         return tts
 
     key = read_key(args.api_key_file) if args.api_key_file else ""
-    return serve(load, limits, args.host, args.port, store, key)
+    return serve(load, limits, args.host, args.port, store, key, args.log_format)

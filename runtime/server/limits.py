@@ -15,6 +15,8 @@ VOICES_DIR = Path("~/.local/share/valle2/voices")
 """Folder of uploaded voices, before `~` is expanded."""
 RETRY_AFTER_SECONDS = 1
 """The wait that the server suggests to a client whose request it refuses for now."""
+HIGHEST = 1e9
+"""The highest value of a bound; the system's timers take no more."""
 T = TypeVar("T")
 
 
@@ -62,8 +64,8 @@ class Limits:
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if not 0 < value < float("inf"):
+            if not 0 < value <= HIGHEST:
                 raise SettingsError(
-                    f"{entry.name} is {value!r}; expected a finite number above 0 "
+                    f"{entry.name} is {value!r}; expected a finite number above 0 and at most {HIGHEST:g} "
                     f"({entry.metadata['meaning']})"
                 )

@@ -19,7 +19,7 @@ from valle2.runtime.server.http.app import make_app
 from valle2.runtime.server.http.guard import read_key
 from valle2.runtime.server.limits import VOICES_DIR, Limits, expand_home
 from valle2.runtime.server.metrics import Metrics
-from valle2.runtime.server.store import VoiceStore
+from valle2.runtime.server.store import VoiceStore, read_aliases
 from valle2.runtime.server.worker import Worker, WorkerState
 from valle2.runtime.tts import Valle2
 
@@ -45,29 +45,33 @@ class Options:
         voices: folder of uploaded voices, the same for all replicas.
         key_file: file with the API key, present on every node. Without one, a replica answers only to this
             machine's own names.
+        aliases_file: JSON file with further names of voices, present on every node.
     """
 
     load: dict[str, Any]
     limits: Limits
     voices: Path
     key_file: Path | None
+    aliases_file: Path | None = None
 
     @classmethod
     def from_args(cls, args: dict[str, Any]) -> Options:
-        """Read the `args` of a config file: `LOAD_ARGUMENTS`, `limits`, `voices_dir`, `api_key_file`.
+        """Read the `args` of a config file: `LOAD_ARGUMENTS`, `limits`, `voices_dir`, `voice_aliases`,
+        `api_key_file`.
 
         Raises:
             SettingsError: a name is unknown, a limit is out of range, or `~` is unknown.
         """
         limits = args.get("limits", {})
-        check_names("args", args, (*LOAD_ARGUMENTS, "limits", "voices_dir", "api_key_file"))
+        check_names("args", args, (*LOAD_ARGUMENTS, "limits", "voices_dir", "voice_aliases", "api_key_file"))
         check_names("limits", limits, tuple(entry.name for entry in fields(Limits)))
-        key_file = args.get("api_key_file")
+        key_file, aliases = args.get("api_key_file"), args.get("voice_aliases")
         return cls(
             {name: args[name] for name in LOAD_ARGUMENTS if name in args},
             Limits(**limits),
             expand_home(Path(args.get("voices_dir", VOICES_DIR))),
             Path(key_file) if key_file else None,
+            Path(aliases) if aliases else None,
         )
 
 
@@ -92,7 +96,10 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         key = read_key(self.options.key_file) if self.options.key_file else ""
-        app = make_app(self.worker, VoiceStore(self.options.voices), key)
+        aliases = read_aliases(self.options.aliases_file) if self.options.aliases_file else {}
+        store = VoiceStore(self.options.voices, aliases)
+        store.prepare()
+        app = make_app(self.worker, store, key)
         return ReplicaApp(app, self.worker, serve.get_replica_context().replica_id.unique_id)
 
     def check_health(self) -> None:
@@ -127,8 +134,8 @@ class ReplicaApp:
         Raises:
             ModelError: the model does not load.
         """
-        while self.worker.state is WorkerState.LOADING:
-            if self.worker.restarts:
+        while self.worker.state in (WorkerState.LOADING, WorkerState.FAILED):
+            if self.worker.failure:
                 raise ModelError(f"the model does not load: {self.worker.last_error}")
             await asyncio.sleep(POLL_SECONDS)
 

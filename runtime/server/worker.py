@@ -2,7 +2,8 @@
 
 It knows no HTTP. A second thread prepares texts, so that a long text delays neither the engine nor the
 caller. An error of a request ends only that request. If the engine's loop itself fails, every request under
-way fails and the thread loads the model again; `restarts` counts this.
+way fails and the thread loads the model again; `restarts` counts this. A worker that cannot load its model
+at first, fails too often, or hangs ends in FAILED; `failure` then says why.
 """
 
 from __future__ import annotations
@@ -19,18 +20,27 @@ from typing import Any
 
 from valle2.engine.errors import QueueFullError, Valle2Error
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
-from valle2.runtime.errors import SynthesisError
+from valle2.runtime.errors import ModelError, SynthesisError
 from valle2.runtime.generation.engine import AudioChunk, Done, EncodedRequest, Event, Failed, RequestId
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.metrics import Metrics
 from valle2.runtime.server.reply import Reply
+from valle2.runtime.server.request_log import note_reply
+from valle2.runtime.server.watchdog import Watchdog, settle
 from valle2.runtime.tts import Valle2
 from valle2.runtime.types import Request
 
 log = logging.getLogger("valle2.server")
 WARM_UP_TEXT = "Hello there."
-RELOAD_SECONDS = 1.0
-"""The pause before the model is loaded again."""
+RELOAD_SECONDS, MAX_RELOAD_SECONDS = 1.0, 30.0
+"""The pause before the model is loaded again. It doubles with each recent failure, up to the second."""
+MAX_FAILURES, FAILURES_SECONDS = 5, 600.0
+"""A worker that fails so often within these seconds gives up."""
+IDLE_SECONDS = 1.0
+"""The longest sleep of the engine thread while there is nothing to do."""
+LOADING_JOIN_SECONDS = 5.0
+"""How long `stop` waits for a thread that still loads the model."""
+STOPPING = "the server is stopping; try again in a few seconds"
 
 
 class WorkerState(Enum):
@@ -40,6 +50,7 @@ class WorkerState(Enum):
     READY = "ready"
     DRAINING = "draining"
     STOPPED = "stopped"
+    FAILED = "failed"
 
 
 class NotReadyError(Valle2Error):
@@ -75,16 +86,23 @@ class Worker:
         self.changed = threading.Condition()
         self.state = WorkerState.LOADING
         self.tts: Valle2 | None = None
+        self.replies: set[Reply] = set()
+        self.calls: dict[Future[Any], float] = {}
         self.restarts = 0
+        self.failures: deque[float] = deque(maxlen=MAX_FAILURES)
+        self.failure: Valle2Error | None = None
+        self.was_ready = False
         self.last_error = ""
         self.last_turn = time.perf_counter()
         self.thread = threading.Thread(target=self.run, name="valle2-engine", daemon=True)
+        self.watchdog = Watchdog(self)
 
     # -- called from any thread ------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the thread, which loads the model."""
         self.thread.start()
+        self.watchdog.thread.start()
 
     def submit(self, request: Request, first_chunk_seconds: float = FIRST_CHUNK_SECONDS) -> Reply:
         """Queue a request. Errors of its text or voice come with the reply.
@@ -102,6 +120,8 @@ class Worker:
                 self.metrics.rejected.inc()
                 raise QueueFullError(f"{self.outstanding} requests are under way or waiting; try again later")
             self.outstanding += 1
+            self.replies.add(reply)
+        note_reply(reply, tts.sample_rate)
         self.text_thread.submit(self.encode, tts, reply)
         return reply
 
@@ -114,10 +134,12 @@ class Worker:
                 reply.warnings = encoded.warnings
         except Exception as found:
             error = found
+        except BaseException as found:
+            error = interrupted(found)
         with self.changed:
-            if self.state is WorkerState.STOPPED:
-                error = error or NotReadyError("the server is stopping; try again in a few seconds")
-            if not reply.cancelled and not error:
+            if self.ended:
+                error = error or NotReadyError(STOPPING)
+            if not reply.cancelled and not reply.ended and not error:
                 self.inbox.append((reply, encoded))
                 self.changed.notify()
                 return
@@ -127,7 +149,7 @@ class Worker:
         """Run a function with the model in the engine thread, between two steps.
 
         Returns:
-            A future of the function's result or exception.
+            A future of the function's result or exception. It gets a TimeLimitError after `wait_seconds`.
 
         Raises:
             NotReadyError: not in READY. QueueFullError: too many requests wait.
@@ -135,19 +157,37 @@ class Worker:
         future: Future[Any] = Future()
 
         def item(tts: Valle2) -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work(tts))
-                except Exception as error:
-                    future.set_exception(error)
+            if future.done():  # cancelled, or out of time
+                return
+            try:
+                settle(future, work(tts))
+            except Exception as error:
+                settle(future, error=error)
+            except BaseException as error:
+                settle(future, error=interrupted(error))
+                raise
 
         with self.changed:
             self.need_ready()
             if len(self.inbox) > self.limits.queue:
                 raise QueueFullError(f"{len(self.inbox)} requests wait; try again later")
             self.inbox.append(item)
+            self.calls[future] = time.perf_counter() + self.limits.wait_seconds
             self.changed.notify()
+        future.add_done_callback(lambda done: self.calls.pop(done, None))
         return future
+
+    def end_late_calls(self, now: float) -> None:
+        """Fail the calls whose time is over."""
+        for future, end in list(self.calls.items()):
+            if now > end:
+                settle(
+                    future,
+                    error=TimeLimitError(
+                        f"no result after {self.limits.wait_seconds:g} s; this server waits no longer: "
+                        "try again later"
+                    ),
+                )
 
     def need_ready(self) -> Valle2:
         """The model, if the worker takes requests.
@@ -165,15 +205,25 @@ class Worker:
             self.changed.notify()
 
     @property
+    def ended(self) -> bool:
+        """Has the worker stopped or failed, for good?"""
+        return self.state in (WorkerState.STOPPED, WorkerState.FAILED)
+
+    @property
+    def serving(self) -> bool:
+        """Does the engine run, so that its thread must turn?"""
+        return self.tts is not None and self.state in (WorkerState.READY, WorkerState.DRAINING)
+
+    @property
     def healthy(self) -> bool:
-        """Does the thread live, and has it turned within `step_seconds` if there is work?"""
-        turning = time.perf_counter() - self.last_turn < self.limits.step_seconds or not self.running
-        return self.thread.is_alive() and turning
+        """Does the thread live, and has it turned within `step_seconds`? True while it loads the model."""
+        turning = time.perf_counter() - self.last_turn < self.limits.step_seconds or not self.serving
+        return self.thread.is_alive() and turning and self.state is not WorkerState.FAILED
 
     def drain(self) -> None:
         """Take no new requests; those under way continue."""
         with self.changed:
-            if self.state is not WorkerState.STOPPED:
+            if not self.ended:
                 self.state = WorkerState.DRAINING
 
     def stop(self, seconds: float = 0.0) -> bool:
@@ -188,24 +238,40 @@ class Worker:
             time.sleep(0.02)
         clean = not self.outstanding
         with self.changed:
-            self.state = WorkerState.STOPPED
-            self.changed.notify()
-        if self.thread.is_alive():
-            self.thread.join(self.limits.step_seconds)
-        self.text_thread.shutdown(wait=False)
+            if not self.ended:
+                self.state = WorkerState.STOPPED
+            self.changed.notify_all()
+        if self.thread.is_alive() and not self.failure:
+            self.thread.join(self.limits.step_seconds if self.tts else LOADING_JOIN_SECONDS)
+        self.fail_all(NotReadyError(STOPPING))
+        self.text_thread.shutdown(wait=False, cancel_futures=True)
         return clean
+
+    def give_up(self, reason: str | Valle2Error) -> None:
+        """End in FAILED: answer all that is open, and leave the engine thread to itself if it hangs."""
+        with self.changed:
+            if self.ended:
+                return
+            self.failure = WorkerError(reason) if isinstance(reason, str) else reason
+            self.last_error = str(self.failure)
+            self.state = WorkerState.FAILED
+            self.changed.notify_all()
+        self.fail_all(WorkerError("the engine has failed; send the request again once the server is back"))
 
     # -- the engine thread -----------------------------------------------------------------------
 
     def run(self) -> None:
-        """Load the model and serve; after a failure again, until the worker is stopped."""
-        while self.state is not WorkerState.STOPPED:
-            try:
-                self.prepare()
-                self.serve()
-            except Exception as error:
-                self.recover(error)
-        self.fail_all(NotReadyError("the server is stopping; try again in a few seconds"))
+        """Load the model and serve; after a failure again, until the worker has ended."""
+        try:
+            while not self.ended:
+                try:
+                    self.prepare()
+                    self.serve()
+                except BaseException as error:
+                    self.recover(error)
+        finally:
+            self.give_up("the engine thread has died")
+            self.fail_all(NotReadyError(STOPPING))
 
     def prepare(self) -> None:
         """Load the model and speak once, so that the first request pays for no warm-up."""
@@ -213,28 +279,46 @@ class Worker:
         voice = tts.voice(tts.default_voice())
         with suppress(SynthesisError):  # a request says so better
             tts.synthesize(WARM_UP_TEXT, voice)
-        self.tts = tts
+        self.last_turn = time.perf_counter()
         with self.changed:
+            self.tts, self.was_ready = tts, True
             if self.state is WorkerState.LOADING:
                 self.state = WorkerState.READY
 
-    def recover(self, error: Exception) -> None:
-        """Fail every request and pause; `run` then loads the model again."""
-        log.exception("the engine thread failed; the model is loaded again")
+    def recover(self, error: BaseException) -> None:
+        """Fail every request and pause; `run` then loads the model again, unless that cannot help."""
         self.last_error = f"{type(error).__name__}: {error}"
+        if self.ended:
+            return
+        if not self.was_ready:
+            return self.give_up(load_failure(error))
+        log.error("the engine thread failed; the model is loaded again", exc_info=error)
         with self.changed:
+            draining = self.state is WorkerState.DRAINING
             if self.state is WorkerState.READY:
                 self.state = WorkerState.LOADING
         self.fail_all(WorkerError("the engine failed and is being restarted; send the request again"))
+        self.tts = None  # its memory is free before the model is loaded again
+        now = time.perf_counter()
+        self.failures.append(now)
+        recent = sum(now - each < FAILURES_SECONDS for each in self.failures)
+        if recent >= MAX_FAILURES or draining:
+            return self.give_up(
+                f"the engine failed {recent} times in {FAILURES_SECONDS:g} s, the last time with "
+                f"{self.last_error}"
+            )
         self.restarts += 1
         self.metrics.restarts.inc()
-        time.sleep(RELOAD_SECONDS)
+        with self.changed:
+            self.changed.wait_for(
+                lambda: self.ended, min(RELOAD_SECONDS * 2 ** (recent - 1), MAX_RELOAD_SECONDS)
+            )
 
     def serve(self) -> None:
         """Run the engine until the worker is stopped."""
         assert self.tts is not None
         tts, engine = self.tts, self.tts.engine
-        while self.state is not WorkerState.STOPPED:
+        while not self.ended:
             self.admit(tts)
             self.cancel_unwanted(tts)
             if engine.busy:
@@ -248,8 +332,8 @@ class Worker:
     def admit(self, tts: Valle2) -> None:
         """Give the engine the requests that have arrived; sleep while there is nothing to do."""
         with self.changed:
-            if not self.inbox and not self.running and self.state is not WorkerState.STOPPED:
-                self.changed.wait(1.0)
+            if not self.inbox and not self.running and not self.ended:
+                self.changed.wait(min(IDLE_SECONDS, self.limits.step_seconds / 4))
             arrived = list(self.inbox)
             self.inbox.clear()
         for item in arrived:
@@ -272,8 +356,8 @@ class Worker:
                 del self.running[identifier]
                 self.close_reply(reply, error)
 
-    def exceeded_limit(self, reply: Reply, now: float, rate: int) -> Exception | None:
-        """An error for a request that exceeds a limit, else None. rate: Hz."""
+    def exceeded_time(self, reply: Reply, now: float) -> Exception | None:
+        """An error for a request that takes too long, else None."""
         limits, age = self.limits, now - reply.arrived
         if age > limits.request_seconds:
             return TimeLimitError(
@@ -284,6 +368,13 @@ class Worker:
             return TimeLimitError(
                 f"no audio after {age:.0f} s; this server allows {limits.wait_seconds:g} s: try again later"
             )
+        return None
+
+    def exceeded_limit(self, reply: Reply, now: float, rate: int) -> Exception | None:
+        """An error for a request that exceeds a limit, else None. rate: Hz."""
+        limits = self.limits
+        if late := self.exceeded_time(reply, now):
+            return late
         if reply.samples > limits.audio_seconds * rate:
             return TimeLimitError(f"more than {limits.audio_seconds:g} s of speech; send a shorter text")
         if reply.unread > limits.unread_seconds * rate:
@@ -309,8 +400,11 @@ class Worker:
                 self.close_reply(reply, event.error if isinstance(event, Failed) else None)
 
     def close_reply(self, reply: Reply, error: Exception | None) -> None:
-        """End a reply and count it."""
+        """End a reply and count it. Does nothing if it has ended."""
         with self.changed:
+            if reply not in self.replies:
+                return
+            self.replies.remove(reply)
             self.outstanding -= 1
         if reply.cancelled:
             reply.pieces.clear()
@@ -320,19 +414,38 @@ class Worker:
         reply.end(error)
 
     def fail_all(self, error: Exception) -> None:
-        """End every request that is under way or waiting."""
+        """End every request and call that is under way or waiting. Only the engine thread frees the rows."""
         with self.changed:
-            waiting, self.inbox = list(self.inbox), deque()
+            self.inbox.clear()
             running, self.running = self.running, {}
-        if self.tts:
+        if self.tts and threading.current_thread() is self.thread:
             for identifier in running:
                 self.tts.engine.cancel(identifier)
             self.update_gauges(self.tts)
-        for reply in [*running.values(), *(item[0] for item in waiting if isinstance(item, tuple))]:
+        for reply in list(self.replies):
             self.close_reply(reply, error)
+        for future in list(self.calls):
+            settle(future, error=error)
 
     def update_gauges(self, tts: Valle2) -> None:
         """Set the gauges to what the engine holds now."""
         stats = tts.engine.stats()
         self.metrics.active_slots.set(stats.prefilling + stats.decoding)
         self.metrics.queue_depth.set(len(self.inbox) + stats.waiting)
+
+
+def interrupted(error: BaseException) -> WorkerError:
+    """The error for a client whose work was ended by an interruption, such as Ctrl-C."""
+    return WorkerError(f"the engine was interrupted ({type(error).__name__}); send the request again")
+
+
+def load_failure(error: BaseException) -> Valle2Error:
+    """Why the model cannot be loaded, as one line for who starts the server."""
+    if isinstance(error, Valle2Error):
+        return error
+    if isinstance(error, MemoryError):
+        return ModelError(
+            "there is not enough memory for the model; use fewer --slots or a smaller --precision"
+        )
+    log.error("the model does not load", exc_info=error)
+    return ModelError(f"the model does not load: {type(error).__name__}: {error}")

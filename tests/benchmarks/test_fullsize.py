@@ -46,3 +46,16 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert cache_directory() == tmp_path / "valle2"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_directory() == Path.home() / ".cache" / "valle2"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the rule of Linux")
+def test_the_cache_of_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / "valle2"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(Valle2Error, match="set XDG_CACHE_HOME to a folder"):
+        cache_directory()

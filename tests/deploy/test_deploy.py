@@ -54,6 +54,16 @@ def test_the_dashboard_is_on_its_data_source() -> None:
     assert len(set(places)) == len(places) == len({panel["id"] for panel in board["panels"]})
 
 
+def test_every_supervisor_starts_the_server_again() -> None:
+    assert read("compose.yaml")["services"]["valle2"]["restart"] == "unless-stopped"
+    unit = (DEPLOY / "valle2.service").read_text(encoding="utf-8")
+    assert "Restart=on-failure" in unit
+    words = shlex.split(re.findall("ExecStart=(.*)", unit)[0])
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    assert words[1] == "serve" and parser.parse_args(words[2:]).log_format == "json"
+
+
 def test_compose_names_files_and_services_that_exist() -> None:
     compose = read("compose.yaml")
     for service in compose["services"].values():

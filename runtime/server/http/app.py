@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,16 +18,26 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from valle2.engine.errors import Valle2Error
-from valle2.runtime.server.http.body import JSON_TYPE, SpeechBody, model_names, unknown_model
-from valle2.runtime.server.http.errors import HttpError, error_response, invalid_value
+from valle2.runtime.errors import PromptError, TextError
+from valle2.runtime.server.http.body import (
+    JSON_TYPE,
+    SpeechBody,
+    check_timestamps,
+    model_names,
+    unknown_model,
+)
+from valle2.runtime.server.http.errors import HttpError, error_response, invalid_value, may_be_shown
 from valle2.runtime.server.http.guard import PAGE_FILES, Guard
+from valle2.runtime.server.http.request_ids import RequestIds
 from valle2.runtime.server.http.speak import CLIENT_CLOSED_REQUEST, respond
 from valle2.runtime.server.http.websocket import serve_websocket
+from valle2.runtime.server.request_log import log_failure
 from valle2.runtime.server.store import NAME_CHARACTERS, VoiceStore
-from valle2.runtime.server.worker import Worker, WorkerState
+from valle2.runtime.server.worker import WARM_UP_TEXT, Worker, WorkerState
+from valle2.runtime.tts import MIN_PROMPT_SECONDS, Valle2
+from valle2.runtime.types import Prompt
 from valle2.runtime.types import Request as SpeechRequest
 
-log = logging.getLogger("valle2.server")
 PAGE = Path(__file__).with_name("page")
 CONTENT_POLICY = {
     "default-src": "'none'",
@@ -48,11 +57,13 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
+TRANSCRIPT_CHARACTERS = 1000
+"""Most characters of the transcript of an uploaded recording."""
 CONSENT = "recorded: the speaker agreed to the use of this recording for synthetic speech"
 """What a voice file says about consent after an upload."""
 
 
-def make_app(worker: Worker, store: VoiceStore, key: str = "") -> Guard:
+def make_app(worker: Worker, store: VoiceStore, key: str = "") -> RequestIds:
     """The whole ASGI app. The worker starts and stops with it.
 
     Args:
@@ -69,20 +80,20 @@ def make_app(worker: Worker, store: VoiceStore, key: str = "") -> Guard:
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, routing_error)
     app.add_exception_handler(Valle2Error, failed_request)
-    app.add_exception_handler(RuntimeError, failed_request)
-    app.add_exception_handler(MemoryError, failed_request)
+    app.add_exception_handler(Exception, failed_request)  # raised again for `RequestIds`
     add_state(app, worker)
     add_models(app, worker)
     add_speech(app, worker, store)
     add_voices(app, worker, store)
+    add_limits(app, worker)
     add_page(app)
-    return Guard(app, key, worker.limits)
+    return RequestIds(Guard(app, key, worker.limits))
 
 
 async def failed_request(request: Request, error: Exception) -> Response:
     """The response to an error of the worker or the store."""
-    if not isinstance(error, Valle2Error):
-        log.error("a request failed: %r", error)
+    if not may_be_shown(error):
+        log_failure(error)
     return error_response(error)
 
 
@@ -102,6 +113,8 @@ async def routing_error(request: Request, error: Exception) -> Response:
         allowed = ", ".join(allowed_methods(request))
         message = f"{path} does not take {method}; it takes {allowed}"
         return error_response(HttpError(405, message), {"Allow": allowed})
+    if isinstance(error.__cause__, OSError):  # the form could not be kept on the disk
+        return await failed_request(request, error.__cause__)
     return error_response(HttpError(error.status_code, str(error.detail)), error.headers)
 
 
@@ -173,6 +186,7 @@ def add_speech(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         body = SpeechBody.parse(data, request.headers.get("content-type", ""))
         tts = worker.need_ready()
         body.check(worker.limits.text, tts.manifest.name)
+        check_timestamps(body.timestamps, tts)
         voice = store.find(tts, body.voice or tts.default_voice())
         settings = body.settings(tts.settings())
         wanted = SpeechRequest(body.input, voice, settings, body.speed, body.timestamps, body.lexicon)
@@ -207,7 +221,7 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
     @app.post("/v1/voices", status_code=201)
     async def add(
         name: str = Form(max_length=NAME_CHARACTERS),
-        transcript: str = Form(max_length=1000),
+        transcript: str = Form(max_length=TRANSCRIPT_CHARACTERS),
         consent: bool = Form(),
         file: UploadFile = File(),  # noqa: B008
     ) -> dict[str, Any]:
@@ -217,7 +231,8 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
             raise HttpError(400, "consent is false; upload a voice only if its speaker agreed", "consent")
         data = await file.read()
         made = await asyncio.wrap_future(worker.call(lambda tts: tts.prompt(data, transcript, name)))
-        store.add(replace(made, source="upload", consent=CONSENT))
+        await asyncio.to_thread(check_speakable, tts, made)
+        await asyncio.to_thread(store.add, replace(made, source="upload", consent=CONSENT))
         seconds = round(len(made.codes) / tts.need_codec().frame_rate, 2)
         return {"name": name, "seconds": seconds, "warnings": list(made.warnings)}
 
@@ -225,6 +240,34 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
     def remove(name: str) -> dict[str, Any]:
         store.remove(worker.need_ready(), name)
         return {"deleted": name}
+
+
+def check_speakable(tts: Valle2, prompt: Prompt) -> None:
+    """Refuse a voice whose transcript or length leaves the model no place for a text.
+
+    Raises:
+        HttpError: 400.
+    """
+    try:
+        tts.encode(SpeechRequest(WARM_UP_TEXT, prompt))
+    except (TextError, PromptError) as error:
+        raise HttpError(400, f"the transcript cannot be spoken: {error}", "transcript") from None
+
+
+def add_limits(app: FastAPI, worker: Worker) -> None:
+    """Add the route that tells the page, and other clients, what the server takes."""
+
+    @app.get("/v1/limits")
+    async def limits() -> dict[str, Any]:
+        tts, bounds = worker.need_ready(), worker.limits
+        return {
+            "text_characters": bounds.text,
+            "audio_seconds": bounds.audio_seconds,
+            "recording_seconds": {"least": MIN_PROMPT_SECONDS, "most": round(tts.longest_prompt_seconds, 2)},
+            "transcript_characters": TRANSCRIPT_CHARACTERS,
+            "voice_name_characters": NAME_CHARACTERS,
+            "upload_bytes": bounds.upload_bytes,
+        }
 
 
 def add_page(app: FastAPI) -> None:

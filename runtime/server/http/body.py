@@ -22,6 +22,7 @@ from valle2.runtime.server.http.errors import HttpError, invalid_value
 from valle2.runtime.server.http.formats import Format
 from valle2.runtime.server.store import NAME_CHARACTERS
 from valle2.runtime.text.annotations.lexicon import check_lexicon
+from valle2.runtime.tts import Valle2
 from valle2.runtime.types import FASTEST, RANGES, SLOWEST, Settings
 
 MODELS = ("valle2", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
@@ -138,6 +139,16 @@ class SpeechBody(BaseModel):
             raise HttpError(400, "input is empty; expected a text to speak", "input")
         if any("\ud800" <= char <= "\udfff" for char in self.input):
             raise HttpError(400, "input contains half of a surrogate pair; send valid Unicode", "input")
+
+
+def check_timestamps(wanted: bool, tts: Valle2) -> None:
+    """Check that the model can give the times of words, if they are wanted.
+
+    Raises:
+        HttpError: 400; it cannot.
+    """
+    if wanted and tts.model.alignment is None:
+        raise HttpError(400, "this model has no word times; leave timestamps out", "timestamps")
 
 
 def is_json(content_type: str) -> bool:

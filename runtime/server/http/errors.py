@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,25 +10,44 @@ from fastapi.responses import JSONResponse
 
 from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import QueueFullError, Valle2Error
-from valle2.runtime.errors import LexiconError, SynthesisError
+from valle2.runtime.errors import LexiconError, PromptError, SettingsError, SynthesisError, TextError
 from valle2.runtime.server.limits import RETRY_AFTER_SECONDS
-from valle2.runtime.server.store import ModelVoiceError, StoreFullError, UnknownVoiceError, VoiceTakenError
-from valle2.runtime.server.worker import NotReadyError, TimeLimitError, WorkerError
+from valle2.runtime.server.store import (
+    DiskFullError,
+    ModelVoiceError,
+    StorageError,
+    StoreFullError,
+    UnknownVoiceError,
+    VoiceFileError,
+    VoiceTakenError,
+)
+from valle2.runtime.server.worker import NotReadyError, SlowReaderError, TimeLimitError, WorkerError
 
 STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (QueueFullError, 429),
     (NotReadyError, 503),
     (TimeLimitError, 503),
     (WorkerError, 503),
+    (SlowReaderError, 408),
     (SynthesisError, 500),
     (UnknownVoiceError, 404),
     (VoiceTakenError, 409),
     (StoreFullError, 409),
     (ModelVoiceError, 403),
-    (Valle2Error, 400),
-    (Exception, 503),
+    (VoiceFileError, 500),
+    (DiskFullError, 507),
+    (StorageError, 500),
+    (TextError, 400),
+    (PromptError, 400),
+    (SettingsError, 400),
 )
-"""The status of an error before the first byte of a response; the first match counts."""
+"""The status of an error before the first byte of a response; the first match counts. A client may read the
+message of these errors. Of all others it reads `UNEXPECTED`, because they may name files."""
+HIDDEN: tuple[tuple[type[Exception], int], ...] = (
+    (MemoryError, 503),
+    (RuntimeError, 503),  # of ONNX Runtime; often memory as well
+)
+"""The status of other errors that another try may heal. All that are left are 500."""
 PARAMETERS: dict[type[Exception], str] = {
     UnknownVoiceError: "voice",
     VoiceTakenError: "name",
@@ -78,12 +98,20 @@ def status_of(error: Exception) -> int:
     """The HTTP status of an error."""
     if isinstance(error, HttpError):
         return error.status
-    return next(status for kind, status in STATUSES if isinstance(error, kind))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 507
+    known = (*STATUSES, *HIDDEN)
+    return next((status for kind, status in known if isinstance(error, kind)), 500)
+
+
+def may_be_shown(error: Exception) -> bool:
+    """Is the error's message written for clients?"""
+    return isinstance(error, (HttpError, *(kind for kind, _ in STATUSES)))
 
 
 def message_of(error: Exception) -> str:
-    """The text for the client, one line. It hides errors of other libraries, which may name files."""
-    return str(error) if isinstance(error, Valle2Error) else UNEXPECTED
+    """The text for the client, one line. It hides errors that may name files."""
+    return str(error) if may_be_shown(error) else UNEXPECTED
 
 
 def error_response(error: Exception, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -24,6 +24,7 @@ from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.audio.io import pcm16
 from valle2.runtime.captions import described
+from valle2.runtime.server.http.body import check_timestamps
 from valle2.runtime.server.http.errors import HttpError, message_of
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.store import VoiceStore
@@ -108,7 +109,7 @@ def voiced_request(message: dict[str, Any], worker: Worker, store: VoiceStore) -
     """What the first message asks for, a request without its text.
 
     Raises:
-        HttpError: `timestamps` is neither true nor false. ModelError: the model has no word times.
+        HttpError: `timestamps` is neither true nor false, or the model has no word times.
         NotReadyError, UnknownVoiceError, SettingsError, LexiconError: as they say.
     """
     tts = worker.need_ready()
@@ -116,8 +117,7 @@ def voiced_request(message: dict[str, Any], worker: Worker, store: VoiceStore) -
     speed, timestamps = message.get("speed"), message.get("timestamps") or False
     if not isinstance(timestamps, bool):
         raise HttpError(400, f"timestamps is {shown(timestamps)}; expected true or false")
-    if timestamps:
-        tts.model.need_alignment()
+    check_timestamps(timestamps, tts)
     settings = replace(tts.settings(), seed=0 if seed is None else seed)
     voice, pace = store.find(tts, str(name)), 1.0 if speed is None else speed
     return Request("", voice, settings, pace, timestamps, check_lexicon(message.get("lexicon") or {}))

@@ -241,3 +241,17 @@ def test_the_command_line_speaks_with_a_model_of_the_hub(server: Hub, tmp_path: 
     assert done.returncode == 0 and (tmp_path / "o.wav").stat().st_size > 1000, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("valle2:")]
     assert len(errors) == 1 and "other/one is not on the hub" in errors[0]
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without HOME and without an account
+    for name in hub_module.CACHE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(HubError, match="set HF_HOME to a folder"):
+        fetch_bundle(HubId("owner/name"))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    hub_module.check_installed()

@@ -1,6 +1,6 @@
 // Sends the form to the server; plays, draws and saves the speech that comes back; adds and deletes voices.
 import { Player, Wave, WavStream } from "./player.js";
-import { LONGEST_SECONDS, Recorder, toWav } from "./recorder.js";
+import { Recorder, toWav } from "./recorder.js";
 
 const $ = (id) => document.getElementById(id);
 const wave = new Wave($("wave"));
@@ -8,7 +8,7 @@ const wave = new Wave($("wave"));
 const OPTIONS = ["seed", "top_p", "window", "threshold", "first_chunk_seconds"];
 const RETRY_MS = 1000;
 const FRAME_MS = 50;
-let player = null, request = null, recorder = null, recording = null, blobUrls = {};
+let limits = null, player = null, request = null, recorder = null, recording = null, blobUrls = {};
 
 function showStatus(id, text, bad = false) {
   $(id).textContent = text;
@@ -35,7 +35,7 @@ function setBlob(id, field, blob) {  // points an element at a blob and frees it
 async function connect() {
   const state = await fetch("ready").then((response) => response.json()).catch(() => ({ state: "unreachable" }));
   $("server").textContent = state.state;
-  if (state.state === "ready") return loadVoices();
+  if (state.state === "ready") return Promise.all([loadVoices(), loadLimits()]);
   setTimeout(connect, RETRY_MS);
 }
 
@@ -49,6 +49,17 @@ async function loadVoices(selected = $("voice").value) {
       return option;
     }));
     showDeleteButton();
+  } catch (error) { showStatus("state", error.message, true); }
+}
+
+async function loadLimits() {  // what this server and its model take
+  try {
+    limits = await (await call("v1/limits")).json();
+    const { least, most } = limits.recording_seconds;
+    $("text").maxLength = limits.text_characters;
+    $("transcript").maxLength = limits.transcript_characters;
+    $("name").maxLength = limits.voice_name_characters;
+    $("length-hint").textContent = `${least} to ${most} seconds of one speaker, and a transcript.`;
   } catch (error) { showStatus("state", error.message, true); }
 }
 
@@ -148,13 +159,13 @@ function stop() {
 async function toggleRecording() {
   try {
     if (recorder) return await endRecording();
-    const started = new Recorder();
+    const started = new Recorder(), longest = limits && limits.recording_seconds.most;
     await started.start();
     recorder = started;
     $("record").textContent = "Stop recording";
     $("record").setAttribute("aria-pressed", "true");
-    showStatus("voice-state", `Recording, at most ${LONGEST_SECONDS} s`);
-    setTimeout(() => { if (recorder === started) endRecording(); }, 1000 * LONGEST_SECONDS);
+    showStatus("voice-state", longest ? `Recording, at most ${longest} s` : "Recording");
+    if (longest) setTimeout(() => { if (recorder === started) endRecording(); }, 1000 * longest);
   } catch (error) { showStatus("voice-state", error.message, true); }
 }
 
@@ -204,7 +215,7 @@ $("stop").onclick = () => { stop(); showStatus("state", "Stopped"); };
 $("roll").onclick = () => { $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0]; };
 $("delete").onclick = deleteVoice;
 $("voice").onchange = showDeleteButton;
-$("key").onchange = () => loadVoices();
+$("key").onchange = () => Promise.all([loadVoices(), loadLimits()]);
 $("record").onclick = toggleRecording;
 $("file").onchange = () => $("file").files.length
   && useRecording($("file").files[0]).catch((error) => showStatus("voice-state", error.message, true));

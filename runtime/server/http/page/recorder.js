@@ -1,7 +1,6 @@
 // Turns a recording from the microphone, or an audio file, into a mono WAV.
 
 const RATE = 48000;
-export const LONGEST_SECONDS = 20;
 
 export class Recorder {
   // start() asks for the microphone; stop() returns a Blob in the browser's own encoding.
