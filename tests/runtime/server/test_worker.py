@@ -24,7 +24,7 @@ from valle2.runtime.server.worker import (
 )
 
 
-def ask(worker: Worker, text: str = "hello there", seed: int = 3, **more: float) -> Reply:
+def ask(worker: Worker, text: str = "hello there", seed: int = 3, **more: Any) -> Reply:
     assert worker.tts
     return worker.submit(Request(text, worker.tts.voice("amber"), Settings(seed=seed)), **more)
 
