@@ -13,8 +13,8 @@ and `lexicon`. SSML, text that begins with `<speak`, is spoken once it is flushe
 The server sends the audio format as JSON and the audio as binary messages of 16-bit mono PCM. After an error
 it sends `{"type": "error", "message": "..."}` and closes (1011). When the server stops, it says
 `{"type": "draining"}`, speaks what it has received, answers further text with `{"type": "refused"}`, and
-closes after `done` (1012). With `"timestamps": true` it sends `{"type": "words", "words": [...]}` too, once the
-times of words are certain: seconds from the beginning of all audio.
+closes after `done` (1012). With `"timestamps": true` it also sends `{"type": "words", "words": [...]}`, once
+the times of words are certain: seconds from the beginning of all audio.
 """
 
 from __future__ import annotations
@@ -318,7 +318,10 @@ class Session:
         return self.items.popleft()
 
     async def speak_sentence(self, request: Request, rate: int) -> None:
-        """Send the audio of one sentence and its words. A `cancel`, an error of the reader or leaving early cancel it."""
+        """Send the audio of one sentence and its words.
+
+        A `cancel`, an error of the reader or leaving early cancel the sentence.
+        """
         began = self.samples / rate
         self.reply = reply = self.worker.submit(request, draining=True)
         try:
