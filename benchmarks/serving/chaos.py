@@ -1,7 +1,8 @@
 """A server with misbehaving clients, and its memory over many requests.
 
 Chaos: requests come at a rate above capacity. Clients disconnect, read slowly, stop in the middle of a
-request or send malformed requests, and the server is restarted half way. Afterwards no row and no connection
+request or send malformed requests, others hold as many connections as they can, and the server is restarted
+half way. Health checks are timed meanwhile. Afterwards no row and no connection
 may be in use, and a seed must give the same audio as before. Soak: many short requests, to see whether memory
 grows.
 """
@@ -9,19 +10,24 @@ grows.
 from __future__ import annotations
 
 import json
+import socket
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from valle2.benchmarks.report.statistics import growth
 from valle2.benchmarks.serving.client import (
+    HOLDING_REQUESTS,
     PARTIAL_REQUESTS,
     Answer,
     ServerProcess,
+    get,
     listen,
     on_time,
     send_partial,
@@ -31,6 +37,9 @@ from valle2.benchmarks.serving.client import (
 
 SHORT_TEXT = "Hello."
 SETTLE_SECONDS = 60.0
+HOLDERS, HELD, HOLD_PAUSE = 6, 150, 0.01
+"""Attackers that hold connections, connections of each, and seconds between two that it opens."""
+POLL_PAUSE = 0.1
 MALFORMED = (
     b"",
     b"{",
@@ -58,11 +67,56 @@ def chaos(
     began = time.perf_counter()
     plans = [client(rng, text, seed + index) for index in range(count)]
 
+    stop = threading.Event()
+    polls: list[tuple[int, float]] = []
+    others = [threading.Thread(target=hold, args=(server, index, stop)) for index in range(HOLDERS)]
+    others.append(threading.Thread(target=poll_health, args=(server, polls, stop)))
+    for other in others:
+        other.start()
     restarter = threading.Timer(seconds / 2, server.restart)
     restarter.start()
     heard = on_time(lambda index, when: plans[index](server.port, when, samples), began + due)
     restarter.join()
-    return verdict(server, heard, wanted == reference_after(server, text, seed, samples), sockets)
+    stop.set()
+    for other in others:
+        other.join()
+    return health(polls) | verdict(
+        server, heard, wanted == reference_after(server, text, seed, samples), sockets
+    )
+
+
+def hold(server: ServerProcess, index: int, stop: threading.Event) -> None:
+    """Hold connections of one kind from an address of one's own, and open new ones for those that close."""
+    held: list[socket.socket] = []
+    while not stop.is_set():
+        with suppress(OSError):
+            address = f"127.0.0.{index + 2}" if sys.platform == "linux" else "127.0.0.1"
+            made = socket.create_connection(("127.0.0.1", server.port), 1.0, (address, 0))
+            held.append(made)
+            made.sendall(HOLDING_REQUESTS[index % len(HOLDING_REQUESTS)])
+        if len(held) > HELD:
+            held.pop(0).close()
+        stop.wait(HOLD_PAUSE)
+    for one in held:
+        one.close()
+
+
+def poll_health(server: ServerProcess, polls: list[tuple[int, float]], stop: threading.Event) -> None:
+    """Note the status and the seconds of each health check; status 0 while the server restarts."""
+    while not stop.wait(POLL_PAUSE):
+        began = time.perf_counter()
+        status = get(server.port, "/health")[0]
+        polls.append((status, time.perf_counter() - began))
+
+
+def health(polls: list[tuple[int, float]]) -> dict[str, Any]:
+    """Counts of the health checks, and the slowest that was answered."""
+    return {
+        "health_polls": len(polls),
+        "health_other_than_200": sum(status not in (0, 200) for status, _ in polls),
+        "health_unanswered": sum(not status for status, _ in polls),
+        "health_slowest_ms": round(1000 * max((took for status, took in polls if status), default=0.0), 1),
+    }
 
 
 def client(rng: np.random.Generator, text: str, seed: int) -> Callable[[int, float, int], Answer]:

@@ -42,6 +42,12 @@ PARTIAL_REQUESTS = (
     b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
 )
 """Incomplete requests: nothing, half a line, a header, half a body, half a chunk, a silent WebSocket."""
+HOLDING_REQUESTS = (
+    b"",
+    PARTIAL_REQUESTS[3],
+    PARTIAL_REQUESTS[5],
+)
+"""What connections are held with: nothing, a body without its rest, a WebSocket."""
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 POLL_SECONDS = 0.001
 

@@ -23,6 +23,8 @@ FLAGS = {
     "request_seconds": "--request-seconds",
     "stall_seconds": "--stall-seconds",
     "drain_seconds": "--drain-seconds",
+    "connections": "--connections",
+    "connections_per_address": "--connections-per-address",
 }
 """Flags by the field of `Limits` that each one sets."""
 
@@ -35,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default=HOST, help=f"address; a public one needs --api-key-file (default: {HOST})"
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"0 takes a free one (default: {PORT})")
+    parser.add_argument(
+        "--health-port",
+        type=int,
+        default=0,
+        help="another port, which answers /health, /ready and /metrics only (default: 0, none)",
+    )
     parser.add_argument("--api-key-file", type=Path, help="file with the key that clients must send")
     parser.add_argument(
         "--voices-dir",
@@ -112,4 +120,4 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         return tts
 
     key = read_key(args.api_key_file) if args.api_key_file else ""
-    return serve(load, limits, args.host, args.port, store, key, args.log_format)
+    return serve(load, limits, args.host, args.port, store, key, args.log_format, args.health_port)

@@ -56,6 +56,8 @@ class Limits:
     wait_seconds: float = bound(60.0, "seconds from the arrival of a request to its first audio")
     stall_seconds: float = bound(30.0, "seconds without progress before a client is disconnected")
     unread_seconds: float = bound(300.0, "seconds of audio kept for a client that reads slowly")
+    connections: int = bound(256, "open connections, WebSockets included")
+    connections_per_address: int = bound(64, "open connections of one client address")
     body_bytes: int = bound(65_536, "bytes of a request's body and of a WebSocket message")
     upload_bytes: int = bound(20_000_000, "bytes of an uploaded recording with its form")
     drain_seconds: float = bound(30.0, "seconds for running streams after SIGTERM")

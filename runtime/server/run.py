@@ -1,4 +1,4 @@
-"""One server process: the listening socket, uvicorn with the app, and the shutdown after a signal.
+"""One server process: its listeners, uvicorn with the app, and the shutdown after a signal.
 
 The process ends by itself if its model cannot be loaded, or if the engine fails for good. A supervisor then
 starts it again (docs/serving.md).
@@ -6,33 +6,44 @@ starts it again (docs/serving.md).
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
+import logging
 import os
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.cli.streams import complain
 from valle2.runtime.errors import SettingsError
 from valle2.runtime.server.http.app import make_app
-from valle2.runtime.server.http.slow_clients import deadline_protocol
+from valle2.runtime.server.http.connections import RESERVE, Connections, Listener, Place
+from valle2.runtime.server.http.protocols import HttpProtocol, WebSocketProtocol
 from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.logs import limit_logs
 from valle2.runtime.server.request_log import set_up_logging
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker, WorkerState
 from valle2.runtime.tts import Valle2
 
+log = logging.getLogger("valle2.server")
 MAX_PORT, MAX_INT = 65_535, 2**31 - 1
-BACKLOG = 128
+BACKLOG = 64
 """Connections that the kernel keeps until they are accepted."""
-CONNECTIONS = 256
-"""Open connections, above which uvicorn answers 503."""
+MOST_DESCRIPTORS = 65_536
+"""Descriptors that the server asks for, if the system allows so many."""
+SPARE_DESCRIPTORS = 64
+"""Descriptors that connections leave to files."""
+STUCK_POLLS = 4
+"""How often in `stall_seconds` connections are checked for clients that read nothing."""
 
 
 FAILED_SECONDS = 2
@@ -46,11 +57,79 @@ STUCK_STATUS = 70
 
 
 class Server(uvicorn.Server):
-    """uvicorn whose worker refuses new requests as soon as a signal comes. It ends when the worker fails."""
+    """uvicorn with listeners of our own. Its worker refuses new requests as soon as a signal comes.
 
-    worker: Worker
-    address = ""
-    announced = False
+    It ends when the worker fails.
+
+    Args:
+        app: the ASGI app. worker: makes the speech. port: listening socket for requests.
+        health: listening socket for health checks alone, which works until the process ends; or None.
+        more: of uvicorn's configuration.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        worker: Worker,
+        port: socket.socket,
+        health: socket.socket | None = None,
+        **more: Any,
+    ) -> None:
+        self.worker, self.limits = worker, worker.limits
+        self.address, self.announced = "", False
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws=WebSocketProtocol,
+            loop="asyncio:SelectorEventLoop",
+            log_config=None,
+            timeout_graceful_shutdown=int(self.limits.drain_seconds) + 1,
+            ws_max_size=self.limits.body_bytes,
+            ws_per_message_deflate=False,
+            server_header=False,
+            **more,
+        )
+        super().__init__(config)
+        stall = self.limits.stall_seconds
+        self.connections = Connections(self.limits.connections, self.limits.connections_per_address, stall)
+        self.port = Listener(port, self.connections, self.make_protocol)
+        health_connections = Connections(1, 1, stall)
+        self.health = health and Listener(health, health_connections, self.make_protocol, state_only=True)
+
+    def make_protocol(self, place: Place) -> HttpProtocol:
+        """The protocol of a new connection."""
+        return HttpProtocol(
+            place,
+            self.limits.stall_seconds,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])  # starts the app, and no listener of asyncio's
+        self.servers = [self.port]  # type: ignore[list-item]
+        self.port.start()
+        if self.health:
+            self.health.start()
+        self.checks = asyncio.create_task(self.check_connections())
+
+    async def check_connections(self) -> None:
+        """Look for clients that read nothing, for ever."""
+        while True:
+            await asyncio.sleep(self.limits.stall_seconds / STUCK_POLLS)
+            now = asyncio.get_running_loop().time()
+            self.connections.close_stuck(now)
+            if self.health:
+                self.health.connections.close_stuck(now)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().shutdown()
+        finally:
+            self.checks.cancel()
+            if self.health:
+                self.health.close()
 
     async def on_tick(self, counter: int) -> bool:
         """Say once that the server serves; end if the worker has failed. Called ten times a second.
@@ -83,6 +162,7 @@ def serve(
     store: VoiceStore,
     key: str,
     log_format: str = "text",
+    health_port: int = 0,
 ) -> dict[str, Any]:
     """Serve until SIGTERM or SIGINT. Running streams may then take `limits.drain_seconds` more.
 
@@ -92,34 +172,27 @@ def serve(
         load: loads the model with the given number of rows. port: 0 takes a free one.
         store: uploaded voices. key: the API key, or an empty string.
         log_format: `text` or `json`, one line for each request.
+        health_port: for health checks and metrics alone; 0 for none.
 
     Returns:
         The numbers of completed requests and of restarts of the worker.
 
     Raises:
-        Valle2Error: the address cannot be used, the model does not load, or the engine failed too often.
+        Valle2Error: an address cannot be used, the model does not load, or the engine failed too often.
         SystemExit: `STUCK_STATUS`; the engine hangs.
     """
     set_up_logging(log_format)
+    limit_logs()
     faulthandler.enable()  # a crash of native code names the Python line that called it
-    worker = Worker(load, limits)
-    config = uvicorn.Config(
-        make_app(worker, store, key),
-        http=deadline_protocol(limits.stall_seconds),
-        log_config=None,
-        lifespan="on",
-        timeout_graceful_shutdown=int(limits.drain_seconds) + 1,
-        limit_concurrency=CONNECTIONS,
-        ws_max_size=limits.body_bytes,
-        server_header=False,
-    )
-    server = Server(config)
-    server.worker = worker
+    limits = replace(limits, connections=most_connections(limits.connections))
     listener = open_listener(host, port, limits.stall_seconds)
+    health = open_listener(host, health_port, limits.stall_seconds) if health_port else None
+    worker = Worker(load, limits)
+    server = Server(make_app(worker, store, key), worker, listener, health, lifespan="on")
     name = f"[{host}]" if ":" in host else host
     server.address = f"http://{name}:{listener.getsockname()[1]}"
     try:
-        server.run(sockets=[listener])
+        server.run()
     finally:
         faulthandler.cancel_dump_traceback_later()
     if worker.failure:
@@ -140,7 +213,7 @@ def open_listener(host: str, port: int, stall_seconds: float) -> socket.socket:
     if not 0 <= port <= MAX_PORT:
         raise SettingsError(f"--port is {port}; expected 0 to {MAX_PORT} (0 takes a free one)")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(
@@ -156,3 +229,22 @@ def open_listener(host: str, port: int, stall_seconds: float) -> socket.socket:
         ) from None
     listener.listen(BACKLOG)
     return listener
+
+
+def most_connections(wanted: int) -> int:
+    """Raise the limit of descriptors, and return how many connections fit below it, at most `wanted`."""
+    if os.name != "posix":
+        return wanted
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    most = MOST_DESCRIPTORS if hard == unlimited else min(hard, MOST_DESCRIPTORS)
+    if soft != unlimited and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    else:
+        most = MOST_DESCRIPTORS if soft == unlimited else soft
+    fit = max(1, most - min(SPARE_DESCRIPTORS, most // 2) - 2 * RESERVE)
+    if fit < wanted:
+        log.warning("%d descriptors are allowed: at most %d connections instead of %d", most, fit, wanted)
+    return min(fit, wanted)

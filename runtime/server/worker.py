@@ -104,18 +104,21 @@ class Worker:
         self.thread.start()
         self.watchdog.thread.start()
 
-    def submit(self, request: Request, first_chunk_seconds: float = FIRST_CHUNK_SECONDS) -> Reply:
+    def submit(
+        self, request: Request, first_chunk_seconds: float = FIRST_CHUNK_SECONDS, draining: bool = False
+    ) -> Reply:
         """Queue a request. Errors of its text or voice come with the reply.
 
         Args:
             first_chunk_seconds: seconds of speech in the first chunk.
+            draining: take it in DRAINING as well, because its text came before.
 
         Raises:
             NotReadyError: not in READY. QueueFullError: too many requests wait.
         """
         reply = Reply(request, first_chunk_seconds, self.wake)
         with self.changed:
-            tts = self.need_ready()
+            tts = self.need_ready(draining)
             if self.outstanding >= self.limits.slots + self.limits.queue:
                 self.metrics.rejected.inc()
                 raise QueueFullError(f"{self.outstanding} requests are under way or waiting; try again later")
@@ -189,13 +192,14 @@ class Worker:
                     ),
                 )
 
-    def need_ready(self) -> Valle2:
-        """The model, if the worker takes requests.
+    def need_ready(self, draining: bool = False) -> Valle2:
+        """The model, if the worker takes requests. draining: or if it drains.
 
         Raises:
             NotReadyError: not in READY.
         """
-        if self.tts is None or self.state is not WorkerState.READY:
+        ready = self.state is WorkerState.READY or (draining and self.state is WorkerState.DRAINING)
+        if self.tts is None or not ready:
             raise NotReadyError(f"the server is {self.state.value}; try again in a few seconds")
         return self.tts
 

@@ -98,6 +98,11 @@ class SentenceSplitter:
         self.rest = ""  # the text after that mark
         self.unsearched = 0  # index in `rest`: no sentence ends before it
 
+    @property
+    def held(self) -> int:
+        """Characters that belong to no complete sentence yet."""
+        return sum(map(len, self.clauses)) + len(self.rest)
+
     def feed(self, text: str) -> list[str]:
         """Add text; return the speakable sentences that are now complete."""
         self.rest += text

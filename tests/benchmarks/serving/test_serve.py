@@ -20,6 +20,7 @@ def test_a_short_run(bundle: Path) -> None:
     assert result["open_loop"]["statuses"] == {"200": 3} and not result["open_loop"]["cut"]
     chaos, soak = result["chaos"], result["soak"]
     assert chaos["next_request_identical"] and not chaos["other_5xx"] and not chaos["leaked_slots"]
+    assert chaos["health_polls"] and not chaos["health_other_than_200"]
     assert chaos["half_open"] and not chaos["connections_left"]
     assert soak["whole"] == 4 and soak["last_mib"] > 10
     assert "next_request_identical" in table(result) and result["first_audio"]["http_part_ms"] > 0

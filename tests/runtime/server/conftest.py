@@ -12,13 +12,10 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 
-import uvicorn
-
 from valle2.runtime import Valle2
 from valle2.runtime.server.http.app import make_app
-from valle2.runtime.server.http.slow_clients import deadline_protocol
 from valle2.runtime.server.limits import Limits
-from valle2.runtime.server.run import open_listener
+from valle2.runtime.server.run import Server, open_listener
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker, WorkerState
 
@@ -46,23 +43,15 @@ def serving(worker: Worker, voices: Path, key: str = "") -> Iterator[str]:
 
     The server starts and stops the worker, unless the worker runs already.
     """
-    app = make_app(worker, VoiceStore(voices), key)
     lifespan = "off" if worker.thread.is_alive() else "on"
-    stall = worker.limits.stall_seconds
-    config = uvicorn.Config(
-        app,
-        http=deadline_protocol(stall),
-        log_level="error",
-        ws="websockets-sansio",
-        lifespan=lifespan,  # type: ignore[arg-type]
-    )
-    running = uvicorn.Server(config)
-    listener = open_listener("127.0.0.1", 0, stall)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+    listener = open_listener("127.0.0.1", 0, worker.limits.stall_seconds)
+    address = listener.getsockname()
+    running = Server(make_app(worker, VoiceStore(voices), key), worker, listener, lifespan=lifespan)
+    thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     wait_until(lambda: worker.state is WorkerState.READY, 60)
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://127.0.0.1:{address[1]}"
     finally:
         running.should_exit = True
         thread.join(20)

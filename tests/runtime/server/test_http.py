@@ -311,7 +311,7 @@ def test_a_socket_speaks_the_sentences_of_the_whole_text(
     base, worker = server
     submit, asked = worker.submit, list[str]()
 
-    def noted(request: Request, **more: float) -> Reply:
+    def noted(request: Request, **more: Any) -> Reply:
         asked.append(request.text)
         return submit(replace(request, text="hello"), **more)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from valle2.runtime.server.worker import (
 )
 
 
-def ask(worker: Worker, text: str = "hello there", seed: int = 3, **more: float) -> Reply:
+def ask(worker: Worker, text: str = "hello there", seed: int = 3, **more: Any) -> Reply:
     assert worker.tts
     return worker.submit(Request(text, worker.tts.voice("amber"), Settings(seed=seed)), **more)
 
