@@ -73,8 +73,8 @@ PAUSE_SECONDS = 0.12
 """Silence between two sentences."""
 MIN_PROMPT_SECONDS = 0.5
 MAX_PROMPT_SECONDS = 20.0
-DECODED = 3
-"""How many times as long as its speech a recording may be: pauses before and after it are cut."""
+MAX_RECORDING_SECONDS = 60.0
+"""A longer file is not decoded. Silence before and after the speech is cut, so a recording may be longer."""
 
 
 class Valle2(Closing):
@@ -199,7 +199,7 @@ class Valle2(Closing):
             )
         longest = self.longest_prompt_seconds
         recording = read_recording(
-            path if isinstance(path, bytes) else Path(path), MIN_PROMPT_SECONDS, DECODED * longest
+            path if isinstance(path, bytes) else Path(path), MIN_PROMPT_SECONDS, MAX_RECORDING_SECONDS
         )
         made = prepare(recording, codec.sample_rate, MIN_PROMPT_SECONDS, longest)
         warnings = made.warnings + check_transcript(recording.name, transcript, made.speech_seconds)

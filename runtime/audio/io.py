@@ -111,7 +111,7 @@ def check_header(name: str, rate: int, frames: int, min_seconds: float, max_seco
     if not min_seconds <= seconds <= max_seconds:
         remedy = "cut it to" if seconds > max_seconds else "record"
         raise PromptError(
-            f"{name} lasts {seconds:.2f} s; expected {min_seconds:g} to {max_seconds:g} s of speech: "
+            f"{name} lasts {seconds:.2f} s; expected {min_seconds:g} to {max_seconds:g} s: "
             f"{remedy} one or two sentences"
         )
 

@@ -14,6 +14,8 @@ QUIET_CUT = (90.0, 150.0)
 FRAME_SECONDS = 0.02
 LOUD_SECONDS = 0.3
 """The loudest frames of so many seconds tell the level of the speech. A click is shorter."""
+LOUDEST_DB = 40.0
+"""A click is no louder than this above the level of the speech."""
 TRIM_DB = 35.0
 """Frames so far below the level of the speech are silence."""
 NOISE_DB, LEAST_TRIM_DB = 6.0, 12.0
@@ -41,9 +43,9 @@ def frame_levels(sound: Floats, rate: int) -> Floats:
 
 
 def speech_level(levels: Floats) -> float:
-    """The level in dB that the loudest 0.3 s reach."""
+    """The level in dB that the loudest 0.3 s reach, at least 40 dB below the loudest frame."""
     loud = min(len(levels) // 2, int(LOUD_SECONDS / FRAME_SECONDS))
-    return float(np.sort(levels)[-1 - loud])
+    return max(float(np.sort(levels)[-1 - loud]), float(levels.max()) - LOUDEST_DB)
 
 
 def noise_level(levels: Floats) -> float:
