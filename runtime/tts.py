@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from valle2.engine.bundle.manifest import FILE_NAME
 from valle2.engine.bundle.precisions import AUTO
 from valle2.engine.bundle.schema import MAX_WINDOW
 from valle2.engine.bundle.untrusted import exists, is_folder
-from valle2.runtime.audio.checks import check_transcript
+from valle2.runtime.audio.checks import bandwidth, check_transcript, is_narrow
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.audio.codec import Codec
 from valle2.runtime.audio.io import read_recording
@@ -201,12 +202,23 @@ class Valle2(Closing):
         recording = read_recording(
             path if isinstance(path, bytes) else Path(path), MIN_PROMPT_SECONDS, MAX_RECORDING_SECONDS
         )
-        made = prepare(recording, codec.sample_rate, MIN_PROMPT_SECONDS, longest)
+        with self.turns.alone():
+            self.check_open()
+            wide = self.has_wide_voices
+        made = prepare(recording, codec.sample_rate, MIN_PROMPT_SECONDS, longest, wide=wide)
         warnings = made.warnings + check_transcript(recording.name, transcript, made.speech_seconds)
         with self.turns.alone():
             self.check_open()
             codes = codec.encode(made.audio)
         return Prompt(codes, transcript, name, source=source, warnings=warnings)
+
+    @cached_property
+    def has_wide_voices(self) -> bool:
+        """Does the default voice have the full band? It does not where a model learnt from 16 kHz."""
+        if not self.voices():
+            return False
+        codec, voice = self.need_codec(), self.voice(self.default_voice())
+        return not is_narrow(bandwidth(codec.decode(voice.codes), codec.sample_rate), codec.sample_rate)
 
     @property
     def longest_prompt_seconds(self) -> float:

@@ -21,7 +21,7 @@ from valle2.runtime import Settings, Valle2
 
 Floats = NDArray[np.float64]
 RATE = 24000
-SENTENCE = "The old man walked his brown dog along the river every morning."
+SENTENCE = "Please bring a clean towel and two small plates to the kitchen."
 MOST_ERRORS = 0.1
 UNSEEN = Path(__file__).resolve().parents[1] / "demo" / "unseen"
 

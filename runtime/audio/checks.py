@@ -21,6 +21,8 @@ EMPTY_DB = 52.0
 """A band so far below the strongest one is empty."""
 NARROW_HZ = 9000
 """Speech with nothing above it is of another kind than the models were trained on."""
+NARROW_SHARE = 0.75
+"""The same, as a share of what a model of a low rate can hold."""
 LOW_SNR_DB = 20.0
 STATIONARY_DB = 6.0
 """Speech rises and falls by more, whatever the noise."""
@@ -35,13 +37,13 @@ WIDE = "\u2e80"
 
 
 def check_sound(
-    recording: Recording, one: Floats, audio: Audio, levels: Floats, span: tuple[int, int], rate: int
+    recording: Recording, levels: Floats, span: tuple[int, int], rate: int, top: float
 ) -> tuple[str, ...]:
     """What a user should know about the sound, one sentence each.
 
     Args:
-        one: (N,), the recording in one channel at its own rate. audio: (M,), the prompt made of it.
-        levels: of the recording's frames in dB. span: the frames of the speech. rate: of `audio`, in Hz.
+        levels: of the recording's frames in dB. span: the frames of the speech.
+        rate: of the model, in Hz. top: the bandwidth, in Hz.
     """
     name, found = recording.name, list[str]()
     ratio = speech_level(levels) - noise_level(levels)
@@ -61,8 +63,7 @@ def check_sound(
             f"{name} is mostly silent: {sounding:.0%} of the time between its first and last word is speech; "
             "record one sentence without long pauses"
         )
-    top = bandwidth(audio, rate)
-    if top < min(NARROW_HZ, 0.75 * rate / 2):
+    if is_narrow(top, rate):
         found.append(
             f"{name} has no sound above {top / 1000:.1f} kHz, and the model expects {rate / 2000:.0f} kHz: "
             "words may be lost; record at 24 kHz or more, not over the telephone"
@@ -80,6 +81,11 @@ def clipped_share(samples: NDArray[np.float32]) -> float:
             runs = edges[1::2] - edges[::2]
             shares.append(float(runs[runs >= CLIPPED_RUN].sum()) / len(channel))
     return max(shares)
+
+
+def is_narrow(top: float, rate: int) -> bool:
+    """Is a bandwidth of `top` Hz that of a telephone or of an old recording? rate: of the model, in Hz."""
+    return top < min(NARROW_HZ, NARROW_SHARE * rate / 2)
 
 
 def bandwidth(audio: Audio, rate: int) -> float:

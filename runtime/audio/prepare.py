@@ -1,6 +1,6 @@
 """Makes a prompt of a recording: one channel, no offset, no silence at its ends, the level that models know.
 
-    recording -> one channel -> no offset -> model's rate -> ends cut -> level -> checks
+    recording -> one channel -> no offset -> model's rate -> ends cut -> empty band filled -> level -> checks
 
 Every threshold is relative to the recording's own speech, so the gain of a recording changes nothing.
 """
@@ -13,9 +13,10 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from valle2.runtime.audio.checks import check_sound
+from valle2.runtime.audio.checks import bandwidth, check_sound, is_narrow
 from valle2.runtime.audio.io import Recording
 from valle2.runtime.audio.levels import FRAME_SECONDS, frame_levels, high_passed, speech_level, speech_span
+from valle2.runtime.audio.widen import widened
 from valle2.runtime.errors import PromptError
 
 Audio = NDArray[np.float32]
@@ -49,11 +50,14 @@ class Prepared:
     warnings: tuple[str, ...] = ()
 
 
-def prepare(recording: Recording, rate: int, min_seconds: float, max_seconds: float) -> Prepared:
+def prepare(
+    recording: Recording, rate: int, min_seconds: float, max_seconds: float, *, wide: bool = False
+) -> Prepared:
     """Make a prompt of a recording.
 
     Args:
         rate: the model's, in Hz. min_seconds, max_seconds: the length of the speech that is accepted.
+        wide: the model's own voices have the full band, so the empty band of a narrow recording is filled.
 
     Raises:
         PromptError: silent, or with too little or too much speech.
@@ -70,7 +74,10 @@ def prepare(recording: Recording, rate: int, min_seconds: float, max_seconds: fl
     speech = (end - start) * FRAME_SECONDS
     check_length(name, len(kept) / rate, min_seconds, max_seconds)
     audio = leveled(kept, rate)
-    return Prepared(audio, speech, check_sound(recording, one, audio, levels, (start, end), rate))
+    top = bandwidth(audio, rate)
+    if wide and is_narrow(top, rate):
+        audio = leveled(widened(kept, rate, top), rate)
+    return Prepared(audio, speech, check_sound(recording, levels, (start, end), rate, top))
 
 
 def one_channel(samples: NDArray[np.float32]) -> Floats:

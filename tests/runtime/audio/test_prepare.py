@@ -256,6 +256,23 @@ def test_bandwidth_is_measured_in_half_kilohertz(voice: Floats) -> None:
     assert 7000 <= bandwidth(prepared(narrow(voice, 16000)).audio, RATE) <= 8000
 
 
+@pytest.mark.parametrize("rate", [8000, 16000])
+def test_the_empty_band_is_filled_for_a_model_with_wide_voices(voice: Floats, rate: int) -> None:
+    recording = read_recording(wav(narrow(voice, rate)), 0.5, 60)
+    plain, wide = (prepare(recording, RATE, 0.5, 20, wide=wide).audio for wide in (False, True))
+    assert bandwidth(plain, RATE) <= rate / 2 and bandwidth(wide, RATE) > 9000
+    assert np.corrcoef(plain, wide)[0, 1] > 0.95, "the speech itself stays"
+    again = prepare(recording, RATE, 0.5, 20, wide=True).audio
+    assert np.array_equal(wide, again)
+    full = read_recording(wav(voice), 0.5, 60)
+    same, other = (prepare(full, RATE, 0.5, 20, wide=wide).audio for wide in (False, True))
+    assert np.array_equal(same, other), "a recording with the full band stays as it is"
+
+
+def test_the_voices_of_a_model_say_whether_it_is_wide(demo: Valle2) -> None:
+    assert demo.has_wide_voices
+
+
 def test_silence_has_no_prompt() -> None:
     for level in (0.0, 5e-5):
         with pytest.raises(PromptError, match="is silent"):
