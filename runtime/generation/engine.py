@@ -5,15 +5,15 @@
     for event in engine.step(): ...
 
 A step decodes one group of every row, prefills one chunk of the next sequence, and then does one piece of
-one request's own work: a NAR pass or a call of the codec. Requests take turns with that work, so that a long
-one does not hold up the streams beside it. One thread may use an engine.
+one request's own work: a NAR pass or a call of the codec. A long request does not hold up the streams beside
+it: free rows and that work go to the request whose listener needs audio first (`generation.playback`). The
+order does not change any request's codes. One thread may use an engine.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,6 +27,7 @@ from valle2.runtime.audio.stretch import TimeStretcher
 from valle2.runtime.generation.alignment import Aligner
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.model import LoadedModel
+from valle2.runtime.generation.playback import Playback
 from valle2.runtime.generation.scheduler import Scheduler
 from valle2.runtime.generation.sequence import Status
 from valle2.runtime.generation.token_layout import Text
@@ -62,6 +63,7 @@ class EncodedRequest:
         settings: how codes are drawn.
         first_chunk_seconds: seconds of speech in the first chunk; 0 makes one chunk of each sentence.
         codes_only: leave the codec out; the audio of every chunk is empty.
+        whole: nobody hears the audio before the request's end, so that streams go before it.
         warnings: about the voice and the text, for the user.
         end_pause: seconds of silence after the last sentence.
         arrived: `time.perf_counter()` at which the request came, for its timings.
@@ -72,6 +74,7 @@ class EncodedRequest:
     settings: Settings
     first_chunk_seconds: float = 0.0
     codes_only: bool = False
+    whole: bool = False
     warnings: tuple[str, ...] = ()
     end_pause: float = 0.0
     arrived: float = field(default_factory=time.perf_counter)
@@ -137,12 +140,14 @@ class SynthesisState:
     Args:
         events: the engine's list, which gets this request's events.
         samples: of the audio given out.
+        playback: when its listener needs audio next.
         work: `SynthesisEngine.speak`, suspended until it gets what it waits for.
     """
 
     id: RequestId
     request: EncodedRequest
     events: list[Event]
+    playback: Playback
     timings: Timings = field(default_factory=Timings)
     samples: int = 0
     wait_for: WaitFor = WaitFor.STEP
@@ -168,14 +173,16 @@ class SynthesisEngine:
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.scheduler = Scheduler(model.ar.rows)
-        self.requests: deque[SynthesisState] = deque()
+        self.requests: list[SynthesisState] = []
         self.events: list[Event] = []
         self.ids = itertools.count()
         self.steps = 0
 
     def add(self, request: EncodedRequest) -> RequestId:
         """Take a request; its work begins with the next step. Its errors come as `Failed`."""
-        state = SynthesisState(RequestId(next(self.ids)), request, self.events)
+        whole = request.whole or request.codes_only or not request.first_chunk_seconds
+        playback = Playback.of(time.perf_counter(), whole)
+        state = SynthesisState(RequestId(next(self.ids)), request, self.events, playback)
         state.work = self.speak(state)
         self.requests.append(state)
         return state.id
@@ -237,9 +244,9 @@ class SynthesisEngine:
             decoder, sizes = self.open_chunks(request)
             stretcher = self.open_stretcher(speed)
             aligner, began = self.open_words(spoken), state.samples
-            check = not request.codes_only
+            check, playback = not request.codes_only, state.playback
             with Utterance(
-                model, self.scheduler, text, request.prompt, request.settings, index, check=check
+                model, self.scheduler, text, request.prompt, request.settings, index, playback, check=check
             ) as sentence:
                 while not sentence.done:
                     frames = next(sizes)
@@ -264,7 +271,7 @@ class SynthesisEngine:
                         words = aligner.add(codes[:, 0])
                         if sentence.done:
                             words += aligner.finish(complete=sentence.finish_reason == EOS)
-                    state.emit(audio, codes, self.heard(words, began, speed))
+                    self.emit(state, audio, codes, self.heard(words, began, speed))
                 reasons.add(sentence.finish_reason)
         if request.end_pause and not request.codes_only:
             self.emit_pause(state, request.end_pause)
@@ -304,20 +311,25 @@ class SynthesisEngine:
     def emit_pause(self, state: SynthesisState, seconds: float) -> None:
         """Silence before a sentence."""
         rate = self.model.need_codec().sample_rate
-        state.emit(silence(seconds, rate), np.zeros((0, state.request.prompt.shape[1]), np.int64))
+        self.emit(state, silence(seconds, rate), np.zeros((0, state.request.prompt.shape[1]), np.int64))
+
+    def emit(self, state: SynthesisState, audio: Audio, codes: Codes, words: tuple[Word, ...] = ()) -> None:
+        """Give out a chunk, which moves the request's deadline."""
+        if len(audio):
+            state.playback.add(len(audio) / self.model.need_codec().sample_rate, time.perf_counter())
+        state.emit(audio, codes, words)
 
     # -- all requests ---------------------------------------------------------------------------
 
     def advance_requests(self) -> None:
-        """Let requests use the new codes; then one of them runs the NAR or the codec once."""
+        """Let requests use the new codes; then the one that is due first runs the NAR or the codec once."""
         for state in [state for state in self.requests if state.wait_for is WaitFor.STEP]:
             self.advance(state)
-        worker = next((state for state in self.requests if state.wait_for is WaitFor.TURN), None)
-        if worker:
-            self.advance(worker)
-            if worker in self.requests:
-                self.requests.remove(worker)
-                self.requests.append(worker)
+        ready = [state for state in self.requests if state.wait_for is WaitFor.TURN]
+        if ready:
+            first = min(ready, key=lambda state: state.playback.due)
+            first.playback.take_turn(time.perf_counter())
+            self.advance(first)
 
     def advance(self, state: SynthesisState) -> None:
         """Run one request to its next wait. Its error is its own."""

@@ -1,7 +1,7 @@
 """Decides which sequences run and in which row. Knows statuses and row numbers; holds no array.
 
-Continuous batching, first come, first served. A waiting sequence takes the lowest free row as soon as there
-is one. One sequence prefills at a time, a chunk between two AR steps, so that a long prompt does not hold up
+Continuous batching. As soon as there is a free row, the waiting sequence whose listener needs audio first
+takes the lowest one; of two that are due at the same time, the one that came first. One sequence prefills at a time, a chunk between two AR steps, so that a long prompt does not hold up
 the rows that decode. A row is free as soon as its sequence has finished or was cancelled.
 """
 
@@ -33,13 +33,14 @@ class Scheduler:
         return [sequence for sequence in self.rows if sequence and sequence.status is Status.DECODE]
 
     def next_prefill(self) -> Sequence | None:
-        """The sequence whose next chunk is due: the one in PREFILL, else the first that gets a free row."""
+        """The sequence whose next chunk is due: the one in PREFILL, else the one due first, in a free row."""
         for sequence in self.rows:
             if sequence and sequence.status is Status.PREFILL:
                 return sequence
         if not self.waiting or None not in self.rows:
             return None
-        sequence = self.waiting.popleft()
+        sequence = min(self.waiting, key=lambda one: one.playback.due)
+        self.waiting.remove(sequence)
         sequence.status, sequence.row = Status.PREFILL, self.rows.index(None)
         self.rows[sequence.row] = sequence
         return sequence

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine.bundle.contract import EOS_CODE
+from valle2.runtime.generation.playback import Playback
 from valle2.runtime.types import EOS, MAX_FRAMES, Codes, Settings
 
 
@@ -37,6 +38,7 @@ class Sequence:
         settings: top_p, window and threshold of its sampling.
         start: positions between the text and the codes: 1 for a model with a start mark, else 0.
         step_limit: steps after which it ends without `<eos>`.
+        playback: when its request's listener needs audio next.
 
     status and row say where it is: `row` is its index in the batch from PREFILL on. codes are the codes of
     codebook 0 drawn so far, up to `<eos>`; log_prob is the sum of their log-probabilities. finish_reason is
@@ -58,6 +60,7 @@ class Sequence:
     error: Exception | None = None
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    playback: Playback = field(default_factory=Playback)
 
     def __post_init__(self) -> None:
         self.step_limit = self.step_limit or len(self.uniforms)

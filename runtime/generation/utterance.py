@@ -10,6 +10,7 @@ from valle2.engine import Closing
 from valle2.runtime.errors import PromptError, SynthesisError
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.nar_runner import NARState
+from valle2.runtime.generation.playback import Playback
 from valle2.runtime.generation.sampling import best_candidate, uniforms
 from valle2.runtime.generation.scheduler import Scheduler
 from valle2.runtime.generation.sequence import Sequence
@@ -29,6 +30,7 @@ class Utterance(Closing):
         model: what it runs on. scheduler: gets a sequence for each candidate.
         text: ids of the transcript and the sentence, without marks. prompt: (P, Q) int64.
         index: which sentence of its request, so that each draws its own random numbers.
+        playback: when its request's listener needs audio next.
         check: decode it once more if its speech is empty or shorter than its text can be said in.
 
     Raises:
@@ -43,6 +45,7 @@ class Utterance(Closing):
         prompt: Codes,
         settings: Settings,
         index: int = 0,
+        playback: Playback | None = None,
         *,
         check: bool = False,
     ) -> None:
@@ -53,7 +56,9 @@ class Utterance(Closing):
         self.context = prompt[len(prompt) % group :]
         start = int(model.layout.code_bos)
         empty = np.zeros((0, group, 2), np.float32)
-        self.row = Sequence(ar_text, self.context[:, 0], empty, settings, start)
+        self.row = Sequence(
+            ar_text, self.context[:, 0], empty, settings, start, playback=playback or Playback()
+        )
         self.row.step_limit = self.step_limit(self.row, text.prompt_length)
         self.fewest = model.layout.fewest_frames(len(text.ids), text.prompt_length)
         self.rejected: list[Sequence] = []
