@@ -34,7 +34,7 @@ from valle2.engine.bundle.precisions import AUTO
 from valle2.engine.bundle.schema import MAX_WINDOW
 from valle2.engine.bundle.untrusted import exists, is_folder
 from valle2.runtime.audio.checks import bandwidth, check_transcript, is_narrow
-from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
+from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS, MIN_FIRST_CHUNK_SECONDS
 from valle2.runtime.audio.codec import Codec
 from valle2.runtime.audio.io import read_recording
 from valle2.runtime.audio.prepare import prepare
@@ -336,9 +336,10 @@ class Valle2(Closing):
             TextError: nothing can be spoken.
             PromptError: the prompt does not fit the model. SettingsError: seconds out of range.
         """
-        if not 0 <= first_chunk_seconds < float("inf"):
+        if first_chunk_seconds != 0 and not MIN_FIRST_CHUNK_SECONDS <= first_chunk_seconds < float("inf"):
             raise SettingsError(
-                f"first_chunk_seconds is {first_chunk_seconds!r}; expected seconds, 0 or more"
+                f"first_chunk_seconds is {first_chunk_seconds!r}; expected 0 for whole sentences, or "
+                f"{MIN_FIRST_CHUNK_SECONDS:g} and more"
             )
         arrived = time.perf_counter()
         self.need_codec()

@@ -15,6 +15,8 @@ from valle2.runtime.types import Audio, Codes
 
 FIRST_CHUNK_SECONDS = 0.4
 """Speech in a stream's first chunk, unless the caller says otherwise."""
+MIN_FIRST_CHUNK_SECONDS = 0.05
+"""Shorter chunks would cost the NAR and the codec several times the work."""
 GROWTH = 2.0
 LONGEST_SECONDS = 4.0
 CONTEXT_FRAMES = 24

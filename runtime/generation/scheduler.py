@@ -1,8 +1,9 @@
 """Decides which sequences run and in which row. Knows statuses and row numbers; holds no array.
 
 Continuous batching. As soon as there is a free row, the waiting sequence whose listener needs audio first
-takes the lowest one; of two that are due at the same time, the one that came first. One sequence prefills at a time, a chunk between two AR steps, so that a long prompt does not hold up
-the rows that decode. A row is free as soon as its sequence has finished or was cancelled.
+takes the lowest one; of two that are due at the same time, the one that came first. One sequence prefills at
+a time, a chunk between two AR steps, so that a long prompt does not hold up the rows that decode. A row is
+free as soon as its sequence has finished or was cancelled.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.request_log import note_reply
 from valle2.runtime.server.watchdog import Watchdog, settle
 from valle2.runtime.tts import Valle2
-from valle2.runtime.types import Request
+from valle2.runtime.types import Prompt, Request
 
 log = logging.getLogger("valle2.server")
 WARM_UP_TEXT = "Hello there."
@@ -41,6 +41,8 @@ IDLE_SECONDS = 1.0
 LOADING_JOIN_SECONDS = 5.0
 """How long `stop` waits for a thread that still loads the model."""
 STOPPING = "the server is stopping; try again in a few seconds"
+MAX_UPLOADS = 4
+"""Recordings that are being read or wait for it."""
 
 
 class WorkerState(Enum):
@@ -82,6 +84,8 @@ class Worker:
         self.inbox: deque[tuple[Reply, EncodedRequest] | Callable[[Valle2], None]] = deque()
         self.running: dict[RequestId, Reply] = {}
         self.text_thread = ThreadPoolExecutor(1, "valle2-text")
+        self.voice_thread = ThreadPoolExecutor(1, "valle2-voice")
+        self.uploads = 0
         self.outstanding = 0
         self.changed = threading.Condition()
         self.state = WorkerState.LOADING
@@ -192,6 +196,26 @@ class Worker:
                     ),
                 )
 
+    def prepare_voice(self, data: bytes, transcript: str, name: str) -> Future[Prompt]:
+        """Make a voice of a recording in a thread of its own, beside the engine's.
+
+        Raises:
+            NotReadyError: not in READY. QueueFullError: too many recordings wait.
+        """
+        with self.changed:
+            tts = self.need_ready()
+            if self.uploads >= MAX_UPLOADS:
+                raise QueueFullError(f"{self.uploads} recordings are being read; try again later")
+            self.uploads += 1
+        future = self.voice_thread.submit(tts.prompt, data, transcript, name)
+        future.add_done_callback(self.end_upload)
+        return future
+
+    def end_upload(self, future: Future[Prompt]) -> None:
+        """Free the place of a recording."""
+        with self.changed:
+            self.uploads -= 1
+
     def need_ready(self, draining: bool = False) -> Valle2:
         """The model, if the worker takes requests. draining: or if it drains.
 
@@ -249,6 +273,7 @@ class Worker:
             self.thread.join(self.limits.step_seconds if self.tts else LOADING_JOIN_SECONDS)
         self.fail_all(NotReadyError(STOPPING))
         self.text_thread.shutdown(wait=False, cancel_futures=True)
+        self.voice_thread.shutdown(wait=False, cancel_futures=True)
         return clean
 
     def give_up(self, reason: str | Valle2Error) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, File, Form, Request, UploadFile, WebSocket
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -27,13 +27,14 @@ from valle2.runtime.server.http.body import (
     unknown_model,
 )
 from valle2.runtime.server.http.errors import HttpError, error_response, invalid_value, may_be_shown
+from valle2.runtime.server.http.form import FORM_BODY, read_form
 from valle2.runtime.server.http.guard import PAGE_FILES, Guard
 from valle2.runtime.server.http.request_ids import RequestIds
 from valle2.runtime.server.http.speak import CLIENT_CLOSED_REQUEST, respond
 from valle2.runtime.server.http.websocket import serve_websocket
 from valle2.runtime.server.request_log import log_failure
 from valle2.runtime.server.store import NAME_CHARACTERS, VoiceStore
-from valle2.runtime.server.worker import WARM_UP_TEXT, Worker, WorkerState
+from valle2.runtime.server.worker import WARM_UP_TEXT, TimeLimitError, Worker, WorkerState
 from valle2.runtime.tts import MIN_PROMPT_SECONDS, Valle2
 from valle2.runtime.types import Prompt
 from valle2.runtime.types import Request as SpeechRequest
@@ -218,19 +219,14 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         voices = store.listing(worker.need_ready())
         return {"voices": [{"id": voice["name"], **voice} for voice in voices]}
 
-    @app.post("/v1/voices", status_code=201)
-    async def add(
-        name: str = Form(max_length=NAME_CHARACTERS),
-        transcript: str = Form(max_length=TRANSCRIPT_CHARACTERS),
-        consent: bool = Form(),
-        file: UploadFile = File(),  # noqa: B008
-    ) -> dict[str, Any]:
-        tts = worker.need_ready()
+    @app.post("/v1/voices", status_code=201, openapi_extra=FORM_BODY)
+    async def add(request: Request) -> dict[str, Any]:
+        form, data = await read_form(request)
+        name, tts = form.name, worker.need_ready()
         store.check_new(tts, name)
-        if not consent:
+        if not form.consent:
             raise HttpError(400, "consent is false; upload a voice only if its speaker agreed", "consent")
-        data = await file.read()
-        made = await asyncio.wrap_future(worker.call(lambda tts: tts.prompt(data, transcript, name)))
+        made = await prepared(worker, data, form.transcript, name)
         await asyncio.to_thread(check_speakable, tts, made)
         await asyncio.to_thread(store.add, replace(made, source="upload", consent=CONSENT))
         seconds = round(len(made.codes) / tts.need_codec().frame_rate, 2)
@@ -268,6 +264,22 @@ def add_limits(app: FastAPI, worker: Worker) -> None:
             "voice_name_characters": NAME_CHARACTERS,
             "upload_bytes": bounds.upload_bytes,
         }
+
+
+async def prepared(worker: Worker, data: bytes, transcript: str, name: str) -> Prompt:
+    """A voice of an uploaded recording.
+
+    Raises:
+        TimeLimitError: it was not made in time. PromptError: the recording cannot be used.
+    """
+    seconds = worker.limits.wait_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.wrap_future(worker.prepare_voice(data, transcript, name))
+    except TimeoutError:
+        raise TimeLimitError(
+            f"the recording was not read in {seconds:g} s; this server waits no longer: try again later"
+        ) from None
 
 
 def add_page(app: FastAPI) -> None:

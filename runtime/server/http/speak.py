@@ -10,6 +10,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import Request
@@ -21,6 +22,8 @@ from valle2.runtime.server.http.formats import MEDIA_TYPES, Encoder, Format
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.types import Audio
 
+ENCODERS = ThreadPoolExecutor(2, "valle2-encode")
+"""Audio is encoded here, so that a long MP3 or FLAC does not block the event loop."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client has disconnected. Nobody receives it."""
 
@@ -28,6 +31,9 @@ MAX_WARNINGS = 2048
 """Characters of the header X-Warnings at the most. Proxies refuse long headers."""
 LONGEST_ESCAPE = 12
 """Characters that JSON needs in ASCII for one character outside the basic plane."""
+
+PIECE_BYTES = 49_152
+"""Bytes of a whole file that are sent at once; a multiple of 3, for base64."""
 
 
 class SpeechResponse(StreamingResponse):
@@ -120,14 +126,15 @@ async def encoded(
 ) -> AsyncIterator[bytes]:
     """The encoded audio. Closing the iterator early cancels the request."""
     try:
-        yield encoder.head() + encoder.add(first)
+        loop = asyncio.get_running_loop()
+        yield encoder.head() + await loop.run_in_executor(ENCODERS, encoder.add, first)
         async for piece in pieces:
-            data = encoder.add(piece)
+            data = await loop.run_in_executor(ENCODERS, encoder.add, piece)
             if data:
                 yield data
-        rest = encoder.end()
-        if rest:
-            yield rest
+        rest = await loop.run_in_executor(ENCODERS, encoder.end)
+        for start in range(0, len(rest), PIECE_BYTES):
+            yield rest[start : start + PIECE_BYTES]
     finally:
         reply.cancel()
 
