@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import DTypeLike
 
-from valle2.engine.backends.base import Array, ArrayBuffer, Backend, Buffer, Step
+from valle2.engine.backends.base import Array, ArrayBuffer, Backend, Buffer, Step, check_feeds
 from valle2.engine.backends.trt.api import load, parsed
 from valle2.engine.build.interpreter.network import InterpretedNetwork
 from valle2.engine.build.precision import converted_spec, load_graph
@@ -22,29 +22,38 @@ class InterpretedBackend(Backend):
     """One interpreted graph.
 
     Args:
-        network: the network. spec: its tensors. owner: what is closed with the backend.
+        network: the network. spec: its tensors.
     """
 
-    def __init__(self, network: InterpretedNetwork, spec: GraphSpec, owner: ExitStack | None = None) -> None:
-        self.network, self.spec, self.owner = network, spec, owner or ExitStack()
+    def __init__(self, network: InterpretedNetwork, spec: GraphSpec) -> None:
+        self.network, self.spec = network, spec
 
     def run_checked(self, feeds: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
         found = self.network.run(feeds)
-        return {name: np.array(found[name]) for name in outputs}
+        given = [*feeds.values(), *self.network.constants.values()]
+        return {name: owned(found[name], given) for name in outputs}
 
     def buffer(self, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
         return ArrayBuffer(np.zeros(shape, dtype))
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
         def step() -> None:
-            found = self.run({name: buffer.read() for name, buffer in inputs.items()}, tuple(outputs))
+            feeds = {name: buffer.read() for name, buffer in inputs.items()}
+            check_feeds(self.spec, feeds)
+            found = self.network.run(feeds)
             for name, buffer in outputs.items():
                 buffer.write(found[name])
 
         return step
 
     def close(self) -> None:
-        self.owner.close()
+        """Nothing to free: the network goes with its last reference."""
+
+
+def owned(value: Array, given: list[Array]) -> Array:
+    """The value, copied if it is a view or one of the arrays that were given."""
+    shared = not value.flags.owndata or any(value is one for one in given)
+    return value.copy() if shared else value
 
 
 def interpret_graph(
@@ -60,16 +69,17 @@ def interpret_graph(
         BackendError: TensorRT is absent, or its parser refuses the graph.
         InterpreterError: a layer of the network is unknown.
     """
-    owner = ExitStack()
     trt = load(target)
-    with ExitStack() as opened:
-        if precision == "fp32":
-            path = folder / spec.file
-        else:
-            model = load_graph(folder / spec.file, precision)
-            spec = converted_spec(spec, model)
-            path = Path(opened.enter_context(tempfile.TemporaryDirectory())) / Path(spec.file).name
-            onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.stem}.weights")
-        network = InterpretedNetwork(opened.enter_context(parsed(trt, path)))
-        owner = opened.pop_all()
-    return InterpretedBackend(network, spec, owner)
+    if precision == "fp32":
+        return interpret_file(trt, folder / spec.file, spec)
+    model = load_graph(folder / spec.file, precision)
+    with tempfile.TemporaryDirectory() as work:
+        path = Path(work) / Path(spec.file).name
+        onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.stem}.weights")
+        return interpret_file(trt, path, converted_spec(spec, model))
+
+
+def interpret_file(trt: Any, path: Path, spec: GraphSpec) -> InterpretedBackend:
+    """Parse and interpret one file; `InterpretedNetwork` keeps the parser's memory."""
+    with parsed(trt, path) as network:
+        return InterpretedBackend(InterpretedNetwork(network), spec)

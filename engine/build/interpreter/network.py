@@ -87,7 +87,7 @@ class InterpretedNetwork:
     """A network that is ready to be evaluated.
 
     Args:
-        parsed: the network. It must stay open, because constants are views of the parser's memory.
+        parsed: the network. It is kept, because constants are views of the parser's memory.
 
     Raises:
         InterpreterError: a layer or one of its attributes is unknown here.
