@@ -80,7 +80,7 @@ def test_every_nar_stage_equals_eager(trace: Trace, tmp_path: Path, lowering: st
 def test_the_codec_equals_onnx_runtime(fixed_bundles: dict[str, Path], lowering: str) -> None:
     folder, rng = fixed_bundles[lowering], np.random.default_rng(0)
     manifest = read_manifest(folder)
-    given = {
+    given: dict[str, dict[str, Any]] = {
         "codec_encoder": {"audio": rng.normal(0, 0.1, (2, manifest.codec["hop"] * 25)).astype(np.float32)},
         "codec_decoder": {"codes": rng.integers(0, 1024, (2, 25, 8))},
     }
@@ -278,7 +278,7 @@ def test_convolutions_equal_torch(stride: int, padding: int, groups: int, *, tra
         layer.stride_nd, layer.padding_nd, layer.num_groups = (stride, 1), (padding, 0), groups
         return layer
 
-    compute = torch.nn.functional.conv_transpose2d if transposed else torch.nn.functional.conv2d
+    compute: Any = torch.nn.functional.conv_transpose2d if transposed else torch.nn.functional.conv2d
     tensors = [torch.from_numpy(value) for value in (x, kernel, bias)]
     expected = compute(*tensors, stride=(stride, 1), padding=(padding, 0), groups=groups).numpy()
     assert np.allclose(network_of(build, {"x": x}), expected, atol=1e-5)
