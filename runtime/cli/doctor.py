@@ -12,6 +12,8 @@ from typing import Any
 
 import onnxruntime
 
+from valle2.engine.backends.ort.providers import BOTH_INSTALLED, CUDA_EXTRA, REINSTALL, both_installed
+
 HELP = "show what this machine can run"
 PARTS = {
     "export": (("torch", "onnx", "onnxscript"), "pip install 'valle2[export]'"),
@@ -33,14 +35,18 @@ def installed(name: str) -> str:
         return "missing"
 
 
+def cuda_advice() -> str:
+    """Why CUDA is missing, and the command that mends it."""
+    if both_installed():
+        return f"missing: {BOTH_INSTALLED}; {REINSTALL}"
+    return f"missing; pip install '{CUDA_EXTRA}' (needs an NVIDIA GPU)"
+
+
 def run(args: argparse.Namespace, progress: Callable[[str], None]) -> dict[str, Any]:
     """Versions, devices, and a line for each optional part."""
     providers = onnxruntime.get_available_providers()
     cuda = "CUDAExecutionProvider" in providers
-    parts = {
-        "cpu": "ready",
-        "cuda": CUDA_READY if cuda else "missing; pip install 'valle2[cuda]' (needs an NVIDIA GPU)",
-    }
+    parts = {"cpu": "ready", "cuda": CUDA_READY if cuda else cuda_advice()}
     for name, (modules, command) in PARTS.items():
         missing = [module for module in modules if find_spec(module) is None]
         parts[name] = f"missing {', '.join(missing)}; {command}" if missing else "installed"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,9 @@ class Provider:
         return CACHE in self.options.values()
 
 
+CUDA_EXTRA = "valle2[cuda]"
+REINSTALL = "pip install --force-reinstall --no-deps onnxruntime-gpu"
+BOTH_INSTALLED = "onnxruntime and onnxruntime-gpu share one folder, and the one for CPUs was installed last"
 CACHE = "{cache}"
 FIXED_CACHES = ("portable", "primitive")
 """Lowerings whose caches have a fixed length, without `GroupQueryAttention`."""
@@ -87,7 +91,7 @@ PROVIDERS: dict[tuple[str, str], Provider] = {
     ("ort", "cpu"): Provider(CPU, "onnxruntime"),
     ("ort", "cuda"): Provider(
         "CUDAExecutionProvider",
-        "valle2[cuda]",
+        CUDA_EXTRA,
         FIXED_CACHES,
         {
             "device_id": "0",
@@ -99,7 +103,7 @@ PROVIDERS: dict[tuple[str, str], Provider] = {
     ),
     ("ort-tensorrt", "cuda"): Provider(
         "TensorrtExecutionProvider",
-        "valle2[cuda]",
+        CUDA_EXTRA,
         FIXED_CACHES,
         {
             "device_id": "0",
@@ -126,11 +130,22 @@ def find_provider(engine: str, device: str, available: list[str]) -> Provider:
     """
     found = PROVIDERS[engine, device]
     if found.name not in available:
+        advice = f"pip install '{found.extra}'"
+        if found.extra == CUDA_EXTRA and both_installed():
+            advice = f"{REINSTALL} ({BOTH_INSTALLED})"
         raise BackendError(
             f"device {device!r} is not available here (this ONNX Runtime has no {found.name}); "
-            f"install it with: pip install '{found.extra}'"
+            f"install it with: {advice}"
         )
     return found
+
+
+def both_installed() -> bool:
+    """Whether both packages of ONNX Runtime are installed."""
+    try:
+        return bool(version("onnxruntime") and version("onnxruntime-gpu"))
+    except PackageNotFoundError:
+        return False
 
 
 def lowerings_for(engine: str, device: str) -> tuple[tuple[str, ...], str]:

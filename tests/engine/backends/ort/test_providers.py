@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,3 +193,24 @@ def test_a_captured_call_names_its_graph_from_the_second_time_on(
         for _ in range(3):
             step()
     assert numbers == ["-1", "1", "1", "-1", "2", "2"]
+
+
+def test_two_onnx_runtimes_are_named_with_the_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip fills one folder from both packages, and the one for CPUs was installed last."""
+    for name in ("onnxruntime", "onnxruntime_gpu"):
+        folder = tmp_path / f"{name}-1.32.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.32.0\n"
+        )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    command = "pip install --force-reinstall --no-deps onnxruntime-gpu"
+    with pytest.raises(BackendError, match=command):
+        find_provider("ort", "cuda", [CPU])
+    assert find_provider("ort", "cuda", [CPU, "CUDAExecutionProvider"]).name == "CUDAExecutionProvider"
+    from valle2.runtime.cli import doctor
+
+    parts = doctor.run(argparse.Namespace(), lambda message: None)["can run"]
+    assert command in parts["cuda"] and "installed last" in parts["cuda"]
