@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from valle2.engine.backends.ort.memory import trim_heap
 from valle2.engine.bundle.hub import fetch_bundle, parse_id
 from valle2.engine.bundle.manifest import FILE_NAME
 from valle2.engine.bundle.precisions import AUTO
-from valle2.engine.bundle.schema import MAX_WINDOW
+from valle2.engine.bundle.schema import MAX_WINDOW, NEUTRAL, QUALITIES
 from valle2.engine.bundle.untrusted import exists, is_folder
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.audio.codec import Codec
@@ -240,9 +241,16 @@ class Valle2(Closing):
         identifier, collector = self.start(encoded)
         return Stream(identifier, collector, self.step, self.cancel, self.sample_rate)
 
-    def settings(self) -> Settings:
-        """The model's own defaults."""
-        return replace(Settings(), **self.manifest.sampling)  # type: ignore[arg-type]
+    def settings(self, quality: str = "full") -> Settings:
+        """The model's own defaults. quality: one of `schema.QUALITIES`.
+
+        Raises:
+            SettingsError: unknown quality.
+        """
+        if quality not in QUALITIES:
+            raise SettingsError(f"quality is {quality!r}; expected one of {', '.join(QUALITIES)}")
+        own: dict[str, Any] = self.manifest.sampling | (QUALITIES[quality] if quality != "full" else {})
+        return replace(Settings(), **own)
 
     @property
     def sample_rate(self) -> int:
@@ -270,6 +278,7 @@ class Valle2(Closing):
             )
         arrived = time.perf_counter()
         self.need_codec()
+        self.model.check(request.settings)
         prompt = check_prompt(self.model.layout, request.prompt.codes)
         with self.text_lock:
             sentences = tuple(self.sentences(request))
@@ -325,6 +334,8 @@ class Valle2(Closing):
         layout = self.model.layout
         prompt = check_prompt(layout, prompt_codes)
         text = check_text(layout, text_ids, language_ids, prompt_text_length, len(prompt))
+        if settings:
+            self.model.check(settings)
         request = EncodedRequest((Sentence(text),), prompt, settings or self.settings(), codes_only=True)
         collector = self.run([request])[0]
         return Generated(np.concatenate(collector.codes), collector.finish_reason)
@@ -458,7 +469,8 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
 
         decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
         codec = Codec(open_encoder, decoder, manifest.codec, stream)
-    return LoadedModel(ar, NARRunner(backends["nar"]), codec, layout, manifest.sizes, str(path))
+    neutral = np.array(manifest.codec[NEUTRAL], np.int64) if NEUTRAL in manifest.codec else None
+    return LoadedModel(ar, NARRunner(backends["nar"]), codec, layout, manifest.sizes, neutral, str(path))
 
 
 def find_model(model: str | Path) -> Path:

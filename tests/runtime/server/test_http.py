@@ -111,6 +111,21 @@ def test_events(server: tuple[str, Worker]) -> None:
     assert done["usage"]["input_tokens"] == len("hello there") and done["usage"]["output_tokens"] > 0
 
 
+def test_quality_names_a_number_of_codebooks(server: tuple[str, Worker]) -> None:
+    """A field that is given goes before the named quality."""
+    pcm = {"response_format": "pcm", "first_chunk_seconds": 0}
+    fast, two, full, all_ = (
+        speak(server[0], **pcm, **fields).content
+        for fields in (
+            {"quality": "fast"},
+            {"codebooks": 2},
+            {"quality": "full"},
+            {"quality": "fast", "codebooks": 0},
+        )
+    )
+    assert fast == two != full == all_
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
@@ -124,6 +139,9 @@ def test_events(server: tuple[str, Worker]) -> None:
         ({"speed": 2.0}, 400),
         ({"top_p": 7.0}, 400),
         ({"seed": 2**70}, 400),
+        ({"codebooks": 9}, 400),
+        ({"codebooks": 2.5}, 400),
+        ({"quality": "best"}, 400),
         ({"other": 1}, 400),
     ],
 )
