@@ -19,11 +19,13 @@ from valle2.engine import GraphSpec, Manifest, TensorSpec, hash_files, open_back
 from valle2.engine.bundle.contract import AR, CODEBOOKS, DECODER, NAR, STREAM
 from valle2.engine.bundle.files import replacing_folder, sha256
 from valle2.engine.bundle.manifest import FILE_NAME, Variant
+from valle2.engine.bundle.schema import NEUTRAL
 from valle2.engine.errors import Valle2Error
 from valle2.export.attention import LOWERINGS, OPSETS
 from valle2.export.carried import copy_carried
 from valle2.export.checkpoint import Checkpoint, Codec, weights_file
 from valle2.export.codecs import codec_file, read_encodec, read_vocos, vocos_file
+from valle2.export.codecs.common import neutral_codes
 from valle2.export.errors import CheckpointError
 from valle2.export.graphs import Graph, ar_graph, codec_graphs, export_graph, nar_graph
 from valle2.export.importers import find_files, is_own, read_any
@@ -210,10 +212,11 @@ def compare(
 
 def describe(checkpoint: Checkpoint, main: Variant, judge: Judge, lowering: str) -> Manifest:
     """The manifest, without the hashes."""
-    codec = {}
+    codec: dict[str, Any] = {}
     if checkpoint.codec:
         sizes = checkpoint.codec[2]
         codec = {"sample_rate": sizes.sample_rate, "hop": sizes.hop}
+        codec[NEUTRAL] = neutral_codes(checkpoint.codec[1].get_parameter("tables"))
     accepted = {ACCEPTED: "; ".join(judge.accepted)} if judge.accepted else {}
     return Manifest(
         name=checkpoint.name,

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from valle2.engine.backends.ort.memory import trim_heap
 from valle2.engine.bundle.hub import fetch_bundle, parse_id
 from valle2.engine.bundle.manifest import FILE_NAME
 from valle2.engine.bundle.precisions import AUTO
-from valle2.engine.bundle.schema import MAX_WINDOW
+from valle2.engine.bundle.schema import MAX_WINDOW, NEUTRAL, QUALITIES
 from valle2.engine.bundle.untrusted import exists, is_folder
 from valle2.runtime.audio.checks import bandwidth, check_transcript, is_narrow
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS, MIN_FIRST_CHUNK_SECONDS
@@ -311,9 +312,16 @@ class Valle2(Closing):
         identifier, collector = self.start(encoded)
         return Stream(identifier, collector, self.step, self.cancel, self.sample_rate)
 
-    def settings(self) -> Settings:
-        """The model's own defaults."""
-        return replace(Settings(), **self.manifest.sampling)  # type: ignore[arg-type]
+    def settings(self, quality: str = "full") -> Settings:
+        """The model's own defaults. quality: one of `schema.QUALITIES`.
+
+        Raises:
+            SettingsError: unknown quality.
+        """
+        if quality not in QUALITIES:
+            raise SettingsError(f"quality is {quality!r}; expected one of {', '.join(QUALITIES)}")
+        own: dict[str, Any] = self.manifest.sampling | (QUALITIES[quality] if quality != "full" else {})
+        return replace(Settings(), **own)
 
     @property
     def sample_rate(self) -> int:
@@ -345,6 +353,7 @@ class Valle2(Closing):
         self.need_codec()
         if request.timestamps:
             self.model.need_alignment()
+        self.model.check(request.settings)
         prompt = check_prompt(self.model.layout, request.prompt.codes)
         with self.text_lock:
             script = self.need_front().script(request.text, self.finders(request.lexicon))
@@ -453,6 +462,8 @@ class Valle2(Closing):
         layout = self.model.layout
         prompt = check_prompt(layout, prompt_codes)
         text = check_text(layout, text_ids, language_ids, prompt_text_length, len(prompt))
+        if settings:
+            self.model.check(settings)
         request = EncodedRequest((Sentence(text),), prompt, settings or self.settings(), codes_only=True)
         collector = self.run([request])[0]
         return Generated(np.concatenate(collector.codes), collector.finish_reason)
@@ -587,7 +598,10 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
         decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
         codec = Codec(open_encoder, decoder, manifest.codec, stream)
     alignment = read_alignment(path, manifest.files)
-    return LoadedModel(ar, NARRunner(backends["nar"]), codec, layout, manifest.sizes, str(path), alignment)
+    neutral = np.array(manifest.codec[NEUTRAL], np.int64) if NEUTRAL in manifest.codec else None
+    return LoadedModel(
+        ar, NARRunner(backends["nar"]), codec, layout, manifest.sizes, neutral, str(path), alignment
+    )
 
 
 def find_model(model: str | Path) -> Path:

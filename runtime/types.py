@@ -33,6 +33,8 @@ MEANINGS = {
     "seed": "any non-negative 63-bit number",
     "candidates": "samples, the best of which is kept",
     "max_frames": "0 takes the model's own limit",
+    "codebooks": "0 computes all of the model's",
+    "first_chunk_codebooks": "0 computes as many as in later chunks",
 }
 """What a setting means, for error messages and `--help`."""
 RANGES: dict[str, tuple[float, float, str]] = {
@@ -53,6 +55,9 @@ class Settings:
         seed: of the request's random numbers. The same request with the same seed gives the same codes.
         candidates: samples decoded side by side, the best of which is kept.
         max_frames: most frames of speech per sentence; 0 takes the model's own limit.
+        codebooks: how many the speech has, 0 for all. Each codebook after the first costs a pass of the NAR
+            and adds detail.
+        first_chunk_codebooks: the same for the first chunk of a stream; 0 for as many as `codebooks`.
 
     Raises:
         SettingsError: a value is not a finite number within its range.
@@ -64,6 +69,8 @@ class Settings:
     seed: int = 0
     candidates: int = 1
     max_frames: int = 0
+    codebooks: int = 0
+    first_chunk_codebooks: int = 0
 
     def __post_init__(self) -> None:
         for entry in fields(self):

@@ -60,7 +60,7 @@ class Manifest:
     Args:
         name: of the bundle. sizes: of the network. lowering: how attention is written.
         cache_length: positions of the KV cache, 0 if the graph takes any number.
-        graphs: by name. codec: sample rate, hop and codebooks, empty without a codec.
+        graphs: by name. codec: sample rate, hop and neutral codes, empty without a codec.
         text: the entry of the text front end. sampling: default settings. provenance: source and licence.
         parity: the greatest differences from eager PyTorch that the export found.
         files: sha256 by path.
@@ -74,7 +74,7 @@ class Manifest:
     lowering: str
     cache_length: int
     graphs: dict[str, GraphSpec]
-    codec: dict[str, int]
+    codec: dict[str, Any]
     text: dict[str, Any]
     sampling: dict[str, float]
     provenance: dict[str, str]

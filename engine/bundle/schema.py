@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from valle2.engine.bundle.contract import BUILDS_FOLDER, CODEBOOKS
+from valle2.engine.bundle.contract import BUILDS_FOLDER, CODEBOOK_SIZE, CODEBOOKS
 from valle2.engine.bundle.untrusted import shown
 
 Range = tuple[int, int]
@@ -50,6 +50,8 @@ CODEC: dict[str, Range] = {
     "hop": (16, 8192),
     "codebooks": (CODEBOOKS, CODEBOOKS),
 }
+NEUTRAL = "neutral"
+"""Of the codec: the code of each codebook that stands for a code that was not computed."""
 REQUIRED_CODEC = ("sample_rate", "hop")
 TEXT_KINDS = ("bpe", "phonemes", "ids", "vallex", "lifeiteng", "amphion", "supervoice")
 TEXT_TOKENS = (1, 2**15)
@@ -62,9 +64,17 @@ SAMPLING: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "candidates": (1, MAX_CANDIDATES),
     "max_frames": (0, MAX_SPOKEN),
+    "codebooks": (0, CODEBOOKS),
+    "first_chunk_codebooks": (0, CODEBOOKS),
 }
-WHOLE = ("window", "seed", "candidates", "max_frames")
+WHOLE = ("window", "seed", "candidates", "max_frames", "codebooks", "first_chunk_codebooks")
 """The settings of `SAMPLING` that are whole numbers."""
+QUALITIES: dict[str, dict[str, int]] = {
+    "fast": {"codebooks": 2, "first_chunk_codebooks": 2},
+    "balanced": {"codebooks": 4, "first_chunk_codebooks": 2},
+    "full": {"codebooks": 0, "first_chunk_codebooks": 0},
+}
+"""Names for measured settings; docs/quality.md has what each costs and what it saves."""
 
 MAX_FILES, MAX_NAME, MAX_PART, MAX_DEPTH = 4096, 255, 200, 8
 GRAPH_SUFFIX = ".onnx"
@@ -170,11 +180,18 @@ def head_width(sizes: Mapping[str, int]) -> int:
     return sizes.get("head_width") or sizes["d_model"] // sizes["heads"]
 
 
-def check_codec(value: object) -> dict[str, int]:
-    """The sizes of the codec; empty without one."""
-    found = with_keys("codec", value, CODEC, REQUIRED_CODEC if value else ())
+def check_codec(value: object) -> dict[str, Any]:
+    """The sizes of the codec and its neutral codes; empty without a codec."""
+    found = with_keys("codec", value, (*CODEC, NEUTRAL), REQUIRED_CODEC if value else ())
     for name, size in found.items():
-        whole(f"codec.{name}", size, CODEC[name])
+        if name != NEUTRAL:
+            whole(f"codec.{name}", size, CODEC[name])
+    if NEUTRAL in found:
+        codes = listed("codec.neutral", found[NEUTRAL], CODEBOOKS)
+        if len(codes) != CODEBOOKS:
+            raise ValueError(f"codec.neutral has {len(codes)} codes; expected {CODEBOOKS}")
+        for code in codes:
+            whole("a code of codec.neutral", code, (0, CODEBOOK_SIZE - 1))
     return found
 
 

@@ -48,6 +48,14 @@ def residual_codes(left: Tensor, tables: Tensor) -> list[Tensor]:
     return codes
 
 
+def neutral_codes(tables: Tensor) -> list[int]:
+    """The code of each codebook whose vector is nearest to zero. tables: (K, 1024, D).
+
+    It stands for a code that the NAR has not computed: the sum of the vectors stays nearly the same.
+    """
+    return [int(table.float().norm(dim=1).argmin()) for table in tables.detach()]
+
+
 def embedded(codes: Tensor, tables: Tensor) -> Tensor:
     """codes (B, T, K) int64, tables (K, 1024, D) -> the sum of the codes' vectors (B, T, D)."""
     total = functional.embedding(codes[:, :, 0], tables[0])

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from valle2.engine.bundle.schema import QUALITIES
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.cli.options import (
     add_model_arguments,
@@ -35,6 +36,8 @@ SETTINGS = (
     ("seed", int, "seed of the random numbers"),
     ("candidates", int, "samples of which the best is kept"),
     ("max-frames", int, "frames per sentence at the most"),
+    ("codebooks", int, "codebooks of the speech; fewer are faster, 0 takes all"),
+    ("first-chunk-codebooks", int, "codebooks of the first chunk of --stream"),
 )
 
 
@@ -54,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--speed", type=float, default=1.0, help="0.25 to 4 at the same pitch (default: 1)")
     parser.add_argument("--captions", metavar="FILE", help="write the times of the words: .srt .vtt .json")
+    parser.add_argument("--quality", choices=list(QUALITIES), help="fewer or all codebooks (default: full)")
     add_model_arguments(parser)
     for name, kind, text in SETTINGS:
         parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: the model's)")
@@ -189,5 +193,6 @@ def chosen_settings(args: argparse.Namespace, defaults: dict[str, float]) -> Set
     """The model's defaults, replaced by what the command line gives."""
     from valle2.runtime.types import RANGES, Settings
 
+    quality = QUALITIES[args.quality] if args.quality else {}
     given = {name: getattr(args, name) for name in RANGES if getattr(args, name) is not None}
-    return Settings(**{**defaults, **given})
+    return Settings(**{**defaults, **quality, **given})

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from valle2.runtime.audio.codec import Codec
-from valle2.runtime.errors import ModelError
+from valle2.runtime.errors import ModelError, SettingsError
 from valle2.runtime.generation.alignment import FILE, AlignmentTable
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.nar_runner import NARRunner
 from valle2.runtime.generation.token_layout import TokenLayout
+from valle2.runtime.types import Codes, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class LoadedModel:
     Args:
         ar, nar: the two language models. codec: None in a bundle without one.
         layout: where text, marks and codes stand in the model's input. sizes: the manifest's.
+        neutral: (Q,) int64, the codes that stand for those not computed; None in a bundle that names none.
         path: the bundle's folder, for messages. alignment: finds the words' times, None in a bundle without.
     """
 
@@ -28,6 +30,7 @@ class LoadedModel:
     codec: Codec | None
     layout: TokenLayout
     sizes: Mapping[str, int]
+    neutral: Codes | None
     path: str
     alignment: AlignmentTable | None = None
 
@@ -53,6 +56,19 @@ class LoadedModel:
         if self.alignment is None:
             raise ModelError(f"{self.path} has no word times, because it has no {FILE}; ask for none")
         return self.alignment
+
+    def check(self, settings: Settings) -> None:
+        """Check that the model can speak with these settings.
+
+        Raises:
+            SettingsError: fewer codebooks are asked for than the bundle has neutral codes for.
+        """
+        fewer = {settings.codebooks, settings.first_chunk_codebooks} - {0, self.layout.codebooks}
+        if fewer and self.codec and self.neutral is None:
+            raise SettingsError(
+                f"codebooks is {min(fewer)}, but {self.path} was exported before bundles had neutral codes; "
+                "export it again, or leave codebooks at 0"
+            )
 
     def close(self) -> None:
         """Free the graphs' memory. The model cannot be used after it."""

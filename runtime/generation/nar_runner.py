@@ -18,12 +18,13 @@ class NARState:
     Args:
         text: (L,) int64 as the NAR reads it. codes: (P + T, Q) int64: the prompt, then the target, of which
             the codebooks that have been computed are filled in.
-        prompt_length: P.
+        prompt_length: P. codebooks: how many the target gets; the others keep their neutral codes.
     """
 
     text: Codes
     codes: Codes
     prompt_length: int
+    codebooks: int
 
     @property
     def target(self) -> Codes:
@@ -33,7 +34,7 @@ class NARState:
     @property
     def passes(self) -> range:
         """The codebooks that the NAR computes; none where there is no frame."""
-        return range(1, self.codes.shape[1]) if len(self.target) else range(0)
+        return range(1, self.codebooks) if len(self.target) else range(0)
 
 
 class NARRunner:
@@ -50,12 +51,28 @@ class NARRunner:
         """Free the graph's memory."""
         self.backend.close()
 
-    def start(self, text: Codes, prompt: Codes, first: Codes) -> NARState:
-        """text: (L,) int64. prompt: (P, Q) int64. first: (T,) int64, codebook 0 of the target."""
+    def start(
+        self,
+        text: Codes,
+        prompt: Codes,
+        first: Codes,
+        codebooks: int = 0,
+        neutral: Codes | None = None,
+    ) -> NARState:
+        """The state before the first pass.
+
+        Args:
+            text: (L,) int64. prompt: (P, Q) int64. first: (T,) int64, codebook 0 of the target.
+            codebooks: how many the target gets, 0 for all Q.
+            neutral: (Q,) int64, the codes of the others; zeros by default.
+        """
         codes = np.zeros((len(prompt) + len(first), prompt.shape[1]), np.int64)
         codes[: len(prompt)] = prompt
+        if neutral is not None:
+            codes[len(prompt) :] = neutral
         codes[len(prompt) :, 0] = first
-        return NARState(text, codes, len(prompt))
+        wanted = min(codebooks, codes.shape[1]) if codebooks else codes.shape[1]
+        return NARState(text, codes, len(prompt), wanted)
 
     def run(self, state: NARState, codebook: int) -> None:
         """Compute one codebook from those before it, and fill it in."""

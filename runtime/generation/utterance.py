@@ -141,7 +141,10 @@ class Utterance(Closing):
         kept = self.best.codes[: self.settings.max_frames or None]
         end = len(kept) if self.done else self.taken + frames
         first = np.array(kept[self.taken : end], np.int64)
-        return self.model.nar.start(self.nar_text, self.context, first)
+        books = self.settings.codebooks
+        if frames and not self.index and not self.taken:
+            books = self.settings.first_chunk_codebooks or books
+        return self.model.nar.start(self.nar_text, self.context, first, books, self.model.neutral)
 
     def finish_chunk(self, state: NARState) -> Codes:
         """The codes (T, Q) of a chunk that the NAR has completed; the next chunk continues them."""

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from valle2.engine.bundle.schema import QUALITIES
 from valle2.engine.bundle.untrusted import parse_json, shown
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.server.http.errors import HttpError, invalid_value
@@ -61,6 +62,11 @@ class SpeechBody(BaseModel):
     seed: int | None = None
     candidates: int | None = Field(None, ge=1, le=4)
     max_frames: int | None = None
+    codebooks: int | None = None
+    first_chunk_codebooks: int | None = None
+    quality: Literal["fast", "balanced", "full"] | None = Field(
+        None, description="a name for measured numbers of codebooks"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +119,10 @@ class SpeechBody(BaseModel):
             SettingsError: a value is out of range.
         """
         given: dict[str, Any] = {name: getattr(self, name) for name in RANGES}
-        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+        named: dict[str, Any] = QUALITIES[self.quality] if self.quality else {}
+        return replace(
+            defaults, **named | {name: value for name, value in given.items() if value is not None}
+        )
 
     def check(self, longest: int, name: str) -> None:
         """Check what the types do not say.

@@ -160,6 +160,7 @@ HOSTILE: dict[tuple[Any, ...], list[Any]] = {
     ("codec", "hop"): [DELETED, 0, *NO_NUMBERS],
     ("codec", "sample_rate"): [DELETED, 0, 1, *NO_NUMBERS],
     ("codec", "codebooks"): [4],
+    ("codec", "neutral"): [None, 3, {}, [], [0] * 7, [0] * 9, [1024] * 8, [-1] * 8, [0.5] * 8, ["0"] * 8],
     ("text",): [*NO_OBJECT, {}],
     ("text", "kind"): [DELETED, None, 3, "runes", ["bpe"], {}],
     ("text", "max_tokens"): [0, *NO_NUMBERS],
@@ -170,6 +171,8 @@ HOSTILE: dict[tuple[Any, ...], list[Any]] = {
     ("sampling", "seed"): [-1, 2**63, 0.0],
     ("sampling", "candidates"): [0, 33],
     ("sampling", "max_frames"): [-1, 10**9],
+    ("sampling", "codebooks"): [-1, 9, 2.5, None],
+    ("sampling", "first_chunk_codebooks"): [-1, 9],
     ("sampling", "surplus"): [1],
     ("provenance",): [
         None, 3, "x", [], {"a": 1}, {"a": None}, {"a": {}}, {"\x1b": "x"}, {"a": "x" * 20_000},

@@ -112,6 +112,21 @@ def test_events(server: tuple[str, Worker]) -> None:
     assert done["finish_reason"] in ("eos", "max_frames") and done["warnings"] == []
 
 
+def test_quality_names_a_number_of_codebooks(server: tuple[str, Worker]) -> None:
+    """A field that is given goes before the named quality."""
+    pcm = {"response_format": "pcm", "first_chunk_seconds": 0}
+    fast, two, full, all_ = (
+        speak(server[0], **pcm, **fields).content
+        for fields in (
+            {"quality": "fast"},
+            {"codebooks": 2},
+            {"quality": "full"},
+            {"quality": "fast", "codebooks": 0},
+        )
+    )
+    assert fast == two != full == all_
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
@@ -127,6 +142,9 @@ def test_events(server: tuple[str, Worker]) -> None:
         ({"timestamps": True, "stream_format": "sse"}, 400),  # the toy has no table for them
         ({"top_p": 7.0}, 400),
         ({"seed": 2**70}, 400),
+        ({"codebooks": 9}, 400),
+        ({"codebooks": 2.5}, 400),
+        ({"quality": "best"}, 400),
         ({"other": 1}, 400),
     ],
 )
