@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from valle2.engine.bundle.schema import QUALITIES
 from valle2.runtime import Settings
 
 TOP_P = (0.0, 0.2, 0.5, 0.8, 1.0)
@@ -18,6 +19,7 @@ OFF = 1.0
 LARGE_TOP_P = 0.8
 SAMPLES = 5
 PROMPT_SECONDS = (1.0, 3.0, 5.0, 10.0)
+FEWER_CODEBOOKS = (6, 4, 3, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Condition:
         samples: seeds for each seed of the sweep, for rules that choose among them.
         prompt_seconds: length of the prompts; 0 takes them as they are.
         voices: "own", "recorded" or "held-out". texts: "plain" or "hard".
+        codebooks: of the speech, 0 for all.
     """
 
     model: str
@@ -41,6 +44,7 @@ class Condition:
     prompt_seconds: float = 0.0
     voices: str = "own"
     texts: str = "plain"
+    codebooks: int = 0
 
     @property
     def name(self) -> str:
@@ -49,6 +53,7 @@ class Condition:
         parts = [self.model, self.precision, f"top-p {self.top_p:g}", ras]
         parts += [f"best of {self.candidates}"] * (self.candidates > 1)
         parts += [f"{self.samples} samples"] * (self.samples > 1)
+        parts += [f"{self.codebooks} codebooks"] * bool(self.codebooks)
         parts += ["streamed"] * self.streamed
         parts += [f"{self.prompt_seconds:g} s prompt"] * bool(self.prompt_seconds)
         parts += [f"{self.voices} voices"] * (self.voices != "own")
@@ -110,6 +115,13 @@ def streaming(plan: Plan) -> list[Condition]:
     return [plan.base(), plan.base(streamed=True)]
 
 
+def codebooks(plan: Plan) -> list[Condition]:
+    """Fewer codebooks, whole; and streamed for the number that `quality="balanced"` has."""
+    balanced = QUALITIES["balanced"]["codebooks"]
+    numbers = [plan.base(codebooks=number) for number in (0, *FEWER_CODEBOOKS)]
+    return [*numbers, plan.base(streamed=True), plan.base(codebooks=balanced, streamed=True)]
+
+
 def readings(plan: Plan) -> list[Condition]:
     """The paper's RAS rule, the strict rule, and none."""
     thresholds = (PAPER.threshold, strict(PAPER.threshold), OFF)
@@ -147,6 +159,7 @@ AXES: dict[str, Callable[[Plan], list[Condition]]] = {
     "candidates": candidates,
     "precision": precisions,
     "streaming": streaming,
+    "codebooks": codebooks,
     "readings": readings,
     "prompts": prompts,
     "unseen": unseen,

@@ -85,7 +85,12 @@ class Bench:
         speakers, others = self.speakers(condition)
         samples = condition.samples
         seeds = [seed * samples + sample for seed in self.inputs.seeds for sample in range(samples)]
-        settings = Settings(condition.top_p, threshold=condition.threshold, candidates=condition.candidates)
+        settings = Settings(
+            condition.top_p,
+            threshold=condition.threshold,
+            candidates=condition.candidates,
+            codebooks=condition.codebooks,
+        )
         scores = evaluate(
             tts,
             self.judges,

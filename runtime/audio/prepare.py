@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from valle2.runtime.audio.checks import bandwidth, check_sound, is_narrow
 from valle2.runtime.audio.io import Recording
-from valle2.runtime.audio.levels import FRAME_SECONDS, frame_levels, high_passed, speech_level, speech_span
+from valle2.runtime.audio.levels import (
+    FRAME_SECONDS,
+    frame_levels,
+    high_passed,
+    silence_level,
+    speech_level,
+    speech_span,
+)
 from valle2.runtime.audio.widen import widened
 from valle2.runtime.errors import PromptError
 
@@ -27,8 +34,13 @@ LOST_DB = 6.0
 """Where the mean of two channels is weaker than the louder one by more, their phases are inverted."""
 LOW_CUT = (20.0, 50.0)
 """Hz below which nothing is kept and above which everything is. Voices begin at about 60 Hz."""
+RUMBLE_DB = 30.0
+"""What is below LOW_CUT is removed if it is no weaker than the whole sound by more than this."""
 KEPT_SECONDS = 0.1
-"""What is kept before and after the speech."""
+"""What is kept before and after the speech where an end is cut."""
+LONGEST_START, LONGEST_END = 0.2, 0.6
+"""Silence in seconds before and after the speech that stays as it is. The embedded model's training sentences
+end with half a second of it, and each change of the sound changes codes."""
 LEVEL = 0.1
 """Root mean square of speech that the models know: that of the voices in their training data."""
 SPEECH_DB = 20.0
@@ -65,12 +77,11 @@ def prepare(
     name = recording.name
     if np.abs(recording.samples).max(initial=0.0) < SILENCE:
         raise PromptError(f"{name} is silent; expected a recording of speech")
-    one = high_passed(one_channel(recording.samples), recording.rate, LOW_CUT)
+    one = without_rumble(one_channel(recording.samples), recording.rate)
     sound = one if recording.rate == rate else soxr.resample(one, recording.rate, rate)
     levels = frame_levels(sound, rate)
     start, end = speech_span(levels)
-    size, margin = int(FRAME_SECONDS * rate), int(KEPT_SECONDS * rate)
-    kept = sound[max(0, start * size - margin) : end * size + margin]
+    kept = without_ends(sound, levels, (start, end), rate)
     speech = (end - start) * FRAME_SECONDS
     check_length(name, len(kept) / rate, min_seconds, max_seconds)
     audio = leveled(kept, rate)
@@ -90,6 +101,28 @@ def one_channel(samples: NDArray[np.float32]) -> Floats:
     lost = (mean**2).sum() < powers[loudest] * 10 ** (-LOST_DB / 10)
     # of a silent channel the other is taken, which the mean would halve; the level is set later
     return np.ascontiguousarray(channels[:, loudest]) if lost else mean
+
+
+def without_rumble(sound: Floats, rate: int) -> Floats:
+    """The sound without what is below LOW_CUT, or as it is if that is weak."""
+    passed = high_passed(sound, rate, LOW_CUT)
+    weak = ((sound - passed) ** 2).sum() < (sound**2).sum() * 10 ** (-RUMBLE_DB / 10)
+    return sound if weak else passed
+
+
+def without_ends(sound: Floats, levels: Floats, span: tuple[int, int], rate: int) -> Floats:
+    """The sound with its ends cut to KEPT_SECONDS where they are long or hold a click.
+
+    Args:
+        levels: of the frames in dB. span: the first frame of the speech and the one after its last.
+    """
+    size, margin, (start, end) = int(FRAME_SECONDS * rate), int(KEPT_SECONDS * rate), span
+    before, after = levels[:start], levels[end:]
+    limit = silence_level(levels)
+    long_start = len(before) > LONGEST_START / FRAME_SECONDS or (before > limit).any()
+    long_end = len(after) > LONGEST_END / FRAME_SECONDS or (after > limit).any()
+    first = max(0, start * size - margin) if long_start else 0
+    return sound[first : end * size + margin if long_end else len(sound)]
 
 
 def check_length(name: str, seconds: float, min_seconds: float, max_seconds: float) -> None:

@@ -18,7 +18,7 @@ from valle2.runtime import Valle2
 from valle2.runtime.audio.checks import bandwidth, check_transcript
 from valle2.runtime.audio.containers import repaired
 from valle2.runtime.audio.io import MAX_SAMPLES, read_recording
-from valle2.runtime.audio.prepare import LEVEL, Prepared, prepare
+from valle2.runtime.audio.prepare import LEVEL, LONGEST_END, Prepared, prepare
 from valle2.runtime.errors import PromptError
 
 Floats = NDArray[np.float64]
@@ -86,7 +86,17 @@ def test_the_speech_has_the_level_that_models_know(voice: Floats) -> None:
 def test_silence_and_faint_noise_at_the_ends_are_cut(voice: Floats, level: float, seconds: float) -> None:
     """levels: from digital silence up to 30 dB below the speech."""
     found = prepared(around(voice, seconds, level)).audio
-    assert len(voice) / RATE - 0.15 < len(found) / RATE < len(voice) / RATE + 0.3
+    natural = LONGEST_END if seconds <= LONGEST_END else 0.0
+    assert len(voice) / RATE - 0.15 < len(found) / RATE < len(voice) / RATE + 0.3 + natural
+
+
+def test_a_clean_recording_keeps_its_natural_ends(voice: Floats) -> None:
+    """Sentences end with half a second of silence where models learn from them."""
+    sound = np.r_[np.zeros(RATE // 10), voice, np.zeros(RATE // 2)]
+    found, cut = prepared(sound).audio, prepared(np.r_[sound, np.zeros(RATE)]).audio
+    assert len(found) == len(sound) and len(cut) < len(voice) + RATE // 4
+    inner = slice(RATE // 5, -RATE // 5)
+    assert np.corrcoef(found[inner], sound[inner])[0, 1] > 0.9999, "the level alone has changed"
 
 
 FAULTS: dict[str, Callable[[Floats], Floats]] = {
