@@ -133,13 +133,16 @@ class Utterance(Closing):
         self.candidates = self.queued(RETRY_STREAMS)
 
     def next_chunk(self, frames: int) -> NARState:
-        """The next chunk, ready for the NAR: `frames` frames, or all that are left once speech has ended.
+        """The next chunk, ready for the NAR: `frames` frames, or the rest if that is less or `frames` is 0.
 
-        The NAR sees what came before a chunk as part of its prompt.
+        The NAR sees what came before a chunk as part of its prompt. So chunks end at the same frames whether
+        or not speech has ended by now, which depends on the requests beside it.
         """
-        self.done = all(sequence.finished for sequence in self.candidates)
         kept = self.best.codes[: self.settings.max_frames or None]
-        end = len(kept) if self.done else self.taken + frames
+        end = self.taken + frames if frames else len(kept)
+        ended = all(sequence.finished for sequence in self.candidates)
+        self.done = ended and (not frames or end > len(kept))
+        end = min(end, len(kept))
         first = np.array(kept[self.taken : end], np.int64)
         books = self.settings.codebooks
         if frames and not self.index and not self.taken:

@@ -143,7 +143,7 @@ class Server(uvicorn.Server):
             self.announced = True
             print(f"serving on {self.address}", file=sys.stderr, flush=True)
         ends = await super().on_tick(counter)
-        if self.worker.failure:
+        if self.worker.failure and self.address:
             self.config.timeout_graceful_shutdown, ends = FAILED_SECONDS, True
         if ends:
             faulthandler.cancel_dump_traceback_later()  # draining may take longer

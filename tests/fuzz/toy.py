@@ -63,6 +63,7 @@ def write_toy(folder: Path) -> Manifest:
         graphs=main,
         codec={"sample_rate": 8000, "hop": HOP},
         text={"kind": "phonemes", "max_tokens": 40},
+        rules={"fewest_per_token": 0},  # its weights are no speech
         sampling={"top_p": 0.2, "threshold": 1.0},
         provenance={"licence": "Apache-2.0", "default_voice": "amber"},
         parity={"ar": 0.0, "nar": 1e-5},

@@ -59,9 +59,14 @@ def shell(
     )
 
 
+def complaints(done: subprocess.CompletedProcess[str]) -> str:
+    """Standard error without the warning that six frames cut the speech off."""
+    return "".join(line for line in done.stderr.splitlines(True) if "was cut off" not in line)
+
+
 def check_one_line(done: subprocess.CompletedProcess[str], message: str) -> None:
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("valle2: ") and done.stderr.count("\n") == 1, done.stderr
+    assert complaints(done).startswith("valle2: ") and complaints(done).count("\n") == 1, done.stderr
     assert message in done.stderr
 
 
@@ -83,7 +88,7 @@ def test_a_full_output_is_one_line(name: str, bundle: Path, tmp_path: Path, unbu
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_reader_that_leaves_is_no_news(name: str, bundle: Path, tmp_path: Path) -> None:
     done = shell(name, bundle, tmp_path, "| head -c 1 >first")
-    assert done.stderr == "" and done.returncode in (0, 1)  # 0: all was written before the reader left
+    assert complaints(done) == "" and done.returncode in (0, 1)  # 0: all was written before the reader left
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -93,7 +98,7 @@ def test_a_character_outside_the_encoding_is_one_line(bundle: Path, tmp_path: Pa
     assert shell("text", bundle, tmp_path, "--json", PYTHONIOENCODING=encoding).returncode == 0
     for name in set(COMMANDS) - {"text", "say to output", "say aloud"}:
         done = shell(name, bundle, tmp_path, "", PYTHONIOENCODING=encoding)
-        assert done.returncode == 0 and not done.stderr, (name, done.stderr)
+        assert done.returncode == 0 and not complaints(done), (name, done.stderr)
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "<&- 2>&-", pytest.param("2>/dev/full", marks=needs_full)])
@@ -117,7 +122,7 @@ def test_a_user_without_a_home(
     name: str, bundle: Path, tmp_path: Path, homeless: dict[str, str | None]
 ) -> None:
     done = shell(name, bundle, tmp_path, "| cat >output", **homeless)
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.returncode == 0 and not complaints(done), done.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {"site", "output", "o.wav"}
 
 

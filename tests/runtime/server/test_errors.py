@@ -43,6 +43,7 @@ SHOWN = {
     "StorageError": 500,
     "DiskFullError": 507,
     "TextError": 400,
+    "LexiconError": 400,
     "PromptError": 400,
     "SettingsError": 400,
 }

@@ -198,13 +198,14 @@ def test_content_types_of_json(base: str, content_type: str) -> None:
 def test_a_form_names_its_wrong_field(base: str) -> None:
     url = f"{base}/v1/voices"
     form = {"name": "mine", "transcript": "hello", "consent": "true"}
-    assert error_of(httpx.post(url, data=form))["message"] == "file is missing; it must be given"
+    fields = {name: (None, value) for name, value in form.items()}
+    assert error_of(httpx.post(url, files=fields))["message"] == "file is missing; it must be a recording"
     error = error_of(httpx.post(url, data=form | {"consent": "perhaps"}, files={"file": b"x"}))
     assert (
         error["param"] == "consent" and "consent is 'perhaps'; expected a valid boolean" in error["message"]
     )
     error = error_of(httpx.post(url, json=form))
-    assert error["param"] == "name" and error["message"] == "name is missing; it must be given"
+    assert "content type is 'application/json'; send multipart/form-data" in error["message"]
 
 
 # -- paths, methods and keys ----------------------------------------------------------------------------
