@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from valle2.engine.bundle.schema import QUALITIES
 from valle2.runtime import Settings
 
 TOP_P = (0.0, 0.2, 0.5, 0.8, 1.0)
@@ -116,10 +115,7 @@ def streaming(plan: Plan) -> list[Condition]:
 
 
 def codebooks(plan: Plan) -> list[Condition]:
-    """Fewer codebooks, whole; and streamed for the number that `quality="balanced"` has."""
-    balanced = QUALITIES["balanced"]["codebooks"]
-    numbers = [plan.base(codebooks=number) for number in (0, *FEWER_CODEBOOKS)]
-    return [*numbers, plan.base(streamed=True), plan.base(codebooks=balanced, streamed=True)]
+    return [plan.base(codebooks=number) for number in (0, *FEWER_CODEBOOKS)]
 
 
 def readings(plan: Plan) -> list[Condition]:

@@ -65,6 +65,7 @@ def test_an_engine_that_is_interrupted_is_loaded_again(
 def test_a_hung_step_ends_requests_uploads_and_the_worker(hung: Worker) -> None:
     running = ask(hung, LONG)
     waiting = [ask(hung, LONG), ask(hung, LONG)]
+    wait_until(lambda: hung.running)  # a call before that would have its turn
     upload = hung.call(lambda tts: None)
     began = time.perf_counter()
     for reply in (running, *waiting):
