@@ -312,15 +312,15 @@ class Valle2(Closing):
         identifier, collector = self.start(encoded)
         return Stream(identifier, collector, self.step, self.cancel, self.sample_rate)
 
-    def settings(self, quality: str = "full") -> Settings:
-        """The model's own defaults. quality: one of `schema.QUALITIES`.
+    def settings(self, quality: str | None = None) -> Settings:
+        """The model's own defaults. quality: one of `schema.QUALITIES`, whose settings win over them.
 
         Raises:
             SettingsError: unknown quality.
         """
-        if quality not in QUALITIES:
+        if quality is not None and quality not in QUALITIES:
             raise SettingsError(f"quality is {quality!r}; expected one of {', '.join(QUALITIES)}")
-        own: dict[str, Any] = self.manifest.sampling | (QUALITIES[quality] if quality != "full" else {})
+        own: dict[str, Any] = self.manifest.sampling | (QUALITIES[quality] if quality else {})
         return replace(Settings(), **own)
 
     @property

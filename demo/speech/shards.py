@@ -16,6 +16,10 @@ LABEL_DELAY = 4.0
 steps of 1.5 frames, except for the resampled voice `coral`, whose lag is one step less."""
 
 
+WORN = "codes-worn"
+"""The folder of codes of simulated recordings, beside `codes`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One spoken sentence. ids: (S,) symbol ids; ends: (S,) frame where each symbol ends; audio: int16."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from demo.speech.shards import is_held_out, read_codes, read_shard, shards, symbols
+from demo.speech.shards import WORN, is_held_out, read_codes, read_shard, shards, symbols
 from demo.speech.speak import MIXED
 from valle2.export.models.config import ModelConfig, Style
 
@@ -85,7 +85,7 @@ def load_samples(work: Path, *, held_out: bool = False) -> dict[str, list[Exampl
     for path in shards(work):
         if path.stem.startswith("unseen"):
             continue
-        codes_path, worn_path = work / "codes" / path.name, work / "codes-worn" / path.name
+        codes_path, worn_path = work / "codes" / path.name, work / WORN / path.name
         if codes_path.exists() and is_held_out(path) == held_out:
             items, codes = read_shard(path), read_codes(codes_path)
             heard = read_codes(worn_path) if worn_path.exists() else [None] * len(items)

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 
 from demo.speech.recording import worn
-from demo.speech.shards import read_shard, shards, write_codes
+from demo.speech.shards import WORN, read_shard, shards, write_codes
 from demo.training.train_codec import HOP, load_codec
 from valle2.export.codecs.demo import CodecEncoder
 
 GROUP = 32
-WORN = "codes-worn"
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from valle2.engine.bundle.schema import QUALITIES
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     lexicon = read_lexicon(args.lexicon) if args.lexicon else {}
     tts = Valle2.load(folder, device=args.device, precision=args.precision, threads=args.threads)
     tts.lexicon = lexicon
-    settings = chosen_settings(args, tts.manifest.sampling)
+    settings = chosen_settings(args, tts.settings(args.quality))
     if args.prompt is not None:
         voice = tts.prompt(args.prompt, prompt_words(args))
     else:
@@ -189,10 +190,9 @@ def report(speech: Speech) -> Result:
     }
 
 
-def chosen_settings(args: argparse.Namespace, defaults: dict[str, float]) -> Settings:
+def chosen_settings(args: argparse.Namespace, defaults: Settings) -> Settings:
     """The model's defaults, replaced by what the command line gives."""
-    from valle2.runtime.types import RANGES, Settings
+    from valle2.runtime.types import RANGES
 
-    quality = QUALITIES[args.quality] if args.quality else {}
     given = {name: getattr(args, name) for name in RANGES if getattr(args, name) is not None}
-    return Settings(**{**defaults, **quality, **given})
+    return replace(defaults, **given)

@@ -161,26 +161,19 @@ class Worker:
         Raises:
             NotReadyError: not in READY. QueueFullError: too many requests wait.
         """
-        future: Future[Any] = Future()
-
-        def item(tts: Valle2) -> None:
-            if future.done():  # cancelled, or out of time
-                return
-            try:
-                settle(future, work(tts))
-            except Exception as error:
-                settle(future, error=error)
-            except BaseException as error:
-                settle(future, error=interrupted(error))
-                raise
-
         with self.changed:
             self.need_ready()
             if len(self.inbox) > self.limits.queue:
                 raise QueueFullError(f"{len(self.inbox)} requests wait; try again later")
-            self.inbox.append(item)
-            self.calls[future] = time.perf_counter() + self.limits.wait_seconds
+            future = self.new_call()
+            self.inbox.append(lambda tts: run_call(future, lambda: work(tts)))
             self.changed.notify()
+        return future
+
+    def new_call(self) -> Future[Any]:
+        """A future that the watchdog ends after `wait_seconds`, and `fail_all` at once."""
+        future: Future[Any] = Future()
+        self.calls[future] = time.perf_counter() + self.limits.wait_seconds
         future.add_done_callback(lambda done: self.calls.pop(done, None))
         return future
 
@@ -199,6 +192,9 @@ class Worker:
     def prepare_voice(self, data: bytes, transcript: str, name: str) -> Future[Prompt]:
         """Make a voice of a recording in a thread of its own, beside the engine's.
 
+        Returns:
+            A future of the voice or an exception. It gets a TimeLimitError after `wait_seconds`.
+
         Raises:
             NotReadyError: not in READY. QueueFullError: too many recordings wait.
         """
@@ -207,11 +203,12 @@ class Worker:
             if self.uploads >= MAX_UPLOADS:
                 raise QueueFullError(f"{self.uploads} recordings are being read; try again later")
             self.uploads += 1
-        future = self.voice_thread.submit(tts.prompt, data, transcript, name)
-        future.add_done_callback(self.end_upload)
+            future = self.new_call()
+        work = self.voice_thread.submit(run_call, future, lambda: tts.prompt(data, transcript, name))
+        work.add_done_callback(self.end_upload)
         return future
 
-    def end_upload(self, future: Future[Prompt]) -> None:
+    def end_upload(self, work: Future[None]) -> None:
         """Free the place of a recording."""
         with self.changed:
             self.uploads -= 1
@@ -461,6 +458,19 @@ class Worker:
         stats = tts.engine.stats()
         self.metrics.active_slots.set(stats.prefilling + stats.decoding)
         self.metrics.queue_depth.set(len(self.inbox) + stats.waiting)
+
+
+def run_call(future: Future[Any], work: Callable[[], Any]) -> None:
+    """Run a function and give its result or exception to the future, unless that has ended before."""
+    if future.done():  # cancelled, or out of time
+        return
+    try:
+        settle(future, work())
+    except Exception as error:
+        settle(future, error=error)
+    except BaseException as error:
+        settle(future, error=interrupted(error))
+        raise
 
 
 def interrupted(error: BaseException) -> WorkerError:

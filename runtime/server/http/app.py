@@ -34,7 +34,7 @@ from valle2.runtime.server.http.speak import CLIENT_CLOSED_REQUEST, respond
 from valle2.runtime.server.http.websocket import serve_websocket
 from valle2.runtime.server.request_log import log_failure
 from valle2.runtime.server.store import NAME_CHARACTERS, VoiceStore
-from valle2.runtime.server.worker import WARM_UP_TEXT, TimeLimitError, Worker, WorkerState
+from valle2.runtime.server.worker import WARM_UP_TEXT, Worker, WorkerState
 from valle2.runtime.tts import MIN_PROMPT_SECONDS, Valle2
 from valle2.runtime.types import Prompt
 from valle2.runtime.types import Request as SpeechRequest
@@ -189,7 +189,7 @@ def add_speech(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         body.check(worker.limits.text, tts.manifest.name)
         check_timestamps(body.timestamps, tts)
         voice = store.find(tts, body.voice or tts.default_voice())
-        settings = body.settings(tts.settings())
+        settings = body.settings(tts.settings(body.quality))
         wanted = SpeechRequest(body.input, voice, settings, body.speed, body.timestamps, body.lexicon)
         reply = worker.submit(wanted, body.first_chunk_seconds)
         return await respond(
@@ -226,7 +226,7 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         store.check_new(tts, name)
         if not form.consent:
             raise HttpError(400, "consent is false; upload a voice only if its speaker agreed", "consent")
-        made = await prepared(worker, data, form.transcript, name)
+        made = await asyncio.wrap_future(worker.prepare_voice(data, form.transcript, name))
         await asyncio.to_thread(check_speakable, tts, made)
         await asyncio.to_thread(store.add, replace(made, source="upload", consent=CONSENT))
         seconds = round(len(made.codes) / tts.need_codec().frame_rate, 2)
@@ -264,22 +264,6 @@ def add_limits(app: FastAPI, worker: Worker) -> None:
             "voice_name_characters": NAME_CHARACTERS,
             "upload_bytes": bounds.upload_bytes,
         }
-
-
-async def prepared(worker: Worker, data: bytes, transcript: str, name: str) -> Prompt:
-    """A voice of an uploaded recording.
-
-    Raises:
-        TimeLimitError: it was not made in time. PromptError: the recording cannot be used.
-    """
-    seconds = worker.limits.wait_seconds
-    try:
-        async with asyncio.timeout(seconds):
-            return await asyncio.wrap_future(worker.prepare_voice(data, transcript, name))
-    except TimeoutError:
-        raise TimeLimitError(
-            f"the recording was not read in {seconds:g} s; this server waits no longer: try again later"
-        ) from None
 
 
 def add_page(app: FastAPI) -> None:

@@ -16,7 +16,6 @@ from pydantic import (
     model_validator,
 )
 
-from valle2.engine.bundle.schema import QUALITIES
 from valle2.engine.bundle.untrusted import parse_json, shown
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.server.http.errors import HttpError, invalid_value
@@ -119,10 +118,7 @@ class SpeechBody(BaseModel):
             SettingsError: a value is out of range.
         """
         given: dict[str, Any] = {name: getattr(self, name) for name in RANGES}
-        named: dict[str, Any] = QUALITIES[self.quality] if self.quality else {}
-        return replace(
-            defaults, **named | {name: value for name, value in given.items() if value is not None}
-        )
+        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
     def check(self, longest: int, name: str) -> None:
         """Check what the types do not say.

@@ -20,7 +20,6 @@ the times of words are certain: seconds from the beginning of all audio.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
 from dataclasses import replace
@@ -30,7 +29,7 @@ from typing import Any
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from valle2.engine.bundle.untrusted import shown
+from valle2.engine.bundle.untrusted import parse_json, shown
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.audio.io import pcm16
 from valle2.runtime.captions import described
@@ -168,7 +167,7 @@ class Session:
         if event["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(event.get("code", NORMAL))
         try:
-            value = json.loads(event.get("text") or "")
+            value = parse_json((event.get("text") or "").encode())
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict) or not isinstance(value.get("text", ""), str):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from valle2.runtime.errors import LexiconError, TextError
 from valle2.runtime.text.annotations.lexicon import WordFinder
-from valle2.runtime.text.annotations.pronunciation import INLINE, SHOWN, Inventory, Spellings
+from valle2.runtime.text.annotations.pronunciation import INLINE, Inventory, Spellings
 from valle2.runtime.text.annotations.ssml import TAG, Passage, is_ssml, read_ssml
-from valle2.runtime.text.annotations.unread import unread_warning
+from valle2.runtime.text.annotations.unread import cut, unread_warning
 from valle2.runtime.text.written import markup
 from valle2.runtime.types import Phones
 
@@ -74,8 +74,7 @@ def read_script(
     passages, found = [Passage(LINE_END.sub("\n", text))], list[str]()
     tag = TAG.search(text)
     if tag and not is_ssml(text):
-        name = tag[0] if len(tag[0]) <= SHOWN else f"{tag[0][: SHOWN - 1]}…"
-        warnings[f"{name!r} is ignored: SSML is read only in a text that begins with <speak>"] = None
+        warnings[f"{cut(tag[0])} is ignored: SSML is read only in a text that begins with <speak>"] = None
     if is_ssml(text):
         passages, end_pause, found = read_ssml(text, pronounce)
     warnings.update(dict.fromkeys(found))

@@ -91,6 +91,24 @@ def test_an_upload_that_hangs_is_noticed(load: Callable[[int], Valle2]) -> None:
         free.set()
 
 
+def test_a_recording_that_hangs_is_answered(
+    load: Callable[[int], Valle2], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In time while the engine runs, and at once when it has failed; its place is free after it."""
+    free = threading.Event()
+    with started(load, wait_seconds=0.5) as worker:
+        assert worker.tts
+        monkeypatch.setattr(worker.tts, "prompt", lambda *_: free.wait())
+        with pytest.raises(TimeLimitError, match="no result after"):
+            worker.prepare_voice(b"", "hello", "mine").result(2.0)
+        late = worker.prepare_voice(b"", "hello", "mine")
+        worker.give_up("test")
+        with pytest.raises(WorkerError):
+            late.result(1.0)
+        free.set()
+        wait_until(lambda: not worker.uploads)
+
+
 def test_time_limits_hold_while_the_engine_hangs(
     load: Callable[[int], Valle2], monkeypatch: pytest.MonkeyPatch
 ) -> None:
