@@ -16,6 +16,9 @@ import soundfile
 import soxr
 
 from demo.speech.speak import RATE
+from valle2.runtime.audio.checks import bandwidth, is_narrow
+from valle2.runtime.audio.prepare import leveled, without_rumble
+from valle2.runtime.audio.widen import widened
 
 Array = np.ndarray[Any, Any]
 ECHO_SECONDS, ECHO_DECAY, ECHO_LEVEL = 0.32, (0.1, 0.4), (-25, -8)
@@ -32,8 +35,6 @@ HUM, HUM_LEVEL, HARMONICS = (50.0, 60.0), (-60, -35), 6
 """Mains hum: its frequencies, its level in dB of the sound's peak, and how many harmonics it has."""
 CLIP = (0.35, 0.9)
 """Share of the peak at which a worn recording clips."""
-PEAK = (0.25, 0.7)
-"""Peak that a recording is scaled to at the end. The runtime brings a prompt to about 0.5."""
 LOSSY = (("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("WAV", "ULAW"))
 SHARES = {"curve": 0.6, "band": 0.35, "noise": 0.7, "hum": 0.15, "clip": 0.1, "lossy": 0.35}
 """How often each step of `worn` is taken."""
@@ -62,7 +63,10 @@ def coloured_noise(size: int, rng: np.random.Generator) -> Array:
 
 
 def worn(sound: Array, rng: np.random.Generator) -> Array:
-    """Simulate a recording as people send it: (N,) float32, returned with a peak in PEAK."""
+    """Simulate a recording as people send it, (N,) float32, and prepare it as the runtime does a prompt.
+
+    The ends stay, so that the labels still fit.
+    """
     steps: dict[str, Callable[[Array, np.random.Generator], Array]] = {
         "curve": with_curve,
         "band": with_band,
@@ -75,8 +79,9 @@ def worn(sound: Array, rng: np.random.Generator) -> Array:
     for name, step in steps.items():
         if rng.random() < SHARES[name]:
             out = step(out, rng)
-    out = out - out.mean()
-    return np.asarray(out * (rng.uniform(*PEAK) / max(1e-6, float(np.abs(out).max()))), np.float32)
+    kept = without_rumble(np.asarray(out - out.mean(), np.float64), RATE)
+    top = bandwidth(leveled(kept, RATE), RATE)
+    return leveled(widened(kept, RATE, top) if is_narrow(top, RATE) else kept, RATE)
 
 
 def with_curve(sound: Array, rng: np.random.Generator) -> Array:

@@ -230,7 +230,6 @@ def test_a_worn_recording_keeps_its_timing(seed: int) -> None:
     sound[8000:12000] = rng.standard_normal(4000) * 0.1
     found = recording.worn(sound, rng)
     assert found.shape == sound.shape and np.isfinite(found).all()
-    assert recording.PEAK[0] <= np.abs(found).max() <= recording.PEAK[1] + 1e-6
     loud = np.convolve(found**2, np.ones(2000), "same")
     assert 9000 < np.argmax(loud) < 12500
 
