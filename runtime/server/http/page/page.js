@@ -1,11 +1,12 @@
 // Sends the form to the server; plays, draws and saves the speech that comes back; adds and deletes voices.
-import { Player, Wave, WavStream } from "./player.js";
+import { Player, Wave, WavStream, serverEvents } from "./player.js";
 import { Recorder, toWav } from "./recorder.js";
 
 const $ = (id) => document.getElementById(id);
 const wave = new Wave($("wave"));
 // inputs that become fields of the request if they are filled in
-const OPTIONS = ["seed", "top_p", "window", "threshold", "first_chunk_seconds"];
+const OPTIONS = ["seed", "speaking_speed", "top_p", "window", "threshold", "first_chunk_seconds"];
+const FIELDS = { speaking_speed: "speed" };  // fields whose inputs have another id
 const RETRY_MS = 1000;
 const FRAME_MS = 50;
 let limits = null, player = null, request = null, recorder = null, recording = null, blobUrls = {};
@@ -52,13 +53,10 @@ async function loadVoices(selected = $("voice").value) {
   } catch (error) { showStatus("state", error.message, true); }
 }
 
-async function loadLimits() {  // what this server and its model take
+async function loadLimits() {  // what this server and its model take; no maxLength, which would cut a pasted text
   try {
     limits = await (await call("v1/limits")).json();
     const { least, most } = limits.recording_seconds;
-    $("text").maxLength = limits.text_characters;
-    $("transcript").maxLength = limits.transcript_characters;
-    $("name").maxLength = limits.voice_name_characters;
     $("length-hint").textContent = `${least} to ${most} seconds of one speaker, and a transcript.`;
   } catch (error) { showStatus("state", error.message, true); }
 }
@@ -80,8 +78,9 @@ async function deleteVoice() {
 // -- speech --------------------------------------------------------------------------------------
 
 function requestBody() {
-  const body = { model: "valle2", input: $("text").value, voice: $("voice").value, response_format: "wav" };
-  for (const name of OPTIONS) if ($(name).value !== "") body[name] = Number($(name).value);
+  const body = { model: "valle2", input: $("text").value, voice: $("voice").value, response_format: "wav",
+    stream_format: "sse" };
+  for (const id of OPTIONS) if ($(id).value !== "") body[FIELDS[id] || id] = Number($(id).value);
   return body;
 }
 
@@ -95,8 +94,8 @@ async function speak() {
   try {
     const response = await call("v1/audio/speech", { method: "POST", signal: abort.signal,
       headers: { "Content-Type": "application/json" }, body: JSON.stringify(requestBody()) });
-    const stream = await playStream(response, speaker, began);
-    finish(stream, (performance.now() - began) / 1000, warningsOf(response));
+    const { stream, last } = await playStream(response, speaker, began);
+    finish(stream, (performance.now() - began) / 1000, remarks(last));
   } catch (error) {
     if (abort.signal.aborted) return;
     stop();
@@ -105,12 +104,12 @@ async function speak() {
   }
 }
 
-async function playStream(response, speaker, began) {
-  const stream = new WavStream(), reader = response.body.getReader();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return stream;
-    const samples = stream.feed(value);
+async function playStream(response, speaker, began) {  // returns the stream and the last event
+  const stream = new WavStream();
+  for await (const event of serverEvents(response.body)) {
+    if (event.type === "speech.audio.done") return { stream, last: event };
+    if (event.type !== "speech.audio.delta") continue;
+    const samples = stream.feed(Uint8Array.from(atob(event.audio), (char) => char.charCodeAt(0)));
     if (!samples.length) continue;
     const first = !wave.peaks.length && !wave.count;
     speaker.add(samples, stream.rate);
@@ -124,6 +123,7 @@ async function playStream(response, speaker, began) {
     $("speech").textContent = `${stream.seconds.toFixed(1)} s`;
     showStatus("state", "Speaking; the rest is being computed");
   }
+  throw new TypeError("the last event is missing");
 }
 
 function animate(speaker) {
@@ -132,11 +132,12 @@ function animate(speaker) {
   else if (speaker === player) $("stop").disabled = true;
 }
 
-function warningsOf(response) {  // a JSON list in a header; "" if there are none
-  return JSON.parse(response.headers.get("X-Warnings") || "[]").map((text) => `. Warning: ${text}`).join("");
+export function remarks(last) {  // what the user should know about complete speech; "" if nothing
+  const cut = last.finish_reason === "max_frames" ? ["the speech was cut at the model's longest; try another seed"] : [];
+  return [...cut, ...last.warnings].map((text) => `. Warning: ${text}`).join("");
 }
 
-function finish(stream, took, warnings) {
+function finish(stream, took, remarks) {
   request = null;
   $("took").textContent = `${took.toFixed(2)} s`;
   $("speed").textContent = `${(stream.seconds / took).toFixed(2)} ×`;
@@ -144,7 +145,7 @@ function finish(stream, took, warnings) {
   setBlob("again", "src", stream.file());
   setBlob("download", "href", stream.file());
   $("result").hidden = false;
-  showStatus("state", `Complete, with seed ${$("seed").value || "0"}${warnings}`);
+  showStatus("state", `Complete, with seed ${$("seed").value || "0"}${remarks}`);
 }
 
 function stop() {

@@ -1,7 +1,19 @@
-// A WAV stream: WavStream parses it, Player plays it and Wave draws it while it arrives.
+// Speech that arrives: serverEvents and WavStream parse it, Player plays it and Wave draws it.
 
 const PEAKS_PER_SECOND = 100;
 const LEAD_SECONDS = 0.02;
+
+export async function* serverEvents(body) {
+  // The events of a response's body, as parsed JSON. body: a ReadableStream of bytes.
+  const reader = body.getReader(), decoder = new TextDecoder();
+  for (let text = "";;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const events = (text + decoder.decode(value, { stream: true })).split("\n\n");
+    text = events.pop();
+    for (const event of events) if (event.startsWith("data: ")) yield JSON.parse(event.slice(6));
+  }
+}
 
 export class WavStream {
   // 16-bit mono. feed(bytes) returns the new samples as a Float32Array, which may be empty.

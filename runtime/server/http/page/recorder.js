@@ -1,4 +1,4 @@
-// Turns a recording from the microphone, or an audio file, into a mono WAV.
+// Turns a recording from the microphone, or an audio file, into a WAV of one or two channels.
 
 const RATE = 48000;
 
@@ -36,21 +36,26 @@ export async function toWav(blob) {
     throw new Error("The browser cannot read this as audio; choose a WAV, MP3, FLAC, Ogg or M4A file.");
   }
   const channels = Array.from({ length: audio.numberOfChannels }, (_, i) => audio.getChannelData(i));
-  const samples = Int16Array.from({ length: audio.length }, (_, i) => {
-    const mean = channels.reduce((sum, channel) => sum + channel[i], 0) / channels.length;
-    return Math.max(-32768, Math.min(32767, Math.round(mean * 32768)));
-  });
-  return { wav: new Blob([header(samples.byteLength), samples], { type: "audio/wav" }), seconds: audio.duration };
+  const kept = channels.length > 2 ? [mixed(channels)] : channels;
+  const peak = kept.reduce((most, channel) => channel.reduce((m, x) => Math.max(m, Math.abs(x)), most), 0) || 1;
+  const samples = new Int16Array(audio.length * kept.length);  // the server sets the level, so use all 16 bits
+  kept.forEach((channel, c) => channel.forEach((x, i) => { samples[i * kept.length + c] = Math.round(x / peak * 32767); }));
+  const wav = new Blob([header(samples.byteLength, kept.length), samples], { type: "audio/wav" });
+  return { wav, seconds: audio.duration };
 }
 
-function header(bytes) {
+function mixed(channels) {  // of more than two channels: the mean
+  return channels[0].map((_, i) => channels.reduce((sum, channel) => sum + channel[i], 0) / channels.length);
+}
+
+function header(bytes, channels) {
   const view = new DataView(new ArrayBuffer(44));
   const write = (at, text) => [...text].forEach((char, i) => view.setUint8(at + i, char.charCodeAt(0)));
   write(0, "RIFF"); view.setUint32(4, 36 + bytes, true);
   write(8, "WAVEfmt "); view.setUint32(16, 16, true);
-  view.setUint16(20, 1, true); view.setUint16(22, 1, true);  // PCM, mono
-  view.setUint32(24, RATE, true); view.setUint32(28, 2 * RATE, true);
-  view.setUint16(32, 2, true); view.setUint16(34, 16, true);
+  view.setUint16(20, 1, true); view.setUint16(22, channels, true);  // PCM
+  view.setUint32(24, RATE, true); view.setUint32(28, 2 * channels * RATE, true);
+  view.setUint16(32, 2 * channels, true); view.setUint16(34, 16, true);
   write(36, "data"); view.setUint32(40, bytes, true);
   return view;
 }
