@@ -30,7 +30,7 @@ class Condition:
         samples: seeds for each seed of the sweep, for rules that choose among them.
         prompt_seconds: length of the prompts; 0 takes them as they are.
         voices: "own", "recorded" or "held-out". texts: "plain" or "hard".
-        codebooks: of the speech, 0 for all.
+        codebooks: of the speech, 0 for all. prepared: recordings are prepared as the runtime does.
     """
 
     model: str
@@ -44,6 +44,7 @@ class Condition:
     voices: str = "own"
     texts: str = "plain"
     codebooks: int = 0
+    prepared: bool = True
 
     @property
     def name(self) -> str:
@@ -56,6 +57,7 @@ class Condition:
         parts += ["streamed"] * self.streamed
         parts += [f"{self.prompt_seconds:g} s prompt"] * bool(self.prompt_seconds)
         parts += [f"{self.voices} voices"] * (self.voices != "own")
+        parts += ["not prepared"] * (not self.prepared)
         parts += ["hard texts"] * (self.texts == "hard")
         return ", ".join(parts)
 
@@ -146,6 +148,16 @@ def strangers(plan: Plan) -> list[Condition]:
     ]
 
 
+def preparation(plan: Plan) -> list[Condition]:
+    """Recordings as they are and prepared, with RAS off and on."""
+    return [
+        plan.base(threshold=threshold, voices=voices, prepared=prepared)
+        for voices in plan.unseen_voices
+        for threshold in (OFF, PAPER.threshold)
+        for prepared in (False, True)
+    ]
+
+
 def robustness(plan: Plan) -> list[Condition]:
     return [plan.base(texts="hard", threshold=threshold) for threshold in (OFF, PAPER.threshold)]
 
@@ -161,4 +173,5 @@ AXES: dict[str, Callable[[Plan], list[Condition]]] = {
     "unseen": unseen,
     "robustness": robustness,
     "strangers": strangers,
+    "preparation": preparation,
 }

@@ -9,11 +9,15 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+import soxr
 from numpy.typing import NDArray
 
 from valle2.benchmarks.quality.judges import Judges
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Valle2
+from valle2.runtime.audio.io import read_recording
+from valle2.runtime.tts import MAX_RECORDING_SECONDS, MIN_PROMPT_SECONDS
+from valle2.runtime.types import Codes
 
 TOLERANCE = 0.35
 FORMATS = (".wav", ".flac")
@@ -42,12 +46,14 @@ def recordings(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in FORMATS)
 
 
-def recorded_speakers(tts: Valle2, judges: Judges, folder: Path, seconds: float = 0.0) -> list[Speaker]:
+def recorded_speakers(
+    tts: Valle2, judges: Judges, folder: Path, seconds: float = 0.0, *, prepared: bool = True
+) -> list[Speaker]:
     """Speakers from recordings `FOLDER/NAME.wav` (or .flac), or several of one in `FOLDER/SPEAKER/`.
 
     Each recording is a prompt, with its transcript in a .txt file of the same name. The first recordings of
     all speakers come before the second ones. With `seconds` each speaker has one prompt, joined from as many
-    recordings as reach that length.
+    recordings as reach that length. `prepared=False` leaves the recordings as they are.
 
     Raises:
         Valle2Error: a transcript is missing, or there are no recordings.
@@ -61,7 +67,8 @@ def recorded_speakers(tts: Valle2, judges: Judges, folder: Path, seconds: float 
                 f"{path} has no transcript; write its words to {path.stem}.txt in the same folder"
             ) from None
         name = path.parent.name if path.parent != folder else path.stem
-        found[name].append(tts.prompt(path, transcript, name))
+        made = tts.prompt(path, transcript, name)
+        found[name].append(made if prepared else replace(made, codes=codes_as_recorded(tts, path)))
     if not found:
         raise Valle2Error(f"{folder} has no recordings; expected NAME.wav with its words in NAME.txt")
     rate = tts.need_codec().frame_rate
@@ -70,6 +77,14 @@ def recorded_speakers(tts: Valle2, judges: Judges, folder: Path, seconds: float 
     else:
         prompts = [one for turn in zip_longest(*found.values()) for one in turn if one]
     return [speaker(tts, judges, prompt) for prompt in prompts]
+
+
+def codes_as_recorded(tts: Valle2, path: Path) -> Codes:
+    """The codes (T, Q) of a recording without `runtime.audio.prepare`, but for its channels and its rate."""
+    codec = tts.need_codec()
+    recording = read_recording(path, MIN_PROMPT_SECONDS, MAX_RECORDING_SECONDS)
+    sound = soxr.resample(recording.samples.mean(axis=1), recording.rate, codec.sample_rate)
+    return codec.encode(np.asarray(sound, np.float32))
 
 
 def joined(prompts: Sequence[Prompt], frames: float) -> Prompt:

@@ -70,7 +70,9 @@ class Bench:
         own, folder = own_speakers(tts, self.judges), folders.get(condition.voices)
         found, others = own, list[Speaker]()
         if folder:
-            found, others = recorded_speakers(tts, self.judges, folder, condition.prompt_seconds), own
+            seconds, prepared = condition.prompt_seconds, condition.prepared
+            found = recorded_speakers(tts, self.judges, folder, seconds, prepared=prepared)
+            others = own
         if condition.prompt_seconds:
             found = shortened(tts, self.judges, found, condition.prompt_seconds)
         if not found:

@@ -202,6 +202,17 @@ def test_every_recording_of_a_speaker_is_a_prompt(tts: Valle2, tmp_path: Path) -
     assert [one.prompt.transcript for one in long] == ["a 0 a 1", "b 0"]
 
 
+def test_a_recording_can_be_measured_as_it_is(tts: Valle2, tmp_path: Path) -> None:
+    codec = tts.need_codec()
+    sound = np.sin(np.arange(codec.sample_rate) / 20).astype(np.float32) / 20
+    soundfile.write(tmp_path / "a.wav", sound, codec.sample_rate, "FLOAT")
+    (tmp_path / "a.txt").write_text("hello")
+    judge = cast(Judges, SimpleNamespace(embed=lambda audio, rate: np.zeros(256, np.float32)))
+    (raw,), (made,) = (recorded_speakers(tts, judge, tmp_path, prepared=one) for one in (False, True))
+    assert np.array_equal(raw.prompt.codes, codec.encode(sound))
+    assert not np.array_equal(made.prompt.codes, raw.prompt.codes), "its level is set"
+
+
 def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second run measures only what the first did not. Other inputs are refused."""
     measured: list[str] = []
