@@ -93,7 +93,9 @@ def test_an_older_onnx_runtime_gets_what_it_runs(
     """`onnxruntime-gpu` may be one release behind, and the lowering "ort" needs the newest."""
     monkeypatch.setattr(onnxruntime, "__version__", "1.31.1")
     assert Valle2.load(every).manifest.lowering == "portable"
-    with pytest.raises(BackendError, match=r"lowering ort; onnxruntime 1\.31\.1 on cpu takes portable"):
+    with pytest.raises(
+        BackendError, match=r"lowering ort; onnxruntime 1\.31\.1 on cpu, older than 1\.32, takes portable"
+    ):
         Valle2.load(bundle)
 
 
