@@ -418,11 +418,14 @@ class Valle2(Closing):
         """
         prompt, longest = request.prompt, self.manifest.sizes["max_text"] - 2
         front = self.need_front()
-        found = front.encode_request(prompt.transcript, script, longest)
+        found, unheard = front.encode_request(prompt.transcript, script, longest), 0
         written = WrittenText(" ".join(each.text for each in script.passages) if request.timestamps else "")
         for index, ids in enumerate(found):
             marked = (ids.ids, ids.languages, ids.prompt_length)
             text = check_text(self.model.layout, *marked, len(prompt.codes))
+            if not index:  # the transcript is the same in every sentence
+                unheard = self.model.shorten(text, prompt.codes, request.settings).unheard
+            text = replace(text, unheard=unheard)
             words = written.restore(front.words_of(ids)) if request.timestamps else ()
             words = tuple(replace(word, text=script.spellings.readable(word.text)) for word in words)
             speed = min(max(ids.speed * request.speed, SLOWEST), FASTEST)
@@ -459,12 +462,12 @@ class Valle2(Closing):
         Raises:
             TextError, PromptError: wrong shapes, ids out of range, or no room left.
         """
-        layout = self.model.layout
+        layout, settings = self.model.layout, settings or self.settings()
         prompt = check_prompt(layout, prompt_codes)
         text = check_text(layout, text_ids, language_ids, prompt_text_length, len(prompt))
-        if settings:
-            self.model.check(settings)
-        request = EncodedRequest((Sentence(text),), prompt, settings or self.settings(), codes_only=True)
+        self.model.check(settings)
+        text = self.model.shorten(text, prompt, settings)
+        request = EncodedRequest((Sentence(text),), prompt, settings, codes_only=True)
         collector = self.run([request])[0]
         return Generated(np.concatenate(collector.codes), collector.finish_reason)
 

@@ -35,6 +35,7 @@ MEANINGS = {
     "max_frames": "0 takes the model's own limit",
     "codebooks": "0 computes all of the model's",
     "first_chunk_codebooks": "0 computes as many as in later chunks",
+    "nar_prompt_seconds": "0 gives the NAR the whole prompt",
 }
 """What a setting means, for error messages and `--help`."""
 RANGES: dict[str, tuple[float, float, str]] = {
@@ -58,6 +59,8 @@ class Settings:
         codebooks: how many the speech has, 0 for all. Each codebook after the first costs a pass of the NAR
             and adds detail.
         first_chunk_codebooks: the same for the first chunk of a stream; 0 for as many as `codebooks`.
+        nar_prompt_seconds: how much of the prompt the NAR hears, counted from its end; 0 for all. The AR
+            always hears the whole prompt. Each pass of the NAR gets shorter.
 
     Raises:
         SettingsError: a value is not a finite number within its range.
@@ -71,6 +74,7 @@ class Settings:
     max_frames: int = 0
     codebooks: int = 0
     first_chunk_codebooks: int = 0
+    nar_prompt_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for entry in fields(self):

@@ -19,6 +19,7 @@ LARGE_TOP_P = 0.8
 SAMPLES = 5
 PROMPT_SECONDS = (1.0, 3.0, 5.0, 10.0)
 FEWER_CODEBOOKS = (6, 4, 3, 2)
+NAR_PROMPT_SECONDS = (3.0, 2.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Condition:
         prompt_seconds: length of the prompts; 0 takes them as they are.
         voices: "own", "recorded" or "held-out". texts: "plain" or "hard".
         codebooks: of the speech, 0 for all. prepared: recordings are prepared as the runtime does.
+        nar_prompt_seconds: how much of the prompt the NAR hears, 0 for all.
     """
 
     model: str
@@ -45,6 +47,7 @@ class Condition:
     texts: str = "plain"
     codebooks: int = 0
     prepared: bool = True
+    nar_prompt_seconds: float = 0.0
 
     @property
     def name(self) -> str:
@@ -54,6 +57,7 @@ class Condition:
         parts += [f"best of {self.candidates}"] * (self.candidates > 1)
         parts += [f"{self.samples} samples"] * (self.samples > 1)
         parts += [f"{self.codebooks} codebooks"] * bool(self.codebooks)
+        parts += [f"NAR hears {self.nar_prompt_seconds:g} s"] * bool(self.nar_prompt_seconds)
         parts += ["streamed"] * self.streamed
         parts += [f"{self.prompt_seconds:g} s prompt"] * bool(self.prompt_seconds)
         parts += [f"{self.voices} voices"] * (self.voices != "own")
@@ -120,6 +124,15 @@ def codebooks(plan: Plan) -> list[Condition]:
     return [plan.base(codebooks=number) for number in (0, *FEWER_CODEBOOKS)]
 
 
+def nar_prompts(plan: Plan) -> list[Condition]:
+    """Shorter prompts of the NAR, for the model's own voices and for each kind of unseen ones."""
+    return [
+        plan.base(nar_prompt_seconds=seconds, voices=voices)
+        for voices in ("own", *plan.unseen_voices)
+        for seconds in (0.0, *NAR_PROMPT_SECONDS)
+    ]
+
+
 def readings(plan: Plan) -> list[Condition]:
     """The paper's RAS rule, the strict rule, and none."""
     thresholds = (PAPER.threshold, strict(PAPER.threshold), OFF)
@@ -168,6 +181,7 @@ AXES: dict[str, Callable[[Plan], list[Condition]]] = {
     "precision": precisions,
     "streaming": streaming,
     "codebooks": codebooks,
+    "nar-prompts": nar_prompts,
     "readings": readings,
     "prompts": prompts,
     "unseen": unseen,

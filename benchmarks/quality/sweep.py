@@ -92,6 +92,7 @@ class Bench:
             threshold=condition.threshold,
             candidates=condition.candidates,
             codebooks=condition.codebooks,
+            nar_prompt_seconds=condition.nar_prompt_seconds,
         )
         scores = evaluate(
             tts,

@@ -66,6 +66,7 @@ SAMPLING: dict[str, tuple[float, float]] = {
     "max_frames": (0, MAX_SPOKEN),
     "codebooks": (0, CODEBOOKS),
     "first_chunk_codebooks": (0, CODEBOOKS),
+    "nar_prompt_seconds": (0.0, 60.0),
 }
 WHOLE = ("window", "seed", "candidates", "max_frames", "codebooks", "first_chunk_codebooks")
 """The settings of `SAMPLING` that are whole numbers."""

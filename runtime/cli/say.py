@@ -39,6 +39,7 @@ SETTINGS = (
     ("max-frames", int, "frames per sentence at the most"),
     ("codebooks", int, "codebooks of the speech; fewer are faster, 0 takes all"),
     ("first-chunk-codebooks", int, "codebooks of the first chunk of --stream"),
+    ("nar-prompt-seconds", float, "end of the prompt that the NAR hears; less is faster, 0 takes all"),
 )
 
 

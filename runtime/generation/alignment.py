@@ -100,6 +100,19 @@ def read_alignment(folder: Path, files: Collection[str]) -> AlignmentTable | Non
         raise ManifestError(f"{folder / FILE} does not load: {reason}; get the bundle again") from None
 
 
+def spoken_id(table: AlignmentTable, ids: NDArray[np.int64], codes: NDArray[np.int64], frame: int) -> int:
+    """Index of the id whose sound is in a frame.
+
+    Args:
+        ids: (S,) int64, S >= 1. codes: (T,) int64 of codebook 0, in which all ids are spoken.
+        frame: in 0..T-1.
+    """
+    aligner = Aligner(table, ids, (), 1.0)
+    aligner.add_costs(codes)
+    reached = np.flatnonzero(np.isfinite(aligner.scores))
+    return int(aligner.path(reached[-1])[frame])
+
+
 class Aligner:
     """Finds the words of one sentence in its codes.
 
@@ -122,8 +135,7 @@ class Aligner:
 
     def add(self, codes: NDArray[np.int64]) -> tuple[Word, ...]:
         """Take the next codes (T,) of codebook 0; return the words whose times are certain now."""
-        for costs in self.costs[codes]:
-            self.advance(costs)
+        self.add_costs(codes)
         near = np.flatnonzero(self.scores <= self.scores.min(initial=np.inf) + BEAM_NATS)
         if not self.moves or not len(near):
             return ()
@@ -142,6 +154,11 @@ class Aligner:
         if complete and frames < count:  # too short for a frame each
             return self.take(np.arange(frames) * count // frames, frames, at_end=True)
         return self.take(self.path(count - 1 if complete else int(self.scores.argmin())), frames, at_end=True)
+
+    def add_costs(self, codes: NDArray[np.int64]) -> None:
+        """Continue the best paths over the next codes (T,) of codebook 0."""
+        for costs in self.costs[codes]:
+            self.advance(costs)
 
     def advance(self, costs: Floats) -> None:
         """One frame: each id's best path stays in it or enters it from the one before."""

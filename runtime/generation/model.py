@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from valle2.runtime.audio.codec import Codec
 from valle2.runtime.errors import ModelError, SettingsError
-from valle2.runtime.generation.alignment import FILE, AlignmentTable
+from valle2.runtime.generation.alignment import FILE, AlignmentTable, spoken_id
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.nar_runner import NARRunner
-from valle2.runtime.generation.token_layout import TokenLayout
+from valle2.runtime.generation.token_layout import Text, TokenLayout
 from valle2.runtime.types import Codes, Settings
 
 
@@ -61,7 +61,8 @@ class LoadedModel:
         """Check that the model can speak with these settings.
 
         Raises:
-            SettingsError: fewer codebooks are asked for than the bundle has neutral codes for.
+            SettingsError: fewer codebooks are asked for than the bundle has neutral codes for, or seconds of
+                prompt from a bundle without a codec.
         """
         fewer = {settings.codebooks, settings.first_chunk_codebooks} - {0, self.layout.codebooks}
         if fewer and self.codec and self.neutral is None:
@@ -69,6 +70,32 @@ class LoadedModel:
                 f"codebooks is {min(fewer)}, but {self.path} was exported before bundles had neutral codes; "
                 "export it again, or leave codebooks at 0"
             )
+        if settings.nar_prompt_seconds and self.codec is None:
+            raise SettingsError(
+                f"nar_prompt_seconds is {settings.nar_prompt_seconds:g}, but {self.path} has no codec, which "
+                "says how many frames a second has; leave it at 0"
+            )
+
+    def nar_prompt_frames(self, settings: Settings, prompt: Codes) -> int:
+        """How many frames at the end of a prompt (P, Q) the NAR hears."""
+        if not settings.nar_prompt_seconds or not len(prompt):
+            return len(prompt)
+        return min(len(prompt), max(1, round(settings.nar_prompt_seconds * self.need_codec().frame_rate)))
+
+    def shorten(self, text: Text, prompt: Codes, settings: Settings) -> Text:
+        """The text without the ids that the NAR's part of the prompt (P, Q) no longer says.
+
+        In training, the NAR's text says all of its frames. Without an alignment table, or without knowing
+        where the transcript ends, the NAR reads the whole text.
+        """
+        start = len(prompt) - self.nar_prompt_frames(settings, prompt)
+        if not start or self.alignment is None or text.prompt_length is None:
+            return text
+        marks = self.layout.marks(text.ids)
+        transcript = self.layout.bare(text.ids)[: text.prompt_length - 2 * marks]
+        if not len(transcript):
+            return text
+        return replace(text, unheard=spoken_id(self.alignment, transcript, prompt[:, 0], start))
 
     def close(self) -> None:
         """Free the graphs' memory. The model cannot be used after it."""

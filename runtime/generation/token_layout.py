@@ -94,11 +94,11 @@ class TokenLayout:
             bare = bare + self.vocab_size * text.languages[marks : len(text.languages) - marks]
         begin, end = (np.array(ids, np.int64) for ids in (self.text_begin, self.text_end))
         whole = np.concatenate([begin, bare, end])
+        skipped = text.unheard
+        if self.nar_text == "target" and prompt is not None:
+            skipped = max(0, prompt - marks - marks)
         if self.nar_text == "bare":
-            return whole, bare
-        if self.nar_text == "same" or prompt is None:
-            return whole, whole
-        skipped = max(0, prompt - marks - marks)
+            return whole, bare[skipped:]
         return whole, np.concatenate([begin, bare[skipped:], end])
 
     def marks(self, ids: Codes) -> int:
@@ -147,11 +147,14 @@ class Text:
         ids: (S,) int64. languages: (S,) int64, one per id, or None.
         prompt_length: how many ids are the transcript's, marks at its ends included if `ids` has marks; None
             if unknown.
+        unheard: how many of the transcript's ids, without marks, the NAR does not read, because its prompt
+            begins after their sounds.
     """
 
     ids: Codes
     languages: Codes | None = None
     prompt_length: int | None = None
+    unheard: int = 0
 
 
 def check_text(

@@ -54,11 +54,12 @@ class Utterance(Closing):
         group = model.ar.group_size
         ar_text, self.nar_text = model.layout.texts(text)
         self.context = prompt[len(prompt) % group :]
+        prompt_codes = self.context[:, 0]
+        heard = model.nar_prompt_frames(settings, self.context)
+        self.context = self.context[len(self.context) - heard :]
         start = int(model.layout.code_bos)
         empty = np.zeros((0, group, 2), np.float32)
-        self.row = Sequence(
-            ar_text, self.context[:, 0], empty, settings, start, playback=playback or Playback()
-        )
+        self.row = Sequence(ar_text, prompt_codes, empty, settings, start, playback=playback or Playback())
         self.row.step_limit = self.step_limit(self.row, text.prompt_length)
         self.fewest = model.layout.fewest_frames(len(text.ids), text.prompt_length)
         self.rejected: list[Sequence] = []

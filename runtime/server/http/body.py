@@ -63,6 +63,7 @@ class SpeechBody(BaseModel):
     max_frames: int | None = None
     codebooks: int | None = None
     first_chunk_codebooks: int | None = None
+    nar_prompt_seconds: float | None = None
     quality: Literal["fast", "balanced", "full"] | None = Field(
         None, description="a name for measured numbers of codebooks"
     )

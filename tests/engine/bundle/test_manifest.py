@@ -173,6 +173,7 @@ HOSTILE: dict[tuple[Any, ...], list[Any]] = {
     ("sampling", "max_frames"): [-1, 10**9],
     ("sampling", "codebooks"): [-1, 9, 2.5, None],
     ("sampling", "first_chunk_codebooks"): [-1, 9],
+    ("sampling", "nar_prompt_seconds"): [-0.1, 61, "3", None, float("nan")],
     ("sampling", "surplus"): [1],
     ("provenance",): [
         None, 3, "x", [], {"a": 1}, {"a": None}, {"a": {}}, {"\x1b": "x"}, {"a": "x" * 20_000},

@@ -77,6 +77,10 @@ def test_say_from_a_file_and_a_recording(bundle: Path, tmp_path: Path) -> None:
         (["hi", "--top-p", "nan"], "top_p is nan; expected a number from 0.0 to 1.0"),
         (["hi", "--seed", "-3"], "seed is -3"),
         (["hi", "--codebooks", "9"], "codebooks is 9; expected a whole number from 0 to 8"),
+        (
+            ["hi", "--nar-prompt-seconds", "-1"],
+            "nar_prompt_seconds is -1.0; expected a number from 0.0 to 60",
+        ),
         (["hi", "--device", "tpu"], "unknown device 'tpu'"),
         (["hi", "--precision", "int2"], "unknown precision 'int2'"),
         (["hi", "-o", "out.doc"], "unknown audio type"),

@@ -144,6 +144,7 @@ def test_quality_names_a_number_of_codebooks(server: tuple[str, Worker]) -> None
         ({"seed": 2**70}, 400),
         ({"codebooks": 9}, 400),
         ({"codebooks": 2.5}, 400),
+        ({"nar_prompt_seconds": 61}, 400),
         ({"quality": "best"}, 400),
         ({"other": 1}, 400),
     ],
