@@ -58,7 +58,8 @@ def score_texts(path: Path) -> tuple[Counter[str], Counter[str]]:
 
 def score_prompts(folder: Path) -> tuple[Counter[str], Counter[str]]:
     """Print the prompts with which words are lost; returns right and all, of the folder and by form."""
-    from tests.heard import FORMS, MOST_ERRORS, UNSEEN, recording, word_errors
+    from tests.heard import MOST_ERRORS, UNSEEN, recording, word_errors
+    from valle2.benchmarks.quality.forms import FORMS
     from valle2.benchmarks.quality.judges import Judges
     from valle2.runtime import Valle2
 

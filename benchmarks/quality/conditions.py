@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from valle2.benchmarks.quality.forms import FORMS
 from valle2.runtime import Settings
 
 TOP_P = (0.0, 0.2, 0.5, 0.8, 1.0)
@@ -32,6 +33,7 @@ class Condition:
         prompt_seconds: length of the prompts; 0 takes them as they are.
         voices: "own", "recorded" or "held-out". texts: "plain" or "hard".
         codebooks: of the speech, 0 for all. prepared: recordings are prepared as the runtime does.
+        form: what is done to the recordings first, one of `forms.FORMS`.
         nar_prompt_seconds: how much of the prompt the NAR hears, 0 for all.
     """
 
@@ -47,6 +49,7 @@ class Condition:
     texts: str = "plain"
     codebooks: int = 0
     prepared: bool = True
+    form: str = ""
     nar_prompt_seconds: float = 0.0
 
     @property
@@ -61,6 +64,7 @@ class Condition:
         parts += ["streamed"] * self.streamed
         parts += [f"{self.prompt_seconds:g} s prompt"] * bool(self.prompt_seconds)
         parts += [f"{self.voices} voices"] * (self.voices != "own")
+        parts += [self.form] * bool(self.form)
         parts += ["not prepared"] * (not self.prepared)
         parts += ["hard texts"] * (self.texts == "hard")
         return ", ".join(parts)
@@ -171,6 +175,16 @@ def preparation(plan: Plan) -> list[Condition]:
     ]
 
 
+def forms(plan: Plan) -> list[Condition]:
+    """Recordings in the forms in which people send them, as they are and prepared."""
+    return [
+        plan.base(voices=voices, form=form, prepared=prepared)
+        for voices in plan.unseen_voices
+        for form in FORMS
+        for prepared in (False, True)
+    ]
+
+
 def robustness(plan: Plan) -> list[Condition]:
     return [plan.base(texts="hard", threshold=threshold) for threshold in (OFF, PAPER.threshold)]
 
@@ -188,4 +202,5 @@ AXES: dict[str, Callable[[Plan], list[Condition]]] = {
     "robustness": robustness,
     "strangers": strangers,
     "preparation": preparation,
+    "forms": forms,
 }

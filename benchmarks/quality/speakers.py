@@ -12,6 +12,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from valle2.benchmarks.quality.forms import FORMS, RATE, Floats
 from valle2.benchmarks.quality.judges import Judges
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Valle2
@@ -47,13 +48,14 @@ def recordings(folder: Path) -> list[Path]:
 
 
 def recorded_speakers(
-    tts: Valle2, judges: Judges, folder: Path, seconds: float = 0.0, *, prepared: bool = True
+    tts: Valle2, judges: Judges, folder: Path, seconds: float = 0.0, *, prepared: bool = True, form: str = ""
 ) -> list[Speaker]:
     """Speakers from recordings `FOLDER/NAME.wav` (or .flac), or several of one in `FOLDER/SPEAKER/`.
 
     Each recording is a prompt, with its transcript in a .txt file of the same name. The first recordings of
     all speakers come before the second ones. With `seconds` each speaker has one prompt, joined from as many
     recordings as reach that length. `prepared=False` leaves the recordings as they are.
+    form: what is done to them first, one of `FORMS`.
 
     Raises:
         Valle2Error: a transcript is missing, or there are no recordings.
@@ -67,8 +69,9 @@ def recorded_speakers(
                 f"{path} has no transcript; write its words to {path.stem}.txt in the same folder"
             ) from None
         name = path.parent.name if path.parent != folder else path.stem
-        made = tts.prompt(path, transcript, name)
-        found[name].append(made if prepared else replace(made, codes=codes_as_recorded(tts, path)))
+        sent = FORMS[form](clean_sound(path)) if form else path
+        made = tts.prompt(sent, transcript, name)
+        found[name].append(made if prepared else replace(made, codes=codes_as_recorded(tts, sent)))
     if not found:
         raise Valle2Error(f"{folder} has no recordings; expected NAME.wav with its words in NAME.txt")
     rate = tts.need_codec().frame_rate
@@ -79,10 +82,16 @@ def recorded_speakers(
     return [speaker(tts, judges, prompt) for prompt in prompts]
 
 
-def codes_as_recorded(tts: Valle2, path: Path) -> Codes:
+def clean_sound(path: Path) -> Floats:
+    """A recording (N,) at the rate that `FORMS` take."""
+    recording = read_recording(path, MIN_PROMPT_SECONDS, MAX_RECORDING_SECONDS)
+    return np.asarray(soxr.resample(recording.samples.mean(axis=1), recording.rate, RATE), np.float64)
+
+
+def codes_as_recorded(tts: Valle2, sent: Path | bytes) -> Codes:
     """The codes (T, Q) of a recording without `runtime.audio.prepare`, but for its channels and its rate."""
     codec = tts.need_codec()
-    recording = read_recording(path, MIN_PROMPT_SECONDS, MAX_RECORDING_SECONDS)
+    recording = read_recording(sent, MIN_PROMPT_SECONDS, MAX_RECORDING_SECONDS)
     sound = soxr.resample(recording.samples.mean(axis=1), recording.rate, codec.sample_rate)
     return codec.encode(np.asarray(sound, np.float32))
 

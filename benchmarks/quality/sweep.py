@@ -70,8 +70,14 @@ class Bench:
         own, folder = own_speakers(tts, self.judges), folders.get(condition.voices)
         found, others = own, list[Speaker]()
         if folder:
-            seconds, prepared = condition.prompt_seconds, condition.prepared
-            found = recorded_speakers(tts, self.judges, folder, seconds, prepared=prepared)
+            found = recorded_speakers(
+                tts,
+                self.judges,
+                folder,
+                condition.prompt_seconds,
+                prepared=condition.prepared,
+                form=condition.form,
+            )
             others = own
         if condition.prompt_seconds:
             found = shortened(tts, self.judges, found, condition.prompt_seconds)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.heard import FORMS, MOST_ERRORS, UNSEEN, recording, word_errors
+from tests.heard import MOST_ERRORS, UNSEEN, recording, word_errors
+from valle2.benchmarks.quality.forms import FORMS
 from valle2.benchmarks.quality.judges import Judges
 from valle2.runtime import Valle2
 
