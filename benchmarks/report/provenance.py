@@ -6,9 +6,8 @@ import os
 import platform
 from typing import Any
 
-import onnxruntime
-
 from valle2.engine import Manifest
+from valle2.engine.backends.ort.providers import onnxruntime_version
 
 
 def measured_on(manifest: Manifest, seed: int, threads: int) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def measured_on(manifest: Manifest, seed: int, threads: int) -> dict[str, Any]:
         "checkpoint_sha256": manifest.provenance.get("checkpoint_sha256", ""),
         "seed": seed,
         "threads": threads,
-        "versions": {"onnxruntime": onnxruntime.__version__, "python": platform.python_version()},
+        "versions": {"onnxruntime": onnxruntime_version(), "python": platform.python_version()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "processor": processor(),
     }

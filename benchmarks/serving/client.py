@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,7 @@ class ServerProcess:
         self.process: subprocess.Popen[str] | None = None
         self.reader: threading.Thread | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ServerProcess:
         self.start()
         return self
 

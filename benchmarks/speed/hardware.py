@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
+from valle2.engine.backends.ort.providers import load_onnxruntime
 from valle2.engine.bundle.precisions import HALF, METHODS, STORED
 from valle2.engine.bundle.schema import head_width
 
@@ -118,6 +118,7 @@ def product(threads: int, integers: bool) -> tuple[Any, dict[str, Any]]:
         [helper.make_tensor("w", kinds[1], right.shape, right.tobytes(), raw=True)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])

@@ -57,7 +57,7 @@ def new_pitch(pitch: Array, rng: np.random.Generator) -> Array:
     octaves = np.log2(pitch[voiced])
     mean = octaves.mean()
     height = np.clip(mean + rng.uniform(*PITCH_OCTAVES), np.log2(LOWEST), np.log2(HIGHEST))
-    out = pitch.copy()
+    out: Array = pitch.copy()
     out[voiced] = 2 ** np.clip(height + rng.uniform(*RANGE) * (octaves - mean), np.log2(50), np.log2(700))
     return out
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -19,6 +19,7 @@ from valle2.engine.errors import BackendError
 
 Array = NDArray[Any]
 Step = Callable[[], None]
+Entered = TypeVar("Entered", bound="Closing")
 BFLOAT16 = "bfloat16"
 """numpy has no such type, so an output of this type arrives in another one."""
 
@@ -48,7 +49,7 @@ class Closing(ABC):
     def close(self) -> None:
         """Free memory and other resources; the object cannot be used afterwards."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Entered) -> Entered:
         return self
 
     def __exit__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from valle2.engine.backends.base import Backend
+from valle2.engine.backends.ort.providers import load_onnxruntime
 from valle2.engine.backends.placement import Placement
 from valle2.engine.backends.trt.api import TARGETS
 from valle2.engine.bundle.precisions import AUTO, STORED
@@ -27,13 +28,14 @@ def open_backend(
             graphs.
 
     Raises:
-        BackendError: the device is absent, or the graph or its engine file does not load.
+        BackendError: the runtime or the device is absent, or the graph or its engine file does not load.
     """
     if placement.engine in TARGETS:
         from valle2.engine.backends.trt.backend import open_engine
 
         precision = STORED if placement.precision == AUTO else placement.precision
         return open_engine(folder, spec.graph, placement.engine, precision)
+    load_onnxruntime()  # the import below would raise an ImportError
     from valle2.engine.backends.ort.session import OrtBackend
 
     return OrtBackend(folder, spec, placement, stepped=stepped)

@@ -16,12 +16,17 @@ from pathlib import Path
 
 PART_SUFFIX = ".part"
 """Of the names that content has while it is written: hidden, random, and short enough for any file system."""
+READ_BYTES = 2**20
+"""Bytes of a file that are read at once."""
 
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -213,7 +213,7 @@ def faded(audio: Audio, rate: int, *, first: bool = True, last: bool = True) -> 
     Args:
         first, last: does the audio hold the beginning, and the end, of its sentence?
     """
-    out = audio.copy()
+    out: Audio = audio.copy()
     size = min(int(FADE_SECONDS * rate), len(out) // 2)
     ramp = np.linspace(0, 1, size, dtype=np.float32)
     if first:

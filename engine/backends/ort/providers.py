@@ -2,7 +2,8 @@
 
 A provider takes the nodes that it supports, and ONNX Runtime gives the others to the provider for CPUs. These
 are the fallback nodes. A session reports them, and a graph that has any is refused, because every change of
-provider costs a copy and a synchronisation. This module imports onnxruntime only to read its version.
+provider costs a copy and a synchronisation. This module imports onnxruntime only when it is asked for: a
+machine with TensorRT alone does not need it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -78,13 +80,19 @@ class Provider:
 
 
 CUDA_EXTRA = "valle2[cuda]"
+INSTALL = "pip install onnxruntime"
+MISSING = "missing"
 REINSTALL = "pip install --force-reinstall --no-deps onnxruntime-gpu"
 BOTH_INSTALLED = "onnxruntime and onnxruntime-gpu share one folder, and the one for CPUs was installed last"
 CACHE = "{cache}"
 FIXED_CACHES = ("portable", "primitive")
 """Lowerings whose caches have a fixed length, without `GroupQueryAttention`."""
-ROW_LENGTHS_SINCE = (1, 32)
-"""The first ONNX Runtime whose `GroupQueryAttention` takes the number of new positions per row."""
+SINCE = {"ort": (1, 32), "portable": (1, 25), "primitive": (1, 23)}
+"""The first ONNX Runtime that runs each lowering.
+
+"ort" gives `GroupQueryAttention` the number of new positions per row. "portable" has `TensorScatter` and
+`Attention` of opset 24. "primitive" has opset 18, and an older release than 1.23 was not tried.
+"""
 GPU_CHUNK = 512
 """On a GPU a call's time depends on its kernel launches, not on its positions (docs/notes/gpu.md)."""
 PROVIDERS: dict[tuple[str, str], Provider] = {
@@ -140,6 +148,29 @@ def find_provider(engine: str, device: str, available: list[str]) -> Provider:
     return found
 
 
+def load_onnxruntime() -> Any:
+    """Import onnxruntime.
+
+    Raises:
+        BackendError: it is not installed, or its libraries do not load.
+    """
+    try:
+        return import_module("onnxruntime")
+    except ImportError as error:
+        raise BackendError(
+            f"onnxruntime is not available ({error}); install it with: {INSTALL}, "
+            "or run engine files of TensorRT with engine 'tensorrt'"
+        ) from None
+
+
+def onnxruntime_version() -> str:
+    """The version of the onnxruntime that would run; "missing" if it does not load."""
+    try:
+        return str(load_onnxruntime().__version__)
+    except BackendError:
+        return MISSING
+
+
 def both_installed() -> bool:
     """Whether both packages of ONNX Runtime are installed."""
     try:
@@ -153,14 +184,19 @@ def lowerings_for(engine: str, device: str) -> tuple[tuple[str, ...], str]:
 
     On CUDA `GroupQueryAttention` has no float32 and refuses the NAR, which has no cache. So "ort" is not
     among its lowerings.
-    """
-    provider = PROVIDERS[engine, device]
-    if device == "cpu":
-        import onnxruntime
 
-        if release(onnxruntime.__version__) < ROW_LENGTHS_SINCE:
-            return FIXED_CACHES, f"onnxruntime {onnxruntime.__version__} on {device}"
-    return provider.lowerings, f"{engine} on {device}"
+    Raises:
+        BackendError: onnxruntime is absent, or so old that it runs none of them.
+    """
+    provider, installed = PROVIDERS[engine, device], str(load_onnxruntime().__version__)
+    found = tuple(name for name in provider.lowerings if release(installed) >= SINCE[name])
+    if not found:
+        oldest = ".".join(map(str, min(SINCE.values())))
+        raise BackendError(f"onnxruntime {installed} is too old; install {oldest} or newer with: {INSTALL}")
+    if found == provider.lowerings:
+        return found, f"{engine} on {device}"
+    newer = ".".join(map(str, SINCE[provider.lowerings[0]]))
+    return found, f"onnxruntime {installed} on {device}, older than {newer},"
 
 
 def provider_options(provider: Provider, bundle: Path, engine: str) -> dict[str, str]:

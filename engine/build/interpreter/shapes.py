@@ -212,7 +212,7 @@ def gather_nd(data: Array, index: Array, together: int, dynamic: list[bool]) -> 
         used, outside = checked_index(index[..., part], data.shape[axis], dynamic=dynamic[axis])
         found.append(used)
         lost |= outside
-    values = data[(*grid, *found)]
+    values = data[tuple(grid + found)]
     hidden = lost.reshape(lost.shape + (1,) * (values.ndim - lost.ndim))
     return np.where(hidden, np.zeros((), data.dtype), values) if lost.any() else values
 

@@ -198,7 +198,7 @@ class Guard:
             slow = left < SILENT * stall
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, left) if slow else stall)
-            except TimeoutError:
+            except asyncio.TimeoutError:  # before Python 3.11 it is not the built-in one
                 reason = f"only {received} bytes" if slow else "no part"
                 took = clock() - began if slow else stall
                 raise HTTPException(

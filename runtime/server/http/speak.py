@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import anyio
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Message, Send
@@ -43,7 +44,7 @@ class SpeechResponse(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(self.stall_seconds):
+            with anyio.fail_after(self.stall_seconds):
                 await send(message)
 
         await super().stream_response(send_in_time)

@@ -26,6 +26,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any
 
+import anyio
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
@@ -116,7 +117,7 @@ class Session:
     async def close(self, code: int, last: dict[str, Any] | None = None) -> None:
         """Close the connection, after a last message. Does nothing if the client has gone."""
         try:
-            async with asyncio.timeout(ERROR_SECONDS):
+            with anyio.fail_after(ERROR_SECONDS):
                 if last:
                     await self.socket.send_json(last)
                 await self.socket.close(code)
@@ -129,7 +130,7 @@ class Session:
         Raises:
             TimeoutError: the client takes nothing for `stall_seconds`.
         """
-        async with asyncio.timeout(self.limits.stall_seconds):
+        with anyio.fail_after(self.limits.stall_seconds):
             if isinstance(data, bytes):
                 await self.socket.send_bytes(data)
             else:

@@ -49,7 +49,8 @@ PEERS: dict[str, tuple[tuple[str, ...], int]] = {
 
 def frames_first(codes: Codes) -> Codes:
     """Codes of one utterance as (T, 8), however the code base lays them out."""
-    return codes[0] if codes.ndim == 3 and codes.shape[2] == 8 else codes.reshape(8, -1).T
+    framed: Codes = codes[0] if codes.ndim == 3 and codes.shape[2] == 8 else codes.reshape(8, -1).T
+    return framed
 
 
 def load_peer(family: str) -> Peer:
