@@ -8,19 +8,23 @@ group, L text ids, P prompt frames, Q codebooks, T frames of speech.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from valle2.engine import Backend
 from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.runtime import Prompt, Request, Settings, Valle2
 from valle2.runtime.generation.ar_runner import ARRunner
+from valle2.runtime.generation.engine import advance_rows
+from valle2.runtime.generation.scheduler import Scheduler
 from valle2.runtime.generation.sequence import Sequence
 from valle2.runtime.types import Codes
 
 Floats = NDArray[np.float32]
+REPETITION_WINDOW = 10
 ARRow = Sequence
 """One sequence as `ARStage` takes it; made by `ar_row`."""
 
@@ -156,6 +160,25 @@ class ARStage:
         whole = runner.chunk_inputs(runner.prefix(row), 0, row.positions(runner.group_size))
         feeds |= {name: buffer.read() for name, buffer in whole.items()}
         return np.asarray(runner.backend.run(feeds, ("logits",))["logits"][0])
+
+
+def decode_together(
+    backend: Backend, sizes: Mapping[str, int], capacity: int, rows: list[ARRow], steps: int
+) -> list[Codes]:
+    """Decode rows in one batch. Each enters one step after the row before, so that prefill meets decode.
+
+    Args:
+        backend: an AR graph. sizes: the model's. capacity: positions of its cache. steps: of each row.
+
+    Returns:
+        Codes (T,) of codebook 0 of each row, up to its `<eos>`.
+    """
+    runner = ARRunner(backend, sizes, capacity, len(rows), REPETITION_WINDOW)
+    scheduler = Scheduler(len(rows))
+    sequences = [scheduler.add(replace(row, step_limit=steps, codes=[])) for row in rows]
+    while not all(sequence.finished for sequence in sequences):
+        advance_rows(scheduler, runner)
+    return [np.array(sequence.codes, np.int64) for sequence in sequences]
 
 
 class StepClock:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+from numpy.typing import NDArray
 
 from valle2.runtime import Settings, Valle2
 
@@ -23,7 +24,7 @@ PRECISION = "fp32"
 """What 8-bit products make differs between processors."""
 
 
-def speak_codes() -> dict[str, np.ndarray]:
+def speak_codes() -> dict[str, NDArray[np.int64]]:
     """Codes (T, Q) int64 of each sentence, greedy and drawn."""
     tts = Valle2.load("demo", precision=PRECISION)
     found = {}
@@ -35,4 +36,4 @@ def speak_codes() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **speak_codes())
+    np.savez(sys.argv[1], allow_pickle=False, **speak_codes())

@@ -87,7 +87,9 @@ def ar_calls(config: ModelConfig, batch: int) -> list[Call]:
 def run_graph(backend: Backend, config: ModelConfig, calls: Sequence[Call], capacity: int) -> Run:
     """Run the calls on a graph. Each call's caches are the next call's inputs."""
     names, batch, logits = cache_names(config.layers), len(calls[0].past), []
-    feeds = {name: value.numpy() for name, value in ar_inputs(config, batch, 1, capacity).items()}
+    kinds = {tensor.name: tensor.dtype for tensor in backend.spec.inputs}  # a build has other caches
+    given = ar_inputs(config, batch, 1, capacity)
+    feeds = {name: value.numpy().astype(kinds[name]) for name, value in given.items()}
     for call in calls:
         feeds |= {"text": call.text, "codes": call.codes, "text_lengths": call.text_lengths}
         feeds |= {"past_lengths": call.past, "new_lengths": call.new}

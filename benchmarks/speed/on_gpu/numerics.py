@@ -1,0 +1,141 @@
+"""Graphs on a device against eager PyTorch on the CPU: logits, and greedy codes of ragged batches.
+
+Models of every group size with random weights are exported in every lowering that the device takes, and
+built in every precision. Rows of different lengths are prefilled and decoded together.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from valle2.benchmarks.speed.on_gpu.setup import Result, Setup
+from valle2.benchmarks.stages import ARRow, ar_row, decode_together
+from valle2.engine import Backend, BackendError, GraphSpec, Placement, open_backend
+from valle2.engine.backends.ort.providers import lowerings_for
+from valle2.engine.build.ort import build_graph
+from valle2.engine.bundle.contract import EOS_CODE
+from valle2.engine.bundle.precisions import METHODS
+from valle2.export import ARModel, ModelConfig, NARModel
+from valle2.export.bundle import graph_spec
+from valle2.export.graphs import Graph, ar_graph, export_graph, nar_graph
+from valle2.export.models.reference import generate
+from valle2.export.verify import Judge, verify_ar, verify_nar
+from valle2.runtime import Settings
+
+Model = TypeVar("Model", ARModel, NARModel)
+CAPACITY, STEPS, BATCHES = 161, 24, (1, 4)
+GREEDY = Settings(top_p=0.0, threshold=1.0)
+LENGTHS = ((5, 6), (11, 0), (3, 9), (8, 1))
+"""Text ids and groups of prompt of the rows that decode together."""
+SIZES: dict[str, Any] = {
+    "vocab_size": 40,
+    "d_model": 256,
+    "heads": 4,
+    "layers": 3,
+    "ffn": 512,
+    "max_text": 96,
+}
+"""Heads of 64 numbers, which the fused kernels ask for."""
+BOUNDS = {"fp32": (1e-4, 1.0), "fp16": (0.02, 0.9)}
+"""By precision: the greatest difference of the logits, and the least share of equal codes."""
+WEIGHTS = 0.08
+"""Standard deviation of the weights. It is large, so that codes depend on all inputs."""
+
+
+def compare_graphs(setup: Setup) -> list[Result]:
+    """One row per graph, lowering, precision and group size. A graph that does not run has an error."""
+    lowerings, _ = lowerings_for("ort", setup.device)
+    rows = []
+    for group_size in setup.groups:
+        config = ModelConfig(group_size=group_size, max_frames=64 * group_size, **SIZES)
+        ar = varied(ARModel(config).eval())
+        nar = varied(NARModel(config).eval()) if group_size == min(setup.groups) else None
+        for lowering in lowerings:
+            graphs: list[tuple[Graph, ARModel | NARModel]] = [(ar_graph(ar, lowering, CAPACITY), ar)]
+            graphs += [(nar_graph(nar, lowering), nar)] if nar else []
+            for graph, model in graphs:
+                for precision, compared in compare_precisions(setup, graph, model):
+                    about = {"graph": graph.name, "lowering": lowering, "precision": precision}
+                    rows.append(about | {"group_size": group_size} | compared)
+                    print(rows[-1], flush=True)
+    return rows
+
+
+def varied(model: Model) -> Model:
+    """The model with weights so large that its codes vary."""
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=WEIGHTS)
+    if isinstance(model, ARModel):
+        with torch.no_grad():
+            model.code_table.weight[EOS_CODE] = 0  # it stays unlikely
+    return model
+
+
+def compare_precisions(setup: Setup, graph: Graph, model: ARModel | NARModel) -> Iterator[tuple[str, Result]]:
+    """Export a graph once, and compare it in every precision."""
+    with tempfile.TemporaryDirectory() as name:
+        stored = Path(name) / "stored"
+        stored.mkdir()
+        path = export_graph(graph, stored / f"{graph.name}.onnx")
+        spec = graph_spec(path, graph)
+        for precision in setup.precisions:
+            folder, tensors = stored, spec
+            if precision in METHODS:
+                folder = Path(name) / precision
+                folder.mkdir()
+                method = METHODS[precision][graph.name]
+                tensors = build_graph(stored, folder, spec, method, model.config.to_dict())[1]
+            yield precision, compare_graph(setup, folder, tensors, model, precision)
+
+
+def compare_graph(
+    setup: Setup, folder: Path, spec: GraphSpec, model: ARModel | NARModel, precision: str
+) -> Result:
+    """The greatest difference of the logits, and the share of equal codes."""
+    placement = Placement(setup.device, precision=precision, threads=setup.threads)
+    most, least = BOUNDS[precision]
+    try:
+        with open_backend(folder, spec, placement, stepped=isinstance(model, ARModel)) as backend:
+            if isinstance(model, ARModel):
+                found = max(
+                    verify_ar(model, backend, CAPACITY, Judge(accept=True), batch=batch) for batch in BATCHES
+                )
+                same = equal_codes(model, backend)
+            else:
+                found, same = verify_nar(model, backend, Judge(accept=True)), 1.0  # it compares the codes too
+    except BackendError as error:
+        return {"logits": math.nan, "same_codes": 0.0, "right": False, "error": str(error)}
+    return {"logits": found, "same_codes": same, "right": found <= most and same >= least}
+
+
+def equal_codes(model: ARModel, backend: Backend) -> float:
+    """The share of greedy codes that are eager PyTorch's, of rows that decode together."""
+    rows = ragged_rows(model.config)
+    found = decode_together(backend, model.config.to_dict(), CAPACITY, rows, STEPS)
+    expected = [generate(model, row.text, row.prompt, STEPS)[0] for row in rows]
+    equal = [np.mean(a[: len(b)] == b[: len(a)]) for a, b in zip(found, expected, strict=True)]
+    return float(np.mean(equal))
+
+
+def ragged_rows(config: ModelConfig) -> list[ARRow]:
+    """Rows with texts and prompts of different lengths."""
+    draws, group = np.random.default_rng(config.group_size), config.group_size
+    uniforms = np.zeros((STEPS, group, 2), np.float32)
+    return [
+        ar_row(
+            np.append(draws.integers(0, config.vocab_size, text), config.vocab_size),
+            draws.integers(0, 1024, groups * group),
+            uniforms,
+            GREEDY,
+        )
+        for text, groups in LENGTHS
+    ]

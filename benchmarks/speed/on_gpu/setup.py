@@ -1,0 +1,92 @@
+"""What a run of `on_gpu` measures: a device, models and their sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from valle2.benchmarks.fullsize import FRAMES, FullSizeModel, full_size
+from valle2.engine.errors import Valle2Error
+
+CUDA, CPU = "cuda", "cpu"
+TOY = {"d_model": 64, "heads": 4, "layers": 2, "ffn": 128, "max_text": 256, "max_frames": 512}
+"""Sizes of the model of a trial on a CPU."""
+TOY_FRAMES = 24
+Result = dict[str, Any]
+
+
+class NotHereError(Valle2Error):
+    """A part cannot run on this machine. The message is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What every part is given.
+
+    Args:
+        device: "cuda", or "cpu" for a trial with a toy. work: folder of the models that are made; empty for
+            the user's cache. threads: CPU threads.
+    """
+
+    device: str
+    work: str
+    threads: int
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device == CUDA
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Changes to the paper's sizes."""
+        return {} if self.on_gpu else dict(TOY)
+
+    @property
+    def frames(self) -> int:
+        """Frames that a request speaks."""
+        return FRAMES if self.on_gpu else TOY_FRAMES
+
+    @property
+    def repeats(self) -> int:
+        return 3 if self.on_gpu else 1
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Numbers of requests at once."""
+        return (1, 8, 32, 64) if self.on_gpu else (1, 2)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Group sizes whose graphs are compared with eager PyTorch."""
+        return (1, 2, 4, 8) if self.on_gpu else (2,)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions that are built and timed. On a GPU a user takes the last one."""
+        return "fp32", "fp16"
+
+    def model(self) -> FullSizeModel:
+        """The model with its builds, made if it is not there.
+
+        Raises:
+            Valle2Error: torch is absent.
+        """
+        return full_size(Path(self.work) if self.work else None, self.precisions, self.device, **self.sizes)
+
+    def options(self, precision: str = "") -> dict[str, Any]:
+        """Arguments of `Valle2.load`."""
+        return {"device": self.device, "precision": precision or self.precisions[-1]}
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Setup:
+        return cls(**json.loads(text))
+
+
+def all_threads() -> int:
+    return os.cpu_count() or 1
