@@ -115,6 +115,13 @@ OPTIONS = (
         default=0.0,
     ),
     option(
+        "--load",
+        ("serve",),
+        "measure open load at these shares of the capacity instead, such as 0.5,0.7,0.9",
+        type=positive_numbers,
+        metavar="SHARES",
+    ),
+    option(
         "--chaos",
         ("serve",),
         "also run this long with misbehaving clients",
