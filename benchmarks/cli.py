@@ -41,7 +41,22 @@ def run(args: argparse.Namespace, progress: Any) -> Result:
         draw(args, result, table(result))
     if args.table and not args.json:
         print(table(result))
+    if "chaos" in result:
+        check_criteria(result, args.json)
     return result if args.json else {"result": json.dumps(result)}
+
+
+def check_criteria(result: Result, as_json: bool) -> None:
+    """Print the result and fail if a server under attack did not do what it promises.
+
+    Raises:
+        Valle2Error: names the criteria.
+    """
+    from valle2.benchmarks.serving.chaos import failed
+
+    if wrong := failed(result["chaos"]):
+        print(f"{'' if as_json else 'result: '}{json.dumps(result)}")
+        raise Valle2Error(f"the server failed under attack: {'; '.join(wrong)}")
 
 
 def draw(args: argparse.Namespace, result: Result, table: str) -> None:

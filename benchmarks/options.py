@@ -124,7 +124,7 @@ OPTIONS = (
     option(
         "--chaos",
         ("serve",),
-        "also run this long with misbehaving clients",
+        "also attack the server for so long; status 1 if it fails a criterion",
         type=float,
         default=0.0,
         metavar="SECONDS",

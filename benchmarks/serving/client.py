@@ -86,14 +86,17 @@ class ServerProcess:
 
     Args:
         module: what `python -m` runs; by default the command line.
+
+    Attributes:
+        health_port: of the listener for health checks alone. It is kept over a restart as well.
     """
 
     def __init__(self, model: str, slots: int, threads: int, module: str = COMMAND_LINE) -> None:
         self.module = module
         self.folder = tempfile.TemporaryDirectory()
         self.options = ["--model", model, "--slots", str(slots), "--threads", str(threads)]
-        self.options += ["--voices-dir", self.folder.name]
-        self.port = 0
+        self.health_port, self.port = free_port(), 0
+        self.options += ["--voices-dir", self.folder.name, "--health-port", str(self.health_port)]
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.tracebacks = 0
         self.process: subprocess.Popen[str] | None = None
@@ -186,12 +189,18 @@ class ServerProcess:
     def sockets(self) -> int:
         """Number of sockets that the server process has open."""
         assert self.process
-        return sum(link_target(link).startswith("socket:") for link in self.descriptors())
+        return sum(target.startswith("socket:") for target in self.descriptors())
 
-    def descriptors(self) -> list[Path]:
-        """What the server process has open, below `/proc`."""
+    def descriptors(self) -> list[str]:
+        """What the server process has open: a path, or a kind and a number."""
         assert self.process
-        return list(Path(f"/proc/{self.process.pid}/fd").iterdir())
+        return [link_target(link) for link in Path(f"/proc/{self.process.pid}/fd").iterdir()]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        return int(made.getsockname()[1])
 
 
 def wait(done: Callable[[], bool], seconds: float) -> None:
