@@ -41,7 +41,22 @@ def run(args: argparse.Namespace, progress: Any) -> Result:
         draw(args, result, table(result))
     if args.table and not args.json:
         print(table(result))
+    if "chaos" in result:
+        check_criteria(result, args.json)
     return result if args.json else {"result": json.dumps(result)}
+
+
+def check_criteria(result: Result, as_json: bool) -> None:
+    """Print the result and fail if a server under attack did not do what it promises.
+
+    Raises:
+        Valle2Error: names the criteria.
+    """
+    from valle2.benchmarks.serving.chaos import failed
+
+    if wrong := failed(result["chaos"]):
+        print(f"{'' if as_json else 'result: '}{json.dumps(result)}")
+        raise Valle2Error(f"the server failed under attack: {'; '.join(wrong)}")
 
 
 def draw(args: argparse.Namespace, result: Result, table: str) -> None:
@@ -62,6 +77,8 @@ def check_options(args: argparse.Namespace) -> None:
     size, checkpoint, plot = (getattr(args, name, None) for name in ("size", "checkpoint", "plot"))
     if size and (args.model or checkpoint is not None):
         raise Valle2Error("--size already names the model; leave --model and the checkpoint out")
+    if getattr(args, "load", None) and (args.rate or args.chaos or args.soak):
+        raise Valle2Error("--load is a measurement of its own; leave --rate, --chaos and --soak out")
     if getattr(args, "seconds", None) is not None and size != "full":
         raise Valle2Error("--seconds is for --size full; other models end with <eos>")
     if args.what == "quality" and args.sweep is None:
@@ -219,6 +236,16 @@ def serve(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """A server under load, over real sockets."""
     if any(find_spec(name) is None for name in WEB_LIBRARIES):
         raise Valle2Error("bench serve starts a server; install it with: pip install 'valle2[serve]'")
+    if args.load:
+        from valle2.benchmarks.serving import open_load
+
+        found = open_load.load_at_shares(
+            one_model(args),
+            args.text,
+            args.load,
+            *(args.requests, args.slots, args.seed, args.threads, args.repeats, progress),
+        )
+        return found, open_load.table
     from valle2.benchmarks.serving import load as serve
 
     found = serve.serve(one_model(args), *load_arguments(args), args.chaos, args.soak, progress)

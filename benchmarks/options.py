@@ -115,9 +115,16 @@ OPTIONS = (
         default=0.0,
     ),
     option(
+        "--load",
+        ("serve",),
+        "measure open load at these shares of the capacity instead, such as 0.5,0.7,0.9",
+        type=positive_numbers,
+        metavar="SHARES",
+    ),
+    option(
         "--chaos",
         ("serve",),
-        "also run this long with misbehaving clients",
+        "also attack the server for so long; status 1 if it fails a criterion",
         type=float,
         default=0.0,
         metavar="SECONDS",

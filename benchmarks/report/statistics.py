@@ -54,13 +54,24 @@ def growth(mib: Sequence[float]) -> dict[str, float]:
     }
 
 
-def longest_wait(heard: Sequence[tuple[float, float]]) -> float:
-    """The longest time in seconds that playback waits for audio after it has begun.
+def silences(heard: Sequence[tuple[float, float]]) -> list[float]:
+    """Seconds of every silence that a player makes: a piece arrives after the time at which it is due.
 
-    heard: (arrival time, seconds of audio) of every piece, in order.
+    The player starts with the first piece. Another piece is due when all audio before it has been played.
+
+    Args:
+        heard: (arrival time, seconds of audio) of every piece, in order.
     """
-    played_until, longest = heard[0][0], 0.0
+    if not heard:
+        return []
+    played_until, found = heard[0][0], []
     for when, seconds in heard:
-        longest = max(longest, when - played_until)
+        if when > played_until:
+            found.append(when - played_until)
         played_until = max(played_until, when) + seconds
-    return longest
+    return found
+
+
+def longest_wait(heard: Sequence[tuple[float, float]]) -> float:
+    """The longest of `silences` in seconds; 0 if there is none."""
+    return max(silences(heard), default=0.0)

@@ -1,168 +1,278 @@
-"""A server with misbehaving clients, and its memory over many requests.
+"""What a server promises, judged while attackers and four times its capacity of requests are at it.
 
-Chaos: requests come at a rate above capacity. Clients disconnect, read slowly, stop in the middle of a
-request or send malformed requests, others hold as many connections as they can, and the server is restarted
-half way. Health checks are timed meanwhile. Afterwards no row and no connection
-may be in use, and a seed must give the same audio as before. Soak: many short requests, to see whether memory
-grows.
+`attacks` runs the attackers in a process of their own. Here are the judges: health checks, and listeners, who
+speak with the server as good clients do and compare what they hear with what each seed gave before. Memory
+and descriptors are noted all the time. After the attack nothing may be left of it. Then the server is
+restarted under a second attack. Soak: many short requests, to see whether memory grows.
 """
 
 from __future__ import annotations
 
-import json
-import socket
-import sys
+import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any
 
-import numpy as np
-
-from valle2.benchmarks.report.statistics import growth
-from valle2.benchmarks.serving.client import (
-    HOLDING_REQUESTS,
-    PARTIAL_REQUESTS,
-    Answer,
-    ServerProcess,
-    get,
-    listen,
-    on_time,
-    send_partial,
-    speech_body,
-    wait,
-)
+from valle2.benchmarks.report.statistics import growth, longest_wait, percentiles
+from valle2.benchmarks.report.tables import markdown
+from valle2.benchmarks.serving.attacks import FIRST_ADDRESS, Attack, Load
+from valle2.benchmarks.serving.client import ServerProcess, address, get, listen, speech_body, wait
 
 SHORT_TEXT = "Hello."
 SETTLE_SECONDS = 60.0
-HOLDERS, HELD, HOLD_PAUSE = 6, 150, 0.01
-"""Attackers that hold connections, connections of each, and seconds between two that it opens."""
-POLL_PAUSE = 0.1
-MALFORMED = (
-    b"",
-    b"{",
-    b"[]",
-    b"\xff\xfe",
-    b'{"input": 3}',
-    b'{"input": ""}',
-    b'{"input": "a", "voice": "../../etc/passwd"}',
-    b'{"input": "a", "seed": 1e400}',
-    json.dumps({"input": "a" * 200_000}).encode(),
-)
+POLL_SECONDS = 0.1
+SAMPLE_SECONDS = 0.25
+LISTENERS, SEEDS, REPEATED = 4, 4, 3
+"""Good clients, the seeds that they ask for, and how often the text stands in their requests."""
+HEALTH_MS = 100.0
+SILENT_SECONDS = 1.0
+GROWTH_MIB = 32.0
+"""Bounds: of each health check, of a silence in a stream, and of the memory that is more at the end."""
+WARM_UP_SECONDS, COMPARED_SECONDS = 20.0, 10.0
+"""Memory grows to its usual size in the first. The seconds after that are compared with the last ones."""
+RESTART_SECONDS = 3.0
+
+
+@dataclass(slots=True)
+class Listener:
+    """One good client. It asks again when the server says so, and listens to the end.
+
+    Args:
+        first_audio: seconds from its question, asked again if need be, to the first audio.
+        waits: the longest silence of each stream, in seconds.
+    """
+
+    address: str
+    statuses: Counter[int] = field(default_factory=Counter)
+    first_audio: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    cut: int = 0
+    different: int = 0
+
+    def run(
+        self, server: ServerProcess, wanted: dict[bytes, bytes], samples: int, stop: threading.Event
+    ) -> None:
+        """Ask for each body in turn until told to stop. wanted: the audio of each body."""
+        bodies = list(wanted)
+        while not stop.is_set():
+            body, asked = bodies[len(self.waits) % len(bodies)], time.perf_counter()
+            heard = listen(server.port, body, asked, samples, address=self.address)
+            while heard.status in (429, 503) and not stop.wait(max(0.1, heard.retry_after)):
+                self.statuses[heard.status] += 1
+                heard = listen(server.port, body, asked, samples, address=self.address)
+            self.statuses[heard.status] += 1
+            if heard.pieces:
+                self.first_audio.append(heard.pieces[0][0])
+                self.waits.append(longest_wait(heard.pieces))
+                self.cut += heard.cut
+                self.different += not wanted[body].startswith(heard.data)
+                self.different += heard.whole and heard.data != wanted[body]
+
+
+@dataclass(slots=True)
+class Watch:
+    """What is noted of the server over time.
+
+    Args:
+        polls: status and seconds of each health check. late: seconds by which this process woke too late.
+        memory: (seconds since the beginning, bytes). most_descriptors: at any time.
+    """
+
+    polls: list[tuple[int, float]] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    memory: list[tuple[float, int]] = field(default_factory=list)
+    most_descriptors: int = 0
+
+    def poll_health(self, server: ServerProcess, stop: threading.Event) -> None:
+        """Ask the listener for health checks until told to stop."""
+        due = time.perf_counter()
+        while not stop.is_set():
+            due = max(due + POLL_SECONDS, time.perf_counter())
+            stop.wait(due - time.perf_counter())
+            began = time.perf_counter()
+            self.late.append(began - due)
+            status = get(server.health_port, "/health")[0]
+            self.polls.append((status, time.perf_counter() - began))
+
+    def sample(self, server: ServerProcess, stop: threading.Event) -> None:
+        """Note memory and descriptors until told to stop."""
+        began = time.perf_counter()
+        while not stop.wait(SAMPLE_SECONDS):
+            self.memory.append((time.perf_counter() - began, server.resident_bytes()))
+            self.most_descriptors = max(self.most_descriptors, len(server.descriptors()))
+
+    def grown_mib(self) -> float | None:
+        """How much more memory is used at the end than after the warm-up; None if the time is too short."""
+        end = self.memory[-1][0] if self.memory else 0.0
+        early, late = WARM_UP_SECONDS + COMPARED_SECONDS, end - COMPARED_SECONDS
+        if late < early:
+            return None
+        before = mean(size for when, size in self.memory if WARM_UP_SECONDS <= when < early)
+        return round((mean(size for when, size in self.memory if when >= late) - before) / 2**20, 1)
 
 
 def chaos(
     server: ServerProcess, text: str, seed: int, rate: float, seconds: float, samples: int
 ) -> dict[str, Any]:
-    """Send `rate` requests per second for `seconds`; count the answers, then check the server's state.
+    """Attack the server for `seconds` beside `rate` requests per second, then restart it under attack.
 
-    samples: sample rate of the audio.
+    Args:
+        samples: sample rate of the audio in Hz.
+
+    Returns:
+        Figures, `attacks` with what each kind of attacker got, and `criteria` with what passed and what not.
     """
-    wanted, sockets = reference(server, text, seed, samples), server.sockets()
-    rng = np.random.default_rng(seed)
-    count = max(1, round(rate * seconds))
-    due = np.sort(rng.uniform(0, seconds, count))
-    began = time.perf_counter()
-    plans = [client(rng, text, seed + index) for index in range(count)]
-
-    stop = threading.Event()
-    polls: list[tuple[int, float]] = []
-    others = [threading.Thread(target=hold, args=(server, index, stop)) for index in range(HOLDERS)]
-    others.append(threading.Thread(target=poll_health, args=(server, polls, stop)))
-    for other in others:
-        other.start()
-    restarter = threading.Timer(seconds / 2, server.restart)
-    restarter.start()
-    heard = on_time(lambda index, when: plans[index](server.port, when, samples), began + due)
-    restarter.join()
-    stop.set()
-    for other in others:
-        other.join()
-    return health(polls) | verdict(
-        server, heard, wanted == reference_after(server, text, seed, samples), sockets
+    bodies = [speech_body(" ".join([text] * REPEATED), seed + index) for index in range(SEEDS)]
+    wanted = {body: reference(server, body, samples) for body in bodies}
+    before, load = len(server.descriptors()), Load(text, rate, samples)
+    watch, stop = Watch(), threading.Event()
+    listeners = [Listener(address(FIRST_ADDRESS - 1 - index)) for index in range(LISTENERS)]
+    threads = [
+        threading.Thread(target=watch.poll_health, args=(server, stop)),
+        threading.Thread(target=watch.sample, args=(server, stop)),
+        *(threading.Thread(target=one.run, args=(server, wanted, samples, stop)) for one in listeners),
+    ]
+    with Attack(server.port, load, seed) as attack:
+        for thread in threads:
+            thread.start()
+        time.sleep(seconds)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    after = settled(server, bodies[0], wanted, samples, before)
+    with Attack(server.port, load, seed + 1) as second:
+        server.restart()
+        time.sleep(min(seconds, RESTART_SECONDS))
+    again = settled(server, bodies[0], wanted, samples, before)
+    kinds = {kind: added(found, second.result[kind]) for kind, found in attack.result.items()}
+    figures = watched(watch, before) | heard_by(listeners) | after
+    figures |= {f"restarted_{name}": value for name, value in again.items()}
+    statuses = [kind["statuses"] for kind in kinds.values()] + [figures["listener_statuses"]]
+    figures["other_5xx"] = sum(
+        count for each in statuses for status, count in each.items() if status >= "500" and status != "503"
     )
+    figures["tracebacks"] = server.tracebacks
+    return figures | {"criteria": criteria(figures), "attacks": kinds}
 
 
-def hold(server: ServerProcess, index: int, stop: threading.Event) -> None:
-    """Hold connections of one kind from an address of one's own, and open new ones for those that close."""
-    held: list[socket.socket] = []
-    while not stop.is_set():
-        with suppress(OSError):
-            address = f"127.0.0.{index + 2}" if sys.platform == "linux" else "127.0.0.1"
-            made = socket.create_connection(("127.0.0.1", server.port), 1.0, (address, 0))
-            held.append(made)
-            made.sendall(HOLDING_REQUESTS[index % len(HOLDING_REQUESTS)])
-        if len(held) > HELD:
-            held.pop(0).close()
-        stop.wait(HOLD_PAUSE)
-    for one in held:
-        one.close()
-
-
-def poll_health(server: ServerProcess, polls: list[tuple[int, float]], stop: threading.Event) -> None:
-    """Note the status and the seconds of each health check; status 0 while the server restarts."""
-    while not stop.wait(POLL_PAUSE):
-        began = time.perf_counter()
-        status = get(server.port, "/health")[0]
-        polls.append((status, time.perf_counter() - began))
-
-
-def health(polls: list[tuple[int, float]]) -> dict[str, Any]:
-    """Counts of the health checks, and the slowest that was answered."""
+def watched(watch: Watch, before: int) -> dict[str, Any]:
+    """Figures of the health checks, the memory and the descriptors. before: descriptors at the beginning."""
     return {
-        "health_polls": len(polls),
-        "health_other_than_200": sum(status not in (0, 200) for status, _ in polls),
-        "health_unanswered": sum(not status for status, _ in polls),
-        "health_slowest_ms": round(1000 * max((took for status, took in polls if status), default=0.0), 1),
+        "health_polls": len(watch.polls),
+        "health_other_than_200": sum(status != 200 for status, _ in watch.polls),
+        "health_slowest_ms": round(1000 * max((took for _, took in watch.polls), default=0.0), 1),
+        "judge_latest_ms": round(1000 * max(watch.late, default=0.0), 1),
+        "memory_mib": round(max((size for _, size in watch.memory), default=0) / 2**20, 1),
+        "memory_growth_mib": watch.grown_mib(),
+        "descriptors_before": before,
+        "descriptors_most": watch.most_descriptors,
     }
 
 
-def client(rng: np.random.Generator, text: str, seed: int) -> Callable[[int, float, int], Answer]:
-    """A client of random behaviour: half listen to the end, others leave, read slowly or send bad data."""
-    kind, leave = rng.random(), float(rng.uniform(0, 2))
-    bad, half = (
-        MALFORMED[int(rng.integers(len(MALFORMED)))],
-        PARTIAL_REQUESTS[int(rng.integers(len(PARTIAL_REQUESTS)))],
-    )
-    if kind > 0.9:
-        return lambda port, due, rate: send_partial(port, half, leave)
-    body = bad if kind > 0.8 else speech_body(text, seed)
-    gone = leave if kind > 0.5 and kind <= 0.7 else 5.0 if kind > 0.7 else 1e9
-    pause = 0.2 if 0.7 < kind <= 0.8 else 0.0
-    return lambda port, due, rate: listen(port, body, due, rate, gone, pause)
-
-
-def reference(server: ServerProcess, text: str, seed: int, samples: int) -> bytes:
-    """The audio of a seed, requested alone."""
-    return listen(server.port, speech_body(text, seed), time.perf_counter(), samples).data
-
-
-def reference_after(server: ServerProcess, text: str, seed: int, samples: int) -> bytes:
-    """The audio of a seed, requested once the server is idle."""
-    server.wait_idle(SETTLE_SECONDS)
-    return reference(server, text, seed, samples)
-
-
-def verdict(server: ServerProcess, heard: list[Answer], same: bool, sockets: int) -> dict[str, Any]:
-    """Counts of the answers, and what must hold afterwards. sockets: how many the server had open before."""
-    server.wait_idle(SETTLE_SECONDS)
-    wait(lambda: server.sockets() <= sockets, SETTLE_SECONDS)
-    left = max(0, server.sockets() - sockets)
-    statuses = Counter(one.status for one in heard if not one.half)
-    found = server.metrics()
+def heard_by(listeners: list[Listener]) -> dict[str, Any]:
+    """Figures of the good clients."""
+    first = [seconds for one in listeners for seconds in one.first_audio]
+    statuses = sum((one.statuses for one in listeners), Counter[int]())
     return {
-        "requests": len(heard),
-        "half_open": sum(one.half for one in heard),
-        "statuses": {str(status): count for status, count in sorted(statuses.items())},
-        "cut": sum(one.cut for one in heard),
-        "other_5xx": sum(count for status, count in statuses.items() if status >= 500 and status != 503),
+        "listeners": len(listeners),
+        "listeners_heard": sum(bool(one.first_audio) for one in listeners),
+        "streams": len(first),
+        "streams_cut": sum(one.cut for one in listeners),
+        "streams_different": sum(one.different for one in listeners),
+        "first_audio_ms": percentiles(first, 50, 95) if first else {},
+        "longest_silence_s": round(max((wait for one in listeners for wait in one.waits), default=0.0), 3),
+        "listener_statuses": {str(status): count for status, count in sorted(statuses.items())},
+    }
+
+
+def settled(
+    server: ServerProcess, body: bytes, wanted: dict[bytes, bytes], samples: int, before: int
+) -> dict[str, Any]:
+    """What is left of the attack once the server has had time, and whether it speaks as before."""
+    server.wait_idle(SETTLE_SECONDS)
+    wait(lambda: len(server.descriptors()) <= before, SETTLE_SECONDS)
+    found, left = server.metrics(), server.descriptors()
+    return {
         "leaked_slots": int(found["active_slots"] + found["queue_depth"]),
-        "connections_left": left,
+        "descriptors_left": max(0, len(left) - before),
+        "descriptors": Counter(re.sub(r"\d+", "N", target) for target in left),
         "worker_restarts": int(found["worker_restarts_total"]),
-        "next_request_identical": same,
+        "next_request_identical": reference(server, body, samples) == wanted[body],
     }
+
+
+def reference(server: ServerProcess, body: bytes, samples: int) -> bytes:
+    """The audio of a request that is alone."""
+    return listen(server.port, body, time.perf_counter(), samples).data
+
+
+def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The acts and statuses of two attacks together."""
+    statuses = Counter(one["statuses"]) + Counter(other["statuses"])
+    return {"acts": one["acts"] + other["acts"], "statuses": dict(sorted(statuses.items()))}
+
+
+def criteria(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What must hold: the criterion, what was measured, the bound, and whether it passed."""
+
+    def both(name: str) -> list[Any]:
+        return [found[name], found[f"restarted_{name}"]]
+
+    def most(name: str, measured: float, bound: float) -> dict[str, Any]:
+        return {"criterion": name, "measured": measured, "bound": bound, "passed": measured <= bound}
+
+    grown = found["memory_growth_mib"]
+    memory = [] if grown is None else [most("growth of memory after the warm-up, MiB", grown, GROWTH_MIB)]
+    unheard, same = found["listeners"] - found["listeners_heard"], both("next_request_identical")
+    return [
+        most(f"{found['health_polls']} health checks: other than 200", found["health_other_than_200"], 0),
+        most("slowest health check, ms", found["health_slowest_ms"], HEALTH_MS),
+        most(f"{found['listeners']} good clients: without audio", unheard, 0),
+        most(
+            f"their {found['streams']} streams: longest silence, s",
+            found["longest_silence_s"],
+            SILENT_SECONDS,
+        ),
+        most("streams cut", found["streams_cut"], 0),
+        most("streams with other bytes than their seed's", found["streams_different"], 0),
+        most("other bytes of a seed after the attack or the restart", same.count(False), 0),
+        most("5xx other than 503", found["other_5xx"], 0),
+        *memory,
+        most("descriptors left", sum(both("descriptors_left")), 0),
+        most("rows and requests left", sum(both("leaked_slots")), 0),
+        most("restarts of the engine", sum(both("worker_restarts")), 0),
+        most("tracebacks in the log", found["tracebacks"], 0),
+    ]
+
+
+def failed(found: dict[str, Any]) -> list[str]:
+    """The criteria that did not pass, each with what was measured."""
+    return [
+        f"{row['criterion']}: {row['measured']} (bound: {row['bound']})"
+        for row in found["criteria"]
+        if not row["passed"]
+    ]
+
+
+def table(found: dict[str, Any]) -> str:
+    """The criteria, and what the attackers got, as two Markdown tables."""
+    judged = [
+        [row["criterion"], row["measured"], row["bound"], "pass" if row["passed"] else "FAIL"]
+        for row in found["criteria"]
+    ]
+    attacks = [
+        [kind, each["acts"], ", ".join(f"{status}: {count}" for status, count in each["statuses"].items())]
+        for kind, each in found["attacks"].items()
+    ]
+    return "\n\n".join(
+        [
+            markdown(["under attack", "measured", "bound", ""], judged),
+            markdown(["attack", "acts", "answers by status (0: none)"], attacks),
+        ]
+    )
 
 
 def soak(server: ServerProcess, seed: int, count: int, samples: int) -> dict[str, Any]:

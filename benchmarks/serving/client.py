@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
@@ -29,9 +29,11 @@ from valle2.benchmarks.process_memory import resident_bytes
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.audio.io import BYTES_PER_SAMPLE
 
+COMMAND_LINE = "valle2.runtime.cli"
 READY_SECONDS = 120.0
 CLIENT_SECONDS = 120.0
 CLIENTS = 128
+LOG_LINES = 1000
 PARTIAL_REQUESTS = (
     b"",
     b"POST /v1/audio/spee",
@@ -60,6 +62,7 @@ class Answer:
         status: the HTTP status; 0 without an answer. cut: the answer began and did not end cleanly.
         pieces: (seconds since the request was due, seconds of audio) of every piece, in order.
         half: the client sent an incomplete request.
+        retry_after: seconds after which the server suggests to ask again.
     """
 
     status: int = 0
@@ -67,6 +70,7 @@ class Answer:
     data: bytes = b""
     pieces: list[tuple[float, float]] = field(default_factory=list)
     half: bool = False
+    retry_after: float = 0.0
 
     @property
     def whole(self) -> bool:
@@ -78,13 +82,23 @@ class Answer:
 
 
 class ServerProcess:
-    """`valle2 serve` on loopback, as a context manager. `restart` keeps its port."""
+    """`valle2 serve` on loopback, as a context manager. `restart` keeps its port.
 
-    def __init__(self, model: str, slots: int, threads: int) -> None:
+    Args:
+        module: what `python -m` runs; by default the command line.
+
+    Attributes:
+        health_port: of the listener for health checks alone. It is kept over a restart as well.
+    """
+
+    def __init__(self, model: str, slots: int, threads: int, module: str = COMMAND_LINE) -> None:
+        self.module = module
         self.folder = tempfile.TemporaryDirectory()
         self.options = ["--model", model, "--slots", str(slots), "--threads", str(threads)]
-        self.options += ["--voices-dir", self.folder.name]
-        self.port = 0
+        self.health_port, self.port = free_port(), 0
+        self.options += ["--voices-dir", self.folder.name, "--health-port", str(self.health_port)]
+        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self.tracebacks = 0
         self.process: subprocess.Popen[str] | None = None
         self.reader: threading.Thread | None = None
 
@@ -102,7 +116,7 @@ class ServerProcess:
         Raises:
             Valle2Error: it ended, or was not ready in time.
         """
-        command = [sys.executable, "-m", "valle2.runtime.cli", "serve", "--port", str(self.port)]
+        command = [sys.executable, "-m", self.module, "serve", "--port", str(self.port)]
         self.process = subprocess.Popen([*command, *self.options], stderr=subprocess.PIPE, text=True)
         assert self.process.stderr
         said = ""
@@ -111,7 +125,7 @@ class ServerProcess:
             if found := re.search(r"serving on http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(found[1])
                 break
-        self.reader = threading.Thread(target=deque, args=(self.process.stderr, 0), daemon=True)
+        self.reader = threading.Thread(target=self.read_log, args=(self.process.stderr,), daemon=True)
         self.reader.start()
         end = time.perf_counter() + READY_SECONDS
         while time.perf_counter() < end and self.process.poll() is None:
@@ -122,6 +136,12 @@ class ServerProcess:
         raise Valle2Error(
             f"the server was not ready within {READY_SECONDS:.0f} s; its output: {said.strip()}"
         )
+
+    def read_log(self, lines: Iterable[str]) -> None:
+        """Keep the last lines of the log, and count the tracebacks in it."""
+        for line in lines:
+            self.log.append(line)
+            self.tracebacks += line.startswith("Traceback ")
 
     def restart(self) -> None:
         """Stop and start again, on the same port."""
@@ -169,8 +189,18 @@ class ServerProcess:
     def sockets(self) -> int:
         """Number of sockets that the server process has open."""
         assert self.process
-        links = Path(f"/proc/{self.process.pid}/fd").iterdir()
-        return sum(link_target(link).startswith("socket:") for link in links)
+        return sum(target.startswith("socket:") for target in self.descriptors())
+
+    def descriptors(self) -> list[str]:
+        """What the server process has open: a path, or a kind and a number."""
+        assert self.process
+        return [link_target(link) for link in Path(f"/proc/{self.process.pid}/fd").iterdir()]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        return int(made.getsockname()[1])
 
 
 def wait(done: Callable[[], bool], seconds: float) -> None:
@@ -225,9 +255,25 @@ def get(port: int, path: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def post(port: int, body: bytes) -> tuple[Answer, HTTPResponse | None, socket.socket | None]:
-    """Request speech. The response and its socket are returned if the status is 200."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=CLIENT_SECONDS)
+def address(index: int) -> str:
+    """An address of this machine for a client of its own: the server bounds what one client may have.
+
+    Only Linux has all of 127.0.0.0/8; elsewhere all clients share one address.
+    """
+    number = 256 + index % (2**24 - 512)
+    return f"127.{number >> 16}.{number >> 8 & 255}.{number & 255}" if sys.platform == "linux" else ""
+
+
+def post(
+    port: int, body: bytes, address: str = ""
+) -> tuple[Answer, HTTPResponse | None, socket.socket | None]:
+    """Request speech, from an address if one is given.
+
+    Returns:
+        The answer; its response and socket too if the status is 200.
+    """
+    source = (address, 0) if address else None
+    connection = HTTPConnection("127.0.0.1", port, timeout=CLIENT_SECONDS, source_address=source)
     try:
         connection.connect()
         connected = connection.sock
@@ -237,7 +283,7 @@ def post(port: int, body: bytes) -> tuple[Answer, HTTPResponse | None, socket.so
     except (OSError, HTTPException):
         connection.close()
         return Answer(), None, None
-    heard = Answer(response.status)
+    heard = Answer(response.status, retry_after=float(response.headers.get("Retry-After", 0)))
     if response.status == 200:
         return heard, response, connected
     response.close()
@@ -250,15 +296,24 @@ def speech_body(text: str, seed: int, **more: Any) -> bytes:
     return json.dumps({"input": text, "seed": seed, "response_format": "pcm"} | more).encode()
 
 
-def listen(port: int, body: bytes, due: float, rate: int, leave: float = 1e9, pause: float = 0.0) -> Answer:
+def listen(
+    port: int,
+    body: bytes,
+    due: float,
+    rate: int,
+    leave: float = 1e9,
+    pause: float = 0.0,
+    address: str = "",
+) -> Answer:
     """Request speech and read the answer.
 
     Args:
         due: clock time from which arrival times are counted. rate: samples per second of the audio.
         leave: seconds after `due` at which the client disconnects.
         pause: seconds between two small reads, for a client that reads slowly.
+        address: of the client; see `address`.
     """
-    heard, response, connected = post(port, body)
+    heard, response, connected = post(port, body, address)
     if response is None or connected is None:
         return heard
     try:

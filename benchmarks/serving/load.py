@@ -26,6 +26,7 @@ from valle2.benchmarks.report.statistics import (
 )
 from valle2.benchmarks.report.tables import joined, markdown, open_loop_rows
 from valle2.benchmarks.serving.chaos import chaos, soak
+from valle2.benchmarks.serving.chaos import table as chaos_table
 from valle2.benchmarks.serving.client import Answer, ServerProcess, listen, on_time, speech_body
 from valle2.runtime import Settings, Valle2
 
@@ -50,7 +51,7 @@ def serve(
 
     Args:
         requests: of the open loop. rate: requests per second of it; 0 is 70 % of the measured capacity.
-        chaos_seconds: time with misbehaving clients, 0 for none. soak_requests: see `chaos.soak`.
+        chaos_seconds: time under attack, 0 for none. soak_requests: see `chaos.soak`.
 
     Raises:
         Valle2Error: a size is not positive, or the server does not start.
@@ -164,7 +165,7 @@ def summary(heard: list[Answer], rate: float, took: float) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """One line per figure, as a Markdown table."""
+    """One line per figure, as a Markdown table; then the tables of the chaos."""
     first, gone, loop = result["first_audio"], result["disconnect"], result["open_loop"]
     rows: list[list[object]] = [
         ["first audio: engine / HTTP / HTTP's part, ms", joined(first)],
@@ -173,9 +174,11 @@ def table(result: dict[str, Any]) -> str:
         *open_loop_rows(loop),
         ["answers by status", named(loop["statuses"])],
     ]
-    for part in ("chaos", "soak"):
-        rows += [[f"{part}: {name}", value] for name, value in result.get(part, {}).items()]
-    return markdown(["", "value"], rows)
+    rows += [[f"soak: {name}", value] for name, value in result.get("soak", {}).items()]
+    tables = [markdown(["", "value"], rows)]
+    if "chaos" in result:
+        tables.append(chaos_table(result["chaos"]))
+    return "\n\n".join(tables)
 
 
 def named(values: dict[str, int]) -> str:

@@ -30,6 +30,8 @@ Audio = NDArray[np.float32]
 Floats = NDArray[np.float64]
 SILENCE = 1e-4
 """A recording whose samples are all smaller is silent: three steps of 16 bits."""
+LOUDEST = 2.0**32
+"""Integers that were written as floating point reach 2**31; squares of much larger samples overflow."""
 LOST_DB = 6.0
 """Where the mean of two channels is weaker than the louder one by more, their phases are inverted."""
 LOW_CUT = (20.0, 50.0)
@@ -72,13 +74,19 @@ def prepare(
         wide: the model's own voices have the full band, so the empty band of a narrow recording is filled.
 
     Raises:
-        PromptError: silent, or with too little or too much speech.
+        PromptError: silent, far too loud, or with too little or too much speech.
     """
-    name = recording.name
-    if np.abs(recording.samples).max(initial=0.0) < SILENCE:
-        raise PromptError(f"{name} is silent; expected a recording of speech")
+    name, peak = recording.name, float(np.abs(recording.samples).max(initial=0.0))
+    if peak > LOUDEST:
+        raise PromptError(
+            f"{name} holds samples up to {peak:.3g}, and 1 is full scale; expected at most {LOUDEST:.3g}: "
+            "write it again as 16-bit WAV"
+        )
     one = without_rumble(one_channel(recording.samples), recording.rate)
     sound = one if recording.rate == rate else soxr.resample(one, recording.rate, rate)
+    # an offset leaves nothing
+    if min(peak, np.abs(sound).max(initial=0.0)) < SILENCE:
+        raise PromptError(f"{name} is silent; expected a recording of speech")
     levels = frame_levels(sound, rate)
     start, end = speech_span(levels)
     kept = without_ends(sound, levels, (start, end), rate)

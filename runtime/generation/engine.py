@@ -168,6 +168,9 @@ class SynthesisEngine:
         model: the loaded graphs, which the engine uses alone from now on.
     """
 
+    playback = Playback
+    """How requests share rows, NAR and codec. A benchmark compares another order with this one."""
+
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.scheduler = Scheduler(model.ar.rows)
@@ -179,7 +182,7 @@ class SynthesisEngine:
     def add(self, request: EncodedRequest) -> RequestId:
         """Take a request; its work begins with the next step. Its errors come as `Failed`."""
         whole = request.codes_only or not request.first_chunk_seconds
-        playback = Playback.of(time.perf_counter(), whole)
+        playback = self.playback.of(time.perf_counter(), whole)
         state = SynthesisState(RequestId(next(self.ids)), request, self.events, playback)
         state.work = self.speak(state)
         self.requests.append(state)

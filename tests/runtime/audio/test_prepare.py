@@ -289,6 +289,24 @@ def test_silence_has_no_prompt() -> None:
             prepared(np.full(RATE, level))
 
 
+@pytest.mark.parametrize("rate", [8000, RATE, 192_000])
+def test_an_offset_is_silent(rate: int) -> None:
+    """Such a recording was an IndexError, which the server answered with 500."""
+    count = 2 * rate
+    both = np.stack([np.full(count, 0.5), np.full(count, -0.5)], axis=1)
+    for sound in (np.full(count, 0.5), both, 0.5 + 1e-6 * np.sin(np.arange(count))):
+        with pytest.raises(PromptError, match="is silent"):
+            prepared(sound, rate)
+
+
+def test_samples_whose_squares_overflow(voice: Floats) -> None:
+    loudest = np.abs(voice).max()
+    for peak in (3e38, 1e30, 5e9):
+        with pytest.raises(PromptError, match="samples up to"):
+            prepared(voice / loudest * peak)
+    assert np.array_equal(prepared(voice / loudest * 2.0**31).audio, prepared(voice / loudest).audio)
+
+
 def test_what_is_not_finite(tmp_path: Path, voice: Floats) -> None:
     for bad in (np.nan, np.inf, 1e300):
         sound = voice.copy()
