@@ -115,9 +115,8 @@ def compare(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
     model = str(made.bundle) if made else one_model(args)
     frames = FRAMES if made else 0
     where = (args.device, args.eager_precision)
-    found = compare.compare(
-        checkpoint, model, args.text, args.repeats, args.seed, args.threads, precisions, frames, *where
-    )
+    measure = (args.text, args.repeats, args.seed, args.threads, precisions, frames)
+    found = compare.compare(checkpoint, model, *measure, *where, args.against, args.codebooks)
     return found, compare.table
 
 

@@ -7,9 +7,7 @@ three seconds of random codes.
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from valle2.engine import BackendError, find_graphs, read_manifest
+from valle2.engine.bundle.files import cache_directory
 from valle2.engine.bundle.precisions import METHODS
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.tts import find_model
@@ -28,7 +27,7 @@ from valle2.runtime.voices import store_prompt
 if TYPE_CHECKING:
     from valle2.export import ARModel, Checkpoint, ModelConfig
 
-REVISION = 4
+REVISION = 5
 """Increased when the model changes, so that an older cache is not used."""
 SIZES = {
     "vocab_size": 4096,
@@ -52,27 +51,6 @@ class FullSizeModel:
 
     checkpoint: Path
     bundle: Path
-
-
-def cache_directory() -> Path:
-    """This user's cache directory: the one that the environment names, or the platform's own.
-
-    Raises:
-        Valle2Error: the environment names none and this user has no home folder.
-    """
-    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
-    named = "" if sys.platform == "darwin" else os.environ.get(variable)
-    try:
-        if sys.platform == "win32":
-            return (Path(named) if named else Path.home() / "AppData" / "Local") / "valle2" / "Cache"
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches" / "valle2"
-        return (Path(named) if named else Path.home() / ".cache") / "valle2"
-    except RuntimeError:
-        raise Valle2Error(
-            f"the home folder is unknown, because HOME is not set; set {variable} to a folder for the "
-            "full-size model"
-        ) from None
 
 
 def full_size(

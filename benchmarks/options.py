@@ -57,6 +57,14 @@ def positive_integers(text: str) -> list[int]:
     return [int(number) for number in found]
 
 
+def rival_list(text: str) -> list[str]:
+    """Comma-separated names of what `bench compare` may time as well."""
+    found = text.split(",")
+    if not set(found) <= set(RIVALS):
+        raise argparse.ArgumentTypeError(f"expected of {', '.join(RIVALS)}, got {text}")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One option. kinds: the benchmarks that take it; empty for all. how: arguments of `add_argument`."""
@@ -70,6 +78,8 @@ def option(flag: str, kinds: Sequence[str], text: str = "", **how: Any) -> Optio
     return Option(flag, kinds, {"help": text} | how)
 
 
+RIVALS = ("compile", "bf16")
+"""Of `speed.rivals`, which needs torch."""
 MODEL = "bundle folder or embedded model (default: demo)"
 MODELS = "LABEL=PATH, once for every model (default: demo)"
 OPTIONS = (
@@ -103,6 +113,22 @@ OPTIONS = (
         "precision of eager PyTorch (default: fp32)",
         choices=["fp32", "fp16"],
         default="fp32",
+    ),
+    option(
+        "--against",
+        ("compare",),
+        "what else to time: compile (torch.compile, static cache), bf16 (default: neither)",
+        type=rival_list,
+        default=[],
+        metavar="compile,bf16",
+    ),
+    option(
+        "--codebooks",
+        ("compare",),
+        "numbers of codebooks to time as well, such as 2,3,4,6,8",
+        type=positive_integers,
+        default=[],
+        metavar="2,4",
     ),
     option("--engine", ON_A_DEVICE, "ort, tensorrt, tensorrt-rtx ... (default: ort)", default="ort"),
     option("--slots", MANY_REQUESTS, "rows of the batch (default: 8)", type=int, default=8),

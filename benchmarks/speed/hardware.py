@@ -72,6 +72,8 @@ def step_bytes(sizes: Mapping[str, int], positions: float, precision: str = STOR
 
 def number_bytes(precision: str) -> tuple[float, float, float]:
     """Bytes of a product's weight (with its share of the block's scale), of a cached number, of any other."""
+    if precision == "bf16":
+        return (HALF.bits / 8,) * 3
     if precision == STORED:
         return FLOAT_BYTES, FLOAT_BYTES, FLOAT_BYTES
     method = METHODS[precision]["ar"]
@@ -123,6 +125,19 @@ def product(threads: int, integers: bool) -> tuple[Any, dict[str, Any]]:
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     return session, {"a": left}
+
+
+def prefill_operations(sizes: Mapping[str, int], positions: int) -> float:
+    """Operations of an AR prefill. A position attends to those before it. Only the last one has logits.
+
+    Args:
+        sizes: the manifest's sizes. positions: text, marks and groups of the prompt.
+    """
+    width, group, layers = sizes["d_model"], sizes["group_size"], sizes["layers"]
+    inner = sizes["heads"] * head_width(sizes)
+    weights = layers * (4 * width * inner + 2 * width * sizes["ffn"])
+    weights += group * width * width if group > 1 else 0
+    return 2 * (weights * positions + layers * inner * positions**2)
 
 
 def nar_operations(sizes: Mapping[str, int], positions: int, targets: int) -> float:

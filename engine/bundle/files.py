@@ -10,14 +10,38 @@ import hashlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from valle2.engine.errors import Valle2Error
 
 PART_SUFFIX = ".part"
 """Of the names that content has while it is written: hidden, random, and short enough for any file system."""
 READ_BYTES = 2**20
 """Bytes of a file that are read at once."""
+
+
+def cache_directory() -> Path:
+    """This user's cache directory: the one that the environment names, or the platform's own.
+
+    Raises:
+        Valle2Error: the environment names none and this user has no home folder.
+    """
+    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
+    named = "" if sys.platform == "darwin" else os.environ.get(variable)
+    try:
+        if sys.platform == "win32":
+            return (Path(named) if named else Path.home() / "AppData" / "Local") / "valle2" / "Cache"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "valle2"
+        return (Path(named) if named else Path.home() / ".cache") / "valle2"
+    except RuntimeError:
+        raise Valle2Error(
+            f"the home folder is unknown, because HOME is not set; set {variable} to a folder for "
+            "files that valle2 keeps"
+        ) from None
 
 
 def sha256(path: Path) -> str:
