@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -326,7 +326,7 @@ class Attack:
         self.process = context.Process(target=attack, args=(port, load, seed, there), daemon=True)
         self.result: dict[str, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Attack:
         self.process.start()
         self.here.recv()
         return self

@@ -29,8 +29,8 @@ from valle2.runtime.voices import store_prompt
 
 PROMPT_FRAMES = (225, 375)
 TRIED = 9
-SAMPLING = {"top_p": 0.2, "threshold": 1.0}
-"""The repetition rule is off: a third of the codes of real speech recur within its window."""
+SAMPLING = {"top_p": 0.2, "threshold": 0.1}
+"""The paper's repetition rule is on: with prompts of strangers, utterances that never end become rare."""
 LONGEST = 80
 """Tokens of a sentence. One training sentence in 25 is longer; with 200 tokens the model loses its place."""
 NEGLIGIBLE = 1e-3
