@@ -28,6 +28,8 @@ from valle2.runtime.types import FASTEST, RANGES, SLOWEST, Settings
 MODELS = ("valle2", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 """Names that every model answers to, besides its own. Clients of OpenAI send OpenAI's names."""
 JSON_TYPE = "application/json"
+MAX_FIELDS = 64
+"""Fields of a body; there are fewer that mean something."""
 
 
 class SpeechBody(BaseModel):
@@ -107,6 +109,8 @@ class SpeechBody(BaseModel):
             raise HttpError(400, f"the body cannot be read: {error}; expected a JSON object") from None
         if not isinstance(values, dict):
             raise HttpError(400, f"the body is {shown(values)}; expected a JSON object")
+        if len(values) > MAX_FIELDS:  # pydantic writes an error for each unknown one
+            raise HttpError(400, f"the body has {len(values)} fields; expected at most {MAX_FIELDS}")
         try:
             return cls.model_validate(values)
         except ValidationError as error:
