@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,3 +25,55 @@ def test_no_runtime_is_imported(bundle: Path, code: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+ROOT = Path(__file__).parents[2]
+NEEDS_ORT = {"valle2.engine.backends.ort.session"}
+"""The only module that imports ONNX Runtime when it is imported."""
+WITHOUT_ORT = "import sys; sys.modules['onnxruntime'] = None\n"
+
+
+def modules(package: str) -> list[str]:
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / package).rglob("*.py")]
+    names = [".".join(("valle2", *path.parts)).removesuffix(".__init__") for path in paths]
+    return sorted(name for name in names if not name.endswith("__main__"))
+
+
+def run_without_ort(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process in which `import onnxruntime` fails, as on a Jetson with TensorRT alone."""
+    return subprocess.run([sys.executable, "-c", WITHOUT_ORT + code], capture_output=True, text=True)
+
+
+def test_one_module_needs_onnx_runtime() -> None:
+    """Speech by TensorRT's engines, its builds, the audit, the server and the benchmarks do not."""
+    names = [*modules("engine"), *modules("runtime"), *modules("benchmarks/speed")]
+    code = (
+        "from importlib import import_module\n"
+        "needed = []\n"
+        f"for name in {names!r}:\n"
+        "    try:\n"
+        "        import_module(name)\n"
+        "    except ImportError as error:\n"
+        "        if error.name == 'onnxruntime' or 'onnxruntime' in str(error):\n"
+        "            needed.append(name)\n"
+        "print(needed)\n"
+    )
+    done = run_without_ort(code)
+    assert done.returncode == 0, done.stderr
+    assert set(ast.literal_eval(done.stdout)) == NEEDS_ORT
+
+
+def test_without_onnx_runtime_one_line_says_what_to_install(bundle: Path) -> None:
+    code = (
+        "from valle2.runtime.cli.main import main\n"
+        "assert main(['doctor', '--json']) == 0\n"
+        f"assert main(['say', 'hello', '--model', {str(bundle)!r}, '-o', 'never.wav']) == 1\n"
+    )
+    done = run_without_ort(code)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["onnxruntime"] == "missing"
+    assert found["can run"]["cpu"] == "missing; pip install onnxruntime"
+    assert found["can run"]["cuda"].startswith("missing; pip install 'valle2[cuda]'")
+    (line,) = done.stderr.strip().splitlines()
+    assert "onnxruntime is not available" in line and "pip install onnxruntime" in line

@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch._dynamo import mark_static_address
 from torch.nn import functional
 
 from valle2.benchmarks.speed.on_gpu.setup import Result, Setup

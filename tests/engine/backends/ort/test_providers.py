@@ -212,5 +212,28 @@ def test_two_onnx_runtimes_are_named_with_the_one_command(
     assert find_provider("ort", "cuda", [CPU, "CUDAExecutionProvider"]).name == "CUDAExecutionProvider"
     from valle2.runtime.cli import doctor
 
-    parts = doctor.run(argparse.Namespace(), lambda message: None)["can run"]
-    assert command in parts["cuda"] and "installed last" in parts["cuda"]
+    def state() -> str:
+        found: str = doctor.run(argparse.Namespace(), lambda message: None)["can run"]["cuda"]
+        return found
+
+    assert command in state() and "installed last" in state()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
+    assert state().startswith("ready") and "onnxruntime is installed too" in state() and command in state()
+
+
+@pytest.mark.parametrize(
+    "version, expected",
+    [
+        ("1.32.0", "ready"),
+        ("1.31.1", "ready, but only for bundles with the lowering portable or primitive; onnxruntime 1.32"),
+        ("1.23.2", "ready, but only for bundles with the lowering primitive; onnxruntime 1.32"),
+        ("1.22.0", "onnxruntime 1.22.0 is too old; install 1.23 or newer"),
+    ],
+)
+def test_doctor_says_what_an_older_onnx_runtime_runs(
+    version: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from valle2.runtime.cli import doctor
+
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    assert doctor.run(argparse.Namespace(), lambda message: None)["can run"]["cpu"].startswith(expected)
