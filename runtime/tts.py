@@ -29,6 +29,7 @@ from valle2.engine import (
     read_manifest,
 )
 from valle2.engine.backends.ort.memory import trim_heap
+from valle2.engine.bundle.contract import AR, STEP
 from valle2.engine.bundle.hub import fetch_bundle, parse_id
 from valle2.engine.bundle.manifest import FILE_NAME
 from valle2.engine.bundle.precisions import AUTO
@@ -575,8 +576,9 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
     """
     graphs = placement.locate_graphs(path, manifest)
     encoder = graphs.pop("codec_encoder", None)
+    stepped = STEP if STEP in graphs else AR
     backends = {
-        name: open_backend(found.folder, found.spec, placement, stepped=name == "ar")
+        name: open_backend(found.folder, found.spec, placement, stepped=name == stepped)
         for name, found in graphs.items()
     }
     layout = TokenLayout.of(manifest)
@@ -588,6 +590,7 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
         MAX_WINDOW,
         chunk=placement.prefill_chunk,
         whole_text=layout.whole_text,
+        decoder=backends.get(STEP),
     )
     codec = None
     if manifest.codec and encoder:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 AR, NAR, ENCODER, DECODER, STREAM = "ar", "nar", "codec_encoder", "codec_decoder", "codec_stream"
 """Names of the graphs. STREAM is a decoder that carries its state from chunk to chunk."""
+STEP = "ar_step"
+"""The AR for one new position of every row. `valle2 build` makes it for CUDA."""
 GRAPHS = (AR, NAR, ENCODER, DECODER, STREAM)
 REQUIRED_GRAPHS = (AR, NAR)
 

@@ -21,6 +21,7 @@ from valle2.engine.bundle.contract import (
     OUT_SUFFIX,
     REQUIRED_GRAPHS,
     STATE_PREFIX,
+    STEP,
     STREAM,
 )
 from valle2.engine.bundle.nar_inputs import CODEBOOK_AXIS, NAR_AXES
@@ -57,6 +58,8 @@ def check_graphs(graphs: Mapping[str, GraphSpec], sizes: Mapping[str, int], cach
         raise ValueError(f"no graph {', '.join(missing)}")
     if (ENCODER in graphs) != (DECODER in graphs) or (STREAM in graphs and DECODER not in graphs):
         raise ValueError("a codec needs both its encoder and its decoder")
+    if STEP in graphs:
+        raise ValueError(f"unknown graph {STEP}: valle2 build makes it, and no bundle lists it")
     for name, spec in graphs.items():
         check_graph(name, spec, sizes, cache_length)
 
@@ -67,7 +70,7 @@ def check_graph(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_leng
     Raises:
         ValueError: the graph is unknown, or a tensor is missing, unknown, or of another type or shape.
     """
-    if name not in GRAPHS or spec.graph != name:
+    if name not in (*GRAPHS, STEP) or spec.graph != name:
         raise ValueError(f"graph {shown(name)} of {shown(spec.file)}; expected one of {', '.join(GRAPHS)}")
     wanted = signature_of(name, spec, sizes, cache_length)
     known = {tensor.name for tensor in spec.inputs}
@@ -107,6 +110,8 @@ def signature_of(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_len
     """The signature of a graph."""
     if name == AR:
         return ar_tensors(sizes, cache_length)
+    if name == STEP:
+        return step_tensors(sizes, cache_length, 0)
     if name == NAR:
         return nar_tensors(sizes.get("codebooks", CODEBOOKS))
     audio, codes = (FLOAT, ("batch", "samples")), (INT, ("batch", "frames", CODEBOOKS))
@@ -163,6 +168,23 @@ def ar_tensors(sizes: Mapping[str, int], cache_length: int) -> Signature:
     for name in parts:
         inputs[name] = (CACHE_TYPES, ("batch", heads, slots, width))
         outputs[f"{name}{OUT_SUFFIX}"] = (CACHE_TYPES, (None, None, None, None))
+    return Signature(inputs, outputs)
+
+
+def step_tensors(sizes: Mapping[str, int], cache_length: int, window: int) -> Signature:
+    """The signature of the decode graph: the AR's for one new position of every row (docs/bundle-format.md).
+
+    Args:
+        window: codes of history, any number if it is 0.
+    """
+    whole = ar_tensors(sizes, cache_length)
+    absent = ("text", "finished")
+    inputs = {name: tensor for name, tensor in whole.inputs.items() if name not in absent}
+    outputs = {name: tensor for name, tensor in whole.outputs.items() if name not in absent}
+    group = sizes["group_size"]
+    inputs["codes"] = (INT, ("batch", 1, group))
+    inputs["history"] = (INT, ("batch", window or None))
+    inputs["uniforms"] = (FLOAT, ("batch", sizes["max_frames"] // group, group, 2))
     return Signature(inputs, outputs)
 
 
