@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ort: build the graphs of CUDA alone; int8 and int4 then store the weights of a decode step",
     )
     parser.add_argument(
-        "--plain-steps",
+        "--plain",
         action="store_true",
-        help="ort: CUDA decodes with the graph of the prefill, without the graph of fused operators",
+        help="ort: leave out the graphs of fused operators; CUDA then runs the exported ones",
     )
     parser.add_argument(
         "--gpu", nargs="+", default=[], metavar="SM", help="GPUs such as sm89 (default: the one here)"
@@ -59,9 +59,9 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         raise Valle2Error(f"build needs onnx; install with: pip install 'valle2[{extra}]'")
     precision = args.precision or DEFAULT_PRECISIONS[args.target]
     if args.target == "ort":
-        return build_ort_graphs(args.bundle, precision, args.device, not args.plain_steps, progress)
-    if args.device or args.plain_steps:
-        raise Valle2Error(f"--device and --plain-steps are for --target ort; {args.target} takes neither")
+        return build_ort_graphs(args.bundle, precision, args.device, not args.plain, progress)
+    if args.device or args.plain:
+        raise Valle2Error(f"--device and --plain are for --target ort; {args.target} takes neither")
     from valle2.engine.build.tensorrt import build_engine
     from valle2.engine.bundle.artifacts import build_folder
     from valle2.engine.bundle.engine_files import summary
@@ -80,12 +80,10 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     return {"folder": str(build_folder(args.bundle, args.target)), "engines": summary(found)}
 
 
-def build_ort_graphs(
-    bundle: Path, precision: str, device: str, fused_steps: bool, progress: Any
-) -> dict[str, Any]:
+def build_ort_graphs(bundle: Path, precision: str, device: str, fused: bool, progress: Any) -> dict[str, Any]:
     """Build for the target "ort"."""
     from valle2.engine.build.ort import BuildOptions, build_graphs
     from valle2.engine.bundle.contract import BUILDS_FOLDER
 
-    made = build_graphs(bundle, precision, BuildOptions(device, fused_steps), progress=progress)
+    made = build_graphs(bundle, precision, BuildOptions(device, fused), progress=progress)
     return {"folder": str(bundle / BUILDS_FOLDER), "graphs": made}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from valle2.engine.backends.ort.providers import PROVIDERS, lowerings_for
 from valle2.engine.backends.trt.api import TARGETS, lowerings_here
-from valle2.engine.bundle.contract import STEP
+from valle2.engine.bundle.contract import BUILT_GRAPHS, STEP
 from valle2.engine.bundle.manifest import Manifest
 from valle2.engine.bundle.precisions import (
     AUTO,
@@ -101,15 +101,14 @@ class Placement:
             BackendError: see `find_graphs`.
         """
         found = find_graphs(bundle, manifest, self.precision if self.engine == ORT else STORED)
-        for_cuda = self.device == "cpu" and STEP in found
-        if for_cuda:
-            del found[STEP]
-        if for_cuda and self.precision != "fp16":
+        if self.device != "cpu":
+            return found
+        if STEP in found and self.precision != "fp16":
             raise BackendError(
                 f"the {self.precision} graphs of the lowering {manifest.lowering} are for CUDA; "
                 "leave the precision out, or export the bundle with --lowering ort"
             )
-        return found
+        return {name: graph for name, graph in found.items() if name not in BUILT_GRAPHS}
 
 
 def select_variant(manifest: Manifest, placement: Placement) -> Manifest:

@@ -10,21 +10,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from valle2.engine.build.cuda.check import check_step
+from valle2.engine.build.cuda.check import check_fused
+from valle2.engine.build.cuda.nar import nar_graph
 from valle2.engine.build.cuda.reader import UnsupportedGraphError
 from valle2.engine.build.cuda.step import step_graph, written_spec
 from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.kv_int8 import cache_ranges, store_caches
 from valle2.engine.build.precision import PRECISIONS, convert, converted_spec, load_graph
 from valle2.engine.build.quantize import quantise
-from valle2.engine.bundle.contract import AR, STEP
+from valle2.engine.bundle.contract import BUILT_GRAPHS, STEP
 from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.graph_file import readable
 from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest
 from valle2.engine.bundle.precisions import (
     CUDA_LOWERING,
     FUSED,
+    FUSED_HALF,
     HALF,
+    SOURCES,
     STORED,
     Method,
     OrtBuildRecord,
@@ -50,11 +53,11 @@ class BuildOptions:
     Args:
         device: "cuda" for the graphs of CUDA alone. Empty: every lowering that can have the precision, but
             "int8" and "int4" for the CPU alone.
-        fused_steps: whether CUDA gets a decode graph of fused operators, see `build.cuda.step`.
+        fused: whether CUDA gets graphs of fused operators, see `build.cuda`. Without them it runs the others.
     """
 
     device: str = ""
-    fused_steps: bool = True
+    fused: bool = True
 
 
 ALL = BuildOptions()
@@ -112,24 +115,18 @@ def build_lowering(
     try:
         folder.parent.mkdir(exist_ok=True)
         with replacing_folder(folder) as made:
-            reason = ""
             for graph, method in methods_of(precision, manifest.lowering).items():
-                if graph == STEP and not options.fused_steps:
+                if graph in BUILT_GRAPHS and not options.fused:
                     continue
                 progress(f"building {graph} ({precision}, {manifest.lowering})")
-                if graph == STEP:
-                    try:
-                        built = build_step(path, made, manifest, method)
-                    except UnsupportedGraphError as error:
-                        reason = str(error)
-                        progress(f"no {STEP}: {reason}")
-                        continue
-                else:
-                    built = build_graph(path, made, manifest.graphs[graph], method, manifest.sizes)
-                row, specs[graph] = built
+                try:
+                    row, specs[graph] = build_one(path, made, manifest, graph, method)
+                except UnsupportedGraphError as reason:
+                    if method.bits < FUSED_HALF.bits:
+                        raise BackendError(f"{precision} on CUDA needs the graph {graph}: {reason}") from None
+                    progress(f"no {graph}: {reason}")
+                    continue
                 rows.append({"graph": graph, "lowering": manifest.lowering} | row)
-            if STEP not in specs and precision != "fp16" and manifest.lowering == CUDA_LOWERING:
-                raise BackendError(f"{precision} on CUDA needs the graph {STEP}: {reason or 'build it'}")
             about = description(manifest, precision, specs)
             write_build_record(made, OrtBuildRecord(about, specs, hash_files(made)))
     except OSError as error:
@@ -166,27 +163,34 @@ def sizes_row(replaced: int, *places: tuple[Path, str]) -> dict[str, Any]:
     return {"products": replaced, "mb_before": before, "mb": after}
 
 
-def build_step(
-    bundle: Path, folder: Path, manifest: Manifest, method: Method, window: int = MAX_WINDOW
+def build_one(
+    bundle: Path, folder: Path, manifest: Manifest, graph: str, method: Method
 ) -> tuple[dict[str, Any], GraphSpec]:
-    """Build the decode graph of CUDA. It is first compared with the AR graph, in float32 on the CPU.
+    """Build one graph by its method -> its row for `build_graphs`, and its tensors."""
+    if graph in BUILT_GRAPHS:
+        return build_fused(bundle, folder, manifest, graph, method)
+    return build_graph(bundle, folder, manifest.graphs[graph], method, manifest.sizes)
 
-    Args:
-        window: codes of history that the runtime keeps.
+
+def build_fused(
+    bundle: Path, folder: Path, manifest: Manifest, graph: str, method: Method
+) -> tuple[dict[str, Any], GraphSpec]:
+    """Rewrite one graph for CUDA. It is first compared with its source, in float32 on the CPU.
 
     Returns:
         Its row for `build_graphs`, and its tensors.
 
     Raises:
-        UnsupportedGraphError: the AR graph has a form without a fused version.
-        BackendError: the decode graph computes something else than the AR graph.
+        UnsupportedGraphError: the source has a form without a fused version.
+        BackendError: the new graph computes something else than its source.
     """
-    spec = manifest.graphs[AR]
+    spec, sizes = manifest.graphs[SOURCES[graph]], manifest.sizes
     with readable(bundle / spec.file):
-        model = step_graph(load_graph(bundle / spec.file, STORED), manifest.sizes, window)
-        check_step(bundle, spec, model, manifest.sizes)
-        replaced = quantise(model, replace(method, kind="blocks")) if method.bits < 16 else 0
+        source = load_graph(bundle / spec.file, STORED)
+        model = step_graph(source, sizes, MAX_WINDOW) if graph == STEP else nar_graph(source, sizes)
+        check_fused(bundle, spec, model, sizes)
+        replaced = quantise(model, replace(method, kind="blocks")) if method.bits < FUSED_HALF.bits else 0
         convert(model, PRECISIONS["fp16"])
-        made = written_spec(model, f"{STEP}.onnx")
+        made = written_spec(model, f"{graph}.onnx")
         write_graph(model, folder / made.file)
-    return sizes_row(replaced, (bundle, spec.graph), (folder, STEP)), made
+    return sizes_row(replaced, (bundle, spec.graph), (folder, graph)), made

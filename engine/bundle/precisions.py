@@ -18,7 +18,7 @@ from valle2.engine.bundle.artifacts import (
     source_hash,
     write_record,
 )
-from valle2.engine.bundle.contract import AR, NAR, STEP
+from valle2.engine.bundle.contract import AR, BUILT_GRAPHS, NAR, NAR_ROW, STEP
 from valle2.engine.bundle.graph_file import check_graph_file
 from valle2.engine.bundle.manifest import Manifest, check_file
 from valle2.engine.bundle.schema import check_digests, fault_of
@@ -58,6 +58,7 @@ class Method:
 
 DYNAMIC = Method("dynamic")
 HALF = Method("half", 16)
+FUSED_HALF = Method("fused", 16)
 METHODS: dict[str, dict[str, Method]] = {
     "fp16": {AR: HALF, NAR: HALF},
     "int8": {AR: Method("blocks", 8, 64, 8), NAR: DYNAMIC},
@@ -70,12 +71,14 @@ kernels for AVX-512 VNNI add in another order when a block holds 128 inputs or m
 processors without AVX-512 do when a block holds more than 16, which changes a product by a millionth.
 """
 PRECISIONS = (STORED, *METHODS)
+SOURCES = {STEP: AR, NAR_ROW: NAR}
+"""The graphs of a bundle that others are rewritten from."""
 CUDA_LOWERING = "portable"
 """The lowering that CUDA runs, whose AR gets a decode graph of fused operators."""
 CUDA_METHODS: dict[str, dict[str, Method]] = {
-    "fp16": {AR: HALF, NAR: HALF, STEP: Method("fused", 16)},
-    "int8": {AR: HALF, NAR: HALF, STEP: Method("fused", 8, 64)},
-    "int4": {AR: HALF, NAR: HALF, STEP: Method("fused", 4, 32)},
+    "fp16": {AR: HALF, NAR: HALF, STEP: FUSED_HALF, NAR_ROW: FUSED_HALF},
+    "int8": {AR: HALF, NAR: HALF, STEP: Method("fused", 8, 64), NAR_ROW: FUSED_HALF},
+    "int4": {AR: HALF, NAR: HALF, STEP: Method("fused", 4, 32), NAR_ROW: FUSED_HALF},
 }
 """The graphs of `CUDA_LOWERING` in each precision. Only a decode step is limited by its weights' bytes."""
 
@@ -136,15 +139,16 @@ def description(manifest: Manifest, precision: str, graphs: Collection[str] = ()
     """What a build depends on: the methods, and the source of every graph.
 
     Args:
-        graphs: those of the build. Every build has those of `METHODS`; one for CUDA may also have `STEP`.
+        graphs: those of the build. Every build has those of `METHODS`; one for CUDA may also have some of
+            `BUILT_GRAPHS`.
     """
     known = methods_of(precision, manifest.lowering)
-    methods = {graph: known[graph] for graph in known if graph != STEP or graph in graphs}
+    methods = {graph: known[graph] for graph in known if graph not in BUILT_GRAPHS or graph in graphs}
     return {
         "precision": precision,
         "recipe": RECIPE,
         "methods": {graph: asdict(method) for graph, method in methods.items()},
-        "sources": {graph: source_hash(manifest, AR if graph == STEP else graph) for graph in methods},
+        "sources": {graph: source_hash(manifest, SOURCES.get(graph, graph)) for graph in methods},
     }
 
 
@@ -153,7 +157,7 @@ def is_current(record: OrtBuildRecord | None, manifest: Manifest, precision: str
     return (
         record is not None
         and record.about == description(manifest, precision, record.specs)
-        and set(record.specs) - {STEP} == set(METHODS[precision])
+        and set(record.specs) - set(BUILT_GRAPHS) == set(METHODS[precision])
     )
 
 

@@ -19,36 +19,55 @@ from valle2.engine.backends.base import Backend
 from valle2.engine.backends.registry import open_backend
 from valle2.engine.build.cuda.step import written_spec
 from valle2.engine.build.external_data import write_graph
-from valle2.engine.bundle.contract import CACHE_PREFIX, CODEBOOK_SIZE, LOGITS, OUT_SUFFIX
+from valle2.engine.bundle.contract import CACHE_PREFIX, CODEBOOK_SIZE, LOGITS, NAR, OUT_SUFFIX
+from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.engine.bundle.specs import GraphSpec
 from valle2.engine.errors import BackendError
 
 Array = NDArray[Any]
 TOLERANCE = 1e-3
 """Of the logits, as a share of the greatest one. The order of sums differs, and nothing else may."""
-ROWS, STEPS = 3, 4
+ROWS, CALLS = 3, 4
 
 
-def check_step(folder: Path, spec: GraphSpec, step: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
-    """Run a few steps of three rows through a decode graph and through the AR graph that it comes from.
+def check_fused(folder: Path, spec: GraphSpec, model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+    """Run a few calls with random inputs through a rewritten graph and through the graph that it comes from.
 
     Args:
-        folder: where the AR graph lies. spec: its tensors. step: the decode graph in float32.
+        folder: where the source lies. spec: its tensors. model: the rewritten AR or NAR in float32.
 
     Raises:
-        BackendError: the logits, the new keys and values or the positions differ.
+        BackendError: the logits, or for the AR the new keys and values or the positions, differ.
     """
     with TemporaryDirectory() as made, open_backend(folder, spec) as whole:
-        copy = onnx.ModelProto.FromString(step.SerializeToString())
-        file = write_graph(copy, Path(made) / "ar_step.onnx")
-        with open_backend(file.parent, written_spec(step, file.name)) as fused:
+        copy = onnx.ModelProto.FromString(model.SerializeToString())
+        file = write_graph(copy, Path(made) / "fused.onnx")
+        with open_backend(file.parent, written_spec(model, file.name)) as fused:
             rng = np.random.default_rng(0)
-            for _ in range(STEPS):
-                feeds = random_feeds(fused.spec, sizes, rng)
-                compare(whole, fused, feeds)
+            for call in range(CALLS):
+                if spec.graph == NAR:
+                    feeds = random_pass(sizes, 1 + call % (sizes["codebooks"] - 1), rng)
+                    expected, found = whole.run(feeds, (LOGITS,)), fused.run(feeds, (LOGITS,))
+                    refuse(whole.spec, [] if close(expected[LOGITS], found[LOGITS]) else [LOGITS])
+                else:
+                    compare_steps(whole, fused, random_step(fused.spec, sizes, rng))
 
 
-def random_feeds(spec: GraphSpec, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, Array]:
+def random_pass(sizes: Mapping[str, int], stage: int, rng: np.random.Generator) -> dict[str, Array]:
+    """Inputs of the NAR for one row without padding."""
+    text = int(rng.integers(1, min(20, sizes["max_text"])))
+    frames = int(rng.integers(4, max(5, min(40, sizes["max_frames"]))))
+    return NARInputs(
+        text=rng.integers(0, sizes["nar_text_rows"], (1, text)),
+        text_lengths=np.array([text]),
+        codes=rng.integers(0, CODEBOOK_SIZE, (1, frames, sizes["codebooks"])),
+        prompt_lengths=np.array([frames // 2]),
+        frame_lengths=np.array([frames]),
+        stage=np.array(stage),
+    ).feeds()
+
+
+def random_step(spec: GraphSpec, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, Array]:
     """Inputs of a decode graph: `ROWS` rows at different positions, with caches full of random numbers."""
     tensors = {tensor.name: tensor for tensor in spec.inputs}
     capacity, slots = int(tensors[f"{CACHE_PREFIX}key_0"].axes[2]), int(tensors["history"].axes[1])
@@ -73,8 +92,8 @@ def random_feeds(spec: GraphSpec, sizes: Mapping[str, int], rng: np.random.Gener
     return feeds
 
 
-def compare(whole: Backend, fused: Backend, feeds: Mapping[str, Array]) -> None:
-    """Run both graphs on the same inputs."""
+def compare_steps(whole: Backend, fused: Backend, feeds: Mapping[str, Array]) -> None:
+    """Run a decode graph and its AR graph on the same inputs."""
     step_inputs = {tensor.name for tensor in fused.spec.inputs}
     expected = whole.run({**feeds, "text": np.zeros((ROWS, 1), np.int64)})
     found = fused.run({name: value for name, value in feeds.items() if name in step_inputs})
@@ -85,10 +104,20 @@ def compare(whole: Backend, fused: Backend, feeds: Mapping[str, Array]) -> None:
             one, other = expected[name], found[name]
             if name != LOGITS:  # the positions that this step wrote
                 one, other = (part[np.arange(ROWS), :, written] for part in (one, other))
-            if not np.abs(one - other).max() <= TOLERANCE * max(1.0, float(np.abs(one).max())):
+            if not close(one, other):
                 wrong.append(name)
+    refuse(whole.spec, wrong)
+
+
+def close(expected: Array, found: Array) -> bool:
+    """Whether only the order of sums differs."""
+    return bool(np.abs(expected - found).max() <= TOLERANCE * max(1.0, float(np.abs(expected).max())))
+
+
+def refuse(spec: GraphSpec, wrong: list[str]) -> None:
+    """Refuse a graph in which tensors are wrong."""
     if wrong:
-        raise BackendError(f"the fused decode graph differs from {whole.spec.file} in {', '.join(wrong)}")
+        raise BackendError(f"the graph of fused operators differs from {spec.file} in {', '.join(wrong)}")
 
 
 def same(expected: Mapping[str, Array], found: Mapping[str, Array], name: str) -> bool:

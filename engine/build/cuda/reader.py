@@ -54,6 +54,8 @@ class Block:
     Args:
         activation: "gelu", "gelu_tanh", "relu" or "silu". gated: half of `up` gates the other half.
         rotary: cosines and sines (positions, D / 2) of its rotary positions, None for none.
+        places: name of the rotary positions (B, S), empty for none.
+        picked: name of the positions that go on after the attention, empty for all.
     """
 
     norm_first: bool
@@ -66,6 +68,8 @@ class Block:
     gated: bool
     down: Linear
     rotary: tuple[Weight, Weight] | None = None
+    places: str = ""
+    picked: str = ""
 
 
 class GraphReader:
@@ -210,42 +214,54 @@ class GraphReader:
             first, norm1 = self.norm(residual)
         source, attended = self.node(first, "Add").input
         merged, out = self.linear(attended)
-        packed, rotary, attention = self.attention(merged)
+        source, merged, picked = self.unpicked(source, merged)
+        packed, rotary, places, attention = self.attention(merged)
         projected, qkv = self.linear(packed)
         if norm_first:
             projected, norm1 = self.norm(projected)
         if inner != residual or projected != source or norm1 is None or norm2 is None:
             raise UnsupportedGraphError(f"{name} is no Transformer block")
-        parts = Block(norm_first, norm1, qkv, out, norm2, up, activation, gated, down, rotary)
+        choices = activation, gated, down, rotary, places, picked
+        parts = Block(norm_first, norm1, qkv, out, norm2, up, *choices)
         return source, parts, attention
 
-    def attention(self, name: str) -> tuple[str, tuple[Weight, Weight] | None, onnx.NodeProto]:
-        """Attention with merged heads -> packed query, key and value; rotary tables; its node."""
+    def unpicked(self, residual: str, attended: str) -> tuple[str, str, str]:
+        """Residual and attended before some positions of both are picked, and the name of these positions."""
+        one, other = self.makers.get(residual), self.makers[attended]
+        if one is None or {one.op_type, other.op_type} != {"Gather"} or one.input[1] != other.input[1]:
+            return residual, attended, ""
+        if self.weight(one.input[0]) is not None or {given(node, "axis", 0) for node in (one, other)} != {1}:
+            return residual, attended, ""
+        return one.input[0], other.input[0], one.input[1]
+
+    def attention(self, name: str) -> tuple[str, tuple[Weight, Weight] | None, str, onnx.NodeProto]:
+        """Attention with merged heads -> packed query, key and value; rotary tables and places; its node."""
         node = self.node(self.through(name, "Reshape", "Transpose"), "Attention")
         query = self.node(self.through(node.input[0], "Transpose"), "Reshape")
-        made, rotary = self.makers[query.input[0]], None
+        made, rotary, places = self.makers[query.input[0]], None, ""
         if made.op_type == "Reshape":
-            rotary, made = self.rotary(made)
+            rotary, places, made = self.rotary(made)
         keys = {given(made, "num_outputs", 0), len(made.output)}
         if made.op_type != "Split" or keys != {3}:
             raise UnsupportedGraphError(f"{name} has query, key and value of different products")
-        return made.input[0], rotary, node
+        return made.input[0], rotary, places, node
 
-    def rotary(self, node: onnx.NodeProto) -> tuple[tuple[Weight, Weight], onnx.NodeProto]:
-        """Rotated heads -> cosines and sines, and the `Split` into query, key and value."""
+    def rotary(self, node: onnx.NodeProto) -> tuple[tuple[Weight, Weight], str, onnx.NodeProto]:
+        """Rotated heads -> cosines and sines, their places, and the `Split` into query, key and value."""
         joined = self.node(node.input[0], "Concat")
         less = self.node(joined.input[0], "Sub")
-        tables, halves = [], set()
+        tables, halves, places = [], set(), ""
         for part in less.input:
             half, angle = self.node(part, "Mul").input
-            table = self.weight(self.node(self.through(angle, "Unsqueeze"), "Gather").input[0])
+            row = self.node(self.through(angle, "Unsqueeze"), "Gather")
+            table, places = self.weight(row.input[0]), row.input[1]
             if table is None:
                 raise UnsupportedGraphError(f"the angles of {part} are computed")
             tables.append(table)
             halves.add(self.node(half, "Split").input[0])
         if len(halves) != 1:
             raise UnsupportedGraphError(f"{node.output[0]} does not rotate halves of one head")
-        return (tables[0], tables[1]), self.makers[self.through(halves.pop(), "Reshape")]
+        return (tables[0], tables[1]), places, self.makers[self.through(halves.pop(), "Reshape")]
 
 
 def given(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -151,7 +151,11 @@ class GraphWriter:
             following = blocks[index + 1].norm1 if index + 1 < len(blocks) else last
             at = f"block_{index}"
             packed = self.linear(normed, block.qkv, f"{at}.qkv")
-            out = self.product(attend(packed, f"{at}.attended", index), block.out, f"{at}.out")
+            attended = attend(packed, f"{at}.attended", index)
+            if block.picked:
+                attended = self.op("Gather", [attended, block.picked], f"{at}.picked", axis=1)
+                residual = self.op("Gather", [residual, block.picked], f"{at}.picked_residual", axis=1)
+            out = self.product(attended, block.out, f"{at}.out")
             if block.norm_first:
                 inner, residual = self.skip_norm(
                     out, residual, block.norm2, f"{at}.norm2", block.out.bias, summed=True

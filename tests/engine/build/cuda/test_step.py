@@ -24,7 +24,7 @@ from valle2.engine import (
     open_backend,
     read_manifest,
 )
-from valle2.engine.build.cuda.check import check_step
+from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.nodes import count_bundle, count_nodes
 from valle2.engine.build.cuda.reader import UnsupportedGraphError
 from valle2.engine.build.cuda.step import step_graph, written_spec
@@ -32,7 +32,7 @@ from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.ort import BuildOptions, build_graphs
 from valle2.engine.build.precision import convert, load_graph
 from valle2.engine.build.quantize import quantise
-from valle2.engine.bundle.contract import CACHE_PREFIX, STEP
+from valle2.engine.bundle.contract import CACHE_PREFIX, NAR_ROW, STEP
 from valle2.engine.bundle.precisions import CUDA_METHODS, graph_folder, read_build_record
 from valle2.export.bundle import graph_spec
 from valle2.export.graphs import ar_graph, cache_names
@@ -122,7 +122,8 @@ def logits_beside_eager(found: Made, decoder: Backend, steps: int) -> float:
     names = cache_names(config.layers)
     flat = [part.numpy() for pair in caches for part in pair]
     feeds = {name: part.astype(kinds[name]) for name, part in zip(names, flat, strict=True)}
-    draws = next(tensor.axes for tensor in decoder.spec.inputs if tensor.name == "uniforms")[1:]
+    axes = next(tensor.axes for tensor in decoder.spec.inputs if tensor.name == "uniforms")
+    draws = tuple(map(int, axes[1:]))
     feeds |= {
         "history": np.full((rows, WINDOW), -1),
         "uniforms": np.zeros((rows, *draws), np.float32),
@@ -146,7 +147,7 @@ def logits_beside_eager(found: Made, decoder: Backend, steps: int) -> float:
         buffers = {name: decoder.buffer(inputs[name].shape, inputs[name].dtype) for name in taken}
         for name, buffer in buffers.items():
             buffer.write(inputs[name])
-        out = decoder.buffer(tuple(expected.shape), np.float32)
+        out = decoder.buffer(tuple(map(int, expected.shape)), np.float32)
         outputs = {f"{name}_out": buffers[name] for name in names} | {"logits": out}
         decoder.bind(buffers, outputs)()
         feeds |= {name: buffers[name].read() for name in names}
@@ -247,11 +248,11 @@ def swap_caches(node: onnx.NodeProto) -> None:
 )
 def test_a_wrong_graph_is_refused(made: Make, kind: str, change: Callable[[onnx.NodeProto], None]) -> None:
     found = made(2, "paper")
-    check_step(found.folder, found.spec, found.step, found.sizes)
+    check_fused(found.folder, found.spec, found.step, found.sizes)
     wrong = onnx.ModelProto.FromString(found.step.SerializeToString())
     change([node for node in wrong.graph.node if node.op_type == kind and len(node.input) > 3][-1])
-    with pytest.raises(BackendError, match=r"decode graph differs from ar\.onnx in .*logits"):
-        check_step(found.folder, found.spec, wrong, found.sizes)
+    with pytest.raises(BackendError, match=r"differs from ar\.onnx in .*logits"):
+        check_fused(found.folder, found.spec, wrong, found.sizes)
 
 
 def test_the_tanh_form_of_gelu_is_kept_apart(made: Make) -> None:
@@ -297,6 +298,38 @@ def test_idle_rows_cost_the_host_nothing(made: Make, tmp_path: Path) -> None:
     runner.close()
 
 
+def test_a_warm_runner_binds_nothing_more(made: Make, tmp_path: Path) -> None:
+    """A GPU captures a step at the second call of its binding, which must not happen while requests wait."""
+    found, steps = made(2, "paper"), 12
+    rows = parity.ragged_rows(found.model, Settings(top_p=0.0, threshold=1.0), steps)
+    spoken = []
+    for warm in (False, True):
+        decoder = found.decoder(tmp_path / str(warm))
+        calls: list[int] = []
+        bind = decoder.bind
+
+        def counted(*buffers: Any, bind: Any = bind, calls: list[int] = calls) -> Callable[[], None]:
+            step, index = bind(*buffers), len(calls)
+            calls.append(0)
+
+            def run() -> None:
+                calls[index] += 1
+                step()
+
+            return run
+
+        decoder.bind = counted  # type: ignore[method-assign]
+        prefill = open_backend(found.folder, found.spec)
+        runner = ARRunner(prefill, found.sizes, CAPACITY, 4, WINDOW, decoder=decoder)
+        if warm:
+            runner.warm_up()
+            assert calls == [2] * 2 * runner.rows
+        spoken.append(parity.decoded(runner, rows, steps))
+        assert not warm or len(calls) == 2 * runner.rows
+        runner.close()
+    assert spoken[0] == spoken[1]
+
+
 @pytest.fixture
 def built(fixed_bundles: dict[str, Path], tmp_path: Path) -> Path:
     """A copy of a bundle with the lowering "portable", to be built."""
@@ -308,27 +341,28 @@ def built(fixed_bundles: dict[str, Path], tmp_path: Path) -> Path:
 @pytest.mark.parametrize("precision", CUDA_METHODS)
 def test_build_makes_it_for_cuda_alone(built: Path, precision: str) -> None:
     made = [row["graph"] for row in build_graphs(built, precision, BuildOptions("cuda"))]
-    assert sorted(made) == ["ar", STEP, "nar"]
+    assert sorted(made) == ["ar", STEP, "nar", NAR_ROW]
     manifest = read_manifest(built)
     placement, chosen = Placement("cuda", "ort", precision).resolve(built, manifest)
     graphs = placement.locate_graphs(built, chosen)
     assert graphs[STEP].folder == graphs["ar"].folder == graph_folder(built, precision, "portable")
     counts = count_bundle(graphs)
     assert counts[STEP]["per_layer"] <= MOST_PER_LAYER and counts[STEP]["beside"] <= MOST_BESIDE
+    assert counts[NAR_ROW]["per_layer"] <= MOST_PER_LAYER
     on_cpu = Placement("cpu", "ort", precision)
     if precision == "fp16":
-        assert STEP not in on_cpu.locate_graphs(built, chosen)
+        assert not {STEP, NAR_ROW} & set(on_cpu.locate_graphs(built, chosen))
     else:
         with pytest.raises(BackendError, match=f"the {precision} graphs of .* are for CUDA"):
             on_cpu.locate_graphs(built, chosen)
 
 
 def test_a_build_without_it_still_runs(built: Path) -> None:
-    """Builds of earlier versions have no decode graph, nor have those of `--plain-steps`."""
-    build_graphs(built, "fp16", BuildOptions(fused_steps=False))
+    """Builds of earlier versions have no decode graph, nor have those of `--plain`."""
+    build_graphs(built, "fp16", BuildOptions(fused=False))
     manifest = read_manifest(built)
     assert set(find_graphs(built, manifest, "fp16")) >= {"ar", "nar"}
-    assert STEP not in find_graphs(built, manifest, "fp16")
+    assert not {STEP, NAR_ROW} & set(find_graphs(built, manifest, "fp16"))
     record = read_build_record(graph_folder(built, "fp16", "portable"))
     assert record and STEP not in record.about["methods"]
 
@@ -346,7 +380,8 @@ def test_an_unsupported_graph_is_built_without_it_and_says_why(
     build_graphs(built, "fp16", progress=said.append)
     assert f"no {STEP}: its form is unknown" in said
     assert STEP not in find_graphs(built, read_manifest(built), "fp16")
-    with pytest.raises(BackendError, match=f"int8 on CUDA needs the graph {STEP}: its form is unknown"):
+    wanted = f"int8 on CUDA needs the graph {STEP}: its form is unknown"
+    with pytest.raises(BackendError, match=wanted):
         build_graphs(built, "int8", BuildOptions("cuda"))
 
 
