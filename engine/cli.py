@@ -23,6 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of AR and NAR; ort: int8 (default), int4, fp16, fp32; else fp16 (default), bf16, fp32, ...",
     )
     parser.add_argument(
+        "--device",
+        choices=["cuda"],
+        default="",
+        help="ort: build the graphs of CUDA alone; int8 and int4 then store the weights of a decode step",
+    )
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="ort: leave out the graphs of fused operators; CUDA then runs the exported ones",
+    )
+    parser.add_argument(
         "--gpu", nargs="+", default=[], metavar="SM", help="GPUs such as sm89 (default: the one here)"
     )
     parser.add_argument("--max-batch", type=int, default=1, help="most rows that an engine takes")
@@ -48,7 +59,9 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         raise Valle2Error(f"build needs onnx; install with: pip install 'valle2[{extra}]'")
     precision = args.precision or DEFAULT_PRECISIONS[args.target]
     if args.target == "ort":
-        return build_ort_graphs(args.bundle, precision, progress)
+        return build_ort_graphs(args.bundle, precision, args.device, not args.plain, progress)
+    if args.device or args.plain:
+        raise Valle2Error(f"--device and --plain are for --target ort; {args.target} takes neither")
     from valle2.engine.build.tensorrt import build_engine
     from valle2.engine.bundle.artifacts import build_folder
     from valle2.engine.bundle.engine_files import summary
@@ -67,10 +80,10 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     return {"folder": str(build_folder(args.bundle, args.target)), "engines": summary(found)}
 
 
-def build_ort_graphs(bundle: Path, precision: str, progress: Any) -> dict[str, Any]:
+def build_ort_graphs(bundle: Path, precision: str, device: str, fused: bool, progress: Any) -> dict[str, Any]:
     """Build for the target "ort"."""
-    from valle2.engine.build.ort import build_graphs
+    from valle2.engine.build.ort import BuildOptions, build_graphs
     from valle2.engine.bundle.contract import BUILDS_FOLDER
 
-    made = build_graphs(bundle, precision, progress=progress)
+    made = build_graphs(bundle, precision, BuildOptions(device, fused), progress=progress)
     return {"folder": str(bundle / BUILDS_FOLDER), "graphs": made}

@@ -29,6 +29,7 @@ from valle2.engine import (
     read_manifest,
 )
 from valle2.engine.backends.ort.memory import trim_heap
+from valle2.engine.bundle.contract import AR, NAR, NAR_ROW, STEP
 from valle2.engine.bundle.hub import fetch_bundle, parse_id
 from valle2.engine.bundle.manifest import FILE_NAME
 from valle2.engine.bundle.precisions import AUTO
@@ -575,8 +576,12 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
     """
     graphs = placement.locate_graphs(path, manifest)
     encoder = graphs.pop("codec_encoder", None)
+    stepped = STEP if STEP in graphs else AR
+    refiner = NAR_ROW if NAR_ROW in graphs else NAR
+    if refiner != NAR:
+        graphs.pop(NAR)
     backends = {
-        name: open_backend(found.folder, found.spec, placement, stepped=name == "ar")
+        name: open_backend(found.folder, found.spec, placement, stepped=name == stepped)
         for name, found in graphs.items()
     }
     layout = TokenLayout.of(manifest)
@@ -588,7 +593,10 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
         MAX_WINDOW,
         chunk=placement.prefill_chunk,
         whole_text=layout.whole_text,
+        decoder=backends.get(STEP),
     )
+    if ar.decoder.captures_calls:
+        ar.warm_up()
     codec = None
     if manifest.codec and encoder:
 
@@ -603,7 +611,7 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
     alignment = read_alignment(path, manifest.files)
     neutral = np.array(manifest.codec[NEUTRAL], np.int64) if NEUTRAL in manifest.codec else None
     return LoadedModel(
-        ar, NARRunner(backends["nar"]), codec, layout, manifest.sizes, neutral, str(path), alignment
+        ar, NARRunner(backends[refiner]), codec, layout, manifest.sizes, neutral, str(path), alignment
     )
 
 

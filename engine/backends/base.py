@@ -62,9 +62,14 @@ class Closing(ABC):
 
 
 class Backend(Closing):
-    """One loaded graph. Closing it frees its device memory. spec: its entry in the manifest."""
+    """One loaded graph. Closing it frees its device memory.
+
+    spec: its entry in the manifest. captures_calls: whether bound calls are captured, for which the first two
+    calls of each binding pay.
+    """
 
     spec: GraphSpec
+    captures_calls: bool = False
 
     def run(self, feeds: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
         """Run the graph once.

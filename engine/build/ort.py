@@ -6,20 +6,28 @@ A folder of built graphs appears whole. A build that is interrupted leaves the e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from valle2.engine.build.cuda.check import check_fused
+from valle2.engine.build.cuda.nar import nar_graph
+from valle2.engine.build.cuda.reader import UnsupportedGraphError
+from valle2.engine.build.cuda.step import step_graph, written_spec
 from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.kv_int8 import cache_ranges, store_caches
-from valle2.engine.build.precision import converted_spec, load_graph
+from valle2.engine.build.precision import PRECISIONS, convert, converted_spec, load_graph
 from valle2.engine.build.quantize import quantise
+from valle2.engine.bundle.contract import BUILT_GRAPHS, STEP
 from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.graph_file import readable
 from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest
 from valle2.engine.bundle.precisions import (
+    CUDA_LOWERING,
     FUSED,
+    FUSED_HALF,
     HALF,
-    METHODS,
+    SOURCES,
     STORED,
     Method,
     OrtBuildRecord,
@@ -27,8 +35,10 @@ from valle2.engine.bundle.precisions import (
     check_precision,
     description,
     graph_folder,
+    methods_of,
     write_build_record,
 )
+from valle2.engine.bundle.schema import MAX_WINDOW
 from valle2.engine.bundle.specs import GraphSpec
 from valle2.engine.errors import BackendError
 
@@ -36,12 +46,36 @@ Progress = Callable[[str], None]
 Rows = list[dict[str, Any]]
 
 
-def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lambda message: None) -> Rows:
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How to build.
+
+    Args:
+        device: "cuda" for the graphs of CUDA alone. Empty: every lowering that can have the precision, but
+            "int8" and "int4" for the CPU alone.
+        fused: whether CUDA gets graphs of fused operators, see `build.cuda`. Without them it runs the others.
+    """
+
+    device: str = ""
+    fused: bool = True
+
+
+ALL = BuildOptions()
+
+
+def build_graphs(
+    bundle: str | Path,
+    precision: str,
+    options: BuildOptions = ALL,
+    *,
+    progress: Progress = lambda message: None,
+) -> Rows:
     """Build a bundle's graphs in a precision, in every lowering that can have it. "fp32" needs no build.
 
     Args:
-        bundle: the folder. precision: one of `precisions.PRECISIONS`; all but "fp16" need the lowering "ort".
-        progress: called with a line per graph.
+        bundle: the folder. precision: one of `precisions.PRECISIONS`. On a CPU, all but "fp16" need the
+            lowering "ort"; on CUDA, all need "portable".
+        options: see `BuildOptions`. progress: called with a line per graph.
 
     Returns:
         A row per graph: its name and lowering, the number of matrix products that became another operator,
@@ -56,31 +90,45 @@ def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lam
     manifest = read_manifest(path)
     if precision == STORED:
         return []
-    fitting = [name for name in (manifest.lowering, *manifest.others) if can_be_built(precision, name)]
+    names = (manifest.lowering, *manifest.others)
+    fitting = [name for name in names if can_be_built(precision, name, options.device)]
+    if not fitting and options.device:
+        raise BackendError(
+            f"bundle {manifest.name} has the lowering {manifest.lowering}; --device cuda takes "
+            f"{CUDA_LOWERING} alone: export it with valle2 export --lowering {CUDA_LOWERING}"
+        )
     if not fitting:
         raise BackendError(
             f"bundle {manifest.name} has the lowering {manifest.lowering}; --target ort makes {precision} of "
             f"{FUSED} alone: export it with valle2 export --lowering {FUSED}, or build fp16"
         )
     variants = [manifest.in_lowering([name], precision) for name in fitting]
-    return [row for variant in variants for row in build_lowering(path, variant, precision, progress)]
+    return [row for found in variants for row in build_lowering(path, found, precision, options, progress)]
 
 
-def build_lowering(path: Path, manifest: Manifest, precision: str, progress: Progress) -> Rows:
+def build_lowering(
+    path: Path, manifest: Manifest, precision: str, options: BuildOptions, progress: Progress
+) -> Rows:
     """Build the graphs of one lowering into a folder of their own; returns a row per graph."""
     folder = graph_folder(path, precision, manifest.lowering)
     rows, specs = [], {}
     try:
         folder.parent.mkdir(exist_ok=True)
         with replacing_folder(folder) as made:
-            for graph in METHODS[precision]:
+            for graph, method in methods_of(precision, manifest.lowering).items():
+                if graph in BUILT_GRAPHS and not options.fused:
+                    continue
                 progress(f"building {graph} ({precision}, {manifest.lowering})")
-                spec, method = manifest.graphs[graph], METHODS[precision][graph]
-                row, specs[graph] = build_graph(path, made, spec, method, manifest.sizes)
+                try:
+                    row, specs[graph] = build_one(path, made, manifest, graph, method)
+                except UnsupportedGraphError as reason:
+                    if method.bits < FUSED_HALF.bits:
+                        raise BackendError(f"{precision} on CUDA needs the graph {graph}: {reason}") from None
+                    progress(f"no {graph}: {reason}")
+                    continue
                 rows.append({"graph": graph, "lowering": manifest.lowering} | row)
-            write_build_record(
-                made, OrtBuildRecord(description(manifest, precision), specs, hash_files(made))
-            )
+            about = description(manifest, precision, specs)
+            write_build_record(made, OrtBuildRecord(about, specs, hash_files(made)))
     except OSError as error:
         raise BackendError(f"{folder} cannot be written ({error.strerror}); free space or rights") from None
     return rows
@@ -105,7 +153,44 @@ def build_graph(
             store_caches(model, cache_ranges(bundle, spec, sizes))
         made = converted_spec(spec, model)
         write_graph(model, folder / source.name)
-    places = ((bundle, spec.graph), (folder, source.stem))
+    return sizes_row(replaced, (bundle, spec.graph), (folder, source.stem)), made
+
+
+def sizes_row(replaced: int, *places: tuple[Path, str]) -> dict[str, Any]:
+    """The row of a graph from the folders and stems of its files before and after."""
     found = [sum(f.stat().st_size for f in at.glob(f"{stem}.*")) for at, stem in places]
     before, after = (round(size / 1e6, 1) for size in found)
-    return {"products": replaced, "mb_before": before, "mb": after}, made
+    return {"products": replaced, "mb_before": before, "mb": after}
+
+
+def build_one(
+    bundle: Path, folder: Path, manifest: Manifest, graph: str, method: Method
+) -> tuple[dict[str, Any], GraphSpec]:
+    """Build one graph by its method -> its row for `build_graphs`, and its tensors."""
+    if graph in BUILT_GRAPHS:
+        return build_fused(bundle, folder, manifest, graph, method)
+    return build_graph(bundle, folder, manifest.graphs[graph], method, manifest.sizes)
+
+
+def build_fused(
+    bundle: Path, folder: Path, manifest: Manifest, graph: str, method: Method
+) -> tuple[dict[str, Any], GraphSpec]:
+    """Rewrite one graph for CUDA. It is first compared with its source, in float32 on the CPU.
+
+    Returns:
+        Its row for `build_graphs`, and its tensors.
+
+    Raises:
+        UnsupportedGraphError: the source has a form without a fused version.
+        BackendError: the new graph computes something else than its source.
+    """
+    spec, sizes = manifest.graphs[SOURCES[graph]], manifest.sizes
+    with readable(bundle / spec.file):
+        source = load_graph(bundle / spec.file, STORED)
+        model = step_graph(source, sizes, MAX_WINDOW) if graph == STEP else nar_graph(source, sizes)
+        check_fused(bundle, spec, model, sizes)
+        replaced = quantise(model, replace(method, kind="blocks")) if method.bits < FUSED_HALF.bits else 0
+        convert(model, PRECISIONS["fp16"])
+        made = written_spec(model, f"{graph}.onnx")
+        write_graph(model, folder / made.file)
+    return sizes_row(replaced, (bundle, spec.graph), (folder, graph)), made

@@ -7,6 +7,12 @@ from __future__ import annotations
 
 AR, NAR, ENCODER, DECODER, STREAM = "ar", "nar", "codec_encoder", "codec_decoder", "codec_stream"
 """Names of the graphs. STREAM is a decoder that carries its state from chunk to chunk."""
+STEP = "ar_step"
+"""The AR for one new position of every row. `valle2 build` makes it for CUDA."""
+NAR_ROW = "nar_row"
+"""The NAR for one row without padding. `valle2 build` makes it for CUDA."""
+BUILT_GRAPHS = (STEP, NAR_ROW)
+"""Graphs that no bundle lists."""
 GRAPHS = (AR, NAR, ENCODER, DECODER, STREAM)
 REQUIRED_GRAPHS = (AR, NAR)
 

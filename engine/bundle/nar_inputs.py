@@ -8,13 +8,13 @@ from typing import Generic, TypeVar
 
 Array = TypeVar("Array")
 Other = TypeVar("Other")
-CODEBOOK_AXIS = "codebooks"
+BATCH_AXIS, CODEBOOK_AXIS = "batch", "codebooks"
 NAR_AXES: dict[str, tuple[str, ...]] = {
-    "text": ("batch", "tokens"),
-    "text_lengths": ("batch",),
-    "codes": ("batch", "frames", CODEBOOK_AXIS),
-    "prompt_lengths": ("batch",),
-    "frame_lengths": ("batch",),
+    "text": (BATCH_AXIS, "tokens"),
+    "text_lengths": (BATCH_AXIS,),
+    "codes": (BATCH_AXIS, "frames", CODEBOOK_AXIS),
+    "prompt_lengths": (BATCH_AXIS,),
+    "frame_lengths": (BATCH_AXIS,),
     "stage": (),
 }
 """Axes of the NAR graph's inputs, in the graph's order. All inputs are int64; only `codebooks` is fixed."""

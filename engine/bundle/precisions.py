@@ -6,6 +6,7 @@ neither onnx nor onnxruntime, so that a bundle opens without them; `build.ort` m
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from valle2.engine.bundle.artifacts import (
     source_hash,
     write_record,
 )
-from valle2.engine.bundle.contract import AR, NAR
+from valle2.engine.bundle.contract import AR, BUILT_GRAPHS, NAR, NAR_ROW, STEP
 from valle2.engine.bundle.graph_file import check_graph_file
 from valle2.engine.bundle.manifest import Manifest, check_file
 from valle2.engine.bundle.schema import check_digests, fault_of
@@ -42,9 +43,10 @@ class Method:
 
     Args:
         kind: "blocks" or "dynamic", see `build.quantize`; or "half": weights, caches and computation in
-            float16, see `build.precision`.
+            float16, see `build.precision`; or "fused": the same with fused operators, see `build.cuda`.
         bits: of a weight: 16, 8 or 4.
-        block: for "blocks", how many inputs share a scale; a power of two, at least 16.
+        block: for "blocks", and for "fused" with fewer than 16 bits: how many inputs share a scale, a power
+            of two, at least 16.
         cache_bits: of a number in the KV caches: 32, or 8 as in `build.kv_int8`. "half" ignores it.
     """
 
@@ -56,6 +58,7 @@ class Method:
 
 DYNAMIC = Method("dynamic")
 HALF = Method("half", 16)
+FUSED_HALF = Method("fused", 16)
 METHODS: dict[str, dict[str, Method]] = {
     "fp16": {AR: HALF, NAR: HALF},
     "int8": {AR: Method("blocks", 8, 64, 8), NAR: DYNAMIC},
@@ -68,6 +71,16 @@ kernels for AVX-512 VNNI add in another order when a block holds 128 inputs or m
 processors without AVX-512 do when a block holds more than 16, which changes a product by a millionth.
 """
 PRECISIONS = (STORED, *METHODS)
+SOURCES = {STEP: AR, NAR_ROW: NAR}
+"""The graphs of a bundle that others are rewritten from."""
+CUDA_LOWERING = "portable"
+"""The lowering that CUDA runs, whose AR gets a decode graph of fused operators."""
+CUDA_METHODS: dict[str, dict[str, Method]] = {
+    "fp16": {AR: HALF, NAR: HALF, STEP: FUSED_HALF, NAR_ROW: FUSED_HALF},
+    "int8": {AR: HALF, NAR: HALF, STEP: Method("fused", 8, 64), NAR_ROW: FUSED_HALF},
+    "int4": {AR: HALF, NAR: HALF, STEP: Method("fused", 4, 32), NAR_ROW: FUSED_HALF},
+}
+"""The graphs of `CUDA_LOWERING` in each precision. Only a decode step is limited by its weights' bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +109,20 @@ def graph_folder(bundle: Path, precision: str, lowering: str) -> Path:
     return build_folder(bundle, f"ort-{precision}" + (f"-{lowering}" if lowering != FUSED else ""))
 
 
-def can_be_built(precision: str, lowering: str) -> bool:
-    """Can a lowering be built in a precision? Only operators of ONNX Runtime read quantised weights."""
+def can_be_built(precision: str, lowering: str, device: str = "") -> bool:
+    """Can a lowering be built in a precision? Only operators of ONNX Runtime read quantised weights.
+
+    Args:
+        device: "cuda" for the graphs of CUDA alone; empty for all but the quantised ones of CUDA.
+    """
+    if device == "cuda":
+        return lowering == CUDA_LOWERING
     return lowering == FUSED or set(METHODS[precision].values()) == {HALF}
+
+
+def methods_of(precision: str, lowering: str) -> dict[str, Method]:
+    """The graphs of a lowering that change in a precision, and how."""
+    return CUDA_METHODS[precision] if lowering == CUDA_LOWERING else METHODS[precision]
 
 
 def check_precision(precision: str) -> None:
@@ -111,14 +135,20 @@ def check_precision(precision: str) -> None:
         raise BackendError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
 
 
-def description(manifest: Manifest, precision: str) -> dict[str, Any]:
-    """What a build depends on: the methods, and the source of every graph."""
-    methods = METHODS[precision]
+def description(manifest: Manifest, precision: str, graphs: Collection[str] = ()) -> dict[str, Any]:
+    """What a build depends on: the methods, and the source of every graph.
+
+    Args:
+        graphs: those of the build. Every build has those of `METHODS`; one for CUDA may also have some of
+            `BUILT_GRAPHS`.
+    """
+    known = methods_of(precision, manifest.lowering)
+    methods = {graph: known[graph] for graph in known if graph not in BUILT_GRAPHS or graph in graphs}
     return {
         "precision": precision,
         "recipe": RECIPE,
         "methods": {graph: asdict(method) for graph, method in methods.items()},
-        "sources": {graph: source_hash(manifest, graph) for graph in methods},
+        "sources": {graph: source_hash(manifest, SOURCES.get(graph, graph)) for graph in methods},
     }
 
 
@@ -126,13 +156,15 @@ def is_current(record: OrtBuildRecord | None, manifest: Manifest, precision: str
     """Was a build made from this bundle, with the methods of this version?"""
     return (
         record is not None
-        and record.about == description(manifest, precision)
-        and set(record.specs) == set(METHODS[precision])
+        and record.about == description(manifest, precision, record.specs)
+        and set(record.specs) - set(BUILT_GRAPHS) == set(METHODS[precision])
     )
 
 
 def default_precision(bundle: Path, manifest: Manifest) -> str:
     """The precision for a CPU if none is asked for: `DEFAULT_CPU_PRECISION` if built, else as stored."""
+    if manifest.lowering == CUDA_LOWERING:
+        return STORED
     folder = graph_folder(bundle, DEFAULT_CPU_PRECISION, manifest.lowering)
     built = is_current(read_build_record(folder), manifest, DEFAULT_CPU_PRECISION)
     return DEFAULT_CPU_PRECISION if built else STORED

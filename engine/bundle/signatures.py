@@ -11,6 +11,7 @@ from math import prod
 
 from valle2.engine.bundle.contract import (
     AR,
+    BUILT_GRAPHS,
     CACHE_PREFIX,
     CODEBOOKS,
     DECODER,
@@ -18,12 +19,14 @@ from valle2.engine.bundle.contract import (
     GRAPHS,
     LOGITS,
     NAR,
+    NAR_ROW,
     OUT_SUFFIX,
     REQUIRED_GRAPHS,
     STATE_PREFIX,
+    STEP,
     STREAM,
 )
-from valle2.engine.bundle.nar_inputs import CODEBOOK_AXIS, NAR_AXES
+from valle2.engine.bundle.nar_inputs import BATCH_AXIS, CODEBOOK_AXIS, NAR_AXES
 from valle2.engine.bundle.schema import MAX_CACHE, head_width
 from valle2.engine.bundle.specs import GraphSpec, TensorSpec
 from valle2.engine.bundle.untrusted import shown
@@ -57,6 +60,9 @@ def check_graphs(graphs: Mapping[str, GraphSpec], sizes: Mapping[str, int], cach
         raise ValueError(f"no graph {', '.join(missing)}")
     if (ENCODER in graphs) != (DECODER in graphs) or (STREAM in graphs and DECODER not in graphs):
         raise ValueError("a codec needs both its encoder and its decoder")
+    built = [name for name in graphs if name in BUILT_GRAPHS]
+    if built:
+        raise ValueError(f"unknown graph {built[0]}: valle2 build makes it, and no bundle lists it")
     for name, spec in graphs.items():
         check_graph(name, spec, sizes, cache_length)
 
@@ -67,7 +73,7 @@ def check_graph(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_leng
     Raises:
         ValueError: the graph is unknown, or a tensor is missing, unknown, or of another type or shape.
     """
-    if name not in GRAPHS or spec.graph != name:
+    if name not in (*GRAPHS, *BUILT_GRAPHS) or spec.graph != name:
         raise ValueError(f"graph {shown(name)} of {shown(spec.file)}; expected one of {', '.join(GRAPHS)}")
     wanted = signature_of(name, spec, sizes, cache_length)
     known = {tensor.name for tensor in spec.inputs}
@@ -107,8 +113,10 @@ def signature_of(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_len
     """The signature of a graph."""
     if name == AR:
         return ar_tensors(sizes, cache_length)
-    if name == NAR:
-        return nar_tensors(sizes.get("codebooks", CODEBOOKS))
+    if name == STEP:
+        return step_tensors(sizes, cache_length, 0)
+    if name in (NAR, NAR_ROW):
+        return nar_tensors(sizes.get("codebooks", CODEBOOKS), one_row=name == NAR_ROW)
     audio, codes = (FLOAT, ("batch", "samples")), (INT, ("batch", "frames", CODEBOOKS))
     if name == ENCODER:
         return Signature({"audio": audio}, {"codes": (INT, (None, None, None))})
@@ -166,11 +174,28 @@ def ar_tensors(sizes: Mapping[str, int], cache_length: int) -> Signature:
     return Signature(inputs, outputs)
 
 
-def nar_tensors(codebooks: int) -> Signature:
-    """The signature of the NAR (docs/bundle-format.md)."""
+def step_tensors(sizes: Mapping[str, int], cache_length: int, window: int) -> Signature:
+    """The signature of the decode graph: the AR's for one new position of every row (docs/bundle-format.md).
+
+    Args:
+        window: codes of history, any number if it is 0.
+    """
+    whole = ar_tensors(sizes, cache_length)
+    absent = ("text", "finished")
+    inputs = {name: tensor for name, tensor in whole.inputs.items() if name not in absent}
+    outputs = {name: tensor for name, tensor in whole.outputs.items() if name not in absent}
+    group = sizes["group_size"]
+    inputs["codes"] = (INT, ("batch", 1, group))
+    inputs["history"] = (INT, ("batch", window or None))
+    inputs["uniforms"] = (FLOAT, ("batch", sizes["max_frames"] // group, group, 2))
+    return Signature(inputs, outputs)
+
+
+def nar_tensors(codebooks: int, *, one_row: bool = False) -> Signature:
+    """The signature of the NAR (docs/bundle-format.md). one_row: of the graph for one row."""
+    sizes: dict[str, int] = {CODEBOOK_AXIS: codebooks} | ({BATCH_AXIS: 1} if one_row else {})
     inputs: dict[str, Tensor] = {
-        name: (INT, tuple(codebooks if axis == CODEBOOK_AXIS else axis for axis in axes))
-        for name, axes in NAR_AXES.items()
+        name: (INT, tuple(sizes.get(axis, axis) for axis in axes)) for name, axes in NAR_AXES.items()
     }
     logits: Tensor = (("float32", "float16"), (None, None, None))
     return Signature(inputs, {"codes_out": (INT, (None, None)), LOGITS: logits})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle2.engine.bundle.contract import BUILDS_FOLDER
+from valle2.engine.bundle.precisions import STORED
 from valle2.engine.errors import Valle2Error
 
 if TYPE_CHECKING:
@@ -17,15 +18,17 @@ if TYPE_CHECKING:
 
 HELP = "show what a bundle holds"
 Result = dict[str, Any]
+HALF = "fp16"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("bundle", help="bundle folder, embedded model or owner/name on the hub")
     parser.add_argument("--budget", action="store_true", help="device memory and bytes a step (needs onnx)")
+    parser.add_argument("--nodes", action="store_true", help="nodes that launch work on CUDA (needs onnx)")
     parser.add_argument("--batch", type=int, default=1, help="rows decoded side by side (--budget)")
     parser.add_argument("--frames", type=int, default=0, help="prompt and speech (--budget; 0: the model's)")
-    parser.add_argument("--precision", default="fp16", help="of AR and NAR (--budget; default: fp16)")
+    parser.add_argument("--precision", help="of AR and NAR (--budget: default fp16; --nodes: as built)")
     parser.add_argument("--lowering", help="of the graphs (--budget; default: the bundle's first)")
     parser.add_argument("--device-memory", type=float, default=0.0, metavar="GB", help="how many slots fit")
     parser.add_argument("--bandwidth", type=float, default=0.0, metavar="GB/S", help="least ms of a step")
@@ -41,6 +44,8 @@ def run(args: argparse.Namespace, progress: Callable[[str], None]) -> Result:
     manifest = read_manifest(folder)
     if args.budget:
         return {"path": str(folder), **budget_of(folder, manifest, args)}
+    if args.nodes:
+        return {"path": str(folder), **nodes_of(folder, manifest, args.precision)}
     sizes = {name: (folder / name).stat().st_size for name in sorted(manifest.files)}
     return {
         **json.loads(manifest.to_json()),
@@ -57,6 +62,25 @@ def built(folder: Path) -> dict[str, int]:
     return {at.name: sum(f.stat().st_size for f in at.rglob("*") if f.is_file()) for at in made}
 
 
+def nodes_of(folder: Path, manifest: Manifest, precision: str | None) -> Result:
+    """`inspect --nodes`: the graphs that `--device cuda` runs, in half precision if that is built."""
+    if find_spec("onnx") is None:
+        raise Valle2Error("--nodes reads the graphs and needs onnx; install it with: pip install onnx")
+    from valle2.engine import BackendError, Placement
+    from valle2.engine.build.cuda.nodes import count_bundle
+
+    for chosen in [precision] if precision else [HALF, STORED]:
+        placement, found = Placement("cuda", "ort", chosen).resolve(folder, manifest)
+        try:
+            graphs = placement.locate_graphs(folder, found)
+        except BackendError:
+            if precision:
+                raise
+            continue
+        return {"precision": chosen, "lowering": found.lowering, "nodes": count_bundle(graphs)}
+    raise AssertionError("a bundle has its stored graphs")
+
+
 def budget_of(folder: Path, manifest: Manifest, args: argparse.Namespace) -> Result:
     """`inspect --budget`."""
     if find_spec("onnx") is None:
@@ -68,4 +92,4 @@ def budget_of(folder: Path, manifest: Manifest, args: argparse.Namespace) -> Res
         manifest = manifest.in_lowering([args.lowering], "--budget")
     limits = Limits(args.batch, args.frames)
     memory, bandwidth = args.device_memory * GB, args.bandwidth * GB
-    return budget(folder, manifest, BudgetQuery(limits, args.precision, memory, bandwidth))
+    return budget(folder, manifest, BudgetQuery(limits, args.precision or HALF, memory, bandwidth))

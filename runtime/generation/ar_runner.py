@@ -64,6 +64,7 @@ class ARRunner:
             fixes them, 0 where any number fits. rows: how many sequences fit side by side.
         window: the longest repetition window. chunk: positions that one call prefills.
         whole_text: the first chunk takes all of the text, for models whose text attends in both directions.
+        decoder: the graph of a step, where it is another than the graph of the prefill.
 
     Memory is reserved for every row's longest sequence; on a CPU it is only used where it is touched.
     """
@@ -78,8 +79,10 @@ class ARRunner:
         *,
         chunk: int = PREFILL_CHUNK,
         whole_text: bool = False,
+        decoder: Backend | None = None,
     ) -> None:
         self.backend, self.rows, self.chunk, self.whole_text = backend, rows, chunk, whole_text
+        self.decoder = decoder or backend
         self.group_size = sizes["group_size"]
         self.max_groups = sizes["max_frames"] // self.group_size
         self.capacity = cache_length or sizes["max_text"] + 1 + self.max_groups
@@ -113,6 +116,7 @@ class ARRunner:
         self.turn = 0
         self.prefills: dict[int, PrefillState] = {}
         self.prefilled = np.zeros(rows, np.int64)
+        self.parked: dict[int, int] = {}
         self.bound: dict[tuple[int, int], Step] = {}
 
     def close(self) -> None:
@@ -121,6 +125,8 @@ class ARRunner:
             buffers.clear()
         self.states.clear()
         self.backend.close()
+        if self.decoder is not self.backend:
+            self.decoder.close()
 
     def room(self, sequence: Sequence) -> int:
         """Steps that fit behind the sequence's prefix."""
@@ -231,14 +237,41 @@ class ARRunner:
 
         Idle rows among them compute a position that nobody reads, behind what they have prefilled.
         """
-        for row in idle:
-            only = slice(row, row + 1)
-            self.states[self.turn]["past_lengths"].rows(only).write(self.prefilled[only])
+        self.park(idle)
         key = (count, self.turn)
         if key not in self.bound:
             self.bound[key] = self.bind(count, self.states[self.turn], self.states[1 - self.turn])
         self.bound[key]()
         self.turn = 1 - self.turn
+
+    def warm_up(self) -> None:
+        """Take steps with every number of rows, all of them idle, in both directions of the swap.
+
+        A backend that captures calls does so at the second call of a binding, for a third of a second. After
+        this no request waits for it.
+        """
+        for count in range(1, self.rows + 1):
+            for _ in range(2 * len(self.states)):
+                self.step(count, tuple(range(count)))
+
+    def park(self, idle: tuple[int, ...]) -> None:
+        """Keep idle rows at the position behind what they have prefilled.
+
+        A decode graph of its own leaves a row without new positions where it is. Then the host writes only
+        what has changed since the step before.
+        """
+        places = {row: int(self.prefilled[row]) for row in idle}
+        if self.decoder is self.backend:
+            self.parked.clear()
+        elif places.keys() != self.parked.keys():
+            new = np.ones(self.rows, self.dtypes["new_lengths"])
+            new[list(places)] = 0
+            self.step_inputs["new_lengths"].write(new)
+        past = self.states[self.turn]["past_lengths"]
+        for row, place in places.items():
+            if self.parked.get(row) != place:
+                past.rows(slice(row, row + 1)).write(np.array([place], self.dtypes["past_lengths"]))
+        self.parked = places
 
     def output(self) -> StepOutput:
         """What the latest step drew, or a row's prefill."""
@@ -249,9 +282,11 @@ class ARRunner:
         rows = slice(0, count)
         inputs = {**self.fixed, **self.step_inputs, **self.caches, **state_in}
         drawn = {f"{name}{OUT_SUFFIX}": b for name, b in {**state_out, **self.caches}.items()}
-        return self.backend.bind(
-            {name: buffer.rows(rows) for name, buffer in inputs.items()},
-            {name: buffer.rows(rows) for name, buffer in (drawn | self.outputs).items()},
+        spec = self.decoder.spec
+        taken, made = ({tensor.name for tensor in part} for part in (spec.inputs, spec.outputs))
+        return self.decoder.bind(
+            {name: buffer.rows(rows) for name, buffer in inputs.items() if name in taken},
+            {name: buffer.rows(rows) for name, buffer in (drawn | self.outputs).items() if name in made},
         )
 
     def zeros(self, name: str, shape: tuple[int, ...]) -> Buffer:

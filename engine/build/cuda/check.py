@@ -1,0 +1,124 @@
+"""Compares a rewritten graph with the graph that it comes from, in float32 on the CPU.
+
+ONNX Runtime has float32 kernels on the CPU for all operators that the rewritten graphs use. So every build
+proves the structure of its own graph before it is converted to half precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from valle2.engine.backends.base import Backend
+from valle2.engine.backends.registry import open_backend
+from valle2.engine.build.cuda.step import written_spec
+from valle2.engine.build.external_data import write_graph
+from valle2.engine.bundle.contract import CACHE_PREFIX, CODEBOOK_SIZE, LOGITS, NAR, OUT_SUFFIX
+from valle2.engine.bundle.nar_inputs import NARInputs
+from valle2.engine.bundle.specs import GraphSpec
+from valle2.engine.errors import BackendError
+
+Array = NDArray[Any]
+TOLERANCE = 1e-3
+"""Of the logits, as a share of the greatest one. The order of sums differs, and nothing else may."""
+ROWS, CALLS = 3, 4
+
+
+def check_fused(folder: Path, spec: GraphSpec, model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+    """Run a few calls with random inputs through a rewritten graph and through the graph that it comes from.
+
+    Args:
+        folder: where the source lies. spec: its tensors. model: the rewritten AR or NAR in float32.
+
+    Raises:
+        BackendError: the logits, or for the AR the new keys and values or the positions, differ.
+    """
+    with TemporaryDirectory() as made, open_backend(folder, spec) as whole:
+        copy = onnx.ModelProto.FromString(model.SerializeToString())
+        file = write_graph(copy, Path(made) / "fused.onnx")
+        with open_backend(file.parent, written_spec(model, file.name)) as fused:
+            rng = np.random.default_rng(0)
+            for call in range(CALLS):
+                if spec.graph == NAR:
+                    feeds = random_pass(sizes, 1 + call % (sizes["codebooks"] - 1), rng)
+                    expected, found = whole.run(feeds, (LOGITS,)), fused.run(feeds, (LOGITS,))
+                    refuse(whole.spec, [] if close(expected[LOGITS], found[LOGITS]) else [LOGITS])
+                else:
+                    compare_steps(whole, fused, random_step(fused.spec, sizes, rng))
+
+
+def random_pass(sizes: Mapping[str, int], stage: int, rng: np.random.Generator) -> dict[str, Array]:
+    """Inputs of the NAR for one row without padding."""
+    text = int(rng.integers(1, min(20, sizes["max_text"])))
+    frames = int(rng.integers(4, max(5, min(40, sizes["max_frames"]))))
+    return NARInputs(
+        text=rng.integers(0, sizes["nar_text_rows"], (1, text)),
+        text_lengths=np.array([text]),
+        codes=rng.integers(0, CODEBOOK_SIZE, (1, frames, sizes["codebooks"])),
+        prompt_lengths=np.array([frames // 2]),
+        frame_lengths=np.array([frames]),
+        stage=np.array(stage),
+    ).feeds()
+
+
+def random_step(spec: GraphSpec, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, Array]:
+    """Inputs of a decode graph: `ROWS` rows at different positions, with caches full of random numbers."""
+    tensors = {tensor.name: tensor for tensor in spec.inputs}
+    capacity, slots = int(tensors[f"{CACHE_PREFIX}key_0"].axes[2]), int(tensors["history"].axes[1])
+    text = rng.integers(1, max(2, min(sizes["max_text"], capacity // 2)), ROWS)
+    groups = min(sizes["max_frames"] // sizes["group_size"], capacity - 1 - int(text.max()))
+    feeds: dict[str, Array] = {
+        "codes": rng.integers(0, CODEBOOK_SIZE, (ROWS, 1, sizes["group_size"])),
+        "text_lengths": text,
+        "past_lengths": text + rng.integers(1, max(2, groups), ROWS),
+        "new_lengths": np.ones(ROWS, np.int64),
+        "steps": rng.integers(0, int(tensors["uniforms"].axes[1]), ROWS),
+        "history": rng.integers(0, CODEBOOK_SIZE, (ROWS, slots)),
+        "uniforms": rng.random((ROWS, *map(int, tensors["uniforms"].axes[1:])), np.float32),
+        "top_p": np.array([0, 0.5, 0.9], np.float32),
+        "repeat_window": np.full(ROWS, min(10, slots)),
+        "threshold": np.full(ROWS, 0.1, np.float32),
+    }
+    for name, tensor in tensors.items():
+        if name.startswith(CACHE_PREFIX):
+            shape = (ROWS, *map(int, tensor.axes[1:]))
+            feeds[name] = rng.standard_normal(shape, np.float32).astype(tensor.dtype)
+    return feeds
+
+
+def compare_steps(whole: Backend, fused: Backend, feeds: Mapping[str, Array]) -> None:
+    """Run a decode graph and its AR graph on the same inputs."""
+    step_inputs = {tensor.name for tensor in fused.spec.inputs}
+    expected = whole.run({**feeds, "text": np.zeros((ROWS, 1), np.int64)})
+    found = fused.run({name: value for name, value in feeds.items() if name in step_inputs})
+    wrong = [name for name in ("past_lengths", "steps") if not same(expected, found, name + OUT_SUFFIX)]
+    written = feeds["past_lengths"]
+    for name in expected:
+        if name == LOGITS or name.startswith(CACHE_PREFIX):
+            one, other = expected[name], found[name]
+            if name != LOGITS:  # the positions that this step wrote
+                one, other = (part[np.arange(ROWS), :, written] for part in (one, other))
+            if not close(one, other):
+                wrong.append(name)
+    refuse(whole.spec, wrong)
+
+
+def close(expected: Array, found: Array) -> bool:
+    """Whether only the order of sums differs."""
+    return bool(np.abs(expected - found).max() <= TOLERANCE * max(1.0, float(np.abs(expected).max())))
+
+
+def refuse(spec: GraphSpec, wrong: list[str]) -> None:
+    """Refuse a graph in which tensors are wrong."""
+    if wrong:
+        raise BackendError(f"the graph of fused operators differs from {spec.file} in {', '.join(wrong)}")
+
+
+def same(expected: Mapping[str, Array], found: Mapping[str, Array], name: str) -> bool:
+    return np.array_equal(expected[name], found[name])

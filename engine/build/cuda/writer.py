@@ -1,0 +1,186 @@
+"""Writes a graph node by node, and Transformer blocks with the fused operators of ONNX Runtime.
+
+A bias and a residual sum are part of `SkipLayerNormalization`, and the bias before GELU is part of
+`BiasGelu`, which computes the exact GELU. A reshape launches no kernel, so shapes change freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from valle2.engine.build.cuda.reader import Block, Linear, Norm, Weight
+from valle2.engine.build.quantize import DOMAIN
+
+Attend = Callable[[str, str, int], str]
+"""(packed query, key and value (B, S, 3*H*D), name of the result, layer) -> result (B, S, H*D)."""
+
+
+class GraphWriter:
+    """Collects nodes and weights. Every method that adds a node returns the name of its first output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, onnx.TensorProto] = {}
+
+    def const(self, name: str, values: NDArray[Any] | np.generic) -> str:
+        """A weight. An equal name means an equal weight."""
+        if name not in self.weights:
+            self.weights[name] = numpy_helper.from_array(
+                np.ascontiguousarray(values).reshape(values.shape), name
+            )
+        return name
+
+    def op(self, kind: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output."""
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name, domain=domain, **attributes))
+        return name
+
+    def contrib(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> str:
+        """Add a node of ONNX Runtime's own operators."""
+        node = helper.make_node(kind, list(inputs), list(outputs), outputs[0], domain=DOMAIN, **attributes)
+        self.nodes.append(node)
+        return outputs[0]
+
+    def view(self, source: str, name: str, *shape: int) -> str:
+        """Another shape of the same numbers."""
+        return self.op("Reshape", [source, self.ints(*shape)], name)
+
+    def ints(self, *values: int) -> str:
+        """A vector of int64."""
+        return self.const("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def scalar(self, value: float, dtype: type[np.generic]) -> str:
+        """A number as a tensor without axes."""
+        kind = np.dtype(dtype).name
+        return self.const(f"{kind}_{value}", np.array(value, dtype))
+
+    def cast(self, source: str, name: str, kind: int) -> str:
+        return self.op("Cast", [source], name, to=kind)
+
+    # -- parts of a model -----------------------------------------------------------------------
+
+    def product(self, source: str, linear: Linear, name: str) -> str:
+        """The product without its bias."""
+        return self.op("MatMul", [source, self.const(f"{name}.weight", linear.weight)], name)
+
+    def linear(self, source: str, linear: Linear, name: str) -> str:
+        """The product and its bias."""
+        if linear.bias is None:
+            return self.product(source, linear, name)
+        product = self.product(source, linear, f"{name}.product")
+        return self.op("Add", [product, self.const(f"{name}.bias", linear.bias)], name)
+
+    def norm(self, source: str, norm: Norm, name: str) -> str:
+        """A normalisation of one tensor."""
+        parts = [source, self.const(f"{name}.gain", norm.gain)]
+        if norm.kind == "rms":
+            return self.op("SimplifiedLayerNormalization", parts, name, axis=-1, epsilon=norm.epsilon)
+        if norm.shift is not None:
+            parts.append(self.const(f"{name}.shift", norm.shift))
+        return self.op("LayerNormalization", parts, name, axis=-1, epsilon=norm.epsilon)
+
+    def skip_norm(
+        self,
+        source: str,
+        skip: str,
+        norm: Norm,
+        name: str,
+        bias: Weight | None = None,
+        *,
+        summed: bool = False,
+    ) -> tuple[str, str]:
+        """Normalise source + bias + skip. Returns the names of the result and, if `summed`, of the sum."""
+        parts = [source, skip, self.const(f"{name}.gain", norm.gain)]
+        kind = "SkipSimplifiedLayerNormalization"
+        if norm.kind == "layer":
+            kind = "SkipLayerNormalization"
+            parts.append("" if norm.shift is None else self.const(f"{name}.shift", norm.shift))
+        if bias is not None:
+            parts.append(self.const(f"{name}.bias", bias))
+        outputs = [name, "", "", f"{name}.sum"] if summed else [name]
+        self.contrib(kind, parts, outputs, epsilon=norm.epsilon)
+        return name, outputs[-1]
+
+    def activate(self, source: str, block: Block, name: str) -> str:
+        """The bias of `up`, the activation and the gate."""
+        bias = block.up.bias
+        fused = {"gelu": "BiasGelu", "gelu_tanh": "FastGelu"}.get(block.activation)
+        if fused and bias is not None and not block.gated:
+            return self.contrib(fused, [source, self.const(f"{name}.bias", bias)], [name])
+        if bias is not None:
+            source = self.op("Add", [source, self.const(f"{name}.bias", bias)], f"{name}.biased")
+        if not block.gated:
+            return self.activation(source, block.activation, name)
+        halves = [f"{name}.half", f"{name}.value"]
+        self.nodes.append(
+            helper.make_node("Split", [source], halves, f"{name}.split", axis=-1, num_outputs=2)
+        )
+        return self.op("Mul", [self.activation(halves[0], block.activation, f"{name}.gate"), halves[1]], name)
+
+    def activation(self, source: str, kind: str, name: str) -> str:
+        """An activation alone. `QuickGelu` with alpha 1 is x * sigmoid(x), which is silu."""
+        if kind == "silu":
+            return self.contrib("QuickGelu", [source], [name], alpha=1.0)
+        if kind == "relu":
+            return self.op("Relu", [source], name)
+        return self.op("Gelu", [source], name, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+    def blocks(
+        self, source: str, added: str, blocks: Sequence[Block], last: Norm | None, attend: Attend
+    ) -> str:
+        """All blocks over `source`, or over source + added where `added` is given.
+
+        Args:
+            last: the normalisation after the last block, None for none.
+        """
+        first = blocks[0].norm1 if blocks[0].norm_first else None
+        if first is None:
+            residual = self.op("Add", [source, added], "embedded") if added else source
+            normed = residual
+        elif added:
+            normed, residual = self.skip_norm(source, added, first, "norm_0", summed=True)
+        else:
+            normed, residual = self.norm(source, first, "norm_0"), source
+        for index, block in enumerate(blocks):
+            following = blocks[index + 1].norm1 if index + 1 < len(blocks) else last
+            at = f"block_{index}"
+            packed = self.linear(normed, block.qkv, f"{at}.qkv")
+            attended = attend(packed, f"{at}.attended", index)
+            if block.picked:
+                attended = self.op("Gather", [attended, block.picked], f"{at}.picked", axis=1)
+                residual = self.op("Gather", [residual, block.picked], f"{at}.picked_residual", axis=1)
+            out = self.product(attended, block.out, f"{at}.out")
+            if block.norm_first:
+                inner, residual = self.skip_norm(
+                    out, residual, block.norm2, f"{at}.norm2", block.out.bias, summed=True
+                )
+            else:
+                inner, residual = self.skip_norm(out, residual, block.norm1, f"{at}.norm1", block.out.bias)
+                following = block.norm2
+            raised = self.product(inner, block.up, f"{at}.up")
+            fed = self.product(self.activate(raised, block, f"{at}.active"), block.down, f"{at}.down")
+            if following is None:
+                raise ValueError("blocks that normalise first need a last normalisation")
+            summed = block.norm_first and index + 1 < len(blocks)
+            normed, residual = self.skip_norm(
+                fed, residual, following, f"norm_{index + 1}", block.down.bias, summed=summed
+            )
+        return normed
+
+    def model(
+        self,
+        name: str,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Sequence[onnx.ValueInfoProto],
+        opset: int,
+    ) -> onnx.ModelProto:
+        """The graph as a model."""
+        graph = helper.make_graph(self.nodes, name, inputs, outputs, list(self.weights.values()))
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
+        return helper.make_model(graph, opset_imports=opsets, producer_name="valle2", ir_version=10)

@@ -1,0 +1,130 @@
+"""The NAR of CUDA for one row, in float32 on the CPU, where all of its operators have kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tests.conftest import Trace, toy_config
+from valle2.engine import BackendError, open_backend
+from valle2.engine.build.cuda.check import check_fused
+from valle2.engine.build.cuda.nar import nar_graph
+from valle2.engine.build.cuda.nodes import count_nodes
+from valle2.engine.build.cuda.reader import UnsupportedGraphError
+from valle2.engine.build.cuda.step import written_spec
+from valle2.engine.build.external_data import write_graph
+from valle2.engine.build.precision import convert, load_graph
+from valle2.engine.bundle.contract import LOGITS, NAR_ROW
+from valle2.engine.bundle.nar_inputs import NARInputs
+from valle2.engine.bundle.signatures import check_graph
+from valle2.export.bundle import graph_spec
+from valle2.export.graphs import nar_graph as exported
+from valle2.export.models import NARModel
+from valle2.export.models.config import Style
+
+MOST_PER_LAYER, MOST_ROTARY = 9, 12
+STYLES = {
+    "paper": (Style(), 0),
+    "rotary": (Style(positions="rotary", prompt_mean=True), 4),
+    "length": (Style(norm="l2", qkv_bias=False, head="one", head_bias=True, one_table=True), 0),
+    "stages": (Style(stage="norm"), 0),
+}
+Make = Callable[[str], tuple[NARModel, Path]]
+
+
+@pytest.fixture(scope="session")
+def made(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Style -> a toy NAR and the file of its graph."""
+
+    @cache
+    def make(name: str) -> tuple[NARModel, Path]:
+        torch.manual_seed(1)
+        style, vectors = STYLES[name]
+        config = replace(toy_config(2, 400), style=style, vector_width=vectors, d_model=64)
+        model = NARModel(config).eval()
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.15) if weight.dim() > 1 else weight.data.add_(
+                0.1 * torch.randn_like(weight)
+            )
+        return model, trace(exported(model, "portable"), tmp_path_factory.mktemp(name) / "nar.onnx")
+
+    return make
+
+
+def one_row(stage: int, rng: np.random.Generator) -> NARInputs[torch.Tensor]:
+    """A row without padding."""
+    return NARInputs(
+        text=torch.from_numpy(rng.integers(0, 30, (1, 11))),
+        text_lengths=torch.tensor([11]),
+        codes=torch.from_numpy(rng.integers(0, 1024, (1, 23, 8))),
+        prompt_lengths=torch.tensor([9]),
+        frame_lengths=torch.tensor([23]),
+        stage=torch.tensor(stage),
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("style", ["paper", "rotary", "length"])
+@pytest.mark.parametrize("half", [False, True])
+def test_logits_and_codes_of_every_stage(made: Make, style: str, half: bool, tmp_path: Path) -> None:
+    model, path = made(style)
+    graph = nar_graph(load_graph(path, "fp32"), model.config.sizes())
+    if half:
+        convert(graph, onnx.TensorProto.FLOAT16)
+    spec = written_spec(graph, f"{NAR_ROW}.onnx")
+    check_graph(NAR_ROW, spec, model.config.sizes(), 0)
+    write_graph(graph, tmp_path / spec.file)
+    rng = np.random.default_rng(0)
+    with open_backend(tmp_path, spec) as backend:
+        for stage in range(1, 8):
+            inputs = one_row(stage, rng)
+            expected = model(inputs)
+            found = backend.run(inputs.map(torch.Tensor.numpy).feeds())
+            assert np.abs(found[LOGITS] - expected.numpy()).max() < (0.05 if half else 1e-4)
+            same = found["codes_out"] == model.choose(expected, inputs).numpy()
+            assert same.mean() >= (0.9 if half else 1.0)
+
+
+def test_a_layer_has_few_nodes(made: Make) -> None:
+    for style, most in (("paper", MOST_PER_LAYER), ("rotary", MOST_ROTARY)):
+        model, path = made(style)
+        stored = load_graph(path, "fp32")
+        counts = count_nodes(nar_graph(stored, model.config.sizes()))
+        assert counts["per_layer"] <= most < count_nodes(stored)["per_layer"] / 2
+
+
+def test_a_wrong_graph_is_refused(made: Make) -> None:
+    model, path = made("paper")
+    spec, sizes = graph_spec(path, exported(model, "portable")), model.config.sizes()
+    graph = nar_graph(load_graph(path, "fp32"), sizes)
+    check_fused(path.parent, spec, graph, sizes)
+    node = next(node for node in graph.graph.node if node.op_type == "MultiHeadAttention")
+    node.attribute.append(onnx.helper.make_attribute("unidirectional", 1))
+    with pytest.raises(BackendError, match=r"differs from nar\.onnx in logits"):
+        check_fused(path.parent, spec, graph, sizes)
+
+
+def test_gains_of_a_stage_are_not_fused(made: Make) -> None:
+    model, path = made("stages")
+    with pytest.raises(UnsupportedGraphError):
+        nar_graph(load_graph(path, "fp32"), model.config.sizes())
+
+
+def test_it_takes_one_row(made: Make, tmp_path: Path) -> None:
+    model, path = made("paper")
+    graph = nar_graph(load_graph(path, "fp32"), model.config.sizes())
+    spec = written_spec(graph, f"{NAR_ROW}.onnx")
+    write_graph(graph, tmp_path / spec.file)
+    feeds = one_row(1, np.random.default_rng(0)).map(torch.Tensor.numpy).feeds()
+    two = {
+        name: value if value.ndim == 0 else np.concatenate([value, value]) for name, value in feeds.items()
+    }
+    with open_backend(tmp_path, spec) as backend, pytest.raises(BackendError, match=r"expected int64 \(1,"):
+        backend.run(two)
