@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of AR and NAR; ort: int8 (default), int4, fp16, fp32; else fp16 (default), bf16, fp32, ...",
     )
     parser.add_argument(
+        "--recipe",
+        action="store_true",
+        help="ort: weights are made from the bundle's when they are first used",
+    )
+    parser.add_argument(
         "--gpu", nargs="+", default=[], metavar="SM", help="GPUs such as sm89 (default: the one here)"
     )
     parser.add_argument("--max-batch", type=int, default=1, help="most rows that an engine takes")
@@ -48,7 +53,9 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         raise Valle2Error(f"build needs onnx; install with: pip install 'valle2[{extra}]'")
     precision = args.precision or DEFAULT_PRECISIONS[args.target]
     if args.target == "ort":
-        return build_ort_graphs(args.bundle, precision, progress)
+        return build_ort_graphs(args.bundle, precision, args.recipe, progress)
+    if args.recipe:
+        raise Valle2Error("--recipe is for --target ort; leave it out")
     from valle2.engine.build.tensorrt import build_engine
     from valle2.engine.bundle.artifacts import build_folder
     from valle2.engine.bundle.engine_files import summary
@@ -67,10 +74,10 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     return {"folder": str(build_folder(args.bundle, args.target)), "engines": summary(found)}
 
 
-def build_ort_graphs(bundle: Path, precision: str, progress: Any) -> dict[str, Any]:
+def build_ort_graphs(bundle: Path, precision: str, recipe: bool, progress: Any) -> dict[str, Any]:
     """Build for the target "ort"."""
     from valle2.engine.build.ort import build_graphs
     from valle2.engine.bundle.contract import BUILDS_FOLDER
 
-    made = build_graphs(bundle, precision, progress=progress)
+    made = build_graphs(bundle, precision, recipe=recipe, progress=progress)
     return {"folder": str(bundle / BUILDS_FOLDER), "graphs": made}

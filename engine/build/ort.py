@@ -13,6 +13,7 @@ from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.kv_int8 import cache_ranges, store_caches
 from valle2.engine.build.precision import converted_spec, load_graph
 from valle2.engine.build.quantize import quantise
+from valle2.engine.build.recipe import write_recipe
 from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.graph_file import readable
 from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest
@@ -27,6 +28,7 @@ from valle2.engine.bundle.precisions import (
     check_precision,
     description,
     graph_folder,
+    recipe_folder,
     write_build_record,
 )
 from valle2.engine.bundle.specs import GraphSpec
@@ -36,11 +38,19 @@ Progress = Callable[[str], None]
 Rows = list[dict[str, Any]]
 
 
-def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lambda message: None) -> Rows:
+def build_graphs(
+    bundle: str | Path,
+    precision: str,
+    *,
+    recipe: bool = False,
+    progress: Progress = lambda message: None,
+) -> Rows:
     """Build a bundle's graphs in a precision, in every lowering that can have it. "fp32" needs no build.
 
     Args:
         bundle: the folder. precision: one of `precisions.PRECISIONS`; all but "fp16" need the lowering "ort".
+        recipe: write how the weights follow from the bundle's instead of the weights (`derived`). A process
+            makes them when it first runs this precision.
         progress: called with a line per graph.
 
     Returns:
@@ -48,12 +58,15 @@ def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lam
         and its size in MB before and after.
 
     Raises:
-        BackendError: an unknown precision, no lowering that can have it, or a folder that cannot be written.
+        BackendError: an unknown precision, no lowering that can have it, a folder that cannot be written, or
+            a recipe in floating point.
         ManifestError: not a bundle, or a damaged one.
     """
     check_precision(precision)
     path = Path(bundle)
     manifest = read_manifest(path)
+    if recipe and (precision == STORED or HALF in METHODS[precision].values()):
+        raise BackendError(f"a recipe makes integers, not {precision}; leave --recipe out")
     if precision == STORED:
         return []
     fitting = [name for name in (manifest.lowering, *manifest.others) if can_be_built(precision, name)]
@@ -63,12 +76,14 @@ def build_graphs(bundle: str | Path, precision: str, *, progress: Progress = lam
             f"{FUSED} alone: export it with valle2 export --lowering {FUSED}, or build fp16"
         )
     variants = [manifest.in_lowering([name], precision) for name in fitting]
-    return [row for variant in variants for row in build_lowering(path, variant, precision, progress)]
+    return [row for each in variants for row in build_lowering(path, each, precision, recipe, progress)]
 
 
-def build_lowering(path: Path, manifest: Manifest, precision: str, progress: Progress) -> Rows:
+def build_lowering(path: Path, manifest: Manifest, precision: str, recipe: bool, progress: Progress) -> Rows:
     """Build the graphs of one lowering into a folder of their own; returns a row per graph."""
     folder = graph_folder(path, precision, manifest.lowering)
+    if recipe:
+        folder = recipe_folder(path, precision)
     rows, specs = [], {}
     try:
         folder.parent.mkdir(exist_ok=True)
@@ -81,6 +96,9 @@ def build_lowering(path: Path, manifest: Manifest, precision: str, progress: Pro
             write_build_record(
                 made, OrtBuildRecord(description(manifest, precision), specs, hash_files(made))
             )
+            if recipe:
+                methods = METHODS[precision]
+                write_recipe(path, made, {name: (manifest.graphs[name], methods[name]) for name in methods})
     except OSError as error:
         raise BackendError(f"{folder} cannot be written ({error.strerror}); free space or rights") from None
     return rows
