@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ort: leave out the graphs of fused operators; CUDA then runs the exported ones",
     )
     parser.add_argument(
+        "--recipe",
+        action="store_true",
+        help="ort: weights are made from the bundle's when they are first used",
+    )
+    parser.add_argument(
         "--gpu", nargs="+", default=[], metavar="SM", help="GPUs such as sm89 (default: the one here)"
     )
     parser.add_argument("--max-batch", type=int, default=1, help="most rows that an engine takes")
@@ -59,9 +64,10 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         raise Valle2Error(f"build needs onnx; install with: pip install 'valle2[{extra}]'")
     precision = args.precision or DEFAULT_PRECISIONS[args.target]
     if args.target == "ort":
-        return build_ort_graphs(args.bundle, precision, args.device, not args.plain, progress)
-    if args.device or args.plain:
-        raise Valle2Error(f"--device and --plain are for --target ort; {args.target} takes neither")
+        options = {"device": args.device, "fused": not args.plain, "recipe": args.recipe}
+        return build_ort_graphs(args.bundle, precision, options, progress)
+    if args.device or args.plain or args.recipe:
+        raise Valle2Error("--device, --plain and --recipe are for --target ort; leave them out")
     from valle2.engine.build.tensorrt import build_engine
     from valle2.engine.bundle.artifacts import build_folder
     from valle2.engine.bundle.engine_files import summary
@@ -80,10 +86,10 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     return {"folder": str(build_folder(args.bundle, args.target)), "engines": summary(found)}
 
 
-def build_ort_graphs(bundle: Path, precision: str, device: str, fused: bool, progress: Any) -> dict[str, Any]:
+def build_ort_graphs(bundle: Path, precision: str, options: dict[str, Any], progress: Any) -> dict[str, Any]:
     """Build for the target "ort"."""
     from valle2.engine.build.ort import BuildOptions, build_graphs
     from valle2.engine.bundle.contract import BUILDS_FOLDER
 
-    made = build_graphs(bundle, precision, BuildOptions(device, fused), progress=progress)
+    made = build_graphs(bundle, precision, BuildOptions(**options), progress=progress)
     return {"folder": str(bundle / BUILDS_FOLDER), "graphs": made}

@@ -126,7 +126,8 @@ class Valle2(Closing):
             model: "demo" for the embedded model, a bundle's folder, or `owner/name[@revision]` on the hub.
             device: "cpu" or "cuda".
             precision: "fp32" as stored; "fp16", "int8" or "int4" once `valle2 build --target ort` made it; of
-                an engine, the one it was built with. "auto" is "int8" on a "cpu" if it is built, else "fp32".
+                an engine, the one it was built with. "int8" of "demo" is made at first use; if it cannot be
+                kept, a line of the log says so. "auto" is "int8" on a "cpu" if it is built, else "fp32".
             threads: CPU threads, 0 for all cores.
             slots: rows decoded side by side; an engine must be built for as many (--max-batch).
             engine: "ort", or "tensorrt" / "tensorrt-rtx" with what `valle2 build` made, on "cuda";

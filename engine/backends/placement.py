@@ -21,6 +21,7 @@ from valle2.engine.bundle.precisions import (
     find_graphs,
 )
 from valle2.engine.bundle.profiles import PREFILL_CHUNK
+from valle2.engine.derived.cache import usable_precision
 from valle2.engine.errors import BackendError
 
 ORT = "ort"
@@ -82,6 +83,9 @@ class Placement:
     def resolve(self, bundle: Path, manifest: Manifest) -> tuple[Placement, Manifest]:
         """The placement with a precision in place of "auto", and the manifest with the graphs that it runs.
 
+        Weights that a recipe of the bundle makes are made now, if this user has none. If they cannot be kept,
+        a line of the log says so and the precision is "fp32".
+
         Args:
             bundle: the folder. manifest: the bundle's, with all of its lowerings.
 
@@ -92,7 +96,10 @@ class Placement:
         if precision == AUTO:
             on_cpu = self.engine == ORT and self.device == "cpu"
             precision = default_precision(bundle, manifest) if on_cpu else STORED
-        return replace(self, precision=precision), select_variant(manifest, self)
+        selected = select_variant(manifest, self)
+        if self.engine == ORT:
+            precision = usable_precision(bundle, selected, precision)
+        return replace(self, precision=precision), selected
 
     def locate_graphs(self, bundle: Path, manifest: Manifest) -> dict[str, LocatedGraph]:
         """The file and tensors of every graph, for a placement that is resolved.

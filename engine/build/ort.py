@@ -18,6 +18,7 @@ from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.kv_int8 import cache_ranges, store_caches
 from valle2.engine.build.precision import PRECISIONS, convert, converted_spec, load_graph
 from valle2.engine.build.quantize import quantise
+from valle2.engine.build.recipe import write_recipe
 from valle2.engine.bundle.contract import BUILT_GRAPHS, STEP
 from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.graph_file import readable
@@ -27,6 +28,7 @@ from valle2.engine.bundle.precisions import (
     FUSED,
     FUSED_HALF,
     HALF,
+    METHODS,
     SOURCES,
     STORED,
     Method,
@@ -36,6 +38,7 @@ from valle2.engine.bundle.precisions import (
     description,
     graph_folder,
     methods_of,
+    recipe_folder,
     write_build_record,
 )
 from valle2.engine.bundle.schema import MAX_WINDOW
@@ -54,10 +57,13 @@ class BuildOptions:
         device: "cuda" for the graphs of CUDA alone. Empty: every lowering that can have the precision, but
             "int8" and "int4" for the CPU alone.
         fused: whether CUDA gets graphs of fused operators, see `build.cuda`. Without them it runs the others.
+        recipe: write how the weights follow from the bundle's instead of the weights (`derived`). A process
+            makes them when it first runs this precision.
     """
 
     device: str = ""
     fused: bool = True
+    recipe: bool = False
 
 
 ALL = BuildOptions()
@@ -82,12 +88,15 @@ def build_graphs(
         and its size in MB before and after.
 
     Raises:
-        BackendError: an unknown precision, no lowering that can have it, or a folder that cannot be written.
+        BackendError: an unknown precision, no lowering that can have it, a folder that cannot be written, or
+            a recipe in floating point.
         ManifestError: not a bundle, or a damaged one.
     """
     check_precision(precision)
     path = Path(bundle)
     manifest = read_manifest(path)
+    if options.recipe and (options.device or precision == STORED or HALF in METHODS[precision].values()):
+        raise BackendError(f"a recipe makes integers for a CPU, not {precision}; leave --recipe out")
     if precision == STORED:
         return []
     names = (manifest.lowering, *manifest.others)
@@ -111,6 +120,8 @@ def build_lowering(
 ) -> Rows:
     """Build the graphs of one lowering into a folder of their own; returns a row per graph."""
     folder = graph_folder(path, precision, manifest.lowering)
+    if options.recipe:
+        folder = recipe_folder(path, precision)
     rows, specs = [], {}
     try:
         folder.parent.mkdir(exist_ok=True)
@@ -129,6 +140,9 @@ def build_lowering(
                 rows.append({"graph": graph, "lowering": manifest.lowering} | row)
             about = description(manifest, precision, specs)
             write_build_record(made, OrtBuildRecord(about, specs, hash_files(made)))
+            if options.recipe:
+                methods = methods_of(precision, manifest.lowering)
+                write_recipe(path, made, {name: (manifest.graphs[name], methods[name]) for name in methods})
     except OSError as error:
         raise BackendError(f"{folder} cannot be written ({error.strerror}); free space or rights") from None
     return rows

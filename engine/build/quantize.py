@@ -28,12 +28,11 @@ from onnx import helper, numpy_helper
 
 from valle2.engine.build.weight_formats import Storage
 from valle2.engine.bundle.precisions import Method
+from valle2.engine.derived.codes import LEAST_SCALE, Weight, block_codes, dynamic_codes
 
-Weight = NDArray[np.float32]
 DOMAIN = "com.microsoft"
 INT8_PRODUCTS = 4
 """The `accuracy_level` of `MatMulNBits` that rounds activations to int8 and multiplies integers."""
-LEAST_SCALE = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,29 +156,9 @@ def block_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[
     return node, tensors
 
 
-def block_codes(weight: Weight, bits: int, block: int) -> tuple[NDArray[np.uint8], Weight]:
-    """weight (K, N) -> codes (N, K / block, block * bits / 8) uint8, scales (N, K / block) float32.
-
-    The entry of greatest size becomes code 0, because there is one more code below the middle than above.
-    """
-    inputs, outputs = weight.shape
-    padded = np.zeros((outputs, -(-inputs // block) * block), np.float32)
-    padded[:, :inputs] = weight.T
-    blocks = padded.reshape(outputs, -1, block)
-    middle = 2 ** (bits - 1)
-    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)[..., 0]
-    scales = -extreme / middle
-    scales = np.where(np.abs(scales) < LEAST_SCALE, LEAST_SCALE, scales).astype(np.float32)
-    codes = np.clip(np.rint(blocks / scales[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)
-    if bits == 4:
-        codes = codes[..., ::2] | (codes[..., 1::2] << 4)
-    return codes, scales
-
-
 def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
     """`DynamicQuantizeMatMul`: signed 8-bit weights with a scale per output."""
-    scales = unsaturated_scales(found.weight)
-    codes = np.clip(np.rint(found.weight / scales), -127, 127).astype(np.int8)
+    codes, scales = dynamic_codes(found.weight)
     name = found.output
     tensors = [
         tensor(codes, f"{name}_codes"),
@@ -194,19 +173,6 @@ def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, lis
         domain=DOMAIN,
     )
     return node, tensors
-
-
-def unsaturated_scales(weight: Weight) -> Weight:
-    """weight (K, N) -> scales (N,) float32, such that no processor saturates.
-
-    The codes of two adjacent inputs add up to at most 128. Processors without VNNI add the products of such a
-    pair in 16 bits, which hold 255 * 128 but not 2 * 255 * 127. Larger codes would saturate there without
-    notice and give other logits than on other processors.
-    """
-    pairs = np.pad(weight, ((0, len(weight) % 2), (0, 0))).reshape(-1, 2, weight.shape[1])
-    greatest = np.maximum(np.abs(weight).max(axis=0), np.abs(pairs.sum(axis=1)).max(axis=0))
-    scales: Weight = np.maximum(greatest / 127, LEAST_SCALE).astype(np.float32)
-    return scales
 
 
 def dequantised(found: Product, storage: Storage) -> Replaced:

@@ -6,6 +6,8 @@ neither onnx nor onnxruntime, so that a bundle opens without them; `build.ort` m
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from valle2.engine.bundle.artifacts import (
     write_record,
 )
 from valle2.engine.bundle.contract import AR, BUILT_GRAPHS, NAR, NAR_ROW, STEP
+from valle2.engine.bundle.files import cache_directory
 from valle2.engine.bundle.graph_file import check_graph_file
 from valle2.engine.bundle.manifest import Manifest, check_file
 from valle2.engine.bundle.schema import check_digests, fault_of
@@ -109,6 +112,32 @@ def graph_folder(bundle: Path, precision: str, lowering: str) -> Path:
     return build_folder(bundle, f"ort-{precision}" + (f"-{lowering}" if lowering != FUSED else ""))
 
 
+def recipe_folder(bundle: Path, precision: str) -> Path:
+    """Where a recipe lies that makes the weights of a precision at first use, see `derived.recipe`."""
+    return build_folder(bundle, f"ort-{precision}-recipe")
+
+
+def cached_folder(manifest: Manifest, precision: str) -> Path:
+    """Where this user's graphs of a precision lie that were made by a recipe.
+
+    Raises:
+        Valle2Error: the user has no folder for such files.
+    """
+    key = json.dumps(description(manifest, precision), sort_keys=True)
+    name = f"ort-{precision}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    return cache_directory() / "graphs" / name
+
+
+def recipe_record(bundle: Path, manifest: Manifest, precision: str) -> OrtBuildRecord | None:
+    """What a bundle's recipe makes; None without a current recipe, or where the bundle has the graphs."""
+    if precision == STORED or manifest.lowering != FUSED:
+        return None
+    if read_build_record(graph_folder(bundle, precision, FUSED)) is not None:
+        return None
+    record = read_build_record(recipe_folder(bundle, precision))
+    return record if is_current(record, manifest, precision) else None
+
+
 def can_be_built(precision: str, lowering: str, device: str = "") -> bool:
     """Can a lowering be built in a precision? Only operators of ONNX Runtime read quantised weights.
 
@@ -182,6 +211,8 @@ def find_graphs(bundle: Path, manifest: Manifest, precision: str) -> dict[str, L
     if precision == STORED:
         return stored
     folder = graph_folder(bundle, precision, manifest.lowering)
+    if recipe_record(bundle, manifest, precision) is not None:
+        folder = cached_folder(manifest, precision)
     command = build_command(bundle, "ort", precision)
     record = read_build_record(folder)
     if record is None:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.benchmarks.conftest import SMALL
 from valle2.benchmarks import fullsize
-from valle2.benchmarks.fullsize import SIZES, FullSizeModel, cache_directory, full_size
+from valle2.benchmarks.fullsize import SIZES, FullSizeModel, full_size
+from valle2.engine.bundle.files import cache_directory
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Settings, Valle2
 

@@ -92,7 +92,7 @@ def last_sum(reader: GraphReader, books: int) -> str:
             if product.op_type == "Mul" and product.input[1] in reader.makers:
                 with suppress(UnsupportedGraphError):
                     codebook_rows(reader, product.input[1], books - 1)
-                    return node.output[0]
+                    return str(node.output[0])
     raise UnsupportedGraphError("codebooks are not embedded one after another")
 
 

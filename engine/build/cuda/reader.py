@@ -88,7 +88,7 @@ class GraphReader:
         node = self.makers.get(name)
         if node is not None and node.op_type == "Transpose" and node.input[0] in self.weights:
             values = numpy_helper.to_array(self.weights[node.input[0]])
-            return values.transpose(given(node, "perm", list(range(values.ndim))[::-1]))
+            return np.transpose(values, given(node, "perm", list(range(values.ndim))[::-1]))
         return None
 
     def node(self, name: str, *kinds: str) -> onnx.NodeProto:

@@ -209,7 +209,7 @@ def test_a_recording_can_be_measured_as_it_is(tts: Valle2, tmp_path: Path) -> No
     (tmp_path / "a.txt").write_text("hello")
     judge = cast(Judges, SimpleNamespace(embed=lambda audio, rate: np.zeros(256, np.float32)))
     (raw,), (made,) = (recorded_speakers(tts, judge, tmp_path, prepared=one) for one in (False, True))
-    assert np.array_equal(raw.prompt.codes, codec.encode(sound))
+    assert np.array_equal(raw.prompt.codes, codec.encode(sound.astype(np.float32)))
     assert not np.array_equal(made.prompt.codes, raw.prompt.codes), "its level is set"
 
 

@@ -19,9 +19,10 @@ from valle2.engine import BackendError, Placement, find_graphs, open_backend, re
 from valle2.engine.build import ort as module
 from valle2.engine.build.kv_int8 import cache_ranges
 from valle2.engine.build.ort import build_graphs
-from valle2.engine.build.quantize import block_codes, quantise
+from valle2.engine.build.quantize import quantise
 from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.engine.bundle.precisions import DYNAMIC, METHODS, RECORD_FILE, Method, graph_folder
+from valle2.engine.derived.codes import block_codes
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.cli.main import main
 

@@ -318,7 +318,7 @@ def test_a_warm_runner_binds_nothing_more(made: Make, tmp_path: Path) -> None:
 
             return run
 
-        decoder.bind = counted  # type: ignore[method-assign]
+        decoder.bind = counted  # type: ignore[assignment, method-assign]
         prefill = open_backend(found.folder, found.spec)
         runner = ARRunner(prefill, found.sizes, CAPACITY, 4, WINDOW, decoder=decoder)
         if warm:
