@@ -240,7 +240,7 @@ def test_a_recipe_of_another_bundle_counts_as_none(toy: Path) -> None:
 
 
 def test_what_has_no_recipe(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(BackendError, match="a recipe makes integers, not fp16; leave --recipe out"):
+    with pytest.raises(BackendError, match="a recipe makes integers for a CPU, not fp16; leave --recipe out"):
         build_graphs(bundle, "fp16", BuildOptions(recipe=True))
     args = ["build", str(bundle), "--target", "tensorrt", "--recipe"]
     assert main(args) == 1 and "--recipe" in capsys.readouterr().err
