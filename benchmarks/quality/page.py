@@ -1,8 +1,8 @@
-"""Write a sweep's tables into a Markdown page, in place.
+"""Write the tables of sweeps into a Markdown page, in place.
 
     python -m valle2.benchmarks.quality.page docs/data/quality.json docs/quality.md --plot docs/quality.svg
 
-The text between `<!-- table NAME -->` and `<!-- end -->` is replaced. NAME is one of `tables.tables`, or
+Several files may stand before the page; tables of a later one replace those of an earlier one. The text between `<!-- table NAME -->` and `<!-- end -->` is replaced. NAME is one of `tables.tables`, or
 `claims` for the table of `paper_claims`.
 """
 
@@ -21,13 +21,16 @@ from valle2.engine.errors import Valle2Error
 PLACE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def fill(page: str, result: dict[str, Any]) -> str:
-    """The page with the tables of a sweep's result.
+def fill(page: str, *results: dict[str, Any]) -> str:
+    """The page with the tables of sweeps' results.
 
     Raises:
-        Valle2Error: the page names a table that the sweep does not have.
+        Valle2Error: the page names a table that no sweep has.
     """
-    found = tables(result) | {"claims": beside_paper(result)}
+    found = dict[str, str]()
+    for result in results:
+        claims = beside_paper(result)
+        found |= tables(result) | ({"claims": claims} if claims else {})
 
     def table(match: re.Match[str]) -> str:
         if match[2] not in found:
@@ -39,14 +42,14 @@ def fill(page: str, result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("result", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("page", type=Path)
     parser.add_argument("--plot", type=Path, help="also draw the axis `sampling` into this .svg or .png")
     args = parser.parse_args()
-    result = json.loads(args.result.read_text(encoding="utf-8"))
-    args.page.write_text(fill(args.page.read_text(encoding="utf-8"), result), encoding="utf-8")
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in args.results]
+    args.page.write_text(fill(args.page.read_text(encoding="utf-8"), *results), encoding="utf-8")
     if args.plot:
-        plot(result, args.plot)
+        plot(results[0], args.plot)
 
 
 if __name__ == "__main__":
