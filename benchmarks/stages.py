@@ -163,17 +163,23 @@ class ARStage:
 
 
 def decode_together(
-    backend: Backend, sizes: Mapping[str, int], capacity: int, rows: list[ARRow], steps: int
+    backend: Backend,
+    sizes: Mapping[str, int],
+    capacity: int,
+    rows: list[ARRow],
+    steps: int,
+    decoder: Backend | None = None,
 ) -> list[Codes]:
     """Decode rows in one batch. Each enters one step after the row before, so that prefill meets decode.
 
     Args:
         backend: an AR graph. sizes: the model's. capacity: positions of its cache. steps: of each row.
+            decoder: the graph of the steps, where it is another.
 
     Returns:
         Codes (T,) of codebook 0 of each row, up to its `<eos>`.
     """
-    runner = ARRunner(backend, sizes, capacity, len(rows), REPETITION_WINDOW)
+    runner = ARRunner(backend, sizes, capacity, len(rows), REPETITION_WINDOW, decoder=decoder)
     scheduler = Scheduler(len(rows))
     sequences = [scheduler.add(replace(row, step_limit=steps, codes=[])) for row in rows]
     while not all(sequence.finished for sequence in sequences):

@@ -1,6 +1,7 @@
 """Writes the codes that the embedded model speaks, to compare Pythons, runtimes and machines.
 
     python tests/speak_codes.py OUT.npz
+    python tests/speak_codes.py --same ONE.npz OTHER.npz   # status 1 if they differ
 
 It needs an installed valle2 and no other part of the tests, so it runs where torch and pytest are absent.
 """
@@ -35,5 +36,14 @@ def speak_codes() -> dict[str, NDArray[np.int64]]:
     return found
 
 
+def differing(one: str, other: str) -> list[str]:
+    """Names of sentences whose codes are not the same in two files."""
+    ours, theirs = np.load(one), np.load(other)
+    names = sorted({*ours, *theirs})
+    return [name for name in names if not np.array_equal(ours.get(name), theirs.get(name))]
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "--same":
+        sys.exit(f"codes differ: {found}" if (found := differing(*sys.argv[2:])) else 0)
     np.savez(sys.argv[1], allow_pickle=False, **speak_codes())

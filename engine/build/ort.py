@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from valle2.engine.backends.ort.providers import lowerings_for
 from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.nar import nar_graph
 from valle2.engine.build.cuda.reader import UnsupportedGraphError
@@ -88,8 +89,8 @@ def build_graphs(
         and its size in MB before and after.
 
     Raises:
-        BackendError: an unknown precision, no lowering that can have it, a folder that cannot be written, or
-            a recipe in floating point.
+        BackendError: an unknown precision, no lowering that can have it, an ONNX Runtime that is too old for
+            it, a folder that cannot be written, or a recipe in floating point.
         ManifestError: not a bundle, or a damaged one.
     """
     check_precision(precision)
@@ -111,8 +112,24 @@ def build_graphs(
             f"bundle {manifest.name} has the lowering {manifest.lowering}; --target ort makes {precision} of "
             f"{FUSED} alone: export it with valle2 export --lowering {FUSED}, or build fp16"
         )
+    if fitting == [FUSED]:
+        check_runs(precision)
     variants = [manifest.in_lowering([name], precision) for name in fitting]
     return [row for found in variants for row in build_lowering(path, found, precision, options, progress)]
+
+
+def check_runs(precision: str) -> None:
+    """Refuse a precision whose graphs this ONNX Runtime does not run. Its build would run the stored graphs.
+
+    Raises:
+        BackendError: ONNX Runtime is absent, or too old.
+    """
+    found, runner = lowerings_for("ort", "cpu")
+    if FUSED not in found:
+        raise BackendError(
+            f"{precision} needs the lowering {FUSED}; {runner} takes {' or '.join(found)}: "
+            "use fp32 or fp16, or a newer onnxruntime (for Python 3.11 or newer)"
+        )
 
 
 def build_lowering(
@@ -182,14 +199,18 @@ def build_one(
 ) -> tuple[dict[str, Any], GraphSpec]:
     """Build one graph by its method -> its row for `build_graphs`, and its tensors."""
     if graph in BUILT_GRAPHS:
-        return build_fused(bundle, folder, manifest, graph, method)
+        return build_fused(bundle, folder, manifest.graphs[SOURCES[graph]], manifest.sizes, graph, method)
     return build_graph(bundle, folder, manifest.graphs[graph], method, manifest.sizes)
 
 
 def build_fused(
-    bundle: Path, folder: Path, manifest: Manifest, graph: str, method: Method
+    bundle: Path, folder: Path, spec: GraphSpec, sizes: Mapping[str, int], graph: str, method: Method
 ) -> tuple[dict[str, Any], GraphSpec]:
     """Rewrite one graph for CUDA. It is first compared with its source, in float32 on the CPU.
+
+    Args:
+        bundle: the folder with the source. folder: where the graph goes. spec: of the source.
+        sizes: the manifest's. graph: the graph that is written.
 
     Returns:
         Its row for `build_graphs`, and its tensors.
@@ -198,7 +219,6 @@ def build_fused(
         UnsupportedGraphError: the source has a form without a fused version.
         BackendError: the new graph computes something else than its source.
     """
-    spec, sizes = manifest.graphs[SOURCES[graph]], manifest.sizes
     with readable(bundle / spec.file):
         source = load_graph(bundle / spec.file, STORED)
         model = step_graph(source, sizes, MAX_WINDOW) if graph == STEP else nar_graph(source, sizes)

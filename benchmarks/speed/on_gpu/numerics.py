@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +19,11 @@ from valle2.benchmarks.speed.on_gpu.setup import Result, Setup
 from valle2.benchmarks.stages import ARRow, ar_row, decode_together
 from valle2.engine import Backend, BackendError, GraphSpec, Placement, open_backend
 from valle2.engine.backends.ort.providers import lowerings_for
-from valle2.engine.build.ort import build_graph
-from valle2.engine.bundle.contract import EOS_CODE
-from valle2.engine.bundle.precisions import METHODS
+from valle2.engine.build.cuda.reader import UnsupportedGraphError
+from valle2.engine.build.ort import build_fused, build_graph
+from valle2.engine.bundle.contract import EOS_CODE, LOGITS, NAR_ROW, STEP
+from valle2.engine.bundle.nar_inputs import NARInputs
+from valle2.engine.bundle.precisions import CUDA_LOWERING, CUDA_METHODS, METHODS, Method
 from valle2.export import ARModel, ModelConfig, NARModel
 from valle2.export.bundle import graph_spec
 from valle2.export.graphs import Graph, ar_graph, export_graph, nar_graph
@@ -61,7 +63,7 @@ def compare_graphs(setup: Setup) -> list[Result]:
             graphs: list[tuple[Graph, ARModel | NARModel]] = [(ar_graph(ar, lowering, CAPACITY), ar)]
             graphs += [(nar_graph(nar, lowering), nar)] if nar else []
             for graph, model in graphs:
-                for precision, compared in compare_precisions(setup, graph, model):
+                for precision, compared in compare_precisions(setup, graph, model, lowering):
                     about = {"graph": graph.name, "lowering": lowering, "precision": precision}
                     rows.append(about | {"group_size": group_size} | compared)
                     print(rows[-1], flush=True)
@@ -80,8 +82,10 @@ def varied(model: Model) -> Model:
     return model
 
 
-def compare_precisions(setup: Setup, graph: Graph, model: ARModel | NARModel) -> Iterator[tuple[str, Result]]:
-    """Export a graph once, and compare it in every precision."""
+def compare_precisions(
+    setup: Setup, graph: Graph, model: ARModel | NARModel, lowering: str
+) -> Iterator[tuple[str, Result]]:
+    """Export a graph once, and compare it in every precision, and the fused graphs that are made of it."""
     with tempfile.TemporaryDirectory() as name:
         stored = Path(name) / "stored"
         stored.mkdir()
@@ -95,6 +99,10 @@ def compare_precisions(setup: Setup, graph: Graph, model: ARModel | NARModel) ->
                 method = METHODS[precision][graph.name]
                 tensors = build_graph(stored, folder, spec, method, model.config.to_dict())[1]
             yield precision, compare_graph(setup, folder, tensors, model, precision)
+        if lowering == CUDA_LOWERING:
+            half = Path(name) / "fp16", tensors
+            for precision, methods in CUDA_METHODS.items():
+                yield f"{precision}, fused", compare_fused(setup, stored, spec, half, model, methods)
 
 
 def compare_graph(
@@ -117,10 +125,61 @@ def compare_graph(
     return {"logits": found, "same_codes": same, "right": found <= most and same >= least}
 
 
-def equal_codes(model: ARModel, backend: Backend) -> float:
+def compare_fused(
+    setup: Setup,
+    stored: Path,
+    spec: GraphSpec,
+    half: tuple[Path, GraphSpec],
+    model: ARModel | NARModel,
+    methods: Mapping[str, Method],
+) -> Result:
+    """The graph of fused operators: the NAR's logits, or the codes of steps after prefills by the AR graph.
+
+    half: folder and tensors of the AR graph in half precision.
+    """
+    name = STEP if isinstance(model, ARModel) else NAR_ROW
+    sizes, placement = model.config.sizes(), Placement(setup.device, threads=setup.threads)
+    difference, same = 0.0, 1.0
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _, made = build_fused(stored, Path(folder), spec, sizes, name, methods[name])
+            with open_backend(Path(folder), made, placement, stepped=name == STEP) as fused:
+                if isinstance(model, ARModel):
+                    with open_backend(*half, placement) as prefill:
+                        same = equal_codes(model, prefill, fused)
+                else:
+                    difference = one_row(model, fused)
+    except (BackendError, UnsupportedGraphError) as error:
+        return {"logits": math.nan, "same_codes": 0.0, "right": False, "error": str(error)}
+    bits = methods[name].bits
+    right = difference <= BOUNDS["fp16"][0] and (bits < 16 or same >= BOUNDS["fp16"][1])
+    return {"logits": difference, "same_codes": same, "right": right}
+
+
+@torch.no_grad()
+def one_row(model: NARModel, fused: Backend) -> float:
+    """The greatest difference of the logits over all stages. The graph takes one row without padding."""
+    draws, worst = np.random.default_rng(0), 0.0
+    for stage in range(1, model.config.codebooks):
+        inputs = NARInputs(
+            text=draws.integers(0, model.config.nar_text_rows, (1, 9)),
+            text_lengths=np.array([9]),
+            codes=draws.integers(0, 1024, (1, 40 + stage, model.config.codebooks)),
+            prompt_lengths=np.array([12]),
+            frame_lengths=np.array([40 + stage]),
+            stage=np.array(stage),
+        )
+        feeds = {tensor.name for tensor in fused.spec.inputs}
+        given = {name: value for name, value in inputs.feeds().items() if name in feeds}
+        found = fused.run(given, (LOGITS,))[LOGITS]
+        worst = max(worst, float(np.abs(found - model(inputs.map(torch.from_numpy)).numpy()).max()))
+    return worst
+
+
+def equal_codes(model: ARModel, backend: Backend, decoder: Backend | None = None) -> float:
     """The share of greedy codes that are eager PyTorch's, of rows that decode together."""
     rows = ragged_rows(model.config)
-    found = decode_together(backend, model.config.to_dict(), CAPACITY, rows, STEPS)
+    found = decode_together(backend, model.config.sizes(), CAPACITY, rows, STEPS, decoder)
     expected = [generate(model, row.text, row.prompt, STEPS)[0] for row in rows]
     equal = [np.mean(a[: len(b)] == b[: len(a)]) for a, b in zip(found, expected, strict=True)]
     return float(np.mean(equal))

@@ -111,6 +111,7 @@ def environment_rows(found: Result) -> list[tuple[str, Any]]:
 def model(setup: Setup) -> Result:
     """Make the model of the timings and its builds, so that no later part waits for it."""
     made = setup.model()
+    setup.sides()
     files = {path.name: path.stat().st_size for path in made.bundle.iterdir() if path.is_file()}
     return {"bundle": str(made.bundle), "mb": round(sum(files.values()) / 1e6, 1)}
 
@@ -153,8 +154,8 @@ def steps(setup: Setup) -> Result:
 def steps_rows(found: Result) -> list[tuple[str, Any]]:
     return [
         (
-            f"AR step, {row['precision']}, rows {row['rows']}",
-            f"{row['ms']} ms, {row['kernels'] or '-'} kernels, {row['nodes']} nodes, "
+            f"AR step, {row['side']}, rows {row['rows']}",
+            f"{row['ms']} ms, {row['kernels'] or '-'} kernels, {row['nodes'].get('total', '-'):.0f} nodes, "
             f"first steps {row['first_ms']} ms",
         )
         for row in found["steps"]
@@ -162,13 +163,12 @@ def steps_rows(found: Result) -> list[tuple[str, Any]]:
 
 
 def latency(setup: Setup) -> Result:
-    """One request at a time, whole and streamed, in every precision."""
+    """One request at a time, whole and streamed."""
     from valle2.benchmarks.speed.latency import latency as measure
 
-    bundle = str(setup.model().bundle)
     return {
-        precision: measure(
-            bundle,
+        name: measure(
+            str(bundle),
             TEXT,
             setup.repeats,
             0,
@@ -176,7 +176,7 @@ def latency(setup: Setup) -> Result:
             frames=setup.frames,
             **setup.options(precision),
         )
-        for precision in setup.precisions
+        for name, (bundle, precision) in setup.sides().items()
     }
 
 
@@ -355,7 +355,7 @@ PARTS: dict[str, Part] = {
     "numerics": Part(numerics, numerics_rows, 150, wrong=wrong_graphs),
     "steps": Part(steps, steps_rows, 90, "model"),
     "latency": Part(latency, latency_rows, 60, "model"),
-    "throughput": Part(throughput, throughput_rows, 100, "model"),
+    "throughput": Part(throughput, throughput_rows, 150, "model"),
     "compare": Part(compare, compare_rows, 90, "model"),
     "compiled": Part(compiled, compiled_rows, 90, "model"),
     "prefill": Part(prefill, prefill_rows, 40, "model"),

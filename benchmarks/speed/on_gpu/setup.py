@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from valle2.benchmarks.fullsize import FRAMES, FullSizeModel, full_size
+from valle2.benchmarks.fullsize import FRAMES, FullSizeModel, full_size, has_graphs
+from valle2.engine.build.ort import BuildOptions, build_graphs
+from valle2.engine.bundle.precisions import STORED
 from valle2.engine.errors import Valle2Error
 
 CUDA, CPU = "cuda", "cpu"
+HALF, INTEGERS = "fp16", ("int8", "int4")
 TOY = {"d_model": 64, "heads": 4, "layers": 2, "ffn": 128, "max_text": 256, "max_frames": 512}
 """Sizes of the model of a trial on a CPU."""
 TOY_FRAMES = 24
@@ -66,15 +70,38 @@ class Setup:
     @property
     def precisions(self) -> tuple[str, ...]:
         """Precisions that are built and timed. On a GPU a user takes the last one."""
-        return "fp32", "fp16"
+        return STORED, HALF
 
     def model(self) -> FullSizeModel:
-        """The model with its builds, made if it is not there.
+        """The model with its builds, made if it is not there. On CUDA "fp16" has fused graphs.
 
         Raises:
             Valle2Error: torch is absent.
         """
-        return full_size(Path(self.work) if self.work else None, self.precisions, self.device, **self.sizes)
+        made = full_size(Path(self.work) if self.work else None, self.precisions, self.device, **self.sizes)
+        for precision in INTEGERS if self.on_gpu else ():
+            if not has_graphs(made.bundle, precision):
+                build_graphs(made.bundle, precision, BuildOptions(CUDA))
+        return made
+
+    def plain_bundle(self) -> Path:
+        """A copy of the bundle whose "fp16" has no fused graphs: what CUDA ran before there were any."""
+        bundle = self.model().bundle
+        plain = bundle.with_name("plain")
+        if not has_graphs(plain, HALF) if plain.is_dir() else True:
+            shutil.rmtree(plain, ignore_errors=True)
+            shutil.copytree(bundle, plain, ignore=shutil.ignore_patterns("engines"))
+            build_graphs(plain, HALF, BuildOptions(fused=False))
+        return plain
+
+    def sides(self) -> dict[str, tuple[Path, str]]:
+        """What is timed in turns, by name: a bundle, and a precision of it."""
+        bundle = self.model().bundle
+        sides = {precision: (bundle, precision) for precision in self.precisions}
+        if self.on_gpu:
+            sides |= {f"{HALF}, exported graphs": (self.plain_bundle(), HALF)}
+            sides |= {precision: (bundle, precision) for precision in INTEGERS}
+        return sides
 
     def options(self, precision: str = "") -> dict[str, Any]:
         """Arguments of `Valle2.load`."""

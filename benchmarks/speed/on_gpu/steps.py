@@ -9,36 +9,38 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
 
 from valle2.benchmarks.speed.on_gpu.setup import Result, Setup
 from valle2.benchmarks.speed.steps import random_row
 from valle2.benchmarks.stages import ARStage
 from valle2.engine import Placement, read_manifest
+from valle2.engine.bundle.contract import AR, STEP
 from valle2.runtime import Valle2
 
+ROWS = (1, 8)
 POSITIONS, WARM, TIMED, PROFILED = 300, 4, 60, 10
 LISTED = 12
 """Kernels that are listed with their times."""
 
 
 def time_steps(setup: Setup) -> list[Result]:
-    """One row per precision and number of rows. The step's rows hold the same number of positions."""
+    """One row per side and number of rows. The step's rows hold the same number of positions."""
     found = []
-    for precision in setup.precisions:
-        tts = Valle2.load(
-            str(setup.model().bundle),
-            threads=setup.threads,
-            slots=max(setup.rows),
-            **setup.options(precision),
-        )
+    for name, (bundle, precision) in setup.sides().items():
+        loaded = time.perf_counter()
+        options = setup.options(precision)
+        tts = Valle2.load(str(bundle), threads=setup.threads, slots=max(ROWS), **options)
+        loaded = time.perf_counter() - loaded  # with the capture of every number of rows
         ar, sizes = ARStage(tts), tts.manifest.sizes
         positions = min(POSITIONS, ar.capacity - WARM - TIMED - PROFILED, ar.max_groups)
-        for row in range(max(setup.rows)):
+        for row in range(max(ROWS)):
             ar.prefill(row, random_row(sizes, positions, row))
-        nodes = count_nodes(setup, precision)
-        for rows in setup.rows:
-            about = {"precision": precision, "rows": rows, "positions": positions, "nodes": nodes}
+        nodes = count_nodes(setup, bundle, precision)
+        for rows in ROWS:
+            about = {"side": name, "rows": rows, "positions": positions, "nodes": nodes}
+            about["load_seconds"] = round(loaded, 2)
             found.append(about | time_rows(ar, rows, positions))
             print(found[-1], flush=True)
     return found
@@ -64,16 +66,16 @@ def ms(seconds: float) -> float:
     return round(1000 * seconds, 3)
 
 
-def count_nodes(setup: Setup, precision: str) -> int:
-    """Nodes of the AR graph as the bundle or the build stores it, before ONNX Runtime fuses any."""
+def count_nodes(setup: Setup, bundle: Path, precision: str) -> dict[str, float]:
+    """Nodes of the step's graph that launch work, see `valle2 inspect --nodes`."""
     if find_spec("onnx") is None:
-        return 0
-    import onnx
+        return {}
+    from valle2.engine.build.cuda.nodes import count_bundle
 
-    bundle = setup.model().bundle
     placement, manifest = Placement(setup.device, precision=precision).resolve(bundle, read_manifest(bundle))
-    found = placement.locate_graphs(bundle, manifest)["ar"]
-    return len(onnx.load(str(found.folder / found.spec.file), load_external_data=False).graph.node)
+    graphs = placement.locate_graphs(bundle, manifest)
+    name = STEP if STEP in graphs else AR
+    return count_bundle({name: graphs[name]})[name]
 
 
 def profile(step: Callable[[], None]) -> Result:

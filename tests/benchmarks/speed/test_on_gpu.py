@@ -46,7 +46,7 @@ def test_a_part_that_fails_hangs_or_dies_does_not_stop_the_others(
     scripts["tests"] = WRITE.format(value='{"reason": "no pytest"}') + "; sys.exit(3)"
     scripts["tensorrt"] = WRITE.format(value='{"reason": "a | b"}') + "; sys.exit(1)"
     monkeypatch.setattr(command, "LEAST_SECONDS", 0.1)
-    monkeypatch.setitem(PARTS, "environment", replace(PARTS["environment"], seconds=1.0))
+    monkeypatch.setitem(PARTS, "environment", replace(PARTS["environment"], seconds=0.5))
     names = ["environment", "numerics", "model", "tests", "tensorrt"]
     assert command.run_parts(SETUP, tmp_path, names, 60) == 1
     found = read(tmp_path)

@@ -99,6 +99,10 @@ def test_an_older_onnx_runtime_gets_what_it_runs(
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")  # opset 24, but no kernel of TensorScatter
     assert Valle2.load(every).manifest.lowering == "primitive"
     assert select_variant(read_manifest(every), Placement("cuda")).lowering == "primitive"
+    with pytest.raises(
+        BackendError, match=r"int8 needs the lowering ort; onnxruntime 1\.24\.4 .* takes primitive"
+    ):
+        build_graphs(every, "int8")
     monkeypatch.setattr(onnxruntime, "__version__", "1.22.1")
     with pytest.raises(BackendError, match=r"onnxruntime 1\.22\.1 is too old; install 1\.23 or newer with"):
         Valle2.load(every)
