@@ -153,7 +153,7 @@ def steps(setup: Setup) -> Result:
 def steps_rows(found: Result) -> list[tuple[str, Any]]:
     return [
         (
-            f"AR step, {row['precision']}, rows {row['rows']}",
+            f"AR step, {row['precision']}{'' if row['fused'] else ' as exported'}, rows {row['rows']}",
             f"{row['ms']} ms, {row['kernels'] or '-'} kernels, {row['nodes']} nodes, "
             f"first steps {row['first_ms']} ms",
         )

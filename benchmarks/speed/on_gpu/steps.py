@@ -6,28 +6,39 @@ graph. A server that meets them under traffic stalls for as long.
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
 
 from valle2.benchmarks.speed.on_gpu.setup import Result, Setup
 from valle2.benchmarks.speed.steps import random_row
 from valle2.benchmarks.stages import ARStage
 from valle2.engine import Placement, read_manifest
+from valle2.engine.bundle.contract import AR, BUILDS_FOLDER, STEP
 from valle2.runtime import Valle2
 
 POSITIONS, WARM, TIMED, PROFILED = 300, 4, 60, 10
+HALF = "fp16"
 LISTED = 12
 """Kernels that are listed with their times."""
 
 
 def time_steps(setup: Setup) -> list[Result]:
-    """One row per precision and number of rows. The step's rows hold the same number of positions."""
-    found = []
-    for precision in setup.precisions:
+    """One row per precision and number of rows. The step's rows hold the same number of positions.
+
+    On a GPU the float16 graphs as they are exported are timed beside those of fused operators.
+    """
+    found, whole = [], setup.model().bundle
+    timed_builds = [(precision, whole, True) for precision in setup.precisions]
+    if setup.on_gpu:
+        timed_builds.append((HALF, plain_copy(whole), False))
+    for precision, bundle, fused in timed_builds:
         tts = Valle2.load(
-            str(setup.model().bundle),
+            str(bundle),
             threads=setup.threads,
             slots=max(setup.rows),
             **setup.options(precision),
@@ -36,9 +47,10 @@ def time_steps(setup: Setup) -> list[Result]:
         positions = min(POSITIONS, ar.capacity - WARM - TIMED - PROFILED, ar.max_groups)
         for row in range(max(setup.rows)):
             ar.prefill(row, random_row(sizes, positions, row))
-        nodes = count_nodes(setup, precision)
+        nodes = count_nodes(setup, bundle, precision)
         for rows in setup.rows:
             about = {"precision": precision, "rows": rows, "positions": positions, "nodes": nodes}
+            about["fused"] = fused
             found.append(about | time_rows(ar, rows, positions))
             print(found[-1], flush=True)
     return found
@@ -64,15 +76,26 @@ def ms(seconds: float) -> float:
     return round(1000 * seconds, 3)
 
 
-def count_nodes(setup: Setup, precision: str) -> int:
-    """Nodes of the AR graph as the bundle or the build stores it, before ONNX Runtime fuses any."""
+def plain_copy(bundle: Path) -> Path:
+    """A copy of a bundle with a float16 build without graphs of fused operators. Files are linked."""
+    from valle2.engine.build.ort import BuildOptions, build_graphs
+
+    copy = bundle.with_name(f"{bundle.name}-plain")
+    if not copy.is_dir():
+        shutil.copytree(bundle, copy, copy_function=os.link, ignore=shutil.ignore_patterns(BUILDS_FOLDER))
+        build_graphs(copy, HALF, BuildOptions(fused=False))
+    return copy
+
+
+def count_nodes(setup: Setup, bundle: Path, precision: str) -> int:
+    """Nodes of the graph of a step as the bundle or the build stores it, before ONNX Runtime fuses any."""
     if find_spec("onnx") is None:
         return 0
     import onnx
 
-    bundle = setup.model().bundle
     placement, manifest = Placement(setup.device, precision=precision).resolve(bundle, read_manifest(bundle))
-    found = placement.locate_graphs(bundle, manifest)["ar"]
+    graphs = placement.locate_graphs(bundle, manifest)
+    found = graphs.get(STEP) or graphs[AR]
     return len(onnx.load(str(found.folder / found.spec.file), load_external_data=False).graph.node)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -24,16 +25,17 @@ from valle2.engine import (
     open_backend,
     read_manifest,
 )
+from valle2.engine.backends.ort.providers import PROVIDERS
 from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.nodes import count_bundle, count_nodes
 from valle2.engine.build.cuda.reader import UnsupportedGraphError
 from valle2.engine.build.cuda.step import step_graph, written_spec
 from valle2.engine.build.external_data import write_graph
-from valle2.engine.build.ort import BuildOptions, build_graphs
+from valle2.engine.build.ort import BuildOptions, build_graph, build_graphs
 from valle2.engine.build.precision import convert, load_graph
 from valle2.engine.build.quantize import quantise
 from valle2.engine.bundle.contract import CACHE_PREFIX, NAR_ROW, STEP
-from valle2.engine.bundle.precisions import CUDA_METHODS, graph_folder, read_build_record
+from valle2.engine.bundle.precisions import CUDA_METHODS, METHODS, graph_folder, read_build_record
 from valle2.export.bundle import graph_spec
 from valle2.export.graphs import ar_graph, cache_names
 from valle2.export.models import ARModel
@@ -43,6 +45,8 @@ from valle2.runtime.generation.ar_runner import ARRunner
 
 CAPACITY, WINDOW = parity.CAPACITY, 10
 MOST_PER_LAYER, MOST_BESIDE = 9, 45
+CPU, GPU = Placement("cpu"), Placement("cuda", precision="fp16")
+HALF_LOGITS, HALF_SAME = 0.05, 0.9
 STYLES = {
     "paper": Style(),
     "rotary": Style(
@@ -74,13 +78,15 @@ class Made:
     def sizes(self) -> dict[str, Any]:
         return self.model.config.sizes()
 
-    def decoder(self, folder: Path, step: onnx.ModelProto | None = None) -> Backend:
+    def decoder(
+        self, folder: Path, step: onnx.ModelProto | None = None, placement: Placement = CPU
+    ) -> Backend:
         """The decode graph as a backend."""
         copy = onnx.ModelProto.FromString((step or self.step).SerializeToString())
         spec = written_spec(copy, f"{STEP}.onnx")
         folder.mkdir(exist_ok=True)
         write_graph(copy, folder / spec.file)
-        return open_backend(folder, spec)
+        return open_backend(folder, spec, placement, stepped=True)
 
 
 Make = Callable[[int, str], Made]
@@ -388,3 +394,32 @@ def test_an_unsupported_graph_is_built_without_it_and_says_why(
 def test_cuda_needs_the_portable_lowering(bundle: Path) -> None:
     with pytest.raises(BackendError, match="--device cuda takes portable alone"):
         build_graphs(bundle, "fp16", BuildOptions("cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("style", ["paper", "rotary"])
+def test_on_a_gpu_in_half_precision(made: Make, style: str, tmp_path: Path) -> None:
+    """Logits of steps, then greedy codes of rows that share replayed captures, beside eager PyTorch."""
+    if PROVIDERS["ort", "cuda"].name not in onnxruntime.get_available_providers():
+        pytest.skip("needs an ONNX Runtime with CUDA, and a GPU")
+    found = made(2, style)
+    model = onnx.ModelProto.FromString(found.step.SerializeToString())
+    convert(model, onnx.TensorProto.FLOAT16)
+    decoder = found.decoder(tmp_path / "step", model, GPU)
+    providers = {part.ep_name for part in decoder.session.get_provider_graph_assignment_info()}  # type: ignore[attr-defined]
+    assert providers == {PROVIDERS["ort", "cuda"].name}, "nodes on the CPU stop a capture"
+    assert decoder.captures_calls
+    assert logits_beside_eager(found, decoder, 30) < HALF_LOGITS
+    half = tmp_path / "half"
+    half.mkdir()
+    spec = build_graph(found.folder, half, found.spec, METHODS["fp16"]["ar"], found.sizes)[1]
+    prefill, steps = open_backend(half, spec, GPU), 40
+    runner = ARRunner(prefill, found.sizes, CAPACITY, 4, WINDOW, decoder=decoder)
+    runner.warm_up()
+    rows = parity.ragged_rows(found.model, Settings(top_p=0.0, threshold=1.0), steps)
+    same = []
+    for row, (codes, _) in zip(rows, parity.decoded(runner, rows, steps), strict=True):
+        expected = parity.reference_codes(found.model, row, steps, cached=True)[0]
+        same += [a == b for a, b in zip(codes, expected, strict=False)]
+    assert np.mean(same) >= HALF_SAME
+    runner.close()
