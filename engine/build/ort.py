@@ -100,6 +100,10 @@ def build_graphs(
         raise BackendError(f"a recipe makes integers for a CPU, not {precision}; leave --recipe out")
     if precision == STORED:
         return []
+    if options.device and not options.fused and HALF not in METHODS[precision].values():
+        raise BackendError(
+            f"{precision} on CUDA is a graph of fused operators; leave --plain out, or build fp16"
+        )
     names = (manifest.lowering, *manifest.others)
     fitting = [name for name in names if can_be_built(precision, name, options.device)]
     if not fitting and options.device:

@@ -79,6 +79,12 @@ class Provider:
         return CACHE in self.options.values()
 
 
+FUSED_OPTIONS = {"enable_skip_layer_norm_strict_mode": "1"}
+"""For graphs of fused operators on CUDA: `SkipLayerNormalization` sums in float32.
+
+Before microsoft/onnxruntime#28682 it otherwise sums squares in float16, which overflow without notice. Newer
+versions ignore the option.
+"""
 CUDA_EXTRA = "valle2[cuda]"
 INSTALL = "pip install onnxruntime"
 MISSING = "missing"

@@ -17,12 +17,14 @@ from valle2.engine.backends.base import Array, ArrayBuffer, Backend, Buffer, Ste
 from valle2.engine.backends.ort.denormals import DENORMALS, DenormalsAsZeros
 from valle2.engine.backends.ort.memory import in_huge_pages, sparse_zeros, trim_heap
 from valle2.engine.backends.ort.providers import (
+    FUSED_OPTIONS,
     RECORD_ASSIGNMENT,
     check_fallback_nodes,
     find_provider,
     provider_options,
 )
 from valle2.engine.backends.placement import Placement
+from valle2.engine.bundle.contract import BUILT_GRAPHS
 from valle2.engine.bundle.specs import GraphSpec
 from valle2.engine.errors import BackendError
 
@@ -141,6 +143,8 @@ class OrtBackend(Backend):
         self.captures_calls = stepped and provider.captures
         options = session_options(folder, placement, stepped=stepped)
         given = provider_options(provider, folder, placement.engine)
+        if spec.graph in BUILT_GRAPHS and not on_cpu:
+            given |= FUSED_OPTIONS
         with self.denormals_as_zeros, in_huge_pages() if stepped and on_cpu else nullcontext():
             self.session = self.open_session(path, options, provider.name, given)
         if self.session.get_providers()[0] != provider.name:

@@ -137,22 +137,25 @@ def ends_block(graph: GraphReader, name: str) -> bool:
 
 
 def attend(
-    graph: GraphWriter, blocks: list[Block], sizes: Mapping[str, int], packed: str, name: str, layer: int
+    graph: GraphWriter, blocks: list[Block], sizes: Mapping[str, int], source: str, name: str, layer: int
 ) -> str:
-    """Full attention of packed query, key and value (1, S, 3*H*D) -> (1, S, H*D)."""
+    """Full attention: (1, S, d) -> (1, S, H*D). Without rotary positions, its product is part of it."""
     block, heads = blocks[layer], sizes["nar_heads"]
+    width = block.qkv.weight.shape[1] // 3
+    if block.rotary is None:
+        weight = graph.const(f"{name}.weight", block.qkv.weight)
+        bias = np.zeros(3 * width, np.float32) if block.qkv.bias is None else block.qkv.bias
+        inputs = [source, weight, graph.const(f"{name}.bias", bias)]
+        return graph.contrib("Attention", inputs, [name], num_heads=heads, qkv_hidden_sizes=[width] * 3)
+    packed = graph.linear(source, block.qkv, f"{name}.qkv")
     parts = [f"{name}.{part}" for part in ("query", "key", "value")]
     split = helper.make_node("Split", [packed], parts, f"{name}.split", axis=2, num_outputs=3)
     graph.nodes.append(split)
-    if block.rotary is not None:
-        tables = [
-            graph.const(name, table) for name, table in zip(("cosines", "sines"), block.rotary, strict=True)
-        ]
-        for index in range(2):
-            inputs = [parts[index], block.places, *tables]
-            parts[index] = graph.contrib(
-                "RotaryEmbedding", inputs, [f"{parts[index]}.rotated"], num_heads=heads
-            )
+    names = ("cosines", "sines")
+    tables = [graph.const(*table) for table in zip(names, block.rotary, strict=True)]
+    for index in range(2):
+        inputs, rotated = [parts[index], block.places, *tables], f"{parts[index]}.rotated"
+        parts[index] = graph.contrib("RotaryEmbedding", inputs, [rotated], num_heads=heads)
     return graph.contrib("MultiHeadAttention", parts, [name], num_heads=heads)
 
 

@@ -181,7 +181,8 @@ def write_step(parts: ARParts, sizes: Mapping[str, int], window: int) -> onnx.Mo
     last = graph.cast("past_lengths", "last_positions", TensorProto.INT32)
     total = graph.const("cache_length", np.array(parts.capacity, np.int32))
 
-    def attend(packed: str, name: str, layer: int) -> str:
+    def attend(source: str, name: str, layer: int) -> str:
+        packed = graph.linear(source, parts.blocks[layer].qkv, f"{name}.qkv")
         caches = [f"{CACHE_PREFIX}{part}_{layer}" for part in ("key", "value")]
         tables = rotary_tables(graph, parts.blocks[layer], parts.capacity)
         return graph.contrib(

@@ -18,7 +18,7 @@ from valle2.engine.build.cuda.reader import Block, Linear, Norm, Weight
 from valle2.engine.build.quantize import DOMAIN
 
 Attend = Callable[[str, str, int], str]
-"""(packed query, key and value (B, S, 3*H*D), name of the result, layer) -> result (B, S, H*D)."""
+"""(input (B, S, d) of the product for query, key and value, name of the result, layer) -> (B, S, H*D)."""
 
 
 class GraphWriter:
@@ -150,8 +150,7 @@ class GraphWriter:
         for index, block in enumerate(blocks):
             following = blocks[index + 1].norm1 if index + 1 < len(blocks) else last
             at = f"block_{index}"
-            packed = self.linear(normed, block.qkv, f"{at}.qkv")
-            attended = attend(packed, f"{at}.attended", index)
+            attended = attend(normed, f"{at}.attended", index)
             if block.picked:
                 attended = self.op("Gather", [attended, block.picked], f"{at}.picked", axis=1)
                 residual = self.op("Gather", [residual, block.picked], f"{at}.picked_residual", axis=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,32 @@ def test_a_graph_that_cannot_be_captured_runs_without_capture(
     assert tried == ["1", None] and made.run_options(1) is None
     open_backend(folder, SPEC, FALLBACK)
     assert tried[2:] == [None]
+
+
+@pytest.mark.parametrize(
+    ("file", "strict"), [("ar_step.onnx", True), ("nar_row.onnx", True), ("ar.onnx", False)]
+)
+def test_graphs_of_fused_operators_normalise_in_float32(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, file: str, strict: bool
+) -> None:
+    """Without the option an older CUDA kernel sums the squares of a row in float16, and returns zeros."""
+    given: list[dict[str, str]] = []
+
+    class Session:
+        def __init__(self, *_: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+            given.append(providers[0][1])
+
+        def get_providers(self) -> list[str]:
+            return [CUDA]
+
+        def get_provider_graph_assignment_info(self) -> list[object]:
+            return []
+
+    (folder / SPEC.file).rename(folder / file)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
+    OrtBackend(folder, replace(SPEC, file=file), Placement("cuda"))
+    assert (given[0].get("enable_skip_layer_norm_strict_mode") == "1") == strict
 
 
 def test_a_captured_call_names_its_graph_from_the_second_time_on(

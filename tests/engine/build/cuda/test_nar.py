@@ -29,7 +29,7 @@ from valle2.export.graphs import nar_graph as exported
 from valle2.export.models import NARModel
 from valle2.export.models.config import Style
 
-MOST_PER_LAYER, MOST_ROTARY = 9, 12
+MOST_PER_LAYER, MOST_ROTARY = 7, 12
 STYLES = {
     "paper": (Style(), 0),
     "rotary": (Style(positions="rotary", prompt_mean=True), 4),
@@ -105,7 +105,7 @@ def test_a_wrong_graph_is_refused(made: Make) -> None:
     spec, sizes = graph_spec(path, exported(model, "portable")), model.config.sizes()
     graph = nar_graph(load_graph(path, "fp32"), sizes)
     check_fused(path.parent, spec, graph, sizes)
-    node = next(node for node in graph.graph.node if node.op_type == "MultiHeadAttention")
+    node = next(node for node in graph.graph.node if node.op_type == "Attention")
     node.attribute.append(onnx.helper.make_attribute("unidirectional", 1))
     with pytest.raises(BackendError, match=r"differs from nar\.onnx in logits"):
         check_fused(path.parent, spec, graph, sizes)
