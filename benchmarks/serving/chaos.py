@@ -100,7 +100,7 @@ class Watch:
     def sample(self, server: ServerProcess, stop: threading.Event) -> None:
         """Note memory and descriptors until told to stop."""
         began = time.perf_counter()
-        while not stop.wait(SAMPLE_SECONDS):
+        while not stop.wait(SAMPLE_SECONDS) and server.running:
             self.memory.append((time.perf_counter() - began, server.resident_bytes()))
             self.most_descriptors = max(self.most_descriptors, len(server.descriptors()))
 
@@ -124,6 +124,9 @@ def chaos(
 
     Returns:
         Figures, `attacks` with what each kind of attacker got, and `criteria` with what passed and what not.
+
+    Raises:
+        Valle2Error: the server has ended.
     """
     bodies = [speech_body(" ".join([text] * REPEATED), seed + index) for index in range(SEEDS)]
     wanted = {body: reference(server, body, samples) for body in bodies}
@@ -191,7 +194,12 @@ def heard_by(listeners: list[Listener]) -> dict[str, Any]:
 def settled(
     server: ServerProcess, body: bytes, wanted: dict[bytes, bytes], samples: int, before: int
 ) -> dict[str, Any]:
-    """What is left of the attack once the server has had time, and whether it speaks as before."""
+    """What is left of the attack once the server has had time, and whether it speaks as before.
+
+    Raises:
+        Valle2Error: the server has ended.
+    """
+    server.need_alive()
     server.wait_idle(SETTLE_SECONDS)
     wait(lambda: len(server.descriptors()) <= before, SETTLE_SECONDS)
     found, left = server.metrics(), server.descriptors()
