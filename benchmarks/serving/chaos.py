@@ -202,7 +202,8 @@ def settled(
     server.need_alive()
     server.wait_idle(SETTLE_SECONDS)
     wait(lambda: len(server.descriptors()) <= before, SETTLE_SECONDS)
-    found, left = server.metrics(), server.descriptors()
+    left = server.descriptors()  # before the next request, whose connection would count
+    found = server.metrics()
     return {
         "leaked_slots": int(found["active_slots"] + found["queue_depth"]),
         "descriptors_left": max(0, len(left) - before),

@@ -250,7 +250,7 @@ def test_answers_on_a_kept_connection_do_not_wait_for_acknowledgements(port: int
 
 
 def test_the_listener_sets_nodelay() -> None:
-    from valle2.runtime.server.run import HealthThread, open_listener
+    from valle2.runtime.server.run import open_listener
 
     with open_listener("127.0.0.1", 0, 1.0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
@@ -514,7 +514,7 @@ def test_no_descriptor_at_all(bundle: Path, tmp_path: Path) -> None:
     import resource
 
     from valle2.runtime.server.http.connections import Connections, Listener
-    from valle2.runtime.server.run import HealthThread, open_listener
+    from valle2.runtime.server.run import open_listener
 
     async def run() -> None:
         listening = open_listener("127.0.0.1", 0, 1.0)
