@@ -34,6 +34,8 @@ GROWTH_MIB = 32.0
 WARM_UP_SECONDS, COMPARED_SECONDS = 20.0, 10.0
 """Memory grows to its usual size in the first. The seconds after that are compared with the last ones."""
 RESTART_SECONDS = 3.0
+CLOSED_SECONDS = 0.5
+"""After so long the connections of requests that have been answered are closed."""
 
 
 @dataclass(slots=True)
@@ -130,6 +132,7 @@ def chaos(
     """
     bodies = [speech_body(" ".join([text] * REPEATED), seed + index) for index in range(SEEDS)]
     wanted = {body: reference(server, body, samples) for body in bodies}
+    time.sleep(CLOSED_SECONDS)
     before, load = len(server.descriptors()), Load(text, rate, samples)
     watch, stop = Watch(), threading.Event()
     listeners = [Listener(address(FIRST_ADDRESS - 1 - index)) for index in range(LISTENERS)]
