@@ -34,6 +34,8 @@ GROWTH_MIB = 32.0
 WARM_UP_SECONDS, COMPARED_SECONDS = 20.0, 10.0
 """Memory grows to its usual size in the first. The seconds after that are compared with the last ones."""
 RESTART_SECONDS = 3.0
+CLOSED_SECONDS = 0.5
+"""After so long the connections of requests that have been answered are closed."""
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ class Watch:
     def sample(self, server: ServerProcess, stop: threading.Event) -> None:
         """Note memory and descriptors until told to stop."""
         began = time.perf_counter()
-        while not stop.wait(SAMPLE_SECONDS):
+        while not stop.wait(SAMPLE_SECONDS) and server.running:
             self.memory.append((time.perf_counter() - began, server.resident_bytes()))
             self.most_descriptors = max(self.most_descriptors, len(server.descriptors()))
 
@@ -124,9 +126,13 @@ def chaos(
 
     Returns:
         Figures, `attacks` with what each kind of attacker got, and `criteria` with what passed and what not.
+
+    Raises:
+        Valle2Error: the server has ended.
     """
     bodies = [speech_body(" ".join([text] * REPEATED), seed + index) for index in range(SEEDS)]
     wanted = {body: reference(server, body, samples) for body in bodies}
+    time.sleep(CLOSED_SECONDS)
     before, load = len(server.descriptors()), Load(text, rate, samples)
     watch, stop = Watch(), threading.Event()
     listeners = [Listener(address(FIRST_ADDRESS - 1 - index)) for index in range(LISTENERS)]
@@ -191,10 +197,16 @@ def heard_by(listeners: list[Listener]) -> dict[str, Any]:
 def settled(
     server: ServerProcess, body: bytes, wanted: dict[bytes, bytes], samples: int, before: int
 ) -> dict[str, Any]:
-    """What is left of the attack once the server has had time, and whether it speaks as before."""
+    """What is left of the attack once the server has had time, and whether it speaks as before.
+
+    Raises:
+        Valle2Error: the server has ended.
+    """
+    server.need_alive()
     server.wait_idle(SETTLE_SECONDS)
     wait(lambda: len(server.descriptors()) <= before, SETTLE_SECONDS)
-    found, left = server.metrics(), server.descriptors()
+    left = server.descriptors()  # before the next request, whose connection would count
+    found = server.metrics()
     return {
         "leaked_slots": int(found["active_slots"] + found["queue_depth"]),
         "descriptors_left": max(0, len(left) - before),

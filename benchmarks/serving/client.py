@@ -164,6 +164,22 @@ class ServerProcess:
         self.process.stderr.close()
         self.process = None
 
+    @property
+    def running(self) -> bool:
+        """Does the server's process live?"""
+        return self.process is not None and self.process.poll() is None
+
+    def need_alive(self) -> None:
+        """Refuse to go on without the server.
+
+        Raises:
+            Valle2Error: its process has ended.
+        """
+        assert self.process
+        status = self.process.poll()
+        if status is not None:
+            raise Valle2Error(f"the server ended with status {status}; its log: {''.join(self.log)[-2000:]}")
+
     def metrics(self) -> dict[str, float]:
         """Metrics without labels from `/metrics`, by name without the prefix `valle2_`."""
         lines = get(self.port, "/metrics")[1].decode().splitlines()

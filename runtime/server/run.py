@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
@@ -19,6 +20,7 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.server import ServerState
 
 from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import Valle2Error
@@ -93,8 +95,7 @@ class Server(uvicorn.Server):
         stall = self.limits.stall_seconds
         self.connections = Connections(self.limits.connections, self.limits.connections_per_address, stall)
         self.port = Listener(port, self.connections, self.make_protocol)
-        health_connections = Connections(1, 1, stall)
-        self.health = health and Listener(health, health_connections, self.make_protocol, state_only=True)
+        self.health = health and HealthThread(health, self.config, stall)
 
     def make_protocol(self, place: Place) -> HttpProtocol:
         """The protocol of a new connection."""
@@ -118,10 +119,7 @@ class Server(uvicorn.Server):
         """Look for clients that read nothing, for ever."""
         while True:
             await asyncio.sleep(self.limits.stall_seconds / STUCK_POLLS)
-            now = asyncio.get_running_loop().time()
-            self.connections.close_stuck(now)
-            if self.health:
-                self.health.connections.close_stuck(now)
+            self.connections.close_stuck(asyncio.get_running_loop().time())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -152,6 +150,60 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.worker.drain()
         super().handle_exit(sig, frame)
+
+
+class HealthThread:
+    """A listener for health checks alone, with an event loop and a thread of its own.
+
+    Its answers do not wait for the work that connections of other clients bring to the server's event loop.
+
+    Args:
+        listening: its socket. config: of uvicorn, with the app. stall_seconds: see `Limits`.
+    """
+
+    def __init__(self, listening: socket.socket, config: uvicorn.Config, stall_seconds: float) -> None:
+        self.config, self.stall_seconds = config, stall_seconds
+        self.connections = Connections(1, 1, stall_seconds)
+        self.state = ServerState()
+        self.listener = Listener(listening, self.connections, self.make_protocol, state_only=True)
+        self.loop = asyncio.SelectorEventLoop()
+        self.thread = threading.Thread(target=self.run, name="valle2-health", daemon=True)
+
+    def make_protocol(self, place: Place) -> HttpProtocol:
+        """The protocol of a new connection."""
+        return HttpProtocol(
+            place,
+            self.stall_seconds,
+            config=self.config,
+            server_state=self.state,
+            app_state={},
+            _loop=self.loop,
+        )
+
+    def start(self) -> None:
+        """Answer from now on, until the process ends or `close`."""
+        self.thread.start()
+
+    def run(self) -> None:
+        """Run the loop until `close` stops it."""
+        self.loop.call_soon(self.listener.start)
+        self.loop.call_later(self.stall_seconds / STUCK_POLLS, self.check_connections)
+        self.loop.run_forever()
+        self.listener.close()
+        for place in list(self.connections.places):
+            place.close()
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.close()
+
+    def check_connections(self) -> None:
+        """Look for clients that read nothing, for ever."""
+        self.connections.close_stuck(self.loop.time())
+        self.loop.call_later(self.stall_seconds / STUCK_POLLS, self.check_connections)
+
+    def close(self) -> None:
+        """End the thread and its connections."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(FAILED_SECONDS)
 
 
 def serve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -16,9 +17,9 @@ pytest.importorskip("fastapi", reason="needs the extra: serve")
 from valle2.benchmarks.cli import check_criteria
 from valle2.benchmarks.report.statistics import silences
 from valle2.benchmarks.serving.attacks import LENGTH
-from valle2.benchmarks.serving.chaos import Watch, criteria, failed
+from valle2.benchmarks.serving.chaos import Watch, criteria, failed, settled
 from valle2.benchmarks.serving.chaos import table as chaos_table
-from valle2.benchmarks.serving.client import Answer, address
+from valle2.benchmarks.serving.client import Answer, ServerProcess, address
 from valle2.benchmarks.serving.hostile import recordings, texts
 from valle2.benchmarks.serving.in_turns import InTurns
 from valle2.benchmarks.serving.load import serve, summary, table
@@ -61,10 +62,10 @@ def test_only_whole_streams_count() -> None:
 
 @pytest.mark.serial
 def test_both_orders_are_measured_at_each_share(bundle: Path) -> None:
-    result = load_at_shares(str(bundle), "hello there", [0.5, 2.0], 4, 2, 3, 1, 2)
+    result = load_at_shares(str(bundle), "hello there", [2.0, 4.0], 4, 2, 3, 1, 2)
     assert json.loads(json.dumps(result)) == result
     assert [(row["share"], row["order"]) for row in result["rows"]] == [
-        (share, order) for share in (0.5, 2.0) for order in (IN_TURNS, FIRST_CHUNKS)
+        (share, order) for share in (2.0, 4.0) for order in (IN_TURNS, FIRST_CHUNKS)
     ]
     assert result["capacity"]["requests_per_s"] > 0 and result["capacity"]["audio_s_per_s"] > 0
     for row in result["rows"]:
@@ -189,3 +190,14 @@ def test_what_the_attackers_send() -> None:
     assert len(files) > 10 and sum(map(len, files.values())) < 10_000_000
     with pytest.raises(PromptError, match="255 channels"):
         read_recording(files["opus.ogg"], 1, 60)
+
+
+def test_a_server_that_ended_is_an_error_with_its_log() -> None:
+    server = ServerProcess("demo", 1, 1)
+    server.log.append("what it said")
+    server.process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"], text=True)
+    server.process.wait()
+    assert not server.running
+    server.folder.cleanup()
+    with pytest.raises(Valle2Error, match="ended with status 3; its log: what it said"):
+        settled(server, b"", {}, 24000, 0)

@@ -14,16 +14,20 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 
+import uvicorn
+from starlette.responses import PlainTextResponse
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.runtime.server.conftest import LONG, wait_until
 from valle2.benchmarks.serving.client import ServerProcess, get, listen, speech_body
+from valle2.runtime.server.run import HealthThread, open_listener
 
 STALL, CONNECTIONS, PER_ADDRESS, RATE = 1.0, 24, 12, 24000
 HEAD = "POST /v1/audio/speech HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -49,7 +53,7 @@ def served(bundle: Path) -> Iterator[ServerProcess]:
 @pytest.fixture
 def port(served: ServerProcess) -> Iterator[int]:
     """The server's port, at a time when the server holds no other connections."""
-    usual = 4  # listeners, and the event loop's pair
+    usual = 6  # listeners, and a pair of each of the two event loops
     wait_until(lambda: served.sockets() <= usual, 20)
     yield served.port
 
@@ -170,6 +174,29 @@ def test_the_health_port_has_no_other_paths(port: int, served: ServerProcess) ->
             stack.enter_context(opened(own))
         assert answers_all(own) and asked(own, "/v1/models") == 503
         assert ask(own, f"{STREAM}{UPGRADE}\r\n")[0] == 503
+
+
+def test_health_checks_do_not_wait_for_the_event_loop_of_the_server() -> None:
+    """Here that loop never turns, as if other connections kept it busy. Closing frees port and thread."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None)
+    config.load()
+    health = HealthThread(open_listener("127.0.0.1", 0, 5.0), config, 5.0)
+    own = int(health.listener.listening.getsockname()[1])
+    health.start()
+    try:
+        with ExitStack() as stack:
+            for _ in range(50):
+                stack.enter_context(opened(own))
+            assert asked(own, "/health") == 200 and asked(own, "/v1/models") == 503
+    finally:
+        health.close()
+    assert not health.thread.is_alive() and not health.connections.places
+    with pytest.raises(ConnectionRefusedError):
+        opened(own)
 
 
 def test_a_slow_body_has_a_total_time(port: int) -> None:
