@@ -21,7 +21,7 @@ from websockets import Data
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
-from tests.runtime.server.conftest import LONG, idle, serving, wait_until
+from tests.runtime.server.conftest import KEYS, LONG, idle, serving, wait_until
 from valle2.engine import BackendError
 from valle2.engine.errors import QueueFullError
 from valle2.runtime import Request, Valle2
@@ -354,7 +354,7 @@ def test_state_and_page(server: tuple[str, Worker]) -> None:
 
 
 def test_a_key_is_asked_for(load: Callable[[int], Valle2], tmp_path: Path) -> None:
-    guard = make_app(Worker(load, Limits()), VoiceStore(tmp_path), "k" * 16)
+    guard = make_app(Worker(load, Limits()), VoiceStore(tmp_path), KEYS)
     transport = httpx.ASGITransport(app=guard)
 
     async def ask(headers: dict[str, str]) -> int:
