@@ -161,13 +161,13 @@ class Admission:
         limits, work = self.limits, reply.work
         if work.audio > limits.audio_seconds:
             raise TooLongError(
-                f"the text is about {work.audio:.0f} s of speech; this server makes at most "
+                f"the text is about {work.audio:.3g} s of speech; this server makes at most "
                 f"{limits.audio_seconds:g} s for one request: send a shorter text"
             )
         alone = work.decoded / self.speed.value
         if alone > limits.request_seconds and self.speed.measured >= MEASURED_SECONDS:
             raise TooLongError(
-                f"the text would take this server about {alone:.0f} s; it allows "
+                f"the text would take this server about {alone:.3g} s; it allows "
                 f"{limits.request_seconds:g} s: send a shorter text"
             )
         wait = self.wait(reply)

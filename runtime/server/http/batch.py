@@ -22,7 +22,7 @@ from fastapi.responses import Response
 from valle2.engine.bundle.untrusted import shown
 from valle2.runtime.captions import described
 from valle2.runtime.server.http.body import SpeechBody, check_timestamps, read_object
-from valle2.runtime.server.http.errors import HttpError, error_body, may_be_shown, status_of
+from valle2.runtime.server.http.errors import HttpError, error_body, may_be_shown, retry_after, status_of
 from valle2.runtime.server.http.formats import Encoder
 from valle2.runtime.server.http.guard import CLIENT
 from valle2.runtime.server.http.speak import (
@@ -155,9 +155,9 @@ class BatchRequest:
             try:
                 return await self.speak(body, wanted, tts.sample_rate)
             except RefusedError as error:
-                if clock() + error.retry_after > end:
+                if clock() + retry_after(error) > end:
                     raise
-                await asyncio.sleep(error.retry_after)
+                await asyncio.sleep(retry_after(error))
 
     async def speak(self, body: SpeechBody, wanted: SpeechRequest, rate: int) -> dict[str, Any]:
         """The result of an item. rate: Hz.
@@ -165,17 +165,14 @@ class BatchRequest:
         Raises:
             TooLongError: the batch has become too long.
         """
-        longest = self.worker.limits.audio_seconds
+        self.check_length()
         encoder, loop = Encoder(body.response_format, rate), asyncio.get_running_loop()
         reply = self.worker.submit(wanted, body.first_chunk_seconds, whole=True, client=self.client)
         parts = [encoder.head()]
         try:
             async for audio in reply:
                 self.seconds += len(audio) / rate
-                if self.seconds > longest:
-                    raise TooLongError(
-                        f"the batch has become more than {longest:g} s of speech; send fewer items"
-                    )
+                self.check_length()
                 parts.append(await loop.run_in_executor(ENCODERS, encoder.add, audio))
             parts.append(await loop.run_in_executor(ENCODERS, encoder.end))
         finally:
@@ -189,6 +186,16 @@ class BatchRequest:
             **words,
             "audio": b"".join(parts),
         }
+
+    def check_length(self) -> None:
+        """Check that the audio which was made is within the limit, whatever was estimated.
+
+        Raises:
+            TooLongError: it is not.
+        """
+        longest = self.worker.limits.audio_seconds
+        if self.seconds > longest:
+            raise TooLongError(f"the batch has become more than {longest:g} s of speech; send fewer items")
 
 
 def read_items(data: bytes, content_type: str) -> list[Any]:

@@ -110,7 +110,8 @@ def test_the_audio_of_a_batch_is_bounded(server: tuple[str, Worker], monkeypatch
     found = ask(base, long)
     assert found.status_code == 413 and "at most 10 s" in found.json()["error"]["message"]
     assert found.json()["error"]["code"] == "text_too_long"
-    monkeypatch.setattr(worker, "limits", Limits(slots=2, queue=2, audio_seconds=3))
+    seconds = len(alone(base, input="a fox")) / 2 / 24000
+    monkeypatch.setattr(worker, "limits", Limits(slots=2, queue=2, audio_seconds=3.5 * seconds))
     monkeypatch.setattr(worker.admission, "per_character", Ratio(1e-6, 1e9, 1e9))
     results = ask(base, [{"input": "a fox", **PCM}] * 8).json()["results"]
     statuses = [result.get("status", 200) for result in results]

@@ -118,7 +118,7 @@ def test_a_crash_is_noticed_and_the_worker_restarted(worker: Worker) -> None:
     [
         (Limits(slots=1, queue=1, request_seconds=0.01), TimeLimitError, "the request took"),
         (Limits(slots=1, queue=1, wait_seconds=1e-6), TimeLimitError, "no audio after"),
-        (Limits(slots=1, queue=1, audio_seconds=0.01), TimeLimitError, "of speech"),
+        (Limits(slots=1, queue=1, audio_seconds=0.5), TimeLimitError, "of speech"),
         (Limits(slots=1, queue=1, unread_seconds=0.01), SlowReaderError, "were not read"),
     ],
 )
