@@ -63,6 +63,7 @@ class EncodedRequest:
         settings: how codes are drawn.
         first_chunk_seconds: seconds of speech in the first chunk; 0 makes one chunk of each sentence.
         codes_only: leave the codec out; the audio of every chunk is empty.
+        whole: nobody listens before the end, so that requests with listeners go first.
         warnings: about the voice and the text, for the user.
         end_pause: seconds of silence after the last sentence.
         arrived: `time.perf_counter()` at which the request came, for its timings.
@@ -73,6 +74,7 @@ class EncodedRequest:
     settings: Settings
     first_chunk_seconds: float = 0.0
     codes_only: bool = False
+    whole: bool = False
     warnings: tuple[str, ...] = ()
     end_pause: float = 0.0
     arrived: float = field(default_factory=time.perf_counter)
@@ -181,7 +183,7 @@ class SynthesisEngine:
 
     def add(self, request: EncodedRequest) -> RequestId:
         """Take a request; its work begins with the next step. Its errors come as `Failed`."""
-        whole = request.codes_only or not request.first_chunk_seconds
+        whole = request.whole or request.codes_only or not request.first_chunk_seconds
         playback = self.playback.of(time.perf_counter(), whole)
         state = SynthesisState(RequestId(next(self.ids)), request, self.events, playback)
         state.work = self.speak(state)

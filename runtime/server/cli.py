@@ -18,9 +18,11 @@ WEB_LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", 
 FLAGS = {
     "slots": "--slots",
     "queue": "--queue",
+    "queue_per_client": "--queue-per-client",
     "text": "--max-text",
     "audio_seconds": "--audio-seconds",
     "request_seconds": "--request-seconds",
+    "wait_seconds": "--wait-seconds",
     "stall_seconds": "--stall-seconds",
     "drain_seconds": "--drain-seconds",
     "connections": "--connections",
@@ -43,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="another port, which answers /health, /ready and /metrics only (default: 0, none)",
     )
-    parser.add_argument("--api-key-file", type=Path, help="file with the key that clients must send")
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="keys that clients must send: one key, lines of a name and a key, or a JSON object with limits",
+    )
     parser.add_argument(
         "--voices-dir",
         type=Path,
@@ -92,7 +99,7 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         raise Valle2Error(
             f"--host {args.host} is public, which needs an API key; add --api-key-file FILE or use {HOST}"
         )
-    from valle2.runtime.server.http.guard import read_key
+    from valle2.runtime.server.keys import Keys, read_keys
     from valle2.runtime.server.run import serve
     from valle2.runtime.server.store import VoiceStore, read_aliases
     from valle2.runtime.text.annotations.lexicon import read_lexicon
@@ -119,5 +126,5 @@ def run(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         tts.lexicon = lexicon
         return tts
 
-    key = read_key(args.api_key_file) if args.api_key_file else ""
-    return serve(load, limits, args.host, args.port, store, key, args.log_format, args.health_port)
+    keys = read_keys(args.api_key_file) if args.api_key_file else Keys()
+    return serve(load, limits, args.host, args.port, store, keys, args.log_format, args.health_port)

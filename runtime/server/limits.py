@@ -1,4 +1,7 @@
-"""The server's defaults and its bounds on requests. Every default is written here once."""
+"""The server's defaults, its bounds on requests, and the errors of those that exceed one.
+
+Every default is written here once.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
+from valle2.engine.errors import QueueFullError, Valle2Error
 from valle2.runtime.errors import SettingsError
 
 HOST, PORT = "127.0.0.1", 8000
@@ -18,6 +22,26 @@ RETRY_AFTER_SECONDS = 1
 HIGHEST = 1e9
 """The highest value of a bound; the system's timers take no more."""
 T = TypeVar("T")
+
+
+class RefusedError(QueueFullError):
+    """The server cannot take the request now.
+
+    Args:
+        code: for clients. retry_after: seconds after which the request would be taken, as estimated.
+    """
+
+    def __init__(
+        self, message: str, code: str = "queue_full", retry_after: float = RETRY_AFTER_SECONDS
+    ) -> None:
+        super().__init__(message)
+        self.code, self.retry_after = code, retry_after
+
+
+class TooLongError(Valle2Error):
+    """The speech of this request alone exceeds a limit; no other time helps."""
+
+    code = "text_too_long"
 
 
 def expand_home(folder: Path) -> Path:
@@ -50,9 +74,10 @@ class Limits:
 
     slots: int = bound(4, "requests decoded side by side")
     queue: int = bound(16, "requests that may wait beside those")
+    queue_per_client: int = bound(16, "requests of one client that may wait, of the queue")
     text: int = bound(4096, "characters of one request")
     audio_seconds: float = bound(600.0, "seconds of speech made for one request")
-    request_seconds: float = bound(300.0, "seconds for one request, waiting included")
+    request_seconds: float = bound(300.0, "seconds for one request from its start; it may wait before")
     wait_seconds: float = bound(60.0, "seconds from the arrival of a request to its first audio")
     stall_seconds: float = bound(30.0, "seconds without progress before a client is disconnected")
     unread_seconds: float = bound(300.0, "seconds of audio kept for a client that reads slowly")

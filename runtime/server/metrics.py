@@ -7,6 +7,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from valle2.runtime.server.keys import Key
+from valle2.runtime.server.limits import RefusedError, TooLongError
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.types import MAX_FRAMES
 
@@ -16,6 +18,10 @@ RTF_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 5.0)
 """Upper bounds of the histograms' buckets: seconds, seconds, and a ratio."""
 
 
+KEY = ("key",)
+"""The label of what is counted for each API key: its name, one of those in the file of keys."""
+
+
 class Metrics:
     """Counters, gauges and histograms of one worker; names begin with `valle2_`."""
 
@@ -23,6 +29,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.queue_depth = self.make_metric(Gauge, "queue_depth", "Requests that wait for a row")
         self.active_slots = self.make_metric(Gauge, "active_slots", "Rows that prefill or decode")
+        self.backlog_seconds = self.make_metric(
+            Gauge, "backlog_seconds", "Seconds of speech that are still to be made, as estimated"
+        )
+        self.speed = self.make_metric(Gauge, "speed", "Seconds of speech made in a second of work")
         self.first_audio = self.make_metric(
             Histogram, "first_audio_seconds", "Arrival to first audio", buckets=AUDIO_BUCKETS
         )
@@ -39,7 +49,19 @@ class Metrics:
         self.audio_seconds = self.make_metric(Counter, "audio_seconds", "Seconds of speech made")
         self.completed = self.make_metric(Counter, "completed", "Requests that ended without an error")
         self.cancelled = self.make_metric(Counter, "cancelled", "Requests whose client disconnected")
-        self.rejected = self.make_metric(Counter, "rejected", "Requests refused because the queue was full")
+        self.rejected = self.make_metric(
+            Counter, "rejected", "Requests refused: too many waiting, too long, or over a limit"
+        )
+        self.key_requests = self.make_metric(Counter, "key_requests", "Requests of each key", labelnames=KEY)
+        self.key_characters = self.make_metric(
+            Counter, "key_characters", "Characters of the requests of each key", labelnames=KEY
+        )
+        self.key_audio_seconds = self.make_metric(
+            Counter, "key_audio_seconds", "Seconds of speech made for each key", labelnames=KEY
+        )
+        self.key_rejected = self.make_metric(
+            Counter, "key_rejected", "Requests of each key that were refused", labelnames=KEY
+        )
         self.failed = self.make_metric(Counter, "failed", "Requests that ended with an error")
         self.max_frames = self.make_metric(
             Counter, "max_frames", "Requests that completed with speech cut off at its longest length"
@@ -64,6 +86,8 @@ class Metrics:
         """Count a request that has ended."""
         if reply.cancelled:
             self.cancelled.inc()
+        elif isinstance(error, RefusedError | TooLongError):
+            self.record_refusal(reply.client.key)
         elif error:
             self.failed.inc()
         else:
@@ -71,13 +95,29 @@ class Metrics:
             if reply.finish_reason == MAX_FRAMES:
                 self.max_frames.inc()
 
+    def record_begin(self, key: Key, characters: int) -> None:
+        """Count a request that was taken for its key."""
+        if key.name:
+            self.key_requests.labels(key=key.name).inc()
+            self.key_characters.labels(key=key.name).inc(characters)
+
+    def record_refusal(self, key: Key | None) -> None:
+        """Count a request that was refused, for its key as well."""
+        self.rejected.inc()
+        if key:
+            key.rejected += 1
+            if key.name:
+                self.key_rejected.labels(key=key.name).inc()
+
     def record_speech(self, reply: Reply, error: Exception | None, rate: int) -> None:
         """Observe the speech of a request that has ended. rate: Hz.
 
         Only a request that completed has a real-time factor.
         """
-        seconds = reply.samples / rate
+        seconds, key = reply.samples / rate, reply.client.key
         self.audio_seconds.inc(seconds)
+        if key and key.name:
+            self.key_audio_seconds.labels(key=key.name).inc(seconds)
         if seconds and not reply.cancelled and not error:
             self.rtf.observe((time.perf_counter() - reply.arrived) / seconds)
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from valle2.runtime.errors import ModelError, SettingsError
 from valle2.runtime.server.http.app import make_app
-from valle2.runtime.server.http.guard import read_key
+from valle2.runtime.server.keys import Keys, read_keys
 from valle2.runtime.server.limits import VOICES_DIR, Limits, expand_home
 from valle2.runtime.server.metrics import Metrics
 from valle2.runtime.server.store import VoiceStore, read_aliases
@@ -43,7 +43,7 @@ class Options:
     Args:
         load: arguments of `Valle2.load`. limits: bounds on the requests of one replica.
         voices: folder of uploaded voices, the same for all replicas.
-        key_file: file with the API key, present on every node. Without one, a replica answers only to this
+        key_file: file with the API keys, present on every node. Without one, a replica answers only to this
             machine's own names.
         aliases_file: JSON file with further names of voices, present on every node.
     """
@@ -95,11 +95,11 @@ class Replica:
         return Valle2.load(**self.options.load, slots=slots)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        key = read_key(self.options.key_file) if self.options.key_file else ""
+        keys = read_keys(self.options.key_file) if self.options.key_file else Keys()
         aliases = read_aliases(self.options.aliases_file) if self.options.aliases_file else {}
         store = VoiceStore(self.options.voices, aliases)
         store.prepare()
-        app = make_app(self.worker, store, key)
+        app = make_app(self.worker, store, keys)
         return ReplicaApp(app, self.worker, serve.get_replica_context().replica_id.unique_id)
 
     def check_health(self) -> None:
@@ -141,11 +141,27 @@ class ReplicaApp:
 
 
 class ReplicaCounter(ray_metrics.Counter):  # type: ignore[misc, unused-ignore]
-    """A counter that ignores an increment of 0, as Prometheus's own does; Ray's raises an error."""
+    """A counter with the methods of Prometheus's own. An increment of 0 is ignored; Ray's raises an error."""
 
     def inc(self, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
         if value > 0:
             super().inc(value, tags)
+
+    def labels(self, **tags: str) -> LabelledCounter:
+        """The counter of these tags."""
+        return LabelledCounter(self, tags)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledCounter:
+    """A counter of some tags."""
+
+    counter: ReplicaCounter
+    tags: dict[str, str]
+
+    def inc(self, value: float = 1.0) -> None:
+        """Add to the counter."""
+        self.counter.inc(value, self.tags)
 
 
 class ReplicaMetrics(Metrics):
@@ -154,7 +170,8 @@ class ReplicaMetrics(Metrics):
     def make_metric(self, kind: Any, name: str, text: str, **more: Any) -> Any:
         if kind.__name__ == "Histogram":
             return ray_metrics.Histogram(f"valle2_{name}", text, boundaries=list(more["buckets"]))
-        return {"Counter": ReplicaCounter, "Gauge": ray_metrics.Gauge}[kind.__name__](f"valle2_{name}", text)
+        kinds = {"Counter": ReplicaCounter, "Gauge": ray_metrics.Gauge}
+        return kinds[kind.__name__](f"valle2_{name}", text, tag_keys=more.get("labelnames"))
 
     def text(self) -> bytes:
         return b"# Ray's exporter on each node has these metrics as ray_valle2_*, labelled by replica\n"

@@ -7,9 +7,34 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from enum import Enum
+from typing import NamedTuple
 
-from valle2.runtime.generation.engine import RequestId
+from valle2.runtime.generation.engine import EncodedRequest, RequestId
+from valle2.runtime.server.keys import Client
 from valle2.runtime.types import Audio, Request, Timings, Word
+
+
+class Stage(Enum):
+    """How far a request has come."""
+
+    ARRIVED = "its text is to be prepared"
+    ENCODING = "its text is being prepared"
+    WAITING = "it waits for its start"
+    STARTED = "the engine has it"
+
+
+class Work(NamedTuple):
+    """What a request is expected to need.
+
+    Args:
+        audio: seconds of its audio. decoded: seconds of speech to decode, candidates included, pauses not.
+        ids: of its text; 0 until that is encoded.
+    """
+
+    audio: float = 0.0
+    decoded: float = 0.0
+    ids: int = 0
 
 
 class Reply:
@@ -18,16 +43,30 @@ class Reply:
     The engine thread calls `put` and `end`. One reader iterates, in a thread or in an event loop; iteration
     raises the error that ended the request. Any thread may call `cancel`; the engine obeys before its next
     step. `warnings` are set before the first piece, `finish_reason` before the end. Times are those of
-    `time.perf_counter`, 0 for what has not happened yet.
+    `time.perf_counter`, 0 for what has not happened yet. `Admission` keeps the stage and the work.
+    `whole` says that the client hears nothing before the end.
 
     Args:
         request: the text, voice and settings. first_chunk_seconds: seconds of speech in the first chunk.
-        wake_engine: tells the engine thread that the reply was cancelled.
+        on_cancel: called once, in the thread that cancels the reply.
+        client: who sent the request.
     """
 
-    def __init__(self, request: Request, first_chunk_seconds: float, wake_engine: Callable[[], None]) -> None:
-        self.request, self.first_chunk_seconds = request, first_chunk_seconds
+    def __init__(
+        self,
+        request: Request,
+        first_chunk_seconds: float,
+        on_cancel: Callable[[Reply], None],
+        client: Client,
+    ) -> None:
+        self.request, self.first_chunk_seconds, self.client = request, first_chunk_seconds, client
+        self.expected_audio = 0.0  # seconds, at the arrival
         self.id: RequestId | None = None
+        self.stage, self.work = Stage.ARRIVED, Work()
+        self.encoded: EncodedRequest | None = None
+        self.whole = False
+        self.made = 0.0  # seconds of speech decoded, candidates included
+        self.started_at = 0.0
         self.warnings: tuple[str, ...] = ()
         self.words: tuple[Word, ...] = ()
         self.finish_reason = ""
@@ -43,7 +82,7 @@ class Reply:
         self.pieces: deque[Audio] = deque()
         self.changed = threading.Condition()
         self.listeners: list[Callable[[], None]] = []
-        self.wake_engine = wake_engine
+        self.on_cancel = on_cancel
 
     @property
     def cancelled(self) -> bool:
@@ -53,7 +92,7 @@ class Reply:
         """Stop making audio, which nobody will read. Does nothing after the end."""
         if not self.ended and not self.cancelled:
             self.cancelled_at = time.perf_counter()
-            self.wake_engine()
+            self.on_cancel(self)
 
     def put(self, audio: Audio, words: tuple[Word, ...] = ()) -> None:
         """Add the next piece of audio (N,) float32, and the words whose times are certain with it."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from valle2.engine.errors import one_line
+from valle2.runtime.server.logs import Bursts
 from valle2.runtime.server.reply import Reply
 
 log, failures = logging.getLogger("valle2.requests"), logging.getLogger("valle2.server")
@@ -96,7 +97,7 @@ class RequestLog:
     """Writes the lines. Those of refused requests are bounded, because anybody can cause them."""
 
     def __init__(self) -> None:
-        self.bursts: dict[int, tuple[float, int]] = {}
+        self.bursts = Bursts(BURST, BURST_SECONDS)
 
     def write(self, record: RequestRecord) -> None:
         """Write the line of a request that has ended."""
@@ -104,12 +105,8 @@ class RequestLog:
             return
         left_out = 0
         if not 100 <= record.status < 400:
-            kind, now = record.status, time.monotonic()
-            began, count = self.bursts.get(kind, (now, 0))
-            if now - began > BURST_SECONDS:
-                left_out, began, count = max(0, count - BURST), now, 0
-            self.bursts[kind] = began, count + 1
-            if count >= BURST:
+            let_through, left_out = self.bursts.note(record.status)
+            if not let_through:
                 return
         fields = record.fields() | ({"left_out": left_out} if left_out else {})
         log.info("request", extra={"fields": fields})

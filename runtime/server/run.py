@@ -29,6 +29,7 @@ from valle2.runtime.errors import SettingsError
 from valle2.runtime.server.http.app import make_app
 from valle2.runtime.server.http.connections import RESERVE, Connections, Listener, Place
 from valle2.runtime.server.http.protocols import HttpProtocol, WebSocketProtocol
+from valle2.runtime.server.keys import Keys
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.logs import limit_logs
 from valle2.runtime.server.request_log import set_up_logging
@@ -89,6 +90,7 @@ class Server(uvicorn.Server):
             ws_max_size=self.limits.body_bytes,
             ws_per_message_deflate=False,
             server_header=False,
+            proxy_headers=False,  # anybody may send these, and a client is bounded by its address
             **more,
         )
         super().__init__(config)
@@ -212,7 +214,7 @@ def serve(
     host: str,
     port: int,
     store: VoiceStore,
-    key: str,
+    keys: Keys,
     log_format: str = "text",
     health_port: int = 0,
 ) -> dict[str, Any]:
@@ -222,7 +224,7 @@ def serve(
 
     Args:
         load: loads the model with the given number of rows. port: 0 takes a free one.
-        store: uploaded voices. key: the API key, or an empty string.
+        store: uploaded voices. keys: the API keys, if there are any.
         log_format: `text` or `json`, one line for each request.
         health_port: for health checks and metrics alone; 0 for none.
 
@@ -240,7 +242,7 @@ def serve(
     listener = open_listener(host, port, limits.stall_seconds)
     health = open_listener(host, health_port, limits.stall_seconds) if health_port else None
     worker = Worker(load, limits)
-    server = Server(make_app(worker, store, key), worker, listener, health, lifespan="on")
+    server = Server(make_app(worker, store, keys), worker, listener, health, lifespan="on")
     name = f"[{host}]" if ":" in host else host
     server.address = f"http://{name}:{listener.getsockname()[1]}"
     try:

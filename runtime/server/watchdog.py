@@ -63,7 +63,7 @@ class Watchdog:
     def check_time(self, now: float) -> None:
         """End requests and calls whose time is over."""
         worker = self.worker
-        for reply in list(worker.replies):
+        for reply in list(worker.admission.replies):
             error = worker.exceeded_time(reply, now)
             if error:
                 worker.close_reply(reply, error)

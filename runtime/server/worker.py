@@ -1,9 +1,10 @@
-"""The thread that owns the model. Requests enter through a bounded queue; audio leaves through each `Reply`.
+"""The thread that owns the model. Requests wait in a bounded queue; audio leaves through each `Reply`.
 
-It knows no HTTP. A second thread prepares texts, so that a long text delays neither the engine nor the
-caller. An error of a request ends only that request. If the engine's loop itself fails, every request under
-way fails and the thread loads the model again; `restarts` counts this. A worker that cannot load its model
-at first, fails too often, or hangs ends in FAILED; `failure` then says why.
+It knows no HTTP. `Admission` decides which requests it takes and which one is next. A second thread prepares
+texts, so that a long text delays neither the engine nor the caller. An error of a request ends only that
+request. If the engine's loop itself fails, every request under way fails and the thread loads the model
+again; `restarts` counts this. A worker that cannot load its model at first, fails too often, or hangs ends in
+FAILED; `failure` then says why.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -22,9 +24,11 @@ from valle2.engine.errors import QueueFullError, Valle2Error
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.errors import ModelError, SynthesisError
 from valle2.runtime.generation.engine import AudioChunk, Done, EncodedRequest, Event, Failed, RequestId
-from valle2.runtime.server.limits import Limits
+from valle2.runtime.server.admission import Admission
+from valle2.runtime.server.keys import Client
+from valle2.runtime.server.limits import Limits, RefusedError, TooLongError
 from valle2.runtime.server.metrics import Metrics
-from valle2.runtime.server.reply import Reply
+from valle2.runtime.server.reply import Reply, Stage
 from valle2.runtime.server.request_log import note_reply
 from valle2.runtime.server.watchdog import Watchdog, settle
 from valle2.runtime.tts import Valle2
@@ -40,6 +44,8 @@ IDLE_SECONDS = 1.0
 """The longest sleep of the engine thread while there is nothing to do."""
 LOADING_JOIN_SECONDS = 5.0
 """How long `stop` waits for a thread that still loads the model."""
+NOBODY = Client()
+"""The client of requests that come without one."""
 STOPPING = "the server is stopping; try again in a few seconds"
 MAX_UPLOADS = 4
 """Recordings that are being read or wait for it."""
@@ -81,16 +87,14 @@ class Worker:
 
     def __init__(self, load: Callable[[int], Valle2], limits: Limits, metrics: Metrics | None = None) -> None:
         self.load, self.limits, self.metrics = load, limits, metrics or Metrics()
-        self.inbox: deque[tuple[Reply, EncodedRequest] | Callable[[Valle2], None]] = deque()
+        self.admission = Admission(limits)
         self.running: dict[RequestId, Reply] = {}
         self.text_thread = ThreadPoolExecutor(1, "valle2-text")
         self.voice_thread = ThreadPoolExecutor(1, "valle2-voice")
         self.uploads = 0
-        self.outstanding = 0
         self.changed = threading.Condition()
         self.state = WorkerState.LOADING
         self.tts: Valle2 | None = None
-        self.replies: set[Reply] = set()
         self.calls: dict[Future[Any], float] = {}
         self.restarts = 0
         self.failures: deque[float] = deque(maxlen=MAX_FAILURES)
@@ -108,37 +112,70 @@ class Worker:
         self.thread.start()
         self.watchdog.thread.start()
 
+    @property
+    def outstanding(self) -> int:
+        """Requests that wait or are under way."""
+        return len(self.admission.replies)
+
     def submit(
-        self, request: Request, first_chunk_seconds: float = FIRST_CHUNK_SECONDS, draining: bool = False
+        self,
+        request: Request,
+        first_chunk_seconds: float = FIRST_CHUNK_SECONDS,
+        *,
+        whole: bool = False,
+        draining: bool = False,
+        client: Client = NOBODY,
     ) -> Reply:
-        """Queue a request. Errors of its text or voice come with the reply.
+        """Take a request, which may wait for others. Errors of its text or voice come with the reply.
 
         Args:
             first_chunk_seconds: seconds of speech in the first chunk.
+            whole: the client hears nothing before the end, so that others go first.
             draining: take it in DRAINING as well, because its text came before.
+            client: who sends it. Clients take turns, and a key may have limits.
 
         Raises:
-            NotReadyError: not in READY. QueueFullError: too many requests wait.
+            NotReadyError: not in READY. RefusedError: too many requests wait, they would take too long, or
+                the client has reached a limit. TooLongError: the text alone exceeds a limit of the key.
         """
-        reply = Reply(request, first_chunk_seconds, self.wake)
+        reply = Reply(request, first_chunk_seconds, self.drop, client)
+        reply.whole = whole
         with self.changed:
             tts = self.need_ready(draining)
-            if self.outstanding >= self.limits.slots + self.limits.queue:
-                self.metrics.rejected.inc()
-                raise QueueFullError(f"{self.outstanding} requests are under way or waiting; try again later")
-            self.outstanding += 1
-            self.replies.add(reply)
+            try:
+                displaced = self.enter(reply)
+            except (RefusedError, TooLongError):
+                self.metrics.record_refusal(client.key)
+                raise
+        if displaced:
+            self.close_reply(displaced, self.admission.displaced())
         note_reply(reply, tts.sample_rate)
-        self.text_thread.submit(self.encode, tts, reply)
+        self.text_thread.submit(self.encode_next, tts)
         return reply
 
-    def encode(self, tts: Valle2, reply: Reply) -> None:
-        """Prepare a request's text in the text thread, then hand it to the engine thread."""
+    def enter(self, reply: Reply) -> Reply | None:
+        """Take a request if its key and the others allow it. See `Admission.enter`."""
+        key, characters = reply.client.key, len(reply.request.text)
+        expected = self.admission.text_work(reply).audio
+        if key:
+            key.check(characters, expected, self.admission.turnover())
+        displaced = self.admission.enter(reply)
+        if key:
+            key.begin(characters, expected)
+            reply.expected_audio = expected
+            self.metrics.record_begin(key, characters)
+        return displaced
+
+    def encode_next(self, tts: Valle2) -> None:
+        """Prepare the next text in the text thread, then let its request wait for the engine thread."""
+        with self.changed:
+            reply = self.admission.next_text()
+        if reply is None:  # its client has gone
+            return
         error: Exception | None = None
         try:
-            if not reply.cancelled:
-                encoded = tts.encode(reply.request, reply.first_chunk_seconds)
-                reply.warnings = encoded.warnings
+            encoded = tts.encode(reply.request, reply.first_chunk_seconds)
+            reply.warnings = encoded.warnings
         except Exception as found:
             error = found
         except BaseException as found:
@@ -146,29 +183,27 @@ class Worker:
         with self.changed:
             if self.ended:
                 error = error or NotReadyError(STOPPING)
-            if not reply.cancelled and not reply.ended and not error:
-                self.inbox.append((reply, encoded))
-                self.changed.notify()
-                return
-        self.close_reply(reply, error)
+            if not error and reply in self.admission.replies:
+                error = self.let_wait(reply, replace(encoded, whole=reply.whole), tts)
+        if error:
+            self.close_reply(reply, error)
 
-    def call(self, work: Callable[[Valle2], Any]) -> Future[Any]:
-        """Run a function with the model in the engine thread, between two steps.
+    def let_wait(self, reply: Reply, encoded: EncodedRequest, tts: Valle2) -> Exception | None:
+        """Let a request whose text is ready wait for its start; returns why it may not."""
+        try:
+            self.admission.settle(reply, encoded, tts.need_codec().frame_rate, time.perf_counter())
+        except (RefusedError, TooLongError) as error:
+            return error
+        self.changed.notify()
+        return None
 
-        Returns:
-            A future of the function's result or exception. It gets a TimeLimitError after `wait_seconds`.
-
-        Raises:
-            NotReadyError: not in READY. QueueFullError: too many requests wait.
-        """
+    def drop(self, reply: Reply) -> None:
+        """Free the place of a cancelled request at once, or tell the engine thread if it has begun."""
         with self.changed:
-            self.need_ready()
-            if len(self.inbox) > self.limits.queue:
-                raise QueueFullError(f"{len(self.inbox)} requests wait; try again later")
-            future = self.new_call()
-            self.inbox.append(lambda tts: run_call(future, lambda: work(tts)))
+            started = reply.stage is Stage.STARTED
             self.changed.notify()
-        return future
+        if not started:
+            self.close_reply(reply, None)
 
     def new_call(self) -> Future[Any]:
         """A future that the watchdog ends after `wait_seconds`, and `fail_all` at once."""
@@ -223,11 +258,6 @@ class Worker:
         if self.tts is None or not ready:
             raise NotReadyError(f"the server is {self.state.value}; try again in a few seconds")
         return self.tts
-
-    def wake(self) -> None:
-        """Wake the engine thread if it sleeps."""
-        with self.changed:
-            self.changed.notify()
 
     @property
     def ended(self) -> bool:
@@ -304,7 +334,9 @@ class Worker:
         tts = self.load(self.limits.slots)
         voice = tts.voice(tts.default_voice())
         with suppress(SynthesisError):  # a request says so better
-            tts.synthesize(WARM_UP_TEXT, voice)
+            speech = tts.synthesize(WARM_UP_TEXT, voice)
+            seconds = len(speech.codes) / tts.need_codec().frame_rate
+            self.admission.speed.add(seconds, speech.timings.total)
         self.last_turn = time.perf_counter()
         with self.changed:
             self.tts, self.was_ready = tts, True
@@ -345,30 +377,33 @@ class Worker:
         assert self.tts is not None
         tts, engine = self.tts, self.tts.engine
         while not self.ended:
-            self.admit(tts)
+            self.start_requests(tts)
             self.cancel_unwanted(tts)
             if engine.busy:
                 began = time.perf_counter()
                 events = engine.step()
-                self.metrics.step_seconds.observe(time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                self.metrics.step_seconds.observe(seconds)
+                self.measure(events, seconds, tts.need_codec().frame_rate)
                 self.deliver(events)
             self.last_turn = time.perf_counter()
             self.update_gauges(tts)
 
-    def admit(self, tts: Valle2) -> None:
-        """Give the engine the requests that have arrived; sleep while there is nothing to do."""
+    def start_requests(self, tts: Valle2) -> None:
+        """Give the engine the requests that may begin; sleep while there is nothing to do."""
         with self.changed:
-            if not self.inbox and not self.running and not self.ended:
+            started = self.startable()
+            if not started and not self.running and not self.ended:
                 self.changed.wait(min(IDLE_SECONDS, self.limits.step_seconds / 4))
-            arrived = list(self.inbox)
-            self.inbox.clear()
-        for item in arrived:
-            if isinstance(item, tuple):
-                reply, encoded = item
-                reply.id = tts.engine.add(encoded)
-                self.running[reply.id] = reply
-            else:
-                item(tts)
+                started = self.startable()
+        for reply in started:
+            assert reply.encoded
+            reply.id = tts.engine.add(reply.encoded)
+            self.running[reply.id] = reply
+
+    def startable(self) -> list[Reply]:
+        """The requests that begin now."""
+        return list(iter(lambda: self.admission.next_start(time.perf_counter()), None))
 
     def cancel_unwanted(self, tts: Valle2) -> None:
         """Free the rows of requests that were cancelled or exceed a limit."""
@@ -385,9 +420,10 @@ class Worker:
     def exceeded_time(self, reply: Reply, now: float) -> Exception | None:
         """An error for a request that takes too long, else None."""
         limits, age = self.limits, now - reply.arrived
-        if age > limits.request_seconds:
+        decoding = now - reply.started_at if reply.started_at else 0.0
+        if decoding > limits.request_seconds:
             return TimeLimitError(
-                f"the request took {age:.0f} s; this server allows {limits.request_seconds:g} s: "
+                f"the request took {decoding:.0f} s; this server allows {limits.request_seconds:g} s: "
                 "send a shorter text"
             )
         if not reply.first_at and age > limits.wait_seconds:
@@ -409,6 +445,20 @@ class Worker:
             )
         return None
 
+    def measure(self, events: list[Event], seconds: float, frame_rate: float) -> None:
+        """Take note of the speech that a step has made. seconds: of the step. frame_rate: frames a second."""
+        made = 0.0
+        for event in events:
+            reply = self.running.get(event.request)
+            if reply and isinstance(event, AudioChunk):
+                decoded = len(event.codes) / frame_rate * reply.request.settings.candidates
+                reply.made += decoded
+                made += decoded
+            elif reply and isinstance(event, Done):
+                self.admission.measure(reply)
+        with self.changed:
+            self.admission.speed.add(made, seconds)
+
     def deliver(self, events: list[Event]) -> None:
         """Give each reply its new audio, and its end."""
         for event in events:
@@ -428,13 +478,15 @@ class Worker:
     def close_reply(self, reply: Reply, error: Exception | None) -> None:
         """End a reply and count it. Does nothing if it has ended."""
         with self.changed:
-            if reply not in self.replies:
+            if not self.admission.remove(reply):
                 return
-            self.replies.remove(reply)
-            self.outstanding -= 1
         if reply.cancelled:
             reply.pieces.clear()
         self.metrics.record_end(reply, error)
+        if reply.client.key:
+            seconds = reply.samples / self.tts.sample_rate if self.tts else 0.0
+            with self.changed:
+                reply.client.key.end(reply.expected_audio, seconds)
         if self.tts:
             self.metrics.record_speech(reply, error, self.tts.sample_rate)
         reply.end(error)
@@ -442,13 +494,12 @@ class Worker:
     def fail_all(self, error: Exception) -> None:
         """End every request and call that is under way or waiting. Only the engine thread frees the rows."""
         with self.changed:
-            self.inbox.clear()
             running, self.running = self.running, {}
         if self.tts and threading.current_thread() is self.thread:
             for identifier in running:
                 self.tts.engine.cancel(identifier)
             self.update_gauges(self.tts)
-        for reply in list(self.replies):
+        for reply in list(self.admission.replies):
             self.close_reply(reply, error)
         for future in list(self.calls):
             settle(future, error=error)
@@ -457,7 +508,12 @@ class Worker:
         """Set the gauges to what the engine holds now."""
         stats = tts.engine.stats()
         self.metrics.active_slots.set(stats.prefilling + stats.decoding)
-        self.metrics.queue_depth.set(len(self.inbox) + stats.waiting)
+        with self.changed:
+            waiting = sum(reply.stage is not Stage.STARTED for reply in self.admission.replies)
+            backlog = self.admission.backlog
+        self.metrics.queue_depth.set(waiting + stats.waiting)
+        self.metrics.backlog_seconds.set(backlog)
+        self.metrics.speed.set(self.admission.speed.value)
 
 
 def run_call(future: Future[Any], work: Callable[[], Any]) -> None:

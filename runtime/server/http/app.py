@@ -19,19 +19,24 @@ from starlette.routing import Match
 
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.errors import PromptError, TextError
+from valle2.runtime.server.http.batch import SCHEMA, Batches
 from valle2.runtime.server.http.body import (
     JSON_TYPE,
     SpeechBody,
+    check_events,
     check_timestamps,
     model_names,
+    read_object,
     unknown_model,
 )
 from valle2.runtime.server.http.errors import HttpError, error_response, invalid_value, may_be_shown
 from valle2.runtime.server.http.form import FORM_BODY, read_form
-from valle2.runtime.server.http.guard import PAGE_FILES, Guard
+from valle2.runtime.server.http.formats import SENT_WHOLE
+from valle2.runtime.server.http.guard import CLIENT, PAGE_FILES, Guard
 from valle2.runtime.server.http.request_ids import RequestIds
 from valle2.runtime.server.http.speak import CLIENT_CLOSED_REQUEST, respond
 from valle2.runtime.server.http.websocket import serve_websocket
+from valle2.runtime.server.keys import Client, Keys
 from valle2.runtime.server.request_log import log_failure
 from valle2.runtime.server.store import NAME_CHARACTERS, VoiceStore
 from valle2.runtime.server.worker import WARM_UP_TEXT, Worker, WorkerState
@@ -64,11 +69,11 @@ CONSENT = "recorded: the speaker agreed to the use of this recording for synthet
 """What a voice file says about consent after an upload."""
 
 
-def make_app(worker: Worker, store: VoiceStore, key: str = "") -> RequestIds:
+def make_app(worker: Worker, store: VoiceStore, keys: Keys | None = None) -> RequestIds:
     """The whole ASGI app. The worker starts and stops with it.
 
     Args:
-        store: uploaded voices. key: the API key, or an empty string.
+        store: uploaded voices. keys: the API keys; without any, everybody on this machine may ask.
     """
 
     @asynccontextmanager
@@ -88,7 +93,7 @@ def make_app(worker: Worker, store: VoiceStore, key: str = "") -> RequestIds:
     add_voices(app, worker, store)
     add_limits(app, worker)
     add_page(app)
-    return RequestIds(Guard(app, key, worker.limits))
+    return RequestIds(Guard(app, keys or Keys(), worker.limits))
 
 
 async def failed_request(request: Request, error: Exception) -> Response:
@@ -184,14 +189,13 @@ def add_speech(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
             data = await request.body()
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        body = SpeechBody.parse(data, request.headers.get("content-type", ""))
+        body = SpeechBody.read(read_object(data, request.headers.get("content-type", "")))
+        check_events(body)
         tts = worker.need_ready()
-        body.check(worker.limits.text, tts.manifest.name)
         check_timestamps(body.timestamps, tts)
-        voice = store.find(tts, body.voice or tts.default_voice())
-        settings = body.settings(tts.settings(body.quality))
-        wanted = SpeechRequest(body.input, voice, settings, body.speed, body.timestamps, body.lexicon)
-        reply = worker.submit(wanted, body.first_chunk_seconds)
+        wanted = body.request(tts, store, worker.limits.text)
+        whole = body.response_format in SENT_WHOLE
+        reply = worker.submit(wanted, body.first_chunk_seconds, whole=whole, client=request.scope[CLIENT])
         return await respond(
             request,
             reply,
@@ -200,6 +204,17 @@ def add_speech(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
             tts.sample_rate,
             worker.limits.stall_seconds,
         )
+
+    batches = Batches(worker, store)
+    items = {JSON_TYPE: {"schema": SCHEMA}}
+
+    @app.post("/v1/audio/speech/batch", openapi_extra={"requestBody": {"required": True, "content": items}})
+    async def batch(request: Request) -> Response:
+        try:
+            data = await request.body()
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return await batches.respond(request, data)
 
     @app.websocket("/v1/audio/speech/stream")
     async def socket(socket: WebSocket) -> None:
@@ -251,7 +266,13 @@ def check_speakable(tts: Valle2, prompt: Prompt) -> None:
 
 
 def add_limits(app: FastAPI, worker: Worker) -> None:
-    """Add the route that tells the page, and other clients, what the server takes."""
+    """Add the routes that tell clients what the server takes, and what they have used."""
+
+    @app.get("/v1/usage")
+    async def usage(request: Request) -> dict[str, Any]:
+        """What the key of the caller has used; without keys, what all have used."""
+        client: Client = request.scope[CLIENT]
+        return client.key.usage() if client.key else {}
 
     @app.get("/v1/limits")
     async def limits() -> dict[str, Any]:

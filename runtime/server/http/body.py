@@ -20,10 +20,10 @@ from valle2.engine.bundle.untrusted import parse_json, shown
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.server.http.errors import HttpError, invalid_value
 from valle2.runtime.server.http.formats import Format
-from valle2.runtime.server.store import NAME_CHARACTERS
+from valle2.runtime.server.store import NAME_CHARACTERS, VoiceStore
 from valle2.runtime.text.annotations.lexicon import check_lexicon
 from valle2.runtime.tts import Valle2
-from valle2.runtime.types import FASTEST, RANGES, SLOWEST, Settings
+from valle2.runtime.types import FASTEST, RANGES, SLOWEST, Phones, Request, Settings
 
 MODELS = ("valle2", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 """Names that every model answers to, besides its own. Clients of OpenAI send OpenAI's names."""
@@ -39,6 +39,9 @@ class SpeechBody(BaseModel):
 
     model: str = Field("valle2", max_length=100)
     input: str = Field(max_length=100_000)
+    input_type: Literal["text", "phones"] = Field(
+        "text", description="`phones`: the input is in the model's own symbols, as `valle2 text` shows them"
+    )
     voice: str = Field("", max_length=NAME_CHARACTERS)
     response_format: Format = "mp3"
     stream_format: Literal["audio", "sse"] = "audio"
@@ -91,24 +94,14 @@ class SpeechBody(BaseModel):
         return value["id"] if isinstance(value, dict) and list(value) == ["id"] else value
 
     @classmethod
-    def parse(cls, data: bytes, content_type: str) -> SpeechBody:
-        """Read a request's body.
+    def read(cls, values: Any) -> SpeechBody:
+        """A request of the values in a JSON text.
 
         Raises:
-            HttpError: 400; the content type or the JSON is wrong, or a field is missing, unknown or of
-                another type.
+            HttpError: 400; they are no object, or a field is missing, unknown or of another type.
         """
-        if not is_json(content_type):
-            given = (
-                f"the content type is {shown(content_type)}" if content_type else "there is no content type"
-            )
-            raise HttpError(400, f"{given}; send the header Content-Type: {JSON_TYPE}")
-        try:
-            values = parse_json(data)
-        except ValueError as error:
-            raise HttpError(400, f"the body cannot be read: {error}; expected a JSON object") from None
         if not isinstance(values, dict):
-            raise HttpError(400, f"the body is {shown(values)}; expected a JSON object")
+            raise HttpError(400, f"the request is {shown(values)}; expected a JSON object")
         if len(values) > MAX_FIELDS:  # pydantic writes an error for each unknown one
             raise HttpError(400, f"the body has {len(values)} fields; expected at most {MAX_FIELDS}")
         try:
@@ -125,22 +118,33 @@ class SpeechBody(BaseModel):
         given: dict[str, Any] = {name: getattr(self, name) for name in RANGES}
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
+    def request(self, tts: Valle2, store: VoiceStore, longest: int) -> Request:
+        """What the model is to speak.
+
+        Args:
+            store: uploaded voices. longest: most characters of a text.
+
+        Raises:
+            HttpError: 404 for another model; 400 for a text that is too long, empty or not valid Unicode.
+            UnknownVoiceError, VoiceFileError, SettingsError: as they say.
+        """
+        self.check(longest, tts.manifest.name)
+        voice = store.find(tts, self.voice or tts.default_voice())
+        text = Phones(self.input) if self.input_type == "phones" else self.input
+        settings = self.settings(tts.settings(self.quality))
+        return Request(text, voice, settings, self.speed, self.timestamps, self.lexicon)
+
     def check(self, longest: int, name: str) -> None:
-        """Check what the types do not say.
+        """Check the model and the text.
 
         Args:
             longest: most characters of a text. name: the model's own name.
 
         Raises:
-            HttpError: 404 for another model; 400 for timestamps without events, or a text that is too long,
-                empty or not valid Unicode.
+            HttpError: see `request`.
         """
         if self.model not in model_names(name):
             raise unknown_model(self.model, name)
-        if self.timestamps and self.stream_format != "sse":
-            raise HttpError(
-                400, "timestamps are sent as events; send stream_format: sse with them", "timestamps"
-            )
         if len(self.input) > longest:
             raise HttpError(
                 400, f"input has {len(self.input)} characters; expected at most {longest}", "input"
@@ -149,6 +153,34 @@ class SpeechBody(BaseModel):
             raise HttpError(400, "input is empty; expected a text to speak", "input")
         if any("\ud800" <= char <= "\udfff" for char in self.input):
             raise HttpError(400, "input contains half of a surrogate pair; send valid Unicode", "input")
+
+
+def read_object(data: bytes, content_type: str) -> dict[str, Any]:
+    """The JSON object in a request's body.
+
+    Raises:
+        HttpError: 400; the content type is another one, or the body is no JSON object.
+    """
+    if not is_json(content_type):
+        given = f"the content type is {shown(content_type)}" if content_type else "there is no content type"
+        raise HttpError(400, f"{given}; send the header Content-Type: {JSON_TYPE}")
+    try:
+        values = parse_json(data)
+    except ValueError as error:
+        raise HttpError(400, f"the body cannot be read: {error}; expected a JSON object") from None
+    if not isinstance(values, dict):
+        raise HttpError(400, f"the body is {shown(values)}; expected a JSON object")
+    return values
+
+
+def check_events(body: SpeechBody) -> None:
+    """Check that times of words are asked for with events, which alone can carry them.
+
+    Raises:
+        HttpError: 400; they are not.
+    """
+    if body.timestamps and body.stream_format != "sse":
+        raise HttpError(400, "timestamps are sent as events; send stream_format: sse with them", "timestamps")
 
 
 def check_timestamps(wanted: bool, tts: Valle2) -> None:

@@ -165,7 +165,7 @@ def reset(transport: asyncio.Transport) -> None:
 
 def client_address(peer: Any) -> str:
     """What counts as one client: an IPv4 address, or the network of an IPv6 address."""
-    if not isinstance(peer, tuple):
+    if not isinstance(peer, tuple) or not peer:
         return ""
     try:
         address = ip_address(peer[0].partition("%")[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from valle2.engine.bundle.untrusted import shown
 from valle2.engine.errors import QueueFullError, Valle2Error
 from valle2.runtime.errors import LexiconError, PromptError, SettingsError, SynthesisError, TextError
-from valle2.runtime.server.limits import RETRY_AFTER_SECONDS
+from valle2.runtime.server.limits import RETRY_AFTER_SECONDS, TooLongError
 from valle2.runtime.server.store import (
     DiskFullError,
     ModelVoiceError,
@@ -25,6 +26,7 @@ from valle2.runtime.server.worker import NotReadyError, SlowReaderError, TimeLim
 
 STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (QueueFullError, 429),
+    (TooLongError, 413),
     (NotReadyError, 503),
     (TimeLimitError, 503),
     (WorkerError, 503),
@@ -114,16 +116,26 @@ def message_of(error: Exception) -> str:
     return str(error) if may_be_shown(error) else UNEXPECTED
 
 
-def error_response(error: Exception, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error as JSON: `{"error": {"message", "type", "param", "code"}}`. headers: further ones."""
+def error_body(error: Exception) -> dict[str, Any]:
+    """An error as OpenAI's API describes it."""
     status = status_of(error)
-    body: dict[str, Any] = {
+    return {
         "message": message_of(error),
         "type": "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error"),
         "param": getattr(error, "param", PARAMETERS.get(type(error))),
         "code": getattr(error, "code", None),
     }
-    more = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
+
+
+def retry_after(error: Exception) -> int:
+    """Whole seconds after which a client may send a refused request again."""
+    return max(1, math.ceil(getattr(error, "retry_after", RETRY_AFTER_SECONDS)))
+
+
+def error_response(error: Exception, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error as JSON: `{"error": {"message", "type", "param", "code"}}`. headers: further ones."""
+    status = status_of(error)
+    more = {"Retry-After": str(retry_after(error))} if status in (429, 503) else {}
     if status == 401:
         more["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": body}, status, headers={**more, **(headers or {})})
+    return JSONResponse({"error": error_body(error)}, status, headers={**more, **(headers or {})})

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from valle2.engine.bundle.untrusted import shown
-from valle2.runtime.errors import SettingsError
+from valle2.runtime.server.http.connections import client_address
 from valle2.runtime.server.http.errors import HttpError, error_response
+from valle2.runtime.server.keys import Client, Keys
 from valle2.runtime.server.limits import LOOPBACK, Limits
 
 PAGE_FILES = {"/": "index.html"} | {
@@ -23,7 +22,6 @@ PAGE_FILES = {"/": "index.html"} | {
 """Files of the page by path."""
 PUBLIC_PATHS = (*PAGE_FILES, "/health", "/ready")
 """Paths that need no API key."""
-MIN_KEY = 16
 LENGTH_DIGITS = 18
 """Digits of a Content-Length that are read."""
 BODY_RATE = 4096
@@ -32,6 +30,8 @@ SILENT = 0.9
 """A wait of that share of `stall_seconds` is silence, a shorter one is slowness."""
 UPLOADS = 16
 """Recordings that are received at once; each may take a descriptor."""
+CLIENT = "valle2.client"
+"""Where an ASGI scope says which client a request counts for."""
 DENIAL = "websocket.http.response"
 """The ASGI extension by which a WebSocket is refused with a status of its own."""
 UPLOAD_PATH = "/v1/voices"
@@ -39,24 +39,6 @@ SINGLE_HEADERS = (b"host", b"origin", b"authorization", b"content-length", b"con
 """Headers that decide what is allowed. A request has each of them once at most."""
 HOST = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9_.-]{1,255})(?::([0-9]{1,5}))?")
 MAX_PORT = 65_535
-
-
-def read_key(path: Path) -> str:
-    """The API key in a file.
-
-    Raises:
-        SettingsError: the file cannot be read, or the key is too short or not ASCII.
-    """
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}; expected a file with the API key") from None
-    if len(key) < MIN_KEY or not key.isascii():
-        raise SettingsError(
-            f"{path} holds a key of {len(key)} characters; expected {MIN_KEY} or more ASCII characters: "
-            "make one with openssl rand -hex 24"
-        )
-    return key
 
 
 class Guard:
@@ -70,11 +52,11 @@ class Guard:
     - A body that is too large gets 413. A body that stops coming, or comes too slowly, gets 408.
 
     Args:
-        key: the API key, or an empty string. limits: of the body's size and of the wait for its parts.
+        keys: the API keys, if there are any. limits: of the body's size and of the wait for its parts.
     """
 
-    def __init__(self, app: ASGIApp, key: str, limits: Limits) -> None:
-        self.app, self.key, self.limits = app, key, limits
+    def __init__(self, app: ASGIApp, keys: Keys, limits: Limits) -> None:
+        self.app, self.keys, self.limits = app, keys, limits
         self.uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +65,7 @@ class Guard:
         try:
             headers = self.check_headers(scope)
             self.check_origin(headers, scope.get("http_version", ""))
-            self.check_key(scope["path"], headers)
+            scope[CLIENT] = self.check_key(scope, headers)
             limit = self.body_limit(scope["path"], headers)
         except HttpError as error:
             if scope["type"] == "websocket" and DENIAL not in scope.get("extensions", {}):
@@ -146,28 +128,31 @@ class Guard:
         name = host_name(host)
         if origin and origin_host(origin) != host.lower():
             raise HttpError(403, f"origin {shown(origin)} is another site; use the page of this server")
-        if not self.key and name not in LOOPBACK:
+        if not self.keys and name not in LOOPBACK:
             raise HttpError(
                 403,
                 f"host {host!r} is not this machine; expected one of {', '.join(LOOPBACK)}, or start the "
                 "server with --api-key-file",
             )
 
-    def check_key(self, path: str, headers: Mapping[bytes, str]) -> None:
-        """Check the API key, if the server has one and the path needs it.
+    def check_key(self, scope: Scope, headers: Mapping[bytes, str]) -> Client:
+        """Check the API key, if the server has one and the path needs it; returns who asks.
 
         Raises:
             HttpError: 401.
         """
-        if not self.key or path in PUBLIC_PATHS:
-            return
+        if not self.keys or scope["path"] in PUBLIC_PATHS:
+            address = client_address(tuple(scope.get("client") or ()))
+            return Client(f"address {address}", self.keys.anyone)
         header = headers.get(b"authorization", "").strip()
         scheme, _, rest = header.partition(" ")
         given = rest.strip() if scheme.lower() == "bearer" else header
-        if not hmac.compare_digest(given.encode("utf-8"), self.key.encode("utf-8")):
+        key = self.keys.find(given)
+        if key is None:
             raise HttpError(
                 401, "no valid API key; send the header Authorization: Bearer KEY", code="invalid_api_key"
             )
+        return Client(f"key {key.name}", key)
 
     def body_limit(self, path: str, headers: Mapping[bytes, str]) -> int:
         """The most bytes that a body may have on this path.

@@ -34,7 +34,7 @@ LONGEST_ESCAPE = 12
 """Characters that JSON needs in ASCII for one character outside the basic plane."""
 
 PIECE_BYTES = 49_152
-"""Bytes of a whole file that are sent at once; a multiple of 3, for base64."""
+"""Most bytes that are sent, or encoded in base64, at once; a multiple of 3."""
 
 
 class SpeechResponse(StreamingResponse):
@@ -128,16 +128,21 @@ async def encoded(
     """The encoded audio. Closing the iterator early cancels the request."""
     try:
         loop = asyncio.get_running_loop()
-        yield encoder.head() + await loop.run_in_executor(ENCODERS, encoder.add, first)
+        begin = encoder.head() + await loop.run_in_executor(ENCODERS, encoder.add, first)
+        for part in split(begin) or [b""]:
+            yield part
         async for piece in pieces:
-            data = await loop.run_in_executor(ENCODERS, encoder.add, piece)
-            if data:
-                yield data
-        rest = await loop.run_in_executor(ENCODERS, encoder.end)
-        for start in range(0, len(rest), PIECE_BYTES):
-            yield rest[start : start + PIECE_BYTES]
+            for part in split(await loop.run_in_executor(ENCODERS, encoder.add, piece)):
+                yield part
+        for part in split(await loop.run_in_executor(ENCODERS, encoder.end)):
+            yield part
     finally:
         reply.cancel()
+
+
+def split(data: bytes) -> list[bytes]:
+    """The pieces in which bytes are sent: none is so long that encoding it holds up the event loop."""
+    return [data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)]
 
 
 async def events(chunks: AsyncIterator[bytes], reply: Reply) -> AsyncIterator[bytes]:

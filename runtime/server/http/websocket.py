@@ -1,7 +1,8 @@
 """Speech over a WebSocket: text arrives in pieces, and each sentence is spoken once it is complete.
 
-The client sends JSON objects. The first one may also have `voice`, `seed`, `speed`, `timestamps`
-and `lexicon`. SSML, text that begins with `<speak`, is spoken once it is flushed or ended.
+The client sends JSON objects. The first one may also have `voice`, `seed`, `speed`, `timestamps`, `lexicon`
+and `input_type`. SSML, text that begins with `<speak`, is spoken once it is flushed or ended. So are phones,
+with `"input_type": "phones"`.
 
 - `{"text": "..."}` adds text. A piece may be a token of a language model: pieces are joined as they come.
 - `{"flush": true}` ends the open sentence. When its audio has been sent, the server says
@@ -35,14 +36,18 @@ from valle2.engine.errors import Valle2Error
 from valle2.runtime.audio.io import pcm16
 from valle2.runtime.captions import described
 from valle2.runtime.server.http.body import check_timestamps
-from valle2.runtime.server.http.errors import HttpError, message_of
+from valle2.runtime.server.http.errors import HttpError, message_of, retry_after
+from valle2.runtime.server.http.guard import CLIENT
+from valle2.runtime.server.http.speak import ENCODERS, split
+from valle2.runtime.server.keys import Client
+from valle2.runtime.server.limits import RefusedError
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import NotReadyError, Worker, WorkerState
 from valle2.runtime.text.annotations.lexicon import check_lexicon
 from valle2.runtime.text.annotations.ssml import is_ssml, may_become_ssml
 from valle2.runtime.text.sentences import SentenceSplitter
-from valle2.runtime.types import EOS, MAX_FRAMES, Request, Word
+from valle2.runtime.types import EOS, MAX_FRAMES, Audio, Phones, Request, Word
 
 log = logging.getLogger("valle2.server")
 NORMAL, INTERNAL_ERROR, RESTARTING = 1000, 1011, 1012
@@ -79,8 +84,10 @@ class Session:
 
     def __init__(self, socket: WebSocket, worker: Worker, store: VoiceStore) -> None:
         self.socket, self.worker, self.store, self.limits = socket, worker, store, worker.limits
+        self.client: Client = socket.scope[CLIENT]
         self.splitter = SentenceSplitter()
-        self.held, self.plain = "", False  # text that may yet be SSML; is the text none?
+        self.held, self.plain = "", False  # text that may yet be SSML, or is phones; is the text neither?
+        self.phones = False
         self.items: deque[str | Mark] = deque()
         self.changed = asyncio.Event()
         self.reply: Reply | None = None
@@ -98,7 +105,7 @@ class Session:
         try:
             message = await self.next_message()
             voiced = voiced_request(message, self.worker, self.store)
-            self.began = True
+            self.began, self.phones = True, isinstance(voiced.text, Phones)
             reader = asyncio.create_task(self.read(message))
             await self.speak(voiced)
             await self.close(RESTARTING if self.draining else NORMAL)
@@ -110,7 +117,7 @@ class Session:
             if not isinstance(error, Valle2Error | TimeoutError):
                 log.error("a WebSocket failed: %r", error)
             code = RESTARTING if self.draining else INTERNAL_ERROR
-            await self.close(code, {"type": "error", "message": message_of(error)})
+            await self.close(code, {"type": "error", "message": message_of(error)} | refusal(error))
         finally:
             await stop_tasks(reader, self.receiving)
 
@@ -135,6 +142,12 @@ class Session:
                 await self.socket.send_bytes(data)
             else:
                 await self.socket.send_json(data)
+
+    async def send_audio(self, audio: Audio) -> None:
+        """Send a piece of audio; a long one in several messages, converted off the event loop."""
+        data = await asyncio.get_running_loop().run_in_executor(ENCODERS, pcm16, audio)
+        for piece in split(data):
+            await self.send(piece)
 
     # -- the reader ------------------------------------------------------------------------------
 
@@ -212,16 +225,18 @@ class Session:
         if text.strip():
             self.text_at = asyncio.get_running_loop().time()
         self.held += text
-        self.plain = self.plain or not may_become_ssml(self.held)
+        self.plain = self.plain or not (self.phones or may_become_ssml(self.held))
         if self.plain:
             held, self.held = self.held, ""
             self.add(*self.splitter.feed(held))
 
     def rest(self) -> list[str]:
         """End the utterance; returns its SSML, or its sentences that are left."""
-        held, ssml = self.held, not self.plain and is_ssml(self.held)
+        held, whole = self.held, not self.plain and (self.phones or is_ssml(self.held))
         self.held, self.plain = "", False
-        return [held] if ssml else [*self.splitter.feed(held), *self.splitter.flush()]
+        if whole:
+            return [held] if held.strip() else []
+        return [*self.splitter.feed(held), *self.splitter.flush()]
 
     def end(self) -> None:
         """End the text."""
@@ -295,7 +310,7 @@ class Session:
                 if item is Mark.DONE:
                     return
             else:
-                await self.speak_sentence(replace(voiced, text=item), rate)
+                await self.speak_sentence(replace(voiced, text=Phones(item) if self.phones else item), rate)
 
     def outcome(self) -> dict[str, Any]:
         """The finish reason over the sentences since the last such message, and their warnings, each once."""
@@ -324,12 +339,12 @@ class Session:
         A `cancel`, an error of the reader or leaving early cancel the sentence.
         """
         began = self.samples / rate
-        self.reply = reply = self.worker.submit(request, draining=True)
+        self.reply = reply = self.worker.submit(request, draining=True, client=self.client)
         try:
             async for audio in reply:
                 if reply.cancelled:
                     break
-                await self.send(pcm16(audio))
+                await self.send_audio(audio)
                 self.samples += len(audio)
                 if words := reply.take_words():
                     listed = [described(Word(one.text, began + one.start, began + one.end)) for one in words]
@@ -339,6 +354,11 @@ class Session:
         finally:
             reply.cancel()
             self.reply = None
+
+
+def refusal(error: Exception) -> dict[str, Any]:
+    """For an error message: the code of a refusal, and the seconds after which it would be no more."""
+    return {"code": error.code, "retry_after": retry_after(error)} if isinstance(error, RefusedError) else {}
 
 
 async def stop_tasks(*tasks: asyncio.Task[Any] | None) -> None:
@@ -353,7 +373,8 @@ def voiced_request(message: dict[str, Any], worker: Worker, store: VoiceStore) -
     """What the first message asks for, a request without its text.
 
     Raises:
-        HttpError: `timestamps` is neither true nor false, or the model has no word times.
+        HttpError: `timestamps` is neither true nor false, or the model has no word times; or `input_type` is
+            neither "text" nor "phones".
         NotReadyError, UnknownVoiceError, SettingsError, LexiconError: as they say.
     """
     tts = worker.need_ready()
@@ -362,6 +383,10 @@ def voiced_request(message: dict[str, Any], worker: Worker, store: VoiceStore) -
     if not isinstance(timestamps, bool):
         raise HttpError(400, f"timestamps is {shown(timestamps)}; expected true or false")
     check_timestamps(timestamps, tts)
+    kind = message.get("input_type") or "text"
+    if kind not in ("text", "phones"):
+        raise HttpError(400, f"input_type is {shown(kind)}; expected text or phones")
     settings = replace(tts.settings(), seed=0 if seed is None else seed)
     voice, pace = store.find(tts, str(name)), 1.0 if speed is None else speed
-    return Request("", voice, settings, pace, timestamps, check_lexicon(message.get("lexicon") or {}))
+    text = Phones() if kind == "phones" else ""
+    return Request(text, voice, settings, pace, timestamps, check_lexicon(message.get("lexicon") or {}))

@@ -14,12 +14,16 @@ pytest.importorskip("fastapi", reason="needs the extra: serve")
 
 from valle2.runtime import Valle2
 from valle2.runtime.server.http.app import make_app
+from valle2.runtime.server.keys import Key, Keys, digest_of
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.run import Server, open_listener
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker, WorkerState
 
 LONG = "the fox, a fox, the apple and a fox there. " * 2
+
+ONE_KEY = "k" * 16
+KEYS = Keys(Key("default", digest_of(ONE_KEY)))
 
 
 def wait_until(done: Callable[[], object], seconds: float = 10.0) -> None:
@@ -37,8 +41,18 @@ def idle(worker: Worker) -> bool:
     return not (worker.outstanding or worker.running or stats.waiting or stats.prefilling or stats.decoding)
 
 
+def break_engine(worker: Worker) -> None:
+    """Let the next step of the engine that is loaded now fail as a fault of the program does."""
+
+    def step() -> None:
+        raise SystemError("boom")
+
+    assert worker.tts
+    worker.tts.engine.step = step  # type: ignore[method-assign, assignment]
+
+
 @contextmanager
-def serving(worker: Worker, voices: Path, key: str = "") -> Iterator[str]:
+def serving(worker: Worker, voices: Path, keys: Keys | None = None) -> Iterator[str]:
     """A server over real sockets; the context's value is its address.
 
     The server starts and stops the worker, unless the worker runs already.
@@ -46,7 +60,7 @@ def serving(worker: Worker, voices: Path, key: str = "") -> Iterator[str]:
     lifespan = "off" if worker.thread.is_alive() else "on"
     listener = open_listener("127.0.0.1", 0, worker.limits.stall_seconds)
     address = listener.getsockname()
-    running = Server(make_app(worker, VoiceStore(voices), key), worker, listener, lifespan=lifespan)
+    running = Server(make_app(worker, VoiceStore(voices), keys), worker, listener, lifespan=lifespan)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     wait_until(lambda: worker.state is WorkerState.READY, 60)

@@ -19,6 +19,7 @@ from valle2.engine.errors import Valle2Error
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime import errors as runtime_errors
 from valle2.runtime.errors import SettingsError
+from valle2.runtime.server import limits as limits_module
 from valle2.runtime.server import store as store_module
 from valle2.runtime.server import worker as worker_module
 from valle2.runtime.server.http import errors as http_errors
@@ -30,6 +31,8 @@ from valle2.runtime.server.worker import Worker
 SECRET = "/home/someone/model"
 SHOWN = {
     "QueueFullError": 429,
+    "RefusedError": 429,
+    "TooLongError": 413,
     "NotReadyError": 503,
     "TimeLimitError": 503,
     "WorkerError": 503,
@@ -61,7 +64,7 @@ HIDDEN = {
 def classes() -> dict[str, type[Valle2Error]]:
     """Every class of error that the engine, the runtime and the server define, but `HttpError`."""
     found = dict[str, type[Valle2Error]]()
-    for module in (engine_errors, runtime_errors, store_module, worker_module, http_errors):
+    for module in (engine_errors, runtime_errors, store_module, limits_module, worker_module, http_errors):
         for name, value in vars(module).items():
             if isinstance(value, type) and issubclass(value, Valle2Error) and value is not HttpError:
                 found[name] = value
@@ -158,7 +161,7 @@ def test_lines_of_refused_requests_are_bounded(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.INFO, "valle2.requests"):
         for index in range(1000):
             lines.write(RequestRecord(str(index), "GET", f"/v1/models/{index}", 401))
-    assert len(caplog.records) == BURST and len(lines.bursts) == 1
+    assert len(caplog.records) == BURST and len(lines.bursts.kinds) == 1
 
 
 def test_a_path_cannot_forge_a_line(server: tuple[str, Worker], caplog: pytest.LogCaptureFixture) -> None:

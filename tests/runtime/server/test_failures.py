@@ -12,11 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.runtime.server.conftest import LONG, serving, wait_until
+from tests.runtime.server.conftest import LONG, break_engine, serving, wait_until
 from tests.runtime.server.test_worker import ask
 from valle2.engine.errors import BackendError
 from valle2.runtime import Request, Valle2
-from valle2.runtime.errors import ModelError
 from valle2.runtime.server import worker as worker_module
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.worker import NotReadyError, TimeLimitError, Worker, WorkerError, WorkerState
@@ -27,7 +26,7 @@ ENDED: list[type[BaseException]] = [KeyboardInterrupt, SystemExit, SystemError, 
 
 @contextmanager
 def started(load: Callable[[int], Valle2], **limits: Any) -> Iterator[Worker]:
-    worker = Worker(load, Limits(slots=2, queue=2, **limits))
+    worker = Worker(load, Limits(**{"slots": 2, "queue": 2} | limits))
     worker.start()
     wait_until(lambda: worker.state is WorkerState.READY)
     yield worker
@@ -62,11 +61,14 @@ def test_an_engine_that_is_interrupted_is_loaded_again(
     assert worker.restarts == 1 and list(ask(worker))
 
 
-def test_a_hung_step_ends_requests_uploads_and_the_worker(hung: Worker) -> None:
+def test_a_hung_step_ends_requests_uploads_and_the_worker(
+    hung: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = threading.Event()
+    monkeypatch.setattr(hung.tts, "prompt", lambda *_: free.wait())
     running = ask(hung, LONG)
     waiting = [ask(hung, LONG), ask(hung, LONG)]
-    wait_until(lambda: hung.running)  # a call before that would have its turn
-    upload = hung.call(lambda tts: None)
+    upload = hung.prepare_voice(b"", "hello", "mine")
     began = time.perf_counter()
     for reply in (running, *waiting):
         with pytest.raises(WorkerError):
@@ -79,16 +81,7 @@ def test_a_hung_step_ends_requests_uploads_and_the_worker(hung: Worker) -> None:
     with pytest.raises(NotReadyError, match="failed"):
         ask(hung)
     assert hung.stop(0.0)  # does not wait for the thread
-
-
-def test_an_upload_that_hangs_is_noticed(load: Callable[[int], Valle2]) -> None:
-    free = threading.Event()
-    with started(load, step_seconds=STEP_SECONDS) as worker:
-        upload = worker.call(lambda tts: free.wait())
-        with pytest.raises(WorkerError):
-            upload.result(STEP_SECONDS + 2)
-        assert worker.state is WorkerState.FAILED
-        free.set()
+    free.set()
 
 
 def test_a_recording_that_hangs_is_answered(
@@ -118,7 +111,8 @@ def test_time_limits_hold_while_the_engine_hangs(
         monkeypatch.setattr(worker.tts.engine, "step", lambda: [] * free.wait())
         reply = ask(worker)
         wait_until(lambda: worker.running)
-        upload = worker.call(lambda tts: None)
+        monkeypatch.setattr(worker.tts, "prompt", lambda *_: free.wait())
+        upload = worker.prepare_voice(b"", "hello", "mine")
         with pytest.raises(TimeLimitError, match="no audio after"):
             list(reply)
         with pytest.raises(TimeLimitError, match="no result after"):
@@ -143,11 +137,7 @@ def test_a_dead_thread_fails_the_worker(worker: Worker, monkeypatch: pytest.Monk
     monkeypatch.setattr(worker, "recover", recover)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     reply = ask(worker, LONG)
-
-    def crash(tts: Valle2) -> None:
-        raise SystemError("boom")
-
-    worker.inbox.append(crash)
+    break_engine(worker)
     with pytest.raises(WorkerError):
         list(reply)
     wait_until(lambda: worker.state is WorkerState.FAILED and not worker.healthy)
@@ -167,14 +157,11 @@ def test_an_interrupted_text_is_answered(worker: Worker, monkeypatch: pytest.Mon
 def test_repeated_crashes_have_an_end(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "RELOAD_SECONDS", 0.001)
 
-    def crash(tts: Valle2) -> None:
-        raise SystemError("boom")
-
     for _ in range(worker_module.MAX_FAILURES):
         wait_until(lambda: worker.state is not WorkerState.LOADING)
-        worker.inbox.append(crash)
-        worker.wake()
-        wait_until(lambda: not worker.inbox)
+        break_engine(worker)
+        with pytest.raises(WorkerError):
+            list(ask(worker))
     wait_until(lambda: worker.state is WorkerState.FAILED)
     assert "failed 5 times" in str(worker.failure) and "boom" in str(worker.failure)
     assert worker.restarts == worker_module.MAX_FAILURES - 1
@@ -227,11 +214,9 @@ def test_the_memory_of_a_crashed_model_is_freed_before_the_next(
     worker.start()
     wait_until(lambda: worker.state is WorkerState.READY)
 
-    def crash(tts: Valle2) -> None:
-        raise ModelError("boom")
-
-    worker.inbox.append(crash)
-    worker.wake()
+    break_engine(worker)
+    with pytest.raises(WorkerError):
+        list(ask(worker))
     wait_until(lambda: len(held) == 2 and worker.state is WorkerState.READY)
     assert held == [None, None]
     worker.stop()

@@ -21,7 +21,7 @@ from websockets import Data
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
-from tests.runtime.server.conftest import LONG, idle, serving, wait_until
+from tests.runtime.server.conftest import KEYS, LONG, idle, serving, wait_until
 from valle2.engine import BackendError
 from valle2.engine.errors import QueueFullError
 from valle2.runtime import Request, Valle2
@@ -30,6 +30,7 @@ from valle2.runtime.generation.engine import EncodedRequest
 from valle2.runtime.server.http.app import make_app
 from valle2.runtime.server.http.errors import UNEXPECTED
 from valle2.runtime.server.http.guard import PAGE_FILES
+from valle2.runtime.server.http.speak import PIECE_BYTES
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.store import VoiceStore
@@ -110,6 +111,33 @@ def test_events(server: tuple[str, Worker]) -> None:
     assert done["type"] == "speech.audio.done"
     assert done["usage"]["input_tokens"] == len("hello there") and done["usage"]["output_tokens"] > 0
     assert done["finish_reason"] in ("eos", "max_frames") and done["warnings"] == []
+
+
+def test_phones_are_what_the_text_is_read_as(server: tuple[str, Worker]) -> None:
+    base, worker = server
+    assert worker.tts
+    (sentence,) = worker.tts.spoken("hello there").sentences
+    fields = {"input": sentence.phonemes, "input_type": "phones", "response_format": "pcm"}
+    assert speak(base, **fields).content == speak(base, response_format="pcm").content
+    assert speak(base, input="hello there?!", input_type="phones").status_code == 400
+    with connect(stream_url(base)) as socket:
+        for piece in (sentence.phonemes[:3], sentence.phonemes[3:]):
+            socket.send(json.dumps({"voice": "amber", "seed": 3, "input_type": "phones", "text": piece}))
+        socket.send(json.dumps({"end": True}))
+        audio = b"".join(piece for piece in socket if isinstance(piece, bytes))
+    assert audio == speak(base, response_format="pcm").content
+    with connect(stream_url(base)) as socket:
+        socket.send(json.dumps({"text": "a", "input_type": "letters"}))
+        assert "input_type is 'letters'" in refusal(socket)["message"]
+
+
+def test_long_pieces_are_sent_in_short_events(server: tuple[str, Worker]) -> None:
+    """One chunk of a whole sentence is longer than one event."""
+    fields = {"input": LONG, "response_format": "pcm", "first_chunk_seconds": 0}
+    lines = speak(server[0], stream_format="sse", **fields).text.split("\n\n")
+    deltas = [json.loads(line.removeprefix("data: ")) for line in lines if "audio.delta" in line]
+    pieces = [base64.b64decode(event["audio"]) for event in deltas]
+    assert max(map(len, pieces)) == PIECE_BYTES and b"".join(pieces) == speak(server[0], **fields).content
 
 
 def test_quality_names_a_number_of_codebooks(server: tuple[str, Worker]) -> None:
@@ -354,7 +382,7 @@ def test_state_and_page(server: tuple[str, Worker]) -> None:
 
 
 def test_a_key_is_asked_for(load: Callable[[int], Valle2], tmp_path: Path) -> None:
-    guard = make_app(Worker(load, Limits()), VoiceStore(tmp_path), "k" * 16)
+    guard = make_app(Worker(load, Limits()), VoiceStore(tmp_path), KEYS)
     transport = httpx.ASGITransport(app=guard)
 
     async def ask(headers: dict[str, str]) -> int:

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from websockets.sync.client import connect
 
-from tests.runtime.server.conftest import serving
+from tests.runtime.server.conftest import KEYS, serving
 from valle2.runtime import Valle2
 from valle2.runtime.cli.main import main
 from valle2.runtime.errors import SettingsError
@@ -268,7 +268,7 @@ def test_the_schema_describes_the_body(base: str) -> None:
 )
 def test_the_key_in_any_case(load: Callable[[int], Valle2], tmp_path: Path, header: str, status: int) -> None:
     """503: the key is right, and no model is loaded."""
-    guard = make_app(Worker(load, Limits()), VoiceStore(tmp_path), "k" * 16)
+    guard = make_app(Worker(load, Limits()), VoiceStore(tmp_path), KEYS)
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app=guard)

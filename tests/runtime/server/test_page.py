@@ -17,7 +17,7 @@ import soundfile
 pytest.importorskip("playwright", reason="needs the extra: dev")
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.runtime.server.conftest import serving, wait_until
+from tests.runtime.server.conftest import KEYS, serving, wait_until
 from valle2.runtime import Valle2
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.worker import Worker
@@ -157,7 +157,7 @@ def test_a_key_is_asked_for_where_there_is_one(
     page: Page, served: tuple[str, Worker], tmp_path: Path
 ) -> None:
     assert page.is_hidden("#key")
-    with serving(served[1], tmp_path, "k" * 16) as address:
+    with serving(served[1], tmp_path, KEYS) as address:
         page.goto(address)
         page.wait_for_selector("#key:visible")
         page.fill("#key", "k" * 16)

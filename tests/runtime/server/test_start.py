@@ -18,6 +18,7 @@ from tests.runtime.server.conftest import wait_until
 from valle2.benchmarks.serving.client import ServerProcess
 from valle2.runtime.cli.main import main
 from valle2.runtime.server import run
+from valle2.runtime.server.keys import Keys
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
@@ -109,6 +110,6 @@ def test_a_hung_engine_ends_the_process(
     monkeypatch.setattr(os, "_exit", leave)
     limits, store = Limits(slots=1, step_seconds=1.0), VoiceStore(Path("/nonexistent"))
     with pytest.raises(Exit):
-        run.serve(load, limits, "127.0.0.1", 0, store, "")
+        run.serve(load, limits, "127.0.0.1", 0, store, Keys())
     said = capfd.readouterr().err
     assert ends == [run.STUCK_STATUS] and "serving on" in said and "hangs" in said

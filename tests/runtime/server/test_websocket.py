@@ -126,8 +126,8 @@ def test_an_answer_that_is_cut_is_reset_over_http_1_0(
     base, worker = server
     submit = worker.submit
 
-    def fails_late(request: Request, *more: Any) -> Reply:
-        reply = submit(request, *more)
+    def fails_late(request: Request, *more: Any, **options: Any) -> Reply:
+        reply = submit(request, *more, **options)
         put = reply.put
 
         def put_and_fail(*audio: Any) -> None:
