@@ -155,6 +155,15 @@ def steps(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     return found, steps.table
 
 
+def products(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """One matrix product in several ways."""
+    if find_spec("onnx") is None:
+        raise Valle2Error("bench products makes graphs and needs onnx; install it with: pip install onnx")
+    from valle2.benchmarks.speed import products
+
+    return products.products(args.repeats, args.seed, args.threads), products.table
+
+
 def prefill(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """A prefill in chunks."""
     from valle2.benchmarks.speed import prefill
@@ -325,6 +334,7 @@ KINDS: dict[str, tuple[str, Callable[[argparse.Namespace, Progress], tuple[Resul
     "memory": ("resident and peak memory, cold start, growth over requests", memory),
     "precision": ("the effect of each precision on logits and codes", precision),
     "prefill": ("prefills in chunks of several sizes, and how long a running row waits for them", prefill),
+    "products": ("one matrix product in every way that a precision could write it", products),
     "quality": ("word errors and voice, judged by whisper and resemblyzer", quality),
     "serve": ("speech over HTTP: load, misbehaving clients, memory", serve),
     "steps": ("the AR step, against positions in the cache and rows of the batch", steps),

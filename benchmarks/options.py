@@ -99,12 +99,12 @@ OPTIONS = (
     option("--counts", ("batch",), "numbers of requests at once, such as 1,2,4,8", type=positive_integers),
     option(
         "--repeats",
-        sorted({*TIMED} - {"precision"}),
+        sorted({*TIMED, "products"} - {"precision"}),
         "timed repeats after one warm-up (default: 7)",
         type=int,
         default=7,
     ),
-    option("--seed", TIMED, "seed of the random numbers (default: 0)", type=int, default=0),
+    option("--seed", (*TIMED, "products"), "seed of the random numbers (default: 0)", type=int, default=0),
     option("--threads", (), "CPU threads (default: all cores)", type=int, default=os.cpu_count() or 1),
     option("--device", ("compare", *ON_A_DEVICE), "cpu or cuda (default: cpu)", default="cpu"),
     option(

@@ -10,12 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Backend
 from valle2.engine.bundle.nar_inputs import NARInputs
+from valle2.engine.bundle.precisions import AUTO
+from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Request, Settings, Valle2
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.engine import advance_rows
@@ -27,6 +31,24 @@ Floats = NDArray[np.float32]
 REPETITION_WINDOW = 10
 ARRow = Sequence
 """One sequence as `ARStage` takes it; made by `ar_row`."""
+
+
+def load_model(model: str | Path, **options: Any) -> Valle2:
+    """`Valle2.load`, which has to run in the precision that is asked for.
+
+    Raises:
+        Valle2Error: it runs in another one, because the weights that a recipe makes cannot be kept.
+    """
+    tts = Valle2.load(model, **options)
+    asked = options.get("precision", AUTO)
+    if asked not in (AUTO, tts.precision):
+        found = tts.precision
+        tts.close()
+        raise Valle2Error(
+            f"{asked} was asked for and {model} runs in {found}; set XDG_CACHE_HOME to a folder that can be "
+            "written"
+        )
+    return tts
 
 
 @dataclass(frozen=True, slots=True)

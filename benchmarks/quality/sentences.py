@@ -15,8 +15,8 @@ from valle2.benchmarks.quality.speakers import own_speakers
 from valle2.benchmarks.quality.tables import TITLES, figure_text, plain_text
 from valle2.benchmarks.report.provenance import measured_on
 from valle2.benchmarks.report.tables import markdown
+from valle2.benchmarks.stages import load_model
 from valle2.engine.errors import Valle2Error
-from valle2.runtime import Valle2
 
 
 def judge_sentences(
@@ -38,7 +38,7 @@ def judge_sentences(
     """
     need(*NEEDED)
     texts = read_sentences(sentences, count)
-    tts = Valle2.load(model, threads=threads, precision=precision)
+    tts = load_model(model, threads=threads, precision=precision)
     tts.default_voice()  # refuses a bundle without voices before the judges load
     judges = Judges(threads)
     chosen = replace(tts.settings(), **settings)  # type: ignore[arg-type]

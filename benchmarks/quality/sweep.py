@@ -18,6 +18,7 @@ from valle2.benchmarks.quality.judges import Judges, need
 from valle2.benchmarks.quality.scores import COLUMNS, read_scores, summarise
 from valle2.benchmarks.quality.speakers import Speaker, own_speakers, recorded_speakers, recordings, shortened
 from valle2.benchmarks.report.provenance import measured_on
+from valle2.benchmarks.stages import load_model
 from valle2.engine.bundle.files import sha256, write_file
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Settings, Valle2
@@ -56,7 +57,7 @@ class Bench:
     def tts(self, label: str, precision: str) -> Valle2:
         if (label, precision) not in self.loaded:
             self.loaded.clear()
-            model = Valle2.load(self.inputs.models[label], precision=precision, threads=self.inputs.threads)
+            model = load_model(self.inputs.models[label], precision=precision, threads=self.inputs.threads)
             self.loaded[label, precision] = model
         return self.loaded[label, precision]
 

@@ -20,6 +20,7 @@ from valle2.benchmarks.report.provenance import measured_on
 from valle2.benchmarks.report.statistics import UNDERRUN_SECONDS, longest_wait, percentiles
 from valle2.benchmarks.report.tables import joined, markdown
 from valle2.benchmarks.speed.throughput import listen, make_requests
+from valle2.benchmarks.stages import load_model
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Request, Speech, Valle2
 
@@ -47,7 +48,7 @@ def batch(
         Valle2Error: a request has other codes in a batch than alone.
     """
     need_positive(repeats=repeats, threads=threads, slots=min(counts))
-    tts = Valle2.load(model, threads=threads, slots=max(counts), **load_options)
+    tts = load_model(model, threads=threads, slots=max(counts), **load_options)
     requests = make_requests(tts, text, max(counts), seed, frames)
     speak(tts, requests[:1])  # warm-up
     times: dict[int, list[float]] = {count: [] for count in (0, *counts)}

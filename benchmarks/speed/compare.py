@@ -47,7 +47,13 @@ from valle2.benchmarks.speed.hardware import (
 )
 from valle2.benchmarks.speed.latency import NAR_PASSES, STAGES, positions
 from valle2.benchmarks.speed.rivals import BF16, Rival, bf16_peak, rivals
-from valle2.benchmarks.stages import EncodedSentence, StepClock, encode_sentences, transcript_length
+from valle2.benchmarks.stages import (
+    EncodedSentence,
+    StepClock,
+    encode_sentences,
+    load_model,
+    transcript_length,
+)
 from valle2.engine.bundle.files import sha256
 from valle2.engine.bundle.precisions import HALF, METHODS, STORED
 from valle2.engine.errors import Valle2Error
@@ -94,7 +100,7 @@ class RuntimeSide:
 
 
 def load_side(model: str, device: str, threads: int, precision: str) -> RuntimeSide:
-    tts = Valle2.load(model, device=device, threads=threads, precision=precision)
+    tts = load_model(model, device=device, threads=threads, precision=precision)
     return RuntimeSide(tts, StepClock(tts))
 
 

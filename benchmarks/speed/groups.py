@@ -11,6 +11,7 @@ from valle2.benchmarks.report.plots import Line, Panel
 from valle2.benchmarks.report.provenance import measured_on
 from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.speed.latency import STAGES
+from valle2.benchmarks.stages import load_model
 from valle2.runtime import Settings, Timings, Valle2
 
 Result = dict[str, Any]
@@ -26,7 +27,7 @@ def groups(
     """
     need_positive(repeats=repeats, threads=threads)
     settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=frames)
-    loaded = {name: Valle2.load(path, threads=threads, precision=precision) for name, path in models.items()}
+    loaded = {name: load_model(path, threads=threads, precision=precision) for name, path in models.items()}
     times: dict[str, list[Timings]] = {name: [] for name in models}
     for turn in range(repeats + 1):
         for name, tts in loaded.items():

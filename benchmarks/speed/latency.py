@@ -11,7 +11,7 @@ from valle2.benchmarks.report.provenance import measured_on
 from valle2.benchmarks.report.statistics import percentiles, share
 from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.speed.hardware import read_bandwidth, step_bytes
-from valle2.benchmarks.stages import transcript_length
+from valle2.benchmarks.stages import load_model, transcript_length
 from valle2.engine.bundle.precisions import STORED
 from valle2.runtime import Settings, Speech, Timings, Valle2
 
@@ -38,7 +38,7 @@ def latency(
         load_options: other arguments of `Valle2.load`.
     """
     need_positive(repeats=repeats, threads=threads)
-    tts = Valle2.load(model, threads=threads, device=device, **load_options)
+    tts = load_model(model, threads=threads, device=device, **load_options)
     voice = tts.voice(tts.voices()[0])
     settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=frames)
     whole: list[Speech] = []

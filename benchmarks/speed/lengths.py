@@ -18,6 +18,7 @@ from valle2.benchmarks.report.provenance import measured_on
 from valle2.benchmarks.report.statistics import UNDERRUN_SECONDS, longest_wait, percentiles
 from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.speed.latency import STAGES
+from valle2.benchmarks.stages import load_model
 from valle2.runtime import Prompt, Settings, Timings, Valle2
 
 SECONDS = (2.5, 5.0, 10.0, 20.0)
@@ -54,7 +55,7 @@ def lengths(
 ) -> Result:
     """Time every length in turns, after one warm-up of each. seconds: the lengths."""
     need_positive(repeats=repeats, threads=threads, lengths=min(seconds))
-    tts = Valle2.load(model, threads=threads, precision=precision)
+    tts = load_model(model, threads=threads, precision=precision)
     voice, rate = tts.voice(tts.default_voice()), tts.need_codec().frame_rate
     greedy = Settings(top_p=0.0, threshold=1.0, seed=seed)
     timed = {length: Timed() for length in seconds}

@@ -17,8 +17,7 @@ from valle2.benchmarks.options import need_positive
 from valle2.benchmarks.report.provenance import measured_on
 from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.speed.steps import random_row
-from valle2.benchmarks.stages import ARRow, ARStage
-from valle2.runtime import Valle2
+from valle2.benchmarks.stages import ARRow, ARStage, load_model
 
 POSITIONS = (180, 600)
 CHUNKS = (32, 64, 128, 256)
@@ -33,7 +32,7 @@ def prefill(model: str, repeats: int, seed: int, threads: int, **load_options: A
     load_options: other arguments of `Valle2.load`.
     """
     need_positive(repeats=repeats, threads=threads)
-    tts = Valle2.load(model, threads=threads, slots=2, **load_options)
+    tts = load_model(model, threads=threads, slots=2, **load_options)
     ar, sizes = ARStage(tts), tts.manifest.sizes
     default_chunk = ar.chunk
     fitting = [count for count in POSITIONS if count <= min(ar.capacity, ar.max_groups)]

@@ -19,7 +19,7 @@ from valle2.benchmarks.report.provenance import measured_on
 from valle2.benchmarks.report.statistics import slope
 from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.speed.hardware import read_bandwidth, step_bytes
-from valle2.benchmarks.stages import ARRow, ARStage, ar_row
+from valle2.benchmarks.stages import ARRow, ARStage, ar_row, load_model
 from valle2.runtime import Settings, Valle2
 
 POSITIONS = (100, 500, 1000, 2000, 3000)
@@ -33,7 +33,7 @@ Result = dict[str, Any]
 def steps(model: str, repeats: int, seed: int, threads: int, precision: str = "fp32") -> Result:
     """Time every number of positions with one row, and every number of rows with 500 positions, in turns."""
     need_positive(repeats=repeats, threads=threads)
-    tts = Valle2.load(model, threads=threads, slots=max(BATCHES), precision=precision)
+    tts = load_model(model, threads=threads, slots=max(BATCHES), precision=precision)
     ar, sizes = ARStage(tts), tts.manifest.sizes
     longest = min(ar.max_groups + TEXT, ar.capacity) - STEPS
     filled = [count for count in POSITIONS if count <= longest]

@@ -23,6 +23,7 @@ from valle2.benchmarks.report.statistics import (
     ratio_percentiles,
 )
 from valle2.benchmarks.report.tables import markdown, open_loop_rows
+from valle2.benchmarks.stages import load_model
 from valle2.runtime import Request, Stream, Valle2
 
 
@@ -76,7 +77,7 @@ def throughput(
         load_options: other arguments of `Valle2.load`.
     """
     need_positive(requests=requests, slots=slots, threads=threads, repeats=repeats)
-    tts = Valle2.load(model, threads=threads, slots=slots, **load_options)
+    tts = load_model(model, threads=threads, slots=slots, **load_options)
     batch = make_requests(tts, text, slots, seed, frames)
     tts.synthesize_batch(batch)  # warm-up
     pairs = [(one_at_a_time(tts, batch), at_once(tts, batch)) for _ in range(repeats)]

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import edit_manifest
+from valle2.benchmarks.stages import load_model
 from valle2.engine import BackendError, Placement, find_graphs, read_manifest
 from valle2.engine.build.ort import BuildOptions, build_graphs
 from valle2.engine.bundle.files import sha256
 from valle2.engine.bundle.precisions import cached_folder, graph_folder, recipe_folder
 from valle2.engine.derived import cache
 from valle2.engine.derived.recipe import CONSTANTS, FILE, parse_recipe, read_recipe
+from valle2.engine.errors import Valle2Error
 from valle2.runtime import Settings, Valle2
 from valle2.runtime.cli.main import main
 from valle2.runtime.tts import find_model
@@ -161,7 +163,11 @@ def test_a_folder_that_cannot_be_written(
     """One line says why, and speech goes on in float32."""
     home.write_text("a file, where a folder has to be")
     check_float32(toy, "File exists|Not a directory", caplog)
+    with pytest.raises(Valle2Error, match=r"int8 was asked for and .* runs in fp32; set XDG_CACHE_HOME"):
+        load_model(toy, precision="int8", threads=1)
     home.unlink()
+    assert load_model(toy, precision="int8", threads=1).precision == "int8"
+    shutil.rmtree(home)
     for name in ("HOME", "USERPROFILE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", no_home)
