@@ -2,8 +2,9 @@
 
     python -m valle2.benchmarks.quality.page docs/data/quality.json docs/quality.md --plot docs/quality.svg
 
-Several files may stand before the page; tables of a later one replace those of an earlier one. The text between `<!-- table NAME -->` and `<!-- end -->` is replaced. NAME is one of `tables.tables`, or
-`claims` for the table of `paper_claims`.
+Several files may stand before the page; tables of a later one replace those of an earlier one. The text
+between `<!-- table NAME -->` and `<!-- end -->` is replaced. NAME is one of `tables.tables`, or `claims` for
+the table of `paper_claims`.
 """
 
 from __future__ import annotations
