@@ -2,7 +2,7 @@
 
     python -m valle2.benchmarks.quality.page docs/data/quality.json docs/quality.md --plot docs/quality.svg
 
-Several files may stand before the page; tables of a later one replace those of an earlier one. The text
+Several files may stand before the page; of tables of one name that of the first file counts. The text
 between `<!-- table NAME -->` and `<!-- end -->` is replaced. NAME is one of `tables.tables`, or `claims` for
 the table of `paper_claims`.
 """
@@ -31,7 +31,7 @@ def fill(page: str, *results: dict[str, Any]) -> str:
     found = dict[str, str]()
     for result in results:
         claims = beside_paper(result)
-        found |= tables(result) | ({"claims": claims} if claims else {})
+        found = tables(result) | ({"claims": claims} if claims else {}) | found
 
     def table(match: re.Match[str]) -> str:
         if match[2] not in found:

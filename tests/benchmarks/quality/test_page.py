@@ -11,6 +11,7 @@ import pytest
 
 from tests.benchmarks.conftest import a_score
 from valle2.benchmarks.quality.conditions import OFF, TOP_P, Condition
+from valle2.benchmarks.quality.forms import FORMS
 from valle2.benchmarks.quality.page import PLACE, fill
 from valle2.benchmarks.quality.paper_claims import beside_paper
 from valle2.benchmarks.quality.scores import COLUMNS, summarise
@@ -19,23 +20,27 @@ from valle2.engine.errors import Valle2Error
 
 DOCS = Path(__file__).parents[3] / "docs"
 DATA = DOCS / "data" / "quality.json"
+OTHERS = [DATA.with_name(name) for name in ("recorded.json", "forms.json")]
 PAGES = (DOCS / "quality.md", DOCS / "notes" / "quality.md")
 
 
 def test_the_pages_show_what_was_measured() -> None:
     result, other = (json.loads(DATA.read_text("utf-8")) for _ in range(2))
+    more = [json.loads(path.read_text("utf-8")) for path in OTHERS]
     pages = [path.read_text("utf-8") for path in PAGES]
     for page in pages:
-        assert len(PLACE.findall(page)) >= 5 and fill(page, result) == page
+        assert len(PLACE.findall(page)) >= 5 and fill(page, result, *more) == page
     first = other["conditions"][other["axes"]["sampling"][0]]
     first["summary"]["wer"]["value"] += 50
-    assert [fill(page, other) != page for page in pages] == [False, True], "its table of all conditions"
+    assert [fill(page, other, *more) != page for page in pages] == [False, True], (
+        "its table of all conditions"
+    )
 
 
 def test_each_table_stands_on_one_page() -> None:
-    result = json.loads(DATA.read_text("utf-8"))
+    results = [json.loads(path.read_text("utf-8")) for path in (DATA, *OTHERS)]
     names = [name for path in PAGES for _, name, _ in PLACE.findall(path.read_text("utf-8"))]
-    assert sorted(names) == sorted({"claims", *tables(result)})
+    assert sorted(names) == sorted({"claims"}.union(*map(tables, results)))
 
 
 def cells_of(table: str) -> dict[str, list[str]]:
@@ -45,14 +50,20 @@ def cells_of(table: str) -> dict[str, list[str]]:
 
 
 def test_the_summary_on_the_page_is_of_the_sweep() -> None:
-    """The rows that are written by hand: unseen and recorded voices, and the kinds of hard texts."""
-    result = json.loads(DATA.read_text("utf-8"))
+    """The rows that are written by hand: unseen and recorded voices, forms, and the kinds of hard texts."""
+    result, recorded, forms = (json.loads(path.read_text("utf-8")) for path in (DATA, *OTHERS))
     made = {name: cells_of(table) for name, table in tables(result).items()}
     written = cells_of(PLACE.sub("", PAGES[0].read_text("utf-8")))
     off, on = "G2, fp32, top-p 0.2, RAS off", "G2, fp32, top-p 0.2, RAS 0.1"
+    strangers = cells_of(tables(recorded)["strangers"])
     for row, voices in (("four unseen synthetic voices", "held-out"), ("recorded people", "recorded")):
-        wer, *_, mos, _, _, _, _, beside_known = made["unseen"][f"{off}, {voices} voices"]
+        wer, *_, mos, _, _, _, _, beside_known = strangers[f"{on}, {voices} voices"]
         assert written[row][:3] == [wer, beside_known, mos.partition(" ")[0]]
+    by_form = cells_of(tables(forms)["forms"])
+    for form in FORMS:
+        found = [by_form[f"{off}, recorded voices, {form}{how}"] for how in (", not prepared", "")]
+        values = [float(row[column].partition(" ")[0]) for column in (0, 5) for row in found]
+        assert [float(cell) for cell in written[form]] == [round(value) for value in values], form
     for kind in {category for category, _ in result["inputs"]["hard"]} | {"all"}:
         words = [made["robustness"][f"{settings}: {kind}"][0] for settings in (off, on)]
         shown = words if kind == "all" else [figure.partition(" ")[0] for figure in words]
