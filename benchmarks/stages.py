@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from valle2.engine import Backend
 from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.engine.bundle.precisions import AUTO
+from valle2.engine.bundle.schema import MAX_WINDOW
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Request, Settings, Valle2
 from valle2.runtime.generation.ar_runner import ARRunner
@@ -28,7 +29,6 @@ from valle2.runtime.generation.sequence import Sequence
 from valle2.runtime.types import Codes
 
 Floats = NDArray[np.float32]
-REPETITION_WINDOW = 10
 ARRow = Sequence
 """One sequence as `ARStage` takes it; made by `ar_row`."""
 
@@ -201,7 +201,7 @@ def decode_together(
     Returns:
         Codes (T,) of codebook 0 of each row, up to its `<eos>`.
     """
-    runner = ARRunner(backend, sizes, capacity, len(rows), REPETITION_WINDOW, decoder=decoder)
+    runner = ARRunner(backend, sizes, capacity, len(rows), MAX_WINDOW, decoder=decoder)
     scheduler = Scheduler(len(rows))
     sequences = [scheduler.add(replace(row, step_limit=steps, codes=[])) for row in rows]
     while not all(sequence.finished for sequence in sequences):

@@ -6,7 +6,6 @@ built in every precision. Rows of different lengths are prefilled and decoded to
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,8 +44,11 @@ SIZES: dict[str, Any] = {
     "max_text": 96,
 }
 """Heads of 64 numbers, which the fused kernels ask for."""
-BOUNDS = {"fp32": (1e-4, 1.0), "fp16": (0.02, 0.9)}
-"""By precision: the greatest difference of the logits, and the least share of equal codes."""
+BOUNDS = {"fp32": (1e-4, 1.0), "fp16": (0.02, 0.8)}
+"""By precision: the greatest difference of the logits, and the least share of equal codes.
+
+In half precision a code may be another one where two are nearly as likely, and so are those that follow.
+"""
 WEIGHTS = 0.08
 """Standard deviation of the weights. It is large, so that codes depend on all inputs."""
 
@@ -121,7 +123,7 @@ def compare_graph(
             else:
                 found, same = verify_nar(model, backend, Judge(accept=True)), 1.0  # it compares the codes too
     except BackendError as error:
-        return {"logits": math.nan, "same_codes": 0.0, "right": False, "error": str(error)}
+        return {"right": False, "error": str(error)}
     return {"logits": found, "same_codes": same, "right": found <= most and same >= least}
 
 
@@ -139,7 +141,7 @@ def compare_fused(
     """
     name = STEP if isinstance(model, ARModel) else NAR_ROW
     sizes, placement = model.config.sizes(), Placement(setup.device, threads=setup.threads)
-    difference, same = 0.0, 1.0
+    difference, same = None, 1.0
     try:
         with tempfile.TemporaryDirectory() as folder:
             _, made = build_fused(stored, Path(folder), spec, sizes, name, methods[name])
@@ -150,9 +152,10 @@ def compare_fused(
                 else:
                     difference = one_row(model, fused)
     except (BackendError, UnsupportedGraphError) as error:
-        return {"logits": math.nan, "same_codes": 0.0, "right": False, "error": str(error)}
+        return {"right": False, "error": str(error)}
     bits = methods[name].bits
-    right = difference <= BOUNDS["fp16"][0] and (bits < 16 or same >= BOUNDS["fp16"][1])
+    most, least = BOUNDS["fp16"]
+    right = (difference or 0.0) <= most and (bits < 16 or same >= least)
     return {"logits": difference, "same_codes": same, "right": right}
 
 

@@ -131,12 +131,17 @@ def need_torch() -> None:
 
 def numerics_rows(found: Result) -> list[tuple[str, Any]]:
     return [
-        (
-            f"{row['graph']} {row['lowering']} {row['precision']}, group {row['group_size']}",
-            f"logits {row['logits']:.1e}, codes {row['same_codes']:.2%}" + ("" if row["right"] else " WRONG"),
-        )
+        (f"{row['graph']} {row['lowering']} {row['precision']}, group {row['group_size']}", one_graph(row))
         for row in found["graphs"]
     ]
+
+
+def one_graph(row: Result) -> str:
+    if "error" in row:
+        return f"WRONG: {row['error']}".replace("|", "/")
+    logits = "" if row["logits"] is None else f"logits {row['logits']:.1e}, "
+    said = f"{logits}codes {row['same_codes']:.2%}"
+    return said if row["right"] else f"{said} WRONG"
 
 
 def wrong_graphs(found: Result) -> str:

@@ -88,13 +88,16 @@ def test_no_part_starts_without_time_or_without_what_it_needs(scripts: Scripts, 
 def test_wrong_graphs_fail_their_part_and_are_listed(scripts: Scripts, tmp_path: Path) -> None:
     row = {"graph": "ar", "lowering": "portable", "precision": "fp16", "group_size": 4, "logits": 0.5}
     rows = [row | {"same_codes": 0.1, "right": False}, row | {"same_codes": 1.0, "right": True}]
+    rows += [{**row, "logits": None, "same_codes": 0.9, "right": True}]
+    rows += [{"graph": "ar", "lowering": "x", "precision": "int8", "group_size": 2, "right": False}]
+    rows[-1]["error"] = "a kernel | is absent"
     scripts["numerics"] = f"import json, sys; json.dump({{'graphs': {rows!r}}}, open(sys.argv[1], 'w'))"
     assert command.run_parts(SETUP, tmp_path, ["numerics"], 60) == 1
-    assert read(tmp_path)["numerics"]["reason"] == "1 of 2 graphs are wrong"
-    assert (
-        "| ar portable fp16, group 4 | logits 5.0e-01, codes 10.00% WRONG |"
-        in (tmp_path / "on_gpu.md").read_text()
-    )
+    assert read(tmp_path)["numerics"]["reason"] == "2 of 4 graphs are wrong"
+    table = (tmp_path / "on_gpu.md").read_text()
+    assert "| ar portable fp16, group 4 | logits 5.0e-01, codes 10.00% WRONG |" in table
+    assert "| ar portable fp16, group 4 | codes 90.00% |" in table
+    assert "| ar x int8, group 2 | WRONG: a kernel / is absent |" in table
 
 
 def test_a_part_in_its_process_says_why_it_does_not_run(
