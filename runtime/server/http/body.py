@@ -39,12 +39,12 @@ class SpeechBody(BaseModel):
 
     model: str = Field("valle2", max_length=100)
     input: str = Field(max_length=100_000)
-    input_type: Literal["text", "phones"] = Field(
-        "text", description="`phones`: the input is in the model's own symbols, as `valle2 text` shows them"
-    )
     voice: str = Field("", max_length=NAME_CHARACTERS)
     response_format: Format = "mp3"
     stream_format: Literal["audio", "sse"] = "audio"
+    input_type: Literal["text", "phones"] = Field(
+        "text", description="`phones`: the input is in the model's own symbols, as `valle2 text` shows them"
+    )
     instructions: str = Field("", description="accepted and ignored: the model takes none")
     speed: float = Field(1.0, ge=SLOWEST, le=FASTEST, description="times the model's pace; the pitch stays")
     timestamps: bool = Field(

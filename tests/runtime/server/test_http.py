@@ -119,7 +119,7 @@ def test_phones_are_what_the_text_is_read_as(server: tuple[str, Worker]) -> None
     (sentence,) = worker.tts.spoken("hello there").sentences
     fields = {"input": sentence.phonemes, "input_type": "phones", "response_format": "pcm"}
     assert speak(base, **fields).content == speak(base, response_format="pcm").content
-    assert speak(base, input="hello there?!", input_type="phones").status_code == 400
+    assert speak(base, input="12345", input_type="phones").status_code == 400
     with connect(stream_url(base)) as socket:
         for piece in (sentence.phonemes[:3], sentence.phonemes[3:]):
             socket.send(json.dumps({"voice": "amber", "seed": 3, "input_type": "phones", "text": piece}))
