@@ -45,7 +45,7 @@ def test_each_held_out_voice_in_each_form(tts: Valle2, judges: Judges, voice: st
 @pytest.mark.parametrize("form", [form for form in FORMS if "kHz" in form])
 def test_most_held_out_voices_in_a_narrow_band(tts: Valle2, judges: Judges, form: str) -> None:
     """The model has not learnt such recordings; a warning says so. Filling the band saves three of four."""
-    found = [
-        word_errors(tts, judges, FORMS[form](recording(voice)[0]), recording(voice)[1]) for voice in VOICES
-    ]
+    found = []
+    for sound, transcript in map(recording, VOICES):
+        found.append(word_errors(tts, judges, FORMS[form](sound), transcript))
     assert sum(errors <= MOST_ERRORS for errors, _ in found) >= 3, found
