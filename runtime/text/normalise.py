@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from valle2.runtime.text.written import Rule, addresses, apply, dates, letters, markup, numbers, quantities
 from valle2.runtime.text.written.vocabulary import PUNCTUATION, SYMBOLS
@@ -26,6 +27,11 @@ RULES: tuple[Rule, ...] = (
 """All rules in order. Digits stay digits until `numbers.LAST`, so that later rules find them."""
 
 
+REMEMBERED = 512
+"""Texts whose reading is kept: a sentence is read when it is measured, checked and encoded."""
+
+
+@lru_cache(REMEMBERED)
 def normalise(text: str) -> str:
     """Text to speakable English: ASCII words with , . ? ! ; : ' and inner hyphens, single spaces.
 

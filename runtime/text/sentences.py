@@ -193,6 +193,8 @@ def fit(
     limit = most if cut is None else usual
     counted = 0
     if cut is None or (len(sentence) <= HOPELESS * limit and estimate <= SURELY_TOO_LONG * limit):
+        if not speakable(sentence):
+            return []
         counted = count(sentence) if len(sentence) <= HOPELESS * limit else limit + 1
         if counted <= limit:
             return [sentence]
@@ -204,12 +206,7 @@ def fit(
     cut = cut or len(sentence) // 2
     density = (counted or estimate) / len(sentence)
     halves = (sentence[:cut].strip(), sentence[cut:].strip())
-    return [
-        piece
-        for half in halves
-        if speakable(half)
-        for piece in fit(half, usual, most, count, density * len(half))
-    ]
+    return [piece for half in halves for piece in fit(half, usual, most, count, density * len(half))]
 
 
 def middle(sentence: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,23 @@ def test_no_runtime_is_imported(bundle: Path, code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_onnx_runtime_collects_no_telemetry(tmp_path: Path) -> None:
+    """It would keep files in the user's cache folder."""
+    script = "from valle2.runtime import Valle2; Valle2.load('demo', precision='fp32', threads=1)"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 ROOT = Path(__file__).parents[2]
-NEEDS_ORT = {"valle2.engine.backends.ort.session", "valle2.benchmarks.speed.on_gpu.numerics"}
-"""The modules that need ONNX Runtime when they are imported; the second one compares exported graphs."""
+NEEDS_ORT = {
+    "valle2.engine.backends.ort.session",
+    "valle2.benchmarks.speed.on_gpu.numerics",
+    "valle2.benchmarks.speed.products",
+}
+"""The modules that need ONNX Runtime when they are imported; the last two measure it."""
 WITHOUT_ORT = "import sys; sys.modules['onnxruntime'] = None\n"
 
 
