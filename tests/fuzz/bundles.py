@@ -23,6 +23,7 @@ import onnx
 from onnx import TensorProto, helper
 
 import valle2.engine.build.budget
+import valle2.engine.build.cuda.nodes
 from tests.fuzz.toy import write_preset, write_toy
 from valle2.engine import HubError, find_graphs, read_manifest
 from valle2.engine.build.ort import build_graphs
@@ -30,12 +31,13 @@ from valle2.engine.bundle.engine_files import engine_records
 from valle2.engine.bundle.manifest import FILE_NAME, Manifest
 from valle2.engine.bundle.precisions import PRECISIONS
 from valle2.runtime import Settings, Valle2
+from valle2.runtime.cli.inspect import add_arguments as inspect_arguments
 from valle2.runtime.cli.inspect import run as inspect
 from valle2.runtime.cli.voices import voice_list
 from valle2.runtime.generation.token_layout import TokenLayout
 from valle2.runtime.presets import read_preset
 
-LOADED_LATE = (encodings.cp437, valle2.engine.build.budget)
+LOADED_LATE = (encodings.cp437, valle2.engine.build.budget, valle2.engine.build.cuda.nodes)
 """Modules that readers import on first use. They are imported here, so that `harness` reports no import."""
 Change = Callable[[], None]
 PRESET = "preset.npz"
@@ -340,10 +342,10 @@ class BundleFuzzer:
 
     def speak(self, path: Path) -> None:
         """Inspect the bundle, load it and speak."""
-        flags = {"budget": False, "batch": 1, "frames": 0, "precision": "fp16", "lowering": None}
-        flags |= {"device_memory": 0.0, "bandwidth": 0.0, "bundle": str(path)}
-        for budget in (False, True):
-            inspect(argparse.Namespace(**{**flags, "budget": budget}), lambda message: None)
+        parser = argparse.ArgumentParser()
+        inspect_arguments(parser)
+        for flags in ([], ["--budget"], ["--nodes"]):
+            inspect(parser.parse_args([str(path), *flags]), lambda message: None)
         tts = Valle2.load(path, threads=1, slots=2)
         tts.synthesize("hello there, the fox", tts.voice(tts.default_voice()))
 

@@ -18,6 +18,7 @@ from typing import Any
 import onnx
 
 from valle2.engine.backends.ort.providers import HOST_TYPES
+from valle2.engine.bundle.graph_file import readable
 
 VIEWS = frozenset(["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Constant", "Shape", "Size"])
 FROM_SIZES = frozenset(["Range", "ConstantOfShape", "Expand"])
@@ -77,8 +78,13 @@ def reached(model: onnx.ModelProto, start: onnx.NodeProto, *, backwards: bool) -
 
 
 def count_file(path: Path) -> dict[str, float]:
-    """`count_nodes` of a file. Its weights are not read."""
-    return count_nodes(onnx.load(str(path), load_external_data=False))
+    """`count_nodes` of a file. Its weights are not read.
+
+    Raises:
+        BackendError: it is not a graph.
+    """
+    with readable(path):
+        return count_nodes(onnx.load(str(path), load_external_data=False))
 
 
 def count_bundle(folders: dict[str, Any]) -> dict[str, dict[str, float]]:
