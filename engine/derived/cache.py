@@ -14,7 +14,7 @@ import numpy as np
 
 from valle2.engine.bundle.artifacts import build_command
 from valle2.engine.bundle.files import replacing_folder
-from valle2.engine.bundle.manifest import Manifest
+from valle2.engine.bundle.manifest import Manifest, check_file
 from valle2.engine.bundle.precisions import (
     RECORD_FILE,
     STORED,
@@ -29,6 +29,8 @@ from valle2.engine.derived.recipe import CONSTANTS, read_recipe
 from valle2.engine.errors import BackendError, Valle2Error
 
 log = logging.getLogger("valle2.engine")
+UNKNOWN = ""
+"""Stands for the hash of a file whose content is checked by what is made of it."""
 
 
 def usable_precision(bundle: Path, manifest: Manifest, precision: str) -> str:
@@ -71,7 +73,7 @@ def make(folder: Path, record: OrtBuildRecord, bundle: Path, manifest: Manifest,
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing_folder(folder) as made:
-            fill(made, record, bundle, precision)
+            fill(made, record, bundle, manifest, precision)
             if not is_intact(made, record, bundle, manifest, precision):
                 raise ValueError("the recipe makes other weights than its record lists")
     except OSError:
@@ -79,14 +81,25 @@ def make(folder: Path, record: OrtBuildRecord, bundle: Path, manifest: Manifest,
             raise
 
 
-def fill(made: Path, record: OrtBuildRecord, bundle: Path, precision: str) -> None:
-    """Write the files of a record into a folder."""
+def fill(made: Path, record: OrtBuildRecord, bundle: Path, manifest: Manifest, precision: str) -> None:
+    """Write the files of a record into a folder. Only files that manifest and record list are read.
+
+    Raises:
+        OSError: a file cannot be read or written. ValueError: the recipe is damaged. ManifestError: a file is
+            not a plain file of the bundle, or has changed.
+    """
     source = recipe_folder(bundle, precision)
     recipe = read_recipe(source)
-    if recipe is None:
+    if recipe is None or not set(recipe) <= set(record.files):
         raise ValueError(f"{source} has no recipe that can be read")
+    copied = [name for name in record.files if name not in recipe]
+    for name in copied:
+        check_file(source, name, record.files[name], check_hash=True)
+    check_file(source, CONSTANTS, UNKNOWN, check_hash=False)
+    for file in recipe.values():
+        check_file(bundle, file.source, manifest.files.get(file.source), check_hash=False)
     constants = np.fromfile(source / CONSTANTS, np.uint8)
     for name, file in recipe.items():
         file.make(np.fromfile(bundle / file.source, np.uint8), constants).tofile(made / name)
-    for name in (RECORD_FILE, *(name for name in record.files if name not in recipe)):
+    for name in (RECORD_FILE, *copied):
         shutil.copyfile(source / name, made / name)

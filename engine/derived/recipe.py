@@ -35,6 +35,8 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """What a part of each kind says, besides its kind: places in the made file, and in the file that is read."""
 MAX_BYTES = 2**31
+MOST_READ = 2
+"""Whatever a recipe makes is smaller than what it is made of, and no part of that is read twice."""
 Bytes = NDArray[np.uint8]
 
 
@@ -50,8 +52,12 @@ class WeightFile:
         """The file's bytes. stored, constants: (N,) uint8, of the files that are read.
 
         Raises:
-            ValueError: a part lies outside of a file, so that the recipe is not of these files.
+            ValueError: a part lies outside of a file, or the parts read more than MOST_READ times what there
+                is, so that the recipe is not of these files.
         """
+        most = MOST_READ * (len(stored) + len(constants))
+        if max(self.bytes, sum(map(bytes_read, self.parts))) > most:
+            raise ValueError(f"a recipe reads or makes more than {most} bytes")
         out = np.zeros(self.bytes, np.uint8)
         for part in self.parts:
             kind = part["kind"]
@@ -113,6 +119,13 @@ def check_part(value: object) -> dict[str, Any]:
         elif name != "kind" and (name, size) != ("scales", None):
             whole(name, size, (16 if name == "block" else 0, MAX_BYTES))
     return part
+
+
+def bytes_read(part: Mapping[str, Any]) -> int:
+    """How many bytes a part reads."""
+    if part["kind"] in (COPY, CONSTANT):
+        return int(part["bytes"])
+    return int(np.dtype(part["type"]).itemsize * part["shape"][0] * part["shape"][1])
 
 
 def span(data: Bytes, start: int, count: int) -> Bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -215,6 +216,12 @@ CHANGES: list[Change] = [
     lambda made: made["ar.weights"]["parts"].pop(),
     lambda made: made.update({"../x.weights": made["ar.weights"]}),
     lambda made: made.clear(),
+    lambda made: made["ar.weights"].update(source="manifest.json"),
+    lambda made: made["ar.weights"].update(source=".."),
+    lambda made: made["ar.weights"].update(bytes=2**31),
+    lambda made: made["ar.weights"]["parts"].extend(made["ar.weights"]["parts"][:1] * 900),
+    lambda made: made.update({"more.weights": made["ar.weights"]}),
+    lambda made: made.update({"..": made["ar.weights"]}),
 ]
 
 
@@ -232,6 +239,17 @@ def test_a_damaged_recipe_makes_nothing(toy: Path, change: int, caplog: pytest.L
 def test_a_missing_file_of_a_recipe(toy: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     (recipe_folder(toy, "int8") / name).unlink()
     assert resolved(toy) == "fp32" and "cannot be kept" in caplog.text
+
+
+@pytest.mark.parametrize("name", [f"engines/ort-int8-recipe/{file}" for file in (CONSTANTS, "ar.onnx")])
+def test_a_pipe_or_a_link_is_not_read(toy: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Reading a pipe would not end; a link may lead out of the bundle."""
+    (toy / name).unlink()
+    os.mkfifo(toy / name)
+    assert resolved(toy) == "fp32" and "cannot be kept" in caplog.text
+    (toy / name).unlink()
+    (toy / name).symlink_to("/etc/hostname")
+    assert resolved(toy) == "fp32"
 
 
 def test_a_recipe_of_another_bundle_counts_as_none(toy: Path) -> None:
