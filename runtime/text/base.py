@@ -258,7 +258,12 @@ class FrontEnd(ABC):
         if isinstance(text, Phones):
             return [*self.lines(text, most)]
         usual = min(most, self.max_tokens)
-        pieces = split_sentences(check_text(text), usual, most, lambda piece: self.count(self.finish(piece)))
+
+        def count(piece: str) -> int:
+            finished = self.finish(piece)
+            return self.count(finished) if speakable(finished) else 0
+
+        pieces = split_sentences(check_text(text), usual, most, count)
         return [self.finish(piece) for piece in pieces]
 
     def lines(self, text: Phones, most: int) -> Iterable[Phones]:

@@ -67,7 +67,7 @@ def split_sentences(text: str, usual: int, most: int, count: Callable[[str], int
     """Sentences of at most `usual` tokens; a single word may have up to `most`, and a longer one is cut.
 
     Args:
-        count: tokens of a piece of text.
+        count: tokens of a piece of text, 0 if nothing in it can be spoken.
 
     Raises:
         TextError: a single character has more than `most` tokens.
@@ -193,11 +193,9 @@ def fit(
     limit = most if cut is None else usual
     counted = 0
     if cut is None or (len(sentence) <= HOPELESS * limit and estimate <= SURELY_TOO_LONG * limit):
-        if not speakable(sentence):
-            return []
         counted = count(sentence) if len(sentence) <= HOPELESS * limit else limit + 1
         if counted <= limit:
-            return [sentence]
+            return [sentence] if counted else []
     if cut is None and (len(sentence) == 1 or SPELLED.search(sentence)):
         raise TextError(
             f"{readable(sentence)!r} is longer than the model's {most} tokens, which the prompt's text "
