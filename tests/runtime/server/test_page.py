@@ -190,7 +190,8 @@ def test_a_voice_is_recorded_added_and_deleted(page: Page) -> None:
     page.fill("#name", "me")
     page.click("text=Add >> nth=-1")
     wait_until(lambda: page.input_value("#voice") == "me")
-    assert page.inner_text("#voice-state") == "Voice me was added and selected"
+    # the browser's false microphone beeps, which may earn a warning
+    assert page.inner_text("#voice-state").startswith("Voice me was added and selected")
     page.click("#delete")
     wait_until(lambda: page.query_selector("#voice option[value=me]") is None)
     assert page.is_hidden("#delete")
