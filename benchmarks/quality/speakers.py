@@ -69,7 +69,7 @@ def recorded_speakers(
                 f"{path} has no transcript; write its words to {path.stem}.txt in the same folder"
             ) from None
         name = path.parent.name if path.parent != folder else path.stem
-        sent = FORMS[form](clean_sound(path)) if form else path
+        sent = FORMS[form](sound_at(path, RATE)) if form else path
         made = tts.prompt(sent, transcript, name)
         found[name].append(made if prepared else replace(made, codes=codes_as_recorded(tts, sent)))
     if not found:
@@ -82,18 +82,16 @@ def recorded_speakers(
     return [speaker(tts, judges, prompt) for prompt in prompts]
 
 
-def clean_sound(path: Path) -> Floats:
-    """A recording (N,) at the rate that `FORMS` take."""
-    recording = read_recording(path, MIN_PROMPT_SECONDS, MAX_RECORDING_SECONDS)
-    return np.asarray(soxr.resample(recording.samples.mean(axis=1), recording.rate, RATE), np.float64)
+def sound_at(source: Path | bytes, rate: int) -> Floats:
+    """A recording (N,) at a rate in Hz, as it is: the mean of its channels."""
+    recording = read_recording(source, MIN_PROMPT_SECONDS, MAX_RECORDING_SECONDS)
+    return np.asarray(soxr.resample(recording.samples.mean(axis=1), recording.rate, rate), np.float64)
 
 
 def codes_as_recorded(tts: Valle2, sent: Path | bytes) -> Codes:
     """The codes (T, Q) of a recording without `runtime.audio.prepare`, but for its channels and its rate."""
     codec = tts.need_codec()
-    recording = read_recording(sent, MIN_PROMPT_SECONDS, MAX_RECORDING_SECONDS)
-    sound = soxr.resample(recording.samples.mean(axis=1), recording.rate, codec.sample_rate)
-    return codec.encode(np.asarray(sound, np.float32))
+    return codec.encode(sound_at(sent, codec.sample_rate).astype(np.float32))
 
 
 def joined(prompts: Sequence[Prompt], frames: float) -> Prompt:
