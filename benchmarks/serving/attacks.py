@@ -49,6 +49,8 @@ SWARM = 20
 """Longest texts that one client sends at once."""
 HELD = 150
 """Connections that one client holds."""
+OPENED = 100
+"""Connections that one client opens at once."""
 FIRST_ADDRESS = 10_000
 UPGRADE = (
     f"GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -221,6 +223,20 @@ def holders(attacker: Attacker) -> None:
         one.close()
 
 
+def openers(attacker: Attacker) -> None:
+    """Open connections one after the other, each with a request, and read nothing."""
+    opened: list[socket.socket] = []
+    for _ in range(OPENED):
+        if attacker.stopped.is_set():
+            break
+        with suppress(OSError):
+            made = socket.create_connection(("127.0.0.1", attacker.port), 1.0, (attacker.address, 0))
+            opened.append(made)
+            made.sendall(b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    for one in opened:
+        one.close()
+
+
 # -- over a WebSocket ----------------------------------------------------------------------------
 
 
@@ -279,6 +295,7 @@ ATTACKS: dict[str, tuple[int, Callable[[Attacker], None]]] = {
     "leavers": (2, leavers),
     "pipelines": (1, pipelines),
     "half requests": (2, half_requests),
+    "openers": (1, openers),
     "holders": (6, holders),
     "WebSockets": (8, websockets),
 }

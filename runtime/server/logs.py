@@ -1,9 +1,14 @@
-"""Keeps the log small when many events of one kind come, as during an attack."""
+"""Keeps the log small when many events of one kind come, as during an attack, and writes it in a thread."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
+import sys
 import time
+from logging.handlers import QueueHandler, QueueListener
+from typing import TextIO
 
 LOGGERS = ("valle2.server", "uvicorn.error", "asyncio")
 BURST = 5
@@ -11,6 +16,10 @@ BURST = 5
 SECONDS = 10.0
 """The time after which a line of that kind is logged again, with the number of those left out."""
 MAX_KINDS = 1000
+WAITING_LINES = 1000
+"""Lines that wait to be written; others are left out and counted."""
+FLUSH_SECONDS = 1.0
+POLL_SECONDS = 0.005
 
 
 class Bursts:
@@ -52,3 +61,57 @@ def limit_logs() -> None:
     limit = RateLimit()
     for name in LOGGERS:
         logging.getLogger(name).addFilter(limit)
+
+
+class LineWriter(QueueListener):
+    """Writes the lines of a queue in a daemon thread. No lock is held while it writes."""
+
+    def __init__(self, lines: queue.Queue[logging.LogRecord], stream: TextIO) -> None:
+        super().__init__(lines)
+        self.stream = stream
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        with contextlib.suppress(OSError, ValueError):  # nobody can read it
+            self.stream.write(f"{record.getMessage()}\n")
+
+
+class LogQueue(QueueHandler):
+    """Hands each line to a thread that writes it: who stops reading the log stops nothing else."""
+
+    def __init__(self, formatter: logging.Formatter, stream: TextIO) -> None:
+        self.lines = queue.Queue[logging.LogRecord](WAITING_LINES)
+        self.left_out = 0
+        super().__init__(self.lines)
+        self.setFormatter(formatter)
+        LineWriter(self.lines, stream).start()
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Add a record whose message is its whole line."""
+        if self.left_out:
+            record.msg = f"{record.msg} ({self.left_out} lines before this one were not written in time)"
+        try:
+            self.lines.put_nowait(record)
+            self.left_out = 0
+        except queue.Full:
+            self.left_out += 1
+
+    def flush(self) -> None:
+        """Wait until all lines are written, for at most `FLUSH_SECONDS`."""
+        end = time.monotonic() + FLUSH_SECONDS
+        while self.lines.unfinished_tasks and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+
+
+def flush_logs() -> None:
+    """Wait until the server's lines are written, for a moment at most."""
+    for handler in logging.getLogger("valle2").handlers:
+        handler.flush()
+
+
+def standard_error() -> TextIO:
+    """Standard error with a buffer of its own, which a blocked writer does not keep from others."""
+    try:
+        return open(sys.stderr.fileno(), "w", buffering=1, errors="backslashreplace", closefd=False)
+    except (OSError, ValueError):  # it is no file
+        return sys.stderr

@@ -6,14 +6,13 @@ import json
 import logging
 import re
 import secrets
-import sys
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from valle2.engine.errors import one_line
-from valle2.runtime.server.logs import Bursts
+from valle2.runtime.server.logs import Bursts, LogQueue, standard_error
 from valle2.runtime.server.reply import Reply
 
 log, failures = logging.getLogger("valle2.requests"), logging.getLogger("valle2.server")
@@ -147,8 +146,7 @@ class AlreadyLogged(logging.Filter):
 
 def set_up_logging(form: str) -> None:
     """Send the server's log to standard error in one of `FORMATS`."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(form))
+    handler = LogQueue(LineFormatter(form), standard_error())
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -31,7 +31,7 @@ from valle2.runtime.server.http.connections import RESERVE, Connections, Listene
 from valle2.runtime.server.http.protocols import HttpProtocol, WebSocketProtocol
 from valle2.runtime.server.keys import Keys
 from valle2.runtime.server.limits import Limits
-from valle2.runtime.server.logs import limit_logs
+from valle2.runtime.server.logs import flush_logs, limit_logs
 from valle2.runtime.server.request_log import set_up_logging
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker, WorkerState
@@ -39,7 +39,7 @@ from valle2.runtime.tts import Valle2
 
 log = logging.getLogger("valle2.server")
 MAX_PORT, MAX_INT = 65_535, 2**31 - 1
-BACKLOG = 64
+BACKLOG = 128
 """Connections that the kernel keeps until they are accepted."""
 MOST_DESCRIPTORS = 65_536
 """Descriptors that the server asks for, if the system allows so many."""
@@ -127,6 +127,7 @@ class Server(uvicorn.Server):
         try:
             await super().shutdown()
         finally:
+            flush_logs()  # after a signal, uvicorn ends the process by that signal
             self.checks.cancel()
             if self.health:
                 self.health.close()
@@ -192,7 +193,7 @@ class HealthThread:
         self.loop.call_later(self.stall_seconds / STUCK_POLLS, self.check_connections)
         self.loop.run_forever()
         self.listener.close()
-        for place in list(self.connections.places):
+        for place in list(self.connections):
             place.close()
         self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
@@ -249,6 +250,7 @@ def serve(
         server.run()
     finally:
         faulthandler.cancel_dump_traceback_later()
+        flush_logs()
     if worker.failure:
         worker.thread.join(FAILED_SECONDS)
         if worker.thread.is_alive():  # neither it nor what it waits for can be ended

@@ -1,8 +1,9 @@
 """Accepts connections and bounds how many are open, in all and for each client address.
 
-A connection waits until a whole request has come. At a bound, the connection that has waited longest is
-closed for a new one. If none waits, the new one joins a small reserve, which serves only `STATE_PATHS`. The
-reserve always takes a new connection, so that health checks are answered whatever other clients do.
+A connection waits until a whole request has come. At a bound, a connection that waits is closed for a new
+one: one of the address that has the most, so that a client that opens many closes its own. If none can be
+closed, the new one joins a small reserve, which serves only `STATE_PATHS`. The reserve always takes a new
+connection, so that health checks are answered whatever other clients do.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 log = logging.getLogger("valle2.server")
 STATE_PATHS = ("/health", "/ready", "/metrics")
@@ -29,7 +31,17 @@ RESERVE_SECONDS = 5.0
 ACCEPTS_PER_TURN = 8
 """Connections accepted in one turn of the event loop: their requests are read before the next ones come."""
 NEW_SECONDS = 0.02
-"""A connection is not closed for a new one before its first request could be read."""
+"""A client has so long to send its first request before its connection may be closed for another."""
+LOOKS_PER_TURN = 64
+"""Connections accepted or refused in one turn."""
+MOST_DUE = 1024
+"""Addresses above which those that have opened nothing for a second are forgotten."""
+STATE_REQUESTS = tuple(f"GET {path} ".encode() for path in STATE_PATHS)
+HEAD_PEEK = max(map(len, STATE_REQUESTS))
+REFUSED_READ = 16_384
+REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+)
 RETRY_SECONDS = 0.1
 """The pause after the process has run out of descriptors."""
 NO_RESOURCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -38,8 +50,7 @@ IPV6_NETWORK_BITS = 64
 """Bits of an IPv6 address that one client has as a rule; it may choose the others freely."""
 
 
-@runtime_checkable
-class WaitingProtocol(Protocol):
+class WaitingProtocol:
     """A protocol that knows whether its connection waits for a request."""
 
     def waiting(self) -> tuple[int, float] | None:
@@ -47,6 +58,7 @@ class WaitingProtocol(Protocol):
 
         None if it handles a request.
         """
+        raise NotImplementedError
 
 
 class Place:
@@ -61,9 +73,26 @@ class Place:
         self.reserved = False
         self.transport: asyncio.Transport | None = None
         self.websocket = False
-        self.arrived = time.monotonic()
+        self.read_since: float | None = None
         self.unsent = 0
         self.stuck_since = 0.0
+
+    def start(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        """Note that the connection is made. What it has sent by now is read within two turns of the loop."""
+        self.transport = transport
+        loop.call_soon(loop.call_soon, self.note_read)
+
+    def note_read(self) -> None:
+        """Note that the first bytes would have been read if the client had sent them by now."""
+        self.read_since = time.monotonic()
+
+    def note_answer(self) -> None:
+        """Note that a request has been answered: the connection is not new any more."""
+        self.read_since = 0.0
+
+    def is_new(self, now: float) -> bool:
+        """Can its first request not have been read yet? now: from `time.monotonic`."""
+        return self.read_since is None or now - self.read_since < NEW_SECONDS
 
     def waiting(self) -> tuple[int, float] | None:
         """See `WaitingProtocol`."""
@@ -78,7 +107,56 @@ class Place:
 
     def release(self) -> None:
         """Give the place back."""
-        self.connections.places.pop(self, None)
+        self.connections.remove(self)
+
+
+class Places:
+    """Open connections, grouped by the client's address."""
+
+    def __init__(self) -> None:
+        self.by_address: dict[str, dict[Place, None]] = {}
+        self.count = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Place]:
+        """Address after address."""
+        for own in self.by_address.values():
+            yield from own
+
+    def __contains__(self, place: Place) -> bool:
+        return place in self.by_address.get(place.address, {})
+
+    def add(self, place: Place) -> None:
+        """Add a place."""
+        self.by_address.setdefault(place.address, {})[place] = None
+        self.count += 1
+
+    def discard(self, place: Place) -> None:
+        """Remove a place if it is there."""
+        own = self.by_address.get(place.address, {})
+        if place in own:
+            del own[place]
+            self.count -= 1
+            if not own:
+                del self.by_address[place.address]
+
+    def of(self, address: str) -> Collection[Place]:
+        """The places of one address."""
+        return self.by_address.get(address, {}).keys()
+
+    def most_crowded(self) -> Collection[Place]:
+        """The places of the address that has the most; there is one at least."""
+        return max(self.by_address.values(), key=len).keys()
+
+    def close_one(self, new_too: bool = False) -> bool:
+        """Close a connection that waits, of the address that has the most. Returns whether there was one.
+
+        new_too: it may be one whose first request could not be read yet.
+        """
+        crowded = sorted(self.by_address.values(), key=len, reverse=True)
+        return any(close_one(own, new_too) for own in crowded)
 
 
 class Connections:
@@ -91,7 +169,19 @@ class Connections:
 
     def __init__(self, most: int, per_address: int, stall_seconds: float) -> None:
         self.most, self.per_address, self.stall_seconds = most, per_address, stall_seconds
-        self.places: dict[Place, None] = {}  # in the order of their arrival
+        self.served, self.reserve = Places(), Places()
+
+    def __contains__(self, place: Place) -> bool:
+        return place in self.served or place in self.reserve
+
+    def __iter__(self) -> Iterator[Place]:
+        yield from self.served
+        yield from self.reserve
+
+    def remove(self, place: Place) -> None:
+        """Forget a connection."""
+        self.served.discard(place)
+        self.reserve.discard(place)
 
     def admit(self, address: str, state_only: bool = False) -> Place:
         """A place for a new connection, in the reserve if no other place is free or can be freed.
@@ -100,38 +190,46 @@ class Connections:
             state_only: the connection may only join the reserve, and never leaves it.
         """
         place = Place(self, address, state_only)
-        if state_only or not self.free_place(place, NEW_SECONDS):
-            others = [other for other in self.places if other.reserved]
-            if len(others) >= RESERVE and not close_one(others, 0.0):
-                others[0].close()
-            place.reserved = True
-        self.places[place] = None
+        place.reserved = state_only or not self.free_place(address)
+        if not place.reserved:
+            self.served.add(place)
+            return place
+        if len(self.reserve) >= RESERVE and not self.reserve.close_one():
+            next(iter(self.reserve.most_crowded())).close()
+        self.reserve.add(place)
         return place
 
-    def promote(self, place: Place) -> bool:
-        """Take a connection out of the reserve because its request has come. Returns whether it is out."""
-        if place.reserved and not place.state_only and self.free_place(place, 0.0):
+    def promote(self, place: Place, whole: bool = True) -> bool:
+        """Take a connection out of the reserve because its request has come. Returns whether it is out.
+
+        Args:
+            whole: no part of the request is to come. It may then close even a new connection.
+        """
+        if place in self.reserve and not place.state_only and self.free_place(place.address, whole):
+            self.reserve.discard(place)
+            self.served.add(place)
             place.reserved = False
         return not place.reserved
 
-    def free_place(self, place: Place, age: float) -> bool:
-        """Is there a place outside of the reserve? It may close another that has waited `age` seconds."""
-        served = [other for other in self.places if not other.reserved]
-        own = [other for other in served if other.address == place.address]
+    def free_place(self, address: str, new_too: bool = False) -> bool:
+        """Is there a place outside of the reserve for this address? It may close another connection."""
+        own = self.served.of(address)
         if len(own) >= self.per_address:
-            return close_one(own, age)
-        return len(served) < self.most or close_one(served, age)
+            return close_one(own) or (new_too and close_one(own, new_too))
+        if len(self.served) < self.most:
+            return True
+        return self.served.close_one() or (new_too and self.served.close_one(new_too))
 
     def may_upgrade(self, place: Place) -> bool:
         """May this connection become a WebSocket? They take at most half of each bound."""
-        sockets = [other for other in self.places if other.websocket]
-        own = [other for other in sockets if other.address == place.address]
-        full = len(sockets) >= max(1, self.most // 2) or len(own) >= max(1, self.per_address // 2)
+        sockets = sum(other.websocket for other in self.served)
+        own = sum(other.websocket for other in self.served.of(place.address))
+        full = sockets >= max(1, self.most // 2) or own >= max(1, self.per_address // 2)
         return not full and self.promote(place)
 
     def close_stuck(self, now: float) -> None:
         """Reset connections whose client has taken nothing for `stall_seconds`. now: time of the loop."""
-        for place in list(self.places):
+        for place in list(self):
             unsent = place.transport.get_write_buffer_size() if place.transport else 0
             if not unsent or unsent != place.unsent:
                 place.unsent, place.stuck_since = unsent, now
@@ -140,14 +238,16 @@ class Connections:
                 reset(place.transport)
 
 
-def close_one(places: Iterable[Place], age: float) -> bool:
+def close_one(places: Iterable[Place], new_too: bool = False) -> bool:
     """Close the connection that waits and is to be closed first. Returns whether there was one.
 
     Args:
-        age: seconds that it has been open at least.
+        new_too: it may be one whose first request could not be read yet.
     """
-    latest = time.monotonic() - age
-    ranks = {place: rank for place in places if place.arrived <= latest and (rank := place.waiting())}
+    now = time.monotonic()
+    ranks = {
+        place: rank for place in places if (new_too or not place.is_new(now)) and (rank := place.waiting())
+    }
     if not ranks:
         return False
     min(ranks, key=ranks.__getitem__).close()
@@ -165,12 +265,16 @@ def reset(transport: asyncio.Transport) -> None:
 
 def client_address(peer: Any) -> str:
     """What counts as one client: an IPv4 address, or the network of an IPv6 address."""
-    if not isinstance(peer, tuple) or not peer:
-        return ""
+    return address_or_network(peer[0]) if isinstance(peer, tuple) and peer else ""
+
+
+@lru_cache(1024)
+def address_or_network(host: str) -> str:
+    """The IPv4 address, or the network of the IPv6 address, that a host's text has."""
     try:
-        address = ip_address(peer[0].partition("%")[0])
+        address = ip_address(host.partition("%")[0])
     except ValueError:
-        return str(peer[0])
+        return host
     if not isinstance(address, IPv6Address):
         return str(address)
     if address.ipv4_mapped:
@@ -178,8 +282,29 @@ def client_address(peer: Any) -> str:
     return f"{int(address) >> (128 - IPV6_NETWORK_BITS):x}"
 
 
+def asks_state(connected: socket.socket) -> bool:
+    """Has the client of this non-blocking socket asked for one of `STATE_PATHS`? The request stays unread."""
+    try:
+        sent = connected.recv(HEAD_PEEK, socket.MSG_PEEK)
+    except OSError:  # nothing yet, or the client has gone
+        return False
+    return sent.startswith(STATE_REQUESTS)
+
+
+def refuse(connected: socket.socket) -> None:
+    """Answer a new connection with 503 and close it, at the least cost. The socket does not block."""
+    with contextlib.suppress(OSError):
+        connected.recv(REFUSED_READ)  # what is unread would turn the answer into a reset
+    with contextlib.suppress(OSError):
+        connected.send(REFUSAL)
+    connected.close()
+
+
 class Listener:
     """Accepts the connections of one listening socket.
+
+    While connections have to wait, an address may open `per_address` of them at once and as many each
+    second. Others are refused, so that a flood does not fill the queue in which other clients wait.
 
     asyncio's own way logs a traceback for each connection in the backlog when the process has no descriptor
     left, and never accepts fewer than that at once.
@@ -200,6 +325,9 @@ class Listener:
         self.tasks = set[asyncio.Task[None]]()
         self.spare = os.open(os.devnull, os.O_RDONLY)
         self.closed = False
+        self.behind = False  # connections wait that the last turn did not look at
+        self.turns = 0
+        self.due: dict[str, float] = {}
 
     def start(self) -> None:
         """Accept connections from now on, in the running event loop."""
@@ -224,38 +352,70 @@ class Listener:
         """Do nothing; uvicorn waits for the connections itself."""
 
     def accept(self) -> None:
-        """Accept the connections that have come, a few at once."""
-        for _ in range(ACCEPTS_PER_TURN):
+        """Accept the connections that have come, a few at once, and refuse those of a flood."""
+        self.turns += 1
+        accepted = 0
+        for _ in range(LOOKS_PER_TURN):
             try:
                 connected, peer = self.listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                self.behind = False
                 return
             except OSError as error:
                 if error.errno not in NO_RESOURCE:
                     raise
-                return self.refuse(error)
-            place = self.connections.admit(client_address(peer), self.state_only)
+                return self.do_without_descriptors(error)
+            connected.setblocking(False)
+            address = client_address(peer)
+            if self.floods(address) and not asks_state(connected):
+                refuse(connected)
+                continue
+            place = self.connections.admit(address, self.state_only)
             task = self.loop.create_task(self.serve(connected, place))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+            accepted += 1
+            if accepted == ACCEPTS_PER_TURN:
+                break
+        self.behind = True
+        self.loop.call_soon(self.loop.call_soon, self.catch_up, self.turns)
+
+    def catch_up(self, turns: int) -> None:
+        """Note that no connection waits any more if none has come since so many turns."""
+        self.behind = self.behind and self.turns != turns
+
+    def floods(self, address: str) -> bool:
+        """Does this address open connections faster than it may while others have to wait?
+
+        Each connection moves the time at which the next one is due; an address may be a second early.
+        """
+        now = time.monotonic()
+        due = max(now, self.due.get(address, now)) + 1 / self.connections.per_address
+        if due > now + 1:
+            return self.behind
+        self.due[address] = due
+        if len(self.due) > MOST_DUE:
+            self.due = {other: time for other, time in self.due.items() if time > now}
+        return False
 
     async def serve(self, connected: socket.socket, place: Place) -> None:
         """Begin to serve an accepted connection."""
         try:
-            connected.setblocking(False)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self.loop.connect_accepted_socket(lambda: self.make_protocol(place), connected)
         except OSError:  # the client has gone
             place.release()
             connected.close()
 
-    def refuse(self, error: OSError) -> None:
-        """Make do without descriptors: refuse one connection with the spare one, and close one that waits."""
+    def do_without_descriptors(self, error: OSError) -> None:
+        """Refuse one connection with the spare one, and close one that waits."""
         log.error("no connection can be accepted: %s; fewer --connections would help", error.strerror)
         os.close(self.spare)
         with contextlib.suppress(OSError):
             self.listening.accept()[0].close()
         self.spare = os.open(os.devnull, os.O_RDONLY)
-        close_one(self.connections.places, 0.0)
+        held = self.connections
+        if not held.served.close_one(new_too=True):
+            held.reserve.close_one(new_too=True)
         self.loop.remove_reader(self.listening.fileno())
         self.loop.call_later(RETRY_SECONDS, self.resume)

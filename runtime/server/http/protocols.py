@@ -14,7 +14,14 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from valle2.runtime.server.http.connections import RESERVE_SECONDS, STATE_PATHS, Place, reset
+from valle2.runtime.server.http.connections import (
+    NEW_SECONDS,
+    RESERVE_SECONDS,
+    STATE_PATHS,
+    Place,
+    WaitingProtocol,
+    reset,
+)
 from valle2.runtime.server.http.errors import HttpError, error_response
 from valle2.runtime.server.worker import NotReadyError
 
@@ -34,6 +41,8 @@ FRAME_BYTES = 2048
 """Most bytes that a WebSocket's connection reads in one turn of the event loop."""
 FRAMES_SECONDS, FRAMES_PAUSE = 0.001, 50
 """If the frames of one turn cost more seconds than that, reading pauses for so many times as long."""
+PROMOTIONS = 3
+"""How often a connection of the reserve tries to leave it for a request whose body is still to come."""
 CLOSE_SECONDS = 2.0
 """How long a client may take to confirm that its WebSocket is closed, and then to take what was sent."""
 
@@ -76,7 +85,7 @@ class StrictBuffer(ReceiveBuffer):
         return lines
 
 
-class HttpProtocol(H11Protocol):
+class HttpProtocol(WaitingProtocol, H11Protocol):
     """Serves the HTTP requests of one connection.
 
     It closes a connection that keeps the server waiting for `seconds`. The limit holds for the headers of a
@@ -112,8 +121,8 @@ class HttpProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.place.transport = transport
-        if self.place not in self.place.connections.places:  # it was closed for another one meanwhile
+        self.place.start(transport, self.loop)
+        if self.place not in self.place.connections:  # it was closed for another one meanwhile
             transport.abort()
         self.update_deadline()
 
@@ -122,6 +131,7 @@ class HttpProtocol(H11Protocol):
         self.update_deadline()
 
     def on_response_complete(self) -> None:
+        self.place.note_answer()
         self.waits_since = self.loop.time()
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:  # an answer such as 408, before the whole body came
@@ -175,7 +185,7 @@ class HttpProtocol(H11Protocol):
 
     async def run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app for one request, or refuse the request."""
-        if scope["path"] not in STATE_PATHS and not self.place.connections.promote(self.place):
+        if scope["path"] not in STATE_PATHS and not await self.promoted():
             return await refuse("the server has too many connections", scope, receive, send)
         if self.refused_upgrade:
             return await refuse("the server has too many WebSockets", scope, receive, send)
@@ -201,6 +211,17 @@ class HttpProtocol(H11Protocol):
         if started and not ended:
             self.cut(scope["http_version"])
 
+    async def promoted(self) -> bool:
+        """Has the connection a place outside of the reserve? One whose body is to come may wait for it."""
+        for _ in range(PROMOTIONS):
+            whole = not self.cycle.more_body
+            if self.place.connections.promote(self.place, whole):
+                return True
+            if whole:
+                break
+            await asyncio.sleep(NEW_SECONDS)
+        return False
+
     def cut(self, version: str) -> None:
         """Close the connection in the middle of an answer. Over HTTP/1.0 only a reset shows the cut."""
         self.cycle.disconnected = True  # uvicorn then says no more
@@ -216,7 +237,7 @@ async def refuse(reason: str, scope: Scope, receive: Receive, send: Send) -> Non
     await error_response(error, {"Connection": "close"})(scope, receive, send)
 
 
-class WebSocketProtocol(WebSocketsSansIOProtocol):
+class WebSocketProtocol(WaitingProtocol, WebSocketsSansIOProtocol):
     """Serves one WebSocket. The session itself ends when the server stops, after it has spoken its text."""
 
     place: Place | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -11,15 +12,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra: serve")
 
+import httpx
 import uvicorn
 from starlette.responses import PlainTextResponse
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -27,6 +31,15 @@ from websockets.sync.client import connect
 
 from tests.runtime.server.conftest import LONG, wait_until
 from valle2.benchmarks.serving.client import ServerProcess, get, listen, speech_body
+from valle2.runtime.server.http.connections import (
+    RESERVE,
+    Connections,
+    Listener,
+    Place,
+    WaitingProtocol,
+    asks_state,
+    refuse,
+)
 from valle2.runtime.server.run import HealthThread, open_listener
 
 STALL, CONNECTIONS, PER_ADDRESS, RATE = 1.0, 24, 12, 24000
@@ -117,22 +130,167 @@ def test_connections_that_wait_hold_up_nobody(port: int, sent: str, addresses: l
 
 
 def test_a_kept_connection_is_closed_first(port: int) -> None:
+    own = "127.0.0.30"  # it has opened no other connection in the last second
+
     def kept() -> socket.socket:
-        client = opened(port, data="GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        client = opened(port, own, "GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         said = b""
         while not said.endswith(b"}"):
             said += client.recv(4096)
         return client
 
     with ExitStack() as stack:
-        half = [stack.enter_context(opened(port, data="GET /hea")) for _ in range(PER_ADDRESS - 2)]
+        half = [stack.enter_context(opened(port, own, "GET /hea")) for _ in range(PER_ADDRESS - 2)]
         first, second = stack.enter_context(kept()), stack.enter_context(kept())
-        assert asked(port, "/v1/models") == 200
+        assert asked(port, "/v1/models", own) == 200
         assert first.recv(1) == b""
         for client in (*half, second):
             client.setblocking(False)
             with pytest.raises(BlockingIOError):
                 client.recv(1)
+
+
+def test_connections_of_one_address_are_not_closed_for_those_of_another(port: int) -> None:
+    """A client that has waited longest keeps its connection while others hold as many as they can."""
+    with ExitStack() as stack:
+        client = stack.enter_context(opened(port, "127.0.0.5", "GET /v1/models HTTP/1.1\r\n"))
+        for index in range(3 * CONNECTIONS):
+            stack.enter_context(opened(port, f"127.0.0.{10 + index % 3}"))
+            time.sleep(0.005)
+        client.sendall(b"Host: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert rest(client).startswith(b"HTTP/1.1 200")
+
+
+class Waiting(WaitingProtocol, asyncio.Protocol):
+    """A protocol whose connection waits as it is told."""
+
+    rank: tuple[int, float] | None = (1, 0.0)
+
+    def waiting(self) -> tuple[int, float] | None:
+        return self.rank
+
+
+class Transport(asyncio.Transport):
+    """A transport that is only closed."""
+
+    def __init__(self, rank: tuple[int, float] | None) -> None:
+        super().__init__()
+        self.protocol = Waiting()
+        self.protocol.rank, self.aborted = rank, False
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self.protocol
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def placed(
+    connections: Connections, address: str, rank: tuple[int, float] | None, read: bool = True
+) -> Place:
+    """A place with a connection of this rank, whose first bytes were `read` long ago or not at all."""
+    place = connections.admit(address)
+    place.transport = Transport(rank)
+    place.read_since = 0.0 if read else None
+    return place
+
+
+def test_a_connection_is_not_closed_before_its_request_could_be_read() -> None:
+    """Bodies that wait are of a later class; a promotion closed a new connection before one of them."""
+    connections = Connections(4, 4, 1.0)
+    bodies = [placed(connections, "a", (2, float(index))) for index in range(3)]
+    new = placed(connections, "a", (1, 9.0), read=False)
+    other = placed(connections, "a", None)  # joins in the place of the first body
+    assert [place in connections for place in (*bodies, new, other)] == [False, True, True, True, True]
+    slow = placed(connections, "a", (2, 9.0))
+    assert not slow.reserved and bodies[1] not in connections
+    full = [placed(connections, "a", None) for _ in range(2)]  # in place of the other two bodies
+    assert not any(place.reserved for place in full) and new in connections
+    last = placed(connections, "a", (2, 9.0))
+    assert last.reserved and not connections.promote(last, whole=False) and new in connections
+    assert connections.promote(last, whole=True) and new not in connections
+
+
+def test_the_reserve_takes_a_connection_whatever_it_holds() -> None:
+    for rank, read in (((1, 0.0), False), (None, True)):
+        connections = Connections(2, 2, 1.0)
+        held = [placed(connections, "a", None) for _ in range(2)]
+        held.append(placed(connections, "c", rank, read))
+        reserve = [placed(connections, "a", rank, read) for _ in range(RESERVE - 1)]
+        last = placed(connections, "b", (1, 0.0), read=False)
+        assert all(place in connections for place in (*held, *reserve[1:], last))
+        assert last.reserved and reserve[0] not in connections and reserve[0].transport.aborted  # type: ignore
+
+
+def test_the_crowded_address_pays() -> None:
+    connections = Connections(6, 4, 1.0)
+    one = placed(connections, "one", (0, 0.0))
+    many = [placed(connections, "many", (2, 1.0 + index)) for index in range(4)]
+    few = placed(connections, "few", (0, 0.5))
+    placed(connections, "new", (1, 9.0))
+    assert [place in connections for place in (one, few, *many)] == [True, True, False, True, True, True]
+    for place in list(connections):
+        place.close()
+        place.close()
+    assert not connections.served and not connections.reserve and not connections.served.by_address
+
+
+def test_a_flood_is_refused_while_others_wait() -> None:
+    """An address may open `per_address` connections at once and as many each second, if others wait."""
+    with socket.socket() as listening:
+        listener = Listener(listening, Connections(100, 4, 1.0), lambda place: asyncio.Protocol())
+        assert not any(listener.floods("flood") for _ in range(1000))  # nobody waits
+        listener.behind, listener.due = True, {}
+        found = [listener.floods("flood") for _ in range(10)]
+        assert found == [False] * 4 + [True] * 6 and not listener.floods("other")
+        time.sleep(0.3)
+        assert [listener.floods("flood") for _ in range(2)] == [False, True]
+        listener.due = {str(index): 0.0 for index in range(5000)}
+        assert not listener.floods("new") and len(listener.due) == 1
+        os.close(listener.spare)
+
+
+def test_a_refused_connection_gets_503_and_a_health_check_is_seen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with opened(port, data="GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") as client:
+            taken = server.accept()[0]
+            taken.setblocking(False)
+            assert not asks_state(taken)
+            refuse(taken)
+            assert rest(client).startswith(b"HTTP/1.1 503")
+        for sent, seen in (("GET /health HTTP/1.1\r\n", True), ("", False), ("GET /healthy", False)):
+            with opened(port, data=sent), server.accept()[0] as taken:
+                taken.setblocking(False)
+                wait_until(lambda taken=taken, sent=sent: not sent or select([taken], [], [], 0)[0])  # type: ignore[misc]
+                assert asks_state(taken) == seen
+
+
+@pytest.mark.parametrize("sent", ["", "GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", SLOW_BODY])
+def test_a_flood_of_one_address_leaves_the_others_their_answers(port: int, sent: str) -> None:
+    stopped = threading.Event()
+
+    def flood() -> None:
+        held: deque[socket.socket] = deque()
+        while not stopped.wait(0.001):
+            with suppress(OSError):
+                held.append(opened(port, "127.0.0.9", sent))
+            if len(held) > 100:
+                held.popleft().close()
+        for one in held:
+            one.close()
+
+    threads = [threading.Thread(target=flood) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(10):
+            assert asked(port, "/health") == 200 and asked(port, "/v1/models") == 200
+            time.sleep(2 / PER_ADDRESS)
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
 
 
 def sockets(port: int, stack: ExitStack, count: int, address: str) -> list[bytes]:
@@ -194,7 +352,7 @@ def test_health_checks_do_not_wait_for_the_event_loop_of_the_server() -> None:
             assert asked(own, "/health") == 200 and asked(own, "/v1/models") == 503
     finally:
         health.close()
-    assert not health.thread.is_alive() and not health.connections.places
+    assert not health.thread.is_alive() and not list(health.connections)
     with pytest.raises(ConnectionRefusedError):
         opened(own)
 
@@ -250,7 +408,6 @@ def test_answers_on_a_kept_connection_do_not_wait_for_acknowledgements(port: int
 
 
 def test_the_listener_sets_nodelay() -> None:
-    from valle2.runtime.server.run import open_listener
 
     with open_listener("127.0.0.1", 0, 1.0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
@@ -507,14 +664,36 @@ def test_descriptors_that_run_out(bundle: Path, tmp_path: Path) -> None:
             process.wait()
 
 
+def test_a_log_that_nobody_reads_stops_nothing(bundle: Path, tmp_path: Path) -> None:
+    """A pipe takes 64 KiB; then a server that writes its log itself would wait for ever."""
+    port = free_port()
+    command = [sys.executable, "-m", "valle2.runtime.cli", "serve", "--model", str(bundle)]
+    command += ["--port", str(port), "--voices-dir", str(tmp_path), "--slots", "1", "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        try:
+            wait_until(lambda: ready(port), 60)
+            with httpx.Client(timeout=10) as client:
+                for _ in range(1500):
+                    found = client.get(f"http://127.0.0.1:{port}/v1/models")
+                    assert found.status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) in (0, -signal.SIGTERM)
+            assert process.stderr and b"/v1/models" in process.stderr.read()
+        finally:
+            process.kill()
+
+
+def ready(port: int) -> bool:
+    with suppress(OSError):
+        return asked(port, "/ready") == 200
+    return False
+
+
 def test_no_descriptor_at_all(bundle: Path, tmp_path: Path) -> None:
     """Other files have taken what the listener needs: one line in the log, and it goes on afterwards."""
     import asyncio
     import logging
     import resource
-
-    from valle2.runtime.server.http.connections import Connections, Listener
-    from valle2.runtime.server.run import open_listener
 
     async def run() -> None:
         listening = open_listener("127.0.0.1", 0, 1.0)

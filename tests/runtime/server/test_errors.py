@@ -139,21 +139,28 @@ def test_each_request_has_an_id_and_a_line_without_its_text(
     server: tuple[str, Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     base, _ = server
+
+    def lines(name: str) -> list[logging.LogRecord]:
+        return [record for record in caplog.records if getattr(record, "fields", {}).get("id") == name]
+
     with caplog.at_level(logging.INFO, "valle2.requests"):
         found = speak(base, **{"X-Request-Id": "abc.1", "Authorization": "Bearer secret-key"})
+        health = httpx.get(f"{base}/health")
         other = httpx.get(f"{base}/v1/models", headers={"X-Request-Id": "two words"})
-        httpx.get(f"{base}/health")
-        wait_until(lambda: len(caplog.records) >= 2)
-    assert found.headers["x-request-id"] == "abc.1"
-    assert len(other.headers["x-request-id"]) == 16
-    first, second = (record.fields for record in caplog.records)  # type: ignore[attr-defined]
+        assert found.headers["x-request-id"] == "abc.1"
+        made = other.headers["x-request-id"]
+        assert len(made) == 16
+        wait_until(lambda: lines("abc.1") and lines(made))
+    assert health.status_code == 200 and not lines(health.headers.get("x-request-id", ""))
+    (written,), (second,) = lines("abc.1"), lines(made)
+    first = written.fields  # type: ignore[attr-defined]
     assert first["id"] == "abc.1" and first["route"] == "/v1/audio/speech" and first["status"] == 200
     assert first["characters"] == len("hello there") and first["audio"] > 0 and first["finish_reason"]
     assert 0 < first["first_audio"] <= first["total"] and first["queue"] >= 0
-    assert second["id"] == other.headers["x-request-id"]
-    line = LineFormatter("json").format(caplog.records[0])
+    assert second.fields["route"] == "/v1/models"  # type: ignore[attr-defined]
+    line = LineFormatter("json").format(written)
     assert json.loads(line)["id"] == "abc.1" and "hello" not in line and "secret-key" not in line
-    assert "\n" not in line and "id=abc.1" in LineFormatter("text").format(caplog.records[0])
+    assert "\n" not in line and "id=abc.1" in LineFormatter("text").format(written)
 
 
 def test_lines_of_refused_requests_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
