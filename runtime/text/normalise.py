@@ -9,7 +9,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from valle2.runtime.text.written import Rule, addresses, apply, dates, letters, markup, numbers, quantities
+from valle2.runtime.text.written import Rule, Rules, addresses, dates, letters, markup, numbers, quantities
 from valle2.runtime.text.written.vocabulary import PUNCTUATION, SYMBOLS
 
 RULES: tuple[Rule, ...] = (
@@ -25,8 +25,7 @@ RULES: tuple[Rule, ...] = (
     *letters.RULES,  # last: other rules look for words in capitals
 )
 """All rules in order. Digits stay digits until `numbers.LAST`, so that later rules find them."""
-
-
+IN_WORDS = Rules(RULES)
 REMEMBERED = 512
 """Texts whose reading is kept: a sentence is read when it is measured, checked and encoded."""
 
@@ -40,7 +39,7 @@ def normalise(text: str) -> str:
     """
     text = unicodedata.normalize("NFKC", markup.plain(text)).translate(PUNCTUATION)
     text = letters.quiet(re.sub(r"\s+", " ", re.sub(r"\s-+\s(?![\d$€£¥₹])", ", ", text)))
-    text = apply(RULES, text)
+    text = IN_WORDS.apply(text)
     for symbol, words in SYMBOLS.items():
         text = text.replace(symbol, words)
     return tidy(fold(text.replace("–", ", ")))

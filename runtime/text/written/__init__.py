@@ -7,19 +7,94 @@ no faster. It knows no model, no phonemes and no tokens.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 Replacement = str | Callable[[re.Match[str]], str]
-Rule = tuple[re.Pattern[str], Replacement]
+SETS = {"0": string.digits, "A-Z": string.ascii_uppercase}
+"""How `Rule.needs` writes the sets of all digits and of all capitals."""
+
+
+class Rule(NamedTuple):
+    """A regular expression and its replacement.
+
+    Args:
+        needs: characters without which the expression cannot match: sets of characters with spaces between
+            them. A text must have a character of each set. In a set, 0 stands for every digit; A-Z by itself
+            stands for every capital.
+    """
+
+    pattern: re.Pattern[str]
+    replacement: Replacement
+    needs: str = ""
+
+
+class Rules:
+    """Applies rules in order. It skips a rule whose `needs` the text does not meet.
+
+    A short text meets the needs of few rules, and searching it with all of them would take most of the time.
+    """
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        listed = list(rules)
+        sets = sorted({needed for rule in listed for needed in rule.needs.split()})
+        bit = {needed: 1 << index for index, needed in enumerate(sets)}
+        self.rules = [(sum(map(bit.__getitem__, rule.needs.split())), *rule[:2]) for rule in listed]
+        """Bits of the needed sets, pattern, replacement."""
+        self.bits: dict[str, int] = {}
+        """By character: the bits of the sets that it is in."""
+        for needed in sets:
+            for character in needed_characters(needed):
+                self.bits[character] = self.bits.get(character, 0) | bit[needed]
+
+    def apply(self, text: str) -> str:
+        """The text after each rule in turn."""
+        found = self.sets_in(text)
+        for needed, pattern, replacement in self.rules:
+            if needed & ~found:
+                continue
+            before, text = text, pattern.sub(replacement, text)
+            if text is not before:
+                found |= self.sets_in(text)
+        return text
+
+    def sets_in(self, text: str) -> int:
+        """The bits of the sets of which the text has a character."""
+        found, bits = 0, self.bits
+        for character in set(text):
+            if character in bits:
+                found |= bits[character]
+            elif character.isdecimal():  # a digit of another script
+                found |= bits.get("0", 0)
+        return found
+
+
+def needed_characters(needed: str) -> str:
+    """The characters of one set of `Rule.needs`."""
+    return SETS.get(needed) or needed.replace("0", SETS["0"])
 
 
 def either(words: Iterable[str]) -> str:
-    """A regular expression for any of the words, longest first."""
-    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+    """A regular expression for any of the words, longest first. Words share their common beginnings."""
+    tree: dict[str, Tree] = {}
+    for word in words:
+        node = tree
+        for character in word:
+            node = node.setdefault(character, {})
+        node[""] = {}
+    return branches(tree)
 
 
-def apply(rules: Iterable[Rule], text: str) -> str:
-    """The text after each rule in turn."""
-    for pattern, replacement in rules:
-        text = pattern.sub(replacement, text)
-    return text
+Tree = dict[str, "Tree"]
+
+
+def branches(tree: Tree) -> str:
+    """The expression of a tree of characters, in which an empty key is the end of a word."""
+    found = [re.escape(character) + branches(after) for character, after in tree.items() if character]
+    if not found:
+        return ""
+    whole = "|".join(found)
+    if "" in tree:
+        return f"(?:{whole})?"
+    return whole if len(found) == 1 else f"(?:{whole})"

@@ -126,6 +126,6 @@ def marked(text: str) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    (re.compile(r"\S+"), read),
-    (re.compile(r"https?://(?:www\.)?|\bwww\.", re.I), " "),
+    Rule(re.compile(r"\S+"), read),
+    Rule(re.compile(r"https?://(?:www\.)?|\bwww\.", re.I), " ", "./"),
 )
