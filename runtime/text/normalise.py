@@ -26,7 +26,7 @@ RULES: tuple[Rule, ...] = (
 )
 """All rules in order. Digits stay digits until `numbers.LAST`, so that later rules find them."""
 IN_WORDS = Rules(RULES)
-REMEMBERED = 512
+REMEMBERED = 2048
 """Texts whose reading is kept: a sentence is read when it is measured, checked and encoded."""
 
 
@@ -47,6 +47,8 @@ def normalise(text: str) -> str:
 
 def fold(text: str) -> str:
     """Accented letters without their accents, everything else that is not ASCII as a space."""
+    if text.isascii():
+        return text
     out = []
     for c in unicodedata.normalize("NFKD", text):
         if c.isascii():

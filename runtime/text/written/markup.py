@@ -151,7 +151,8 @@ def said_for_tag(tag: str) -> str:
 
 def plain(text: str) -> str:
     """The text without markup and invisible characters; control characters become spaces."""
-    return "".join(map(visible, SIGNS_TO_TEXT.apply(without_blocks(text))))
+    text = SIGNS_TO_TEXT.apply(without_blocks(text))
+    return text if text.isprintable() else "".join(map(visible, text))
 
 
 def tag_name(tag: str) -> str:
