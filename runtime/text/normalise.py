@@ -9,7 +9,17 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from valle2.runtime.text.written import Rule, Rules, addresses, dates, letters, markup, numbers, quantities
+from valle2.runtime.text.written import (
+    Rule,
+    Rules,
+    addresses,
+    dates,
+    either,
+    letters,
+    markup,
+    numbers,
+    quantities,
+)
 from valle2.runtime.text.written.vocabulary import PUNCTUATION, SYMBOLS
 
 RULES: tuple[Rule, ...] = (
@@ -26,6 +36,22 @@ RULES: tuple[Rule, ...] = (
 )
 """All rules in order. Digits stay digits until `numbers.LAST`, so that later rules find them."""
 IN_WORDS = Rules(RULES)
+TIDY = Rules(
+    [
+        Rule(re.compile(r"--+"), ", ", "-"),
+        Rule(re.compile(r"\.{2,}"), ".", "."),
+        Rule(re.compile(r"[^A-Za-z',.?!;:\- ]"), " "),
+        Rule(re.compile(r"(?<![A-Za-z])-+|-+(?![A-Za-z])"), " ", "-"),
+        Rule(re.compile(r"(?<![A-Za-z])'+(?![A-Za-z])"), " ", "'"),
+        Rule(re.compile(r" {2,}"), " "),
+        Rule(re.compile(r" ([,.?!;:])"), r"\1"),
+        Rule(re.compile(r"([,;:])[,;:]+"), r"\1", ",;:"),
+        Rule(re.compile(r"[,;:](?=[.?!])|(?<=[.?!;:,])[,.;:]+"), "", ",.;:"),
+        Rule(re.compile(r"([,.?!;:])(?=[A-Za-z])"), r"\1 "),
+    ]
+)
+DASH, SPACES = re.compile(r"\s-+\s(?![\d$€£¥₹])"), re.compile(r"\s+")
+SYMBOL = re.compile(either(SYMBOLS))
 REMEMBERED = 2048
 """Texts whose reading is kept: a sentence is read when it is measured, checked and encoded."""
 
@@ -38,10 +64,9 @@ def normalise(text: str) -> str:
     Latin are dropped.
     """
     text = unicodedata.normalize("NFKC", markup.plain(text)).translate(PUNCTUATION)
-    text = letters.quiet(re.sub(r"\s+", " ", re.sub(r"\s-+\s(?![\d$€£¥₹])", ", ", text)))
+    text = letters.quiet(SPACES.sub(" ", DASH.sub(", ", text)))
     text = IN_WORDS.apply(text)
-    for symbol, words in SYMBOLS.items():
-        text = text.replace(symbol, words)
+    text = SYMBOL.sub(lambda match: SYMBOLS[match[0]], text)
     return tidy(fold(text.replace("–", ", ")))
 
 
@@ -60,11 +85,4 @@ def fold(text: str) -> str:
 
 def tidy(text: str) -> str:
     """Only speakable characters, each punctuation mark once and after its word."""
-    text = re.sub(r"\.{2,}", ".", re.sub(r"--+", ", ", text))
-    text = re.sub(r"[^A-Za-z',.?!;:\- ]", " ", text)
-    text = re.sub(r"(?<![A-Za-z])-+|-+(?![A-Za-z])", " ", text)
-    text = re.sub(r"(?<![A-Za-z])'+(?![A-Za-z])", " ", text)
-    text = re.sub(r"\s+([,.?!;:])", r"\1", re.sub(r"\s+", " ", text))
-    text = re.sub(r"([,;:])[,;:]+", r"\1", text)
-    text = re.sub(r"[,;:](?=[.?!])|(?<=[.?!;:,])[,.;:]+", "", text)
-    return re.sub(r"([,.?!;:])(?=[A-Za-z])", r"\1 ", text).lstrip(" ,;:").strip()
+    return TIDY.apply(text).lstrip(" ,;:").strip()

@@ -61,6 +61,11 @@ HOPELESS = 8
 """Characters a token, above which a sentence is cut without counting its tokens."""
 SURELY_TOO_LONG = 1.5
 """A part is cut without counting its tokens if it has so many times the limit by its share of the whole."""
+SURELY_BY_SAMPLE = 1.2
+"""The same in a sentence that is many times too long, so that few parts are counted in vain."""
+LONG, SAMPLE, VERY_LONG = 256, 64, 8
+"""Characters of a sentence whose tokens are first estimated by a sample, characters of the sample, and times
+the limit from which on the estimate decides how often it is cut."""
 
 
 def split_sentences(text: str, usual: int, most: int, count: Callable[[str], int]) -> list[str]:
@@ -177,7 +182,12 @@ def ends_line(gap: str, following: str, at_end: bool) -> bool | None:
 
 
 def fit(
-    sentence: str, usual: int, most: int, count: Callable[[str], int], estimate: float = 0.0
+    sentence: str,
+    usual: int,
+    most: int,
+    count: Callable[[str], int],
+    estimate: float = 0.0,
+    surely: float = SURELY_TOO_LONG,
 ) -> list[str]:
     """One sentence in about equal parts, cut at a clause near the middle or else between two words.
 
@@ -185,15 +195,21 @@ def fit(
 
     Args:
         estimate: tokens of the sentence by its share of a longer one that was counted; 0 if none was.
+        surely: times the limit. A sentence of a larger estimate is cut without counting its tokens.
 
     Raises:
         TextError: a single character has more than `most` tokens.
     """
     cut = middle(sentence)
     limit = most if cut is None else usual
+    if not estimate and len(sentence) > LONG:
+        start = (len(sentence) - SAMPLE) // 2
+        sampled = count(sentence[start : start + SAMPLE]) * len(sentence) / SAMPLE
+        if sampled > VERY_LONG * limit:
+            estimate, surely = sampled, SURELY_BY_SAMPLE
     counted = 0
-    if cut is None or (len(sentence) <= HOPELESS * limit and estimate <= SURELY_TOO_LONG * limit):
-        counted = count(sentence) if len(sentence) <= HOPELESS * limit else limit + 1
+    if (cut is None or estimate <= surely * limit) and len(sentence) <= HOPELESS * limit:
+        counted = count(sentence)
         if counted <= limit:
             return [sentence] if counted else []
     if cut is None and (len(sentence) == 1 or SPELLED.search(sentence)):
@@ -204,7 +220,7 @@ def fit(
     cut = cut or len(sentence) // 2
     density = (counted or estimate) / len(sentence)
     halves = (sentence[:cut].strip(), sentence[cut:].strip())
-    return [piece for half in halves for piece in fit(half, usual, most, count, density * len(half))]
+    return [piece for half in halves for piece in fit(half, usual, most, count, density * len(half), surely)]
 
 
 def middle(sentence: str) -> int | None:

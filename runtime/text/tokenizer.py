@@ -33,7 +33,7 @@ MAX_PREPARED, MAX_GROWN = 2**16, 2**20
 NARROW = str.maketrans("’‘，。；？！（）：-《》、“”【】", "'',.;?!():" + " <>/" + '""[]')
 """Full-width and curly marks as supervoice writes them."""
 KEPT_TEXTS, KEPT_CHARACTERS = 2048, 512
-"""Prepared sentences that are kept, as many as a text of 4,096 characters may have, and characters of the longest."""
+"""Prepared sentences that are kept, and characters of the longest: more than 4,096 characters may have."""
 PAIRS = {"oʊ": "O", "eɪ": "A", "aɪ": "I", "aʊ": "W", "ɔɪ": "Y", "tʃ": "ʧ", "dʒ": "ʤ", "g": "ɡ", "r": "ɹ"}
 """Phones of the IPA that the lexicon writes with one other symbol."""
 Preparer = Callable[[str], str]
@@ -174,7 +174,7 @@ class TextFrontEnd(FrontEnd):
 
 
 def by_code(characters: Mapping[str, int]) -> Ids:
-    """Ids by code point of the characters; -1 for others, also at the last index, which is beyond them all."""
+    """Ids by code point, -1 for other characters. The last index is beyond all of them."""
     found = np.full(max(map(ord, characters), default=-1) + 2, -1, np.int64)
     for character, index in characters.items():
         found[ord(character)] = index

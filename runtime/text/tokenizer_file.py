@@ -79,7 +79,7 @@ def read_tokenizer(folder: Path, files: Collection[str]) -> tuple[Tokenizer, int
 
 
 def character_ids(values: dict[str, Any]) -> dict[str, int]:
-    """The ids by character of a tokenizer that gives each character of a text one id, whatever its neighbours.
+    """The ids by character of a tokenizer that gives each character one id, whatever its neighbours.
 
     The library takes ten times as long for a short text as a look-up of each character.
 
