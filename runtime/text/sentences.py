@@ -191,36 +191,40 @@ def fit(
 ) -> list[str]:
     """One sentence in about equal parts, cut at a clause near the middle or else between two words.
 
-    A single word that is too long is cut in the middle.
+    A single word may have up to `most` tokens; a longer one is cut in the middle.
 
     Args:
-        estimate: tokens of the sentence by its share of a longer one that was counted; 0 if none was.
+        estimate: tokens of the sentence by its share of a longer one; 0 if they are not known.
         surely: times the limit. A sentence of a larger estimate is cut without counting its tokens.
 
     Raises:
         TextError: a single character has more than `most` tokens.
     """
-    cut = middle(sentence)
-    limit = most if cut is None else usual
+    cut, limit = middle(sentence), usual
+    inside_word = cut is None
+    if cut is None:
+        cut, limit = len(sentence) // 2, most
     if not estimate and len(sentence) > LONG:
         start = (len(sentence) - SAMPLE) // 2
         sampled = count(sentence[start : start + SAMPLE]) * len(sentence) / SAMPLE
         if sampled > VERY_LONG * limit:
             estimate, surely = sampled, SURELY_BY_SAMPLE
     counted = 0
-    if (cut is None or estimate <= surely * limit) and len(sentence) <= HOPELESS * limit:
+    if estimate <= surely * limit and len(sentence) <= HOPELESS * limit:
         counted = count(sentence)
         if counted <= limit:
             return [sentence] if counted else []
-    if cut is None and (len(sentence) == 1 or SPELLED.search(sentence)):
+    if inside_word and (len(sentence) == 1 or SPELLED.search(sentence)):
         raise TextError(
             f"{readable(sentence)!r} is longer than the model's {most} tokens, which the prompt's text "
             "leaves; use a shorter prompt"
         )
-    cut = cut or len(sentence) // 2
-    density = (counted or estimate) / len(sentence)
-    halves = (sentence[:cut].strip(), sentence[cut:].strip())
-    return [piece for half in halves for piece in fit(half, usual, most, count, density * len(half), surely)]
+    density, found = (counted or estimate) / len(sentence), []
+    for half in (sentence[:cut].strip(), sentence[cut:].strip()):
+        # how many tokens one word has does not follow from the words around it
+        known = density * len(half) if inside_word or WORD_END.search(half) else 0.0
+        found += fit(half, usual, most, count, known, surely)
+    return found
 
 
 def middle(sentence: str) -> int | None:
