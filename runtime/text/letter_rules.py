@@ -55,8 +55,8 @@ class LetterRules:
     @cached_property
     def known(self) -> dict[str, str]:
         """The rules for look-ups, of which a letter takes up to a dozen. Made for the first unknown word."""
-        pairs = [*zip(self.rules, map(sys.intern, self.rules.values()), strict=True)]
-        return dict(reversed(pairs))  # of a key given twice the first value counts
+        pairs = [(key, sys.intern(sounds)) for key, sounds in self.rules.items()]
+        return dict(reversed(pairs))  # of a key that is there twice the first value counts
 
 
 def context(padded: str, index: int, window: tuple[int, int]) -> str:

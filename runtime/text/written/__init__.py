@@ -42,11 +42,12 @@ class Rules:
         bit = {needed: 1 << index for index, needed in enumerate(sets)}
         self.rules = [(sum(map(bit.__getitem__, rule.needs.split())), *rule[:2]) for rule in listed]
         """Bits of the needed sets, pattern, replacement."""
-        self.bits: dict[str, int] = {}
+        self.bits = dict.fromkeys(map(chr, range(128)), 0)
         """By character: the bits of the sets that it is in."""
         for needed in sets:
             for character in needed_characters(needed):
                 self.bits[character] = self.bits.get(character, 0) | bit[needed]
+        self.digit = self.bits["0"]
 
     def apply(self, text: str) -> str:
         """The text after each rule in turn."""
@@ -56,7 +57,7 @@ class Rules:
                 continue
             before, text = text, pattern.sub(replacement, text)
             if text is not before:
-                found |= self.sets_in(text)
+                found = self.sets_in(text)
         return text
 
     def sets_in(self, text: str) -> int:
@@ -66,7 +67,7 @@ class Rules:
             if character in bits:
                 found |= bits[character]
             elif character.isdecimal():  # a digit of another script
-                found |= bits.get("0", 0)
+                found |= self.digit
         return found
 
 
