@@ -13,6 +13,7 @@ from collections.abc import Callable
 from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import SPELLED, readable
 from valle2.runtime.text.normalise import normalise
+from valle2.runtime.text.written.markup import plain
 from valle2.runtime.text.written.vocabulary import (
     ABBREVIATIONS,
     BEFORE_NUMBER,
@@ -61,7 +62,7 @@ HOPELESS = 8
 """Characters a token, above which a sentence is cut without counting its tokens."""
 SURELY_TOO_LONG = 1.5
 """A part is cut without counting its tokens if it has so many times the limit by its share of the whole."""
-SURELY_BY_SAMPLE = 1.2
+SURELY_BY_SAMPLE = 1.0
 """The same in a sentence that is many times too long, so that few parts are counted in vain."""
 LONG, SAMPLE, VERY_LONG = 256, 64, 8
 """Characters of a sentence whose tokens are first estimated by a sample, characters of the sample, and times
@@ -245,6 +246,11 @@ def ended(piece: str) -> str:
 
 def speakable(text: str) -> bool:
     """Does anything remain to be said after normalisation?"""
-    if not MARKUP.search(text) and SURELY_SPEAKABLE.search(text):
+    marked = MARKUP.search(text) is not None
+    if not marked and SURELY_SPEAKABLE.search(text):
         return True
-    return not ONLY_MARKS.fullmatch(text) and SPEAKABLE.search(normalise(text)) is not None
+    if ONLY_MARKS.fullmatch(text):
+        return False
+    if marked and SURELY_SPEAKABLE.search(plain(text)):
+        return True
+    return SPEAKABLE.search(normalise(text)) is not None

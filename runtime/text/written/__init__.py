@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Iterable
+from functools import lru_cache, reduce
+from operator import or_
 from typing import NamedTuple
 
 Replacement = str | Callable[[re.Match[str]], str]
 SETS = {"0": string.digits, "A-Z": string.ascii_uppercase}
 """How `Rule.needs` writes the sets of all digits and of all capitals."""
+USABLE = 256
+"""Combinations of needed sets for which the usable rules are kept."""
 
 
 class Rule(NamedTuple):
@@ -40,35 +44,47 @@ class Rules:
         listed = list(rules)
         sets = sorted({needed for rule in listed for needed in rule.needs.split()})
         bit = {needed: 1 << index for index, needed in enumerate(sets)}
-        self.rules = [(sum(map(bit.__getitem__, rule.needs.split())), *rule[:2]) for rule in listed]
-        """Bits of the needed sets, pattern, replacement."""
-        self.bits = dict.fromkeys(map(chr, range(128)), 0)
-        """By character: the bits of the sets that it is in."""
+        self.rules = [
+            (index, rule.pattern, rule.replacement, sum(map(bit.__getitem__, rule.needs.split())))
+            for index, rule in enumerate(listed)
+        ]
+        """Index, pattern, replacement, and the bits of the needed sets."""
+        self.bits = Bits.fromkeys(map(chr, range(128)), 0)
         for needed in sets:
             for character in needed_characters(needed):
                 self.bits[character] = self.bits.get(character, 0) | bit[needed]
-        self.digit = self.bits["0"]
+        self.usable = lru_cache(USABLE)(self.find_usable)
 
     def apply(self, text: str) -> str:
         """The text after each rule in turn."""
-        found = self.sets_in(text)
-        for needed, pattern, replacement in self.rules:
-            if needed & ~found:
-                continue
-            before, text = text, pattern.sub(replacement, text)
-            if text is not before:
-                found = self.sets_in(text)
-        return text
+        found, start = self.sets_in(text), 0
+        while True:
+            for index, pattern, replacement, _ in self.usable(found):
+                if index < start:
+                    continue
+                before, text = text, pattern.sub(replacement, text)
+                if text is not before:
+                    before_change, found = found, self.sets_in(text)
+                    if found != before_change:
+                        start = index + 1
+                        break
+            else:
+                return text
 
     def sets_in(self, text: str) -> int:
         """The bits of the sets of which the text has a character."""
-        found, bits = 0, self.bits
-        for character in set(text):
-            if character in bits:
-                found |= bits[character]
-            elif character.isdecimal():  # a digit of another script
-                found |= self.digit
-        return found
+        return reduce(or_, map(self.bits.__getitem__, set(text)), 0)
+
+    def find_usable(self, found: int) -> list[tuple[int, re.Pattern[str], Replacement, int]]:
+        """The rules whose needs are among the sets of which a text has a character. `usable` caches them."""
+        return [rule for rule in self.rules if not rule[3] & ~found]
+
+
+class Bits(dict[str, int]):
+    """By character: the bits of the needed sets that it is in. A digit of another script is a digit."""
+
+    def __missing__(self, character: str) -> int:
+        return self["0"] if character.isdecimal() else 0
 
 
 def needed_characters(needed: str) -> str:
