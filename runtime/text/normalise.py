@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import lru_cache
 
+from valle2.runtime.text.memo import kept
 from valle2.runtime.text.written import (
     Rule,
     Rules,
@@ -52,11 +52,9 @@ TIDY = Rules(
 )
 DASH, SPACES = re.compile(r"\s-+\s(?![\d$€£¥₹])"), re.compile(r"\s+")
 SYMBOL = re.compile(either(SYMBOLS))
-REMEMBERED = 2048
-"""Texts whose reading is kept: a sentence is read when it is measured, checked and encoded."""
 
 
-@lru_cache(REMEMBERED)
+@kept
 def normalise(text: str) -> str:
     """Text to speakable English: ASCII words with , . ? ! ; : ' and inner hyphens, single spaces.
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from valle2.runtime.text.annotations.pronunciation import sounds_in
 from valle2.runtime.text.letter_rules import (
@@ -54,8 +54,7 @@ VERB_CONTEXT, PARTICIPLE_CONTEXT, NOUN_CONTEXT, THAT_CONTEXT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a word stands: the lower-case words around it and the sounds that follow ("" before a pause)."""
 
     previous: str = ""

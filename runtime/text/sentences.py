@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import SPELLED, readable
+from valle2.runtime.text.memo import kept
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.written.markup import plain
 from valle2.runtime.text.written.vocabulary import (
@@ -244,6 +245,7 @@ def ended(piece: str) -> str:
     return piece if ENDED.search(piece) else f"{piece.rstrip(UNENDED)}."
 
 
+@kept
 def speakable(text: str) -> bool:
     """Does anything remain to be said after normalisation?"""
     marked = MARKUP.search(text) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import Inventory
 from valle2.runtime.text.base import MAX_TOKENS, EncodedText, FrontEnd, Ids, check_text, unspeakable
 from valle2.runtime.text.letter_rules import STRESS, LetterRules, letter_groups
+from valle2.runtime.text.memo import kept
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.phonemes import PUNCTUATION as MARKS
 from valle2.runtime.text.phonemes import Pronouncer
@@ -32,8 +33,6 @@ MAX_PREPARED, MAX_GROWN = 2**16, 2**20
 """Characters of a sentence as the tokenizer reads it, and what normaliser and template may make of them."""
 NARROW = str.maketrans("’‘，。；？！（）：-《》、“”【】", "'',.;?!():" + " <>/" + '""[]')
 """Full-width and curly marks as supervoice writes them."""
-KEPT_TEXTS, KEPT_CHARACTERS = 2048, 512
-"""Prepared sentences that are kept, and characters of the longest: more than 4,096 characters may have."""
 PAIRS = {"oʊ": "O", "eɪ": "A", "aɪ": "I", "aʊ": "W", "ɔɪ": "Y", "tʃ": "ʧ", "dʒ": "ʤ", "g": "ɡ", "r": "ɹ"}
 """Phones of the IPA that the lexicon writes with one other symbol."""
 Preparer = Callable[[str], str]
@@ -179,12 +178,6 @@ def by_code(characters: Mapping[str, int]) -> Ids:
     for character, index in characters.items():
         found[ord(character)] = index
     return found
-
-
-def kept(prepare: Preparer) -> Preparer:
-    """A preparer that keeps its last results, because a sentence is counted before it is encoded."""
-    short = lru_cache(KEPT_TEXTS)(prepare)
-    return lambda text: short(text) if len(text) <= KEPT_CHARACTERS else prepare(text)
 
 
 def normalised_words(_folder: Path, _tokenizer: Tokenizer, _files: Collection[str]) -> Preparer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache, reduce
 from operator import or_
@@ -16,8 +17,10 @@ from typing import NamedTuple
 Replacement = str | Callable[[re.Match[str]], str]
 SETS = {"0": string.digits, "A-Z": string.ascii_uppercase}
 """How `Rule.needs` writes the sets of all digits and of all capitals."""
-USABLE = 256
-"""Combinations of needed sets for which the usable rules are kept."""
+FREQUENT, USABLE = 10, 1024
+"""Sets by which usable rules are looked up, and combinations of them for which the rules are kept."""
+KEPT_CHARACTERS = 4096
+"""Characters whose bits are kept."""
 
 
 class Rule(NamedTuple):
@@ -49,6 +52,9 @@ class Rules:
             for index, rule in enumerate(listed)
         ]
         """Index, pattern, replacement, and the bits of the needed sets."""
+        often = Counter(needed for rule in listed for needed in rule.needs.split()).most_common(FREQUENT)
+        self.frequent = sum(bit[needed] for needed, _ in often)
+        """The bits of the sets that most rules need."""
         self.bits = Bits.fromkeys(map(chr, range(128)), 0)
         for needed in sets:
             for character in needed_characters(needed):
@@ -59,13 +65,14 @@ class Rules:
         """The text after each rule in turn."""
         found, start = self.sets_in(text), 0
         while True:
-            for index, pattern, replacement, _ in self.usable(found):
-                if index < start:
+            looked_up = found & self.frequent
+            for index, pattern, replacement, needed in self.usable(looked_up):
+                if index < start or needed & ~found:
                     continue
                 before, text = text, pattern.sub(replacement, text)
                 if text is not before:
-                    before_change, found = found, self.sets_in(text)
-                    if found != before_change:
+                    found = self.sets_in(text)
+                    if found & self.frequent != looked_up:
                         start = index + 1
                         break
             else:
@@ -76,15 +83,22 @@ class Rules:
         return reduce(or_, map(self.bits.__getitem__, set(text)), 0)
 
     def find_usable(self, found: int) -> list[tuple[int, re.Pattern[str], Replacement, int]]:
-        """The rules whose needs are among the sets of which a text has a character. `usable` caches them."""
-        return [rule for rule in self.rules if not rule[3] & ~found]
+        """The rules whose frequent needs a text meets. `usable` caches them.
+
+        Args:
+            found: the bits of the frequent sets of which the text has a character.
+        """
+        return [rule for rule in self.rules if not rule[3] & self.frequent & ~found]
 
 
 class Bits(dict[str, int]):
     """By character: the bits of the needed sets that it is in. A digit of another script is a digit."""
 
     def __missing__(self, character: str) -> int:
-        return self["0"] if character.isdecimal() else 0
+        found = self["0"] if character.isdecimal() else 0
+        if len(self) < KEPT_CHARACTERS:
+            self[character] = found
+        return found
 
 
 def needed_characters(needed: str) -> str:

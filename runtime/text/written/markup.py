@@ -6,6 +6,7 @@ import html
 import re
 import unicodedata
 
+from valle2.runtime.text.memo import kept
 from valle2.runtime.text.written import Rule, Rules
 from valle2.runtime.text.written.vocabulary import listed
 
@@ -149,6 +150,7 @@ def said_for_tag(tag: str) -> str:
     return "" if name in INLINE else " "
 
 
+@kept
 def plain(text: str) -> str:
     """The text without markup and invisible characters; control characters become spaces."""
     text = SIGNS_TO_TEXT.apply(without_blocks(text))
