@@ -427,7 +427,7 @@ class Valle2(Closing):
             text = check_text(self.model.layout, *marked, len(prompt.codes))
             if not index:  # the transcript is the same in every sentence
                 unheard = self.model.shorten(text, prompt.codes, request.settings).unheard
-            text = replace(text, unheard=unheard)
+            text = replace(text, unheard=unheard) if unheard else text
             words = written.restore(front.words_of(ids)) if request.timestamps else ()
             words = tuple(replace(word, text=script.spellings.readable(word.text)) for word in words)
             speed = min(max(ids.speed * request.speed, SLOWEST), FASTEST)

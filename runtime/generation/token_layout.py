@@ -176,9 +176,10 @@ def check_text(
     """
     ids = np.asarray(text_ids)
     longest = layout.max_text - len(layout.text_begin) - len(layout.text_end)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 1 <= len(layout.bare(ids)) <= longest:
+    bare = layout.bare(ids) if ids.ndim == 1 else ids
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 1 <= len(bare) <= longest:
         raise TextError(f"text ids are {ids.dtype} {ids.shape}; expected integers of 1 to {longest} ids")
-    if layout.bare(ids).min() < 0 or layout.bare(ids).max() >= layout.vocab_size:
+    if bare.min() < 0 or bare.max() >= layout.vocab_size:
         raise TextError(f"text ids span {ids.min()}..{ids.max()}; expected 0..{layout.vocab_size - 1}")
     if prompt_length is not None and not 0 <= prompt_length <= len(ids):
         raise TextError(

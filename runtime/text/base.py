@@ -224,7 +224,8 @@ class FrontEnd(ABC):
         script = text if isinstance(text, Script) else self.script(text)
         for sentence in self.sentences(script, max_ids - len(before)):
             pair = self.encode_pair(transcript, before, sentence.text)
-            yield replace(pair, pause=sentence.pause, speed=sentence.speed)
+            usual = sentence.pause is None and sentence.speed == 1.0
+            yield pair if usual else replace(pair, pause=sentence.pause, speed=sentence.speed)
 
     def encode_pair(self, transcript: str, before: Ids, text: str) -> EncodedText:
         """One sentence after a transcript. before: the ids of the transcript alone."""

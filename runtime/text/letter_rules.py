@@ -6,8 +6,9 @@ Rules are made by `demo/model/letters.py` from a pronouncing dictionary; this fi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 VOWELS = frozenset("AIOQWYaeiouæɑɐɒɔəɛɜɪʊʌᵊᵻ")
 PRIMARY, SECONDARY = "ˈ", "ˌ"
@@ -44,11 +45,18 @@ class LetterRules:
 
     def letter(self, padded: str, index: int) -> str:
         """The sounds of one letter by the most specific rule; nothing if no rule fits."""
+        known = self.known
         for left, right in SPECIFIC_FIRST:
-            found = self.rules.get(f"{padded[index - left : index]}>{padded[index : index + right + 1]}")
-            if found is not None:
-                return found
+            key = f"{padded[index - left : index]}>{padded[index : index + right + 1]}"
+            if key in known:
+                return known[key]
         return ""
+
+    @cached_property
+    def known(self) -> dict[str, str]:
+        """The rules for look-ups, of which a letter takes up to a dozen. Made for the first unknown word."""
+        pairs = [(key, sys.intern(sounds)) for key, sounds in self.rules.items()]
+        return dict(reversed(pairs))  # of a key that is there twice the first value counts
 
 
 def context(padded: str, index: int, window: tuple[int, int]) -> str:

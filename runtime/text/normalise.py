@@ -7,9 +7,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import lru_cache
 
-from valle2.runtime.text.written import Rule, addresses, apply, dates, letters, markup, numbers, quantities
+from valle2.runtime.text.memo import kept
+from valle2.runtime.text.written import (
+    Rule,
+    Rules,
+    addresses,
+    dates,
+    either,
+    letters,
+    markup,
+    numbers,
+    quantities,
+)
 from valle2.runtime.text.written.vocabulary import PUNCTUATION, SYMBOLS
 
 RULES: tuple[Rule, ...] = (
@@ -25,13 +35,26 @@ RULES: tuple[Rule, ...] = (
     *letters.RULES,  # last: other rules look for words in capitals
 )
 """All rules in order. Digits stay digits until `numbers.LAST`, so that later rules find them."""
+IN_WORDS = Rules(RULES)
+TIDY = Rules(
+    [
+        Rule(re.compile(r"--+"), ", ", "-"),
+        Rule(re.compile(r"\.{2,}"), ".", "."),
+        Rule(re.compile(r"[^A-Za-z',.?!;:\- ]"), " "),
+        Rule(re.compile(r"(?<![A-Za-z])-+|-+(?![A-Za-z])"), " ", "-"),
+        Rule(re.compile(r"(?<![A-Za-z])'+(?![A-Za-z])"), " ", "'"),
+        Rule(re.compile(r" {2,}"), " "),
+        Rule(re.compile(r" ([,.?!;:])"), r"\1"),
+        Rule(re.compile(r"([,;:])[,;:]+"), r"\1", ",;:"),
+        Rule(re.compile(r"[,;:](?=[.?!])|(?<=[.?!;:,])[,.;:]+"), "", ",.;:"),
+        Rule(re.compile(r"([,.?!;:])(?=[A-Za-z])"), r"\1 "),
+    ]
+)
+DASH, SPACES = re.compile(r"\s-+\s(?![\d$€£¥₹])"), re.compile(r"\s+")
+SYMBOL = re.compile(either(SYMBOLS))
 
 
-REMEMBERED = 512
-"""Texts whose reading is kept: a sentence is read when it is measured, checked and encoded."""
-
-
-@lru_cache(REMEMBERED)
+@kept
 def normalise(text: str) -> str:
     """Text to speakable English: ASCII words with , . ? ! ; : ' and inner hyphens, single spaces.
 
@@ -39,15 +62,16 @@ def normalise(text: str) -> str:
     Latin are dropped.
     """
     text = unicodedata.normalize("NFKC", markup.plain(text)).translate(PUNCTUATION)
-    text = letters.quiet(re.sub(r"\s+", " ", re.sub(r"\s-+\s(?![\d$€£¥₹])", ", ", text)))
-    text = apply(RULES, text)
-    for symbol, words in SYMBOLS.items():
-        text = text.replace(symbol, words)
+    text = letters.quiet(SPACES.sub(" ", DASH.sub(", ", text)))
+    text = IN_WORDS.apply(text)
+    text = SYMBOL.sub(lambda match: SYMBOLS[match[0]], text)
     return tidy(fold(text.replace("–", ", ")))
 
 
 def fold(text: str) -> str:
     """Accented letters without their accents, everything else that is not ASCII as a space."""
+    if text.isascii():
+        return text
     out = []
     for c in unicodedata.normalize("NFKD", text):
         if c.isascii():
@@ -59,11 +83,4 @@ def fold(text: str) -> str:
 
 def tidy(text: str) -> str:
     """Only speakable characters, each punctuation mark once and after its word."""
-    text = re.sub(r"\.{2,}", ".", re.sub(r"--+", ", ", text))
-    text = re.sub(r"[^A-Za-z',.?!;:\- ]", " ", text)
-    text = re.sub(r"(?<![A-Za-z])-+|-+(?![A-Za-z])", " ", text)
-    text = re.sub(r"(?<![A-Za-z])'+(?![A-Za-z])", " ", text)
-    text = re.sub(r"\s+([,.?!;:])", r"\1", re.sub(r"\s+", " ", text))
-    text = re.sub(r"([,;:])[,;:]+", r"\1", text)
-    text = re.sub(r"[,;:](?=[.?!])|(?<=[.?!;:,])[,.;:]+", "", text)
-    return re.sub(r"([,.?!;:])(?=[A-Za-z])", r"\1 ", text).lstrip(" ,;:").strip()
+    return TIDY.apply(text).lstrip(" ,;:").strip()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from valle2.runtime.text.annotations.pronunciation import sounds_in
 from valle2.runtime.text.letter_rules import (
@@ -27,7 +27,7 @@ BEFORE_FLAP = frozenset("AIOWYiuæɑəɛɪɹʊʌ")
 REDUCED = frozenset("ɐᵊ")
 LETTERS_OF_VOWELS = frozenset("aeiouy")
 PUNCTUATION = frozenset(",.?!;:")
-TOKEN = re.compile(r"(?P<spelt>\b[A-Z](?: [A-Z])+(?:'s)?(?![A-Za-z'-]))|[A-Za-z']+(?:-[A-Za-z']+)*|[,.?!;:]")
+TOKEN = re.compile(r"\b[A-Z](?: [A-Z])+(?:'s)?(?![A-Za-z'-])|[A-Za-z']+(?:-[A-Za-z']+)*|[,.?!;:]")
 SHORTEST_PART, LONGEST_PART = 3, 40
 """Letters of a word that is looked for in a compound."""
 CACHED = 8192
@@ -54,8 +54,7 @@ VERB_CONTEXT, PARTICIPLE_CONTEXT, NOUN_CONTEXT, THAT_CONTEXT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a word stands: the lower-case words around it and the sounds that follow ("" before a pause)."""
 
     previous: str = ""
@@ -82,6 +81,11 @@ def users_sounds(word: str) -> str:
     stem = word.removesuffix("'s")
     sounds = sounds_in(stem)
     return plural(sounds) if sounds and stem != word else sounds
+
+
+def small_word(token: str) -> str:
+    """The lower-case word of a token; nothing for a mark."""
+    return "" if token in PUNCTUATION else token.strip("'").lower()
 
 
 def starts_with_vowel(phonemes: str) -> bool:
@@ -132,25 +136,38 @@ class Pronouncer:
         self.guess = guess
         self.entry = lru_cache(CACHED)(lambda word: lexicon.get(word, ""))
         self.word = lru_cache(CACHED)(self.pronounce)
+        self.token = lru_cache(CACHED)(self.anywhere)
 
     def __call__(self, text: str) -> str:
         """Normalised text -> phonemes, with a space between words and punctuation attached."""
-        tokens = [(match[0], match["spelt"] is not None) for match in TOKEN.finditer(text)]
-        words = ["" if text in PUNCTUATION else text.strip("'") for text, _ in tokens]
+        tokens = TOKEN.findall(text)
         out: list[str] = []
         following, sounds = "", ""
         for index in range(len(tokens) - 1, -1, -1):
-            token, spelt = tokens[index]
+            token = tokens[index]
             if token in PUNCTUATION:
                 out.append(token)
                 following, sounds = "", ""
                 continue
-            place = Place(words[index - 1].lower() if index else "", following, sounds)
-            spoken = self.spelt(token) if spelt else self.compounded(words[index], place)
+            spoken = self.token(token)
+            if spoken is None:
+                place = Place(small_word(tokens[index - 1]) if index else "", small_word(following), sounds)
+                spoken = self.compounded(token.strip("'"), place)
             if spoken:
-                out.append(f" {spoken}")
-                following, sounds = words[index].lower(), spoken
+                out += spoken, " "
+                following, sounds = token, spoken
         return "".join(reversed(out)).strip()
+
+    def anywhere(self, token: str) -> str | None:
+        """The sounds of a token in every place; None if they depend on the place. `token` caches it."""
+        if " " in token:
+            return self.spelt(token)
+        word = token.strip("'")
+        parts = [part for part in word.lower().split("-") if part]
+        one = "-".join(parts)
+        if (len(parts) < 2 or self.usual(word.lower())) and (one in CLITICS or "\t" in self.entry(one)):
+            return None
+        return self.compounded(word, Place())
 
     def spelt(self, letters: str) -> str:
         """Letters read one by one as one word, the last one stressed: "B B C"."""

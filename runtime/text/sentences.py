@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import SPELLED, readable
+from valle2.runtime.text.memo import kept
 from valle2.runtime.text.normalise import normalise
+from valle2.runtime.text.written.markup import plain
 from valle2.runtime.text.written.vocabulary import (
     ABBREVIATIONS,
     BEFORE_NUMBER,
@@ -61,6 +63,11 @@ HOPELESS = 8
 """Characters a token, above which a sentence is cut without counting its tokens."""
 SURELY_TOO_LONG = 1.5
 """A part is cut without counting its tokens if it has so many times the limit by its share of the whole."""
+SURELY_BY_SAMPLE = 1.0
+"""The same in a sentence that is many times too long, so that few parts are counted in vain."""
+LONG, SAMPLE, VERY_LONG = 256, 64, 8
+"""Characters of a sentence whose tokens are first estimated by a sample, characters of the sample, and times
+the limit from which on the estimate decides how often it is cut."""
 
 
 def split_sentences(text: str, usual: int, most: int, count: Callable[[str], int]) -> list[str]:
@@ -177,34 +184,49 @@ def ends_line(gap: str, following: str, at_end: bool) -> bool | None:
 
 
 def fit(
-    sentence: str, usual: int, most: int, count: Callable[[str], int], estimate: float = 0.0
+    sentence: str,
+    usual: int,
+    most: int,
+    count: Callable[[str], int],
+    estimate: float = 0.0,
+    surely: float = SURELY_TOO_LONG,
 ) -> list[str]:
     """One sentence in about equal parts, cut at a clause near the middle or else between two words.
 
-    A single word that is too long is cut in the middle.
+    A single word may have up to `most` tokens; a longer one is cut in the middle.
 
     Args:
-        estimate: tokens of the sentence by its share of a longer one that was counted; 0 if none was.
+        estimate: tokens of the sentence by its share of a longer one; 0 if they are not known.
+        surely: times the limit. A sentence of a larger estimate is cut without counting its tokens.
 
     Raises:
         TextError: a single character has more than `most` tokens.
     """
-    cut = middle(sentence)
-    limit = most if cut is None else usual
+    cut, limit = middle(sentence), usual
+    inside_word = cut is None
+    if cut is None:
+        cut, limit = len(sentence) // 2, most
+    if not estimate and len(sentence) > LONG:
+        start = (len(sentence) - SAMPLE) // 2
+        sampled = count(sentence[start : start + SAMPLE]) * len(sentence) / SAMPLE
+        if sampled > VERY_LONG * limit:
+            estimate, surely = sampled, SURELY_BY_SAMPLE
     counted = 0
-    if cut is None or (len(sentence) <= HOPELESS * limit and estimate <= SURELY_TOO_LONG * limit):
-        counted = count(sentence) if len(sentence) <= HOPELESS * limit else limit + 1
+    if estimate <= surely * limit and len(sentence) <= HOPELESS * limit:
+        counted = count(sentence)
         if counted <= limit:
             return [sentence] if counted else []
-    if cut is None and (len(sentence) == 1 or SPELLED.search(sentence)):
+    if inside_word and (len(sentence) == 1 or SPELLED.search(sentence)):
         raise TextError(
             f"{readable(sentence)!r} is longer than the model's {most} tokens, which the prompt's text "
             "leaves; use a shorter prompt"
         )
-    cut = cut or len(sentence) // 2
-    density = (counted or estimate) / len(sentence)
-    halves = (sentence[:cut].strip(), sentence[cut:].strip())
-    return [piece for half in halves for piece in fit(half, usual, most, count, density * len(half))]
+    density, found = (counted or estimate) / len(sentence), []
+    for half in (sentence[:cut].strip(), sentence[cut:].strip()):
+        # how many tokens one word has does not follow from the words around it
+        known = density * len(half) if inside_word or WORD_END.search(half) else 0.0
+        found += fit(half, usual, most, count, known, surely)
+    return found
 
 
 def middle(sentence: str) -> int | None:
@@ -223,8 +245,14 @@ def ended(piece: str) -> str:
     return piece if ENDED.search(piece) else f"{piece.rstrip(UNENDED)}."
 
 
+@kept
 def speakable(text: str) -> bool:
     """Does anything remain to be said after normalisation?"""
-    if not MARKUP.search(text) and SURELY_SPEAKABLE.search(text):
+    marked = MARKUP.search(text) is not None
+    if not marked and SURELY_SPEAKABLE.search(text):
         return True
-    return not ONLY_MARKS.fullmatch(text) and SPEAKABLE.search(normalise(text)) is not None
+    if ONLY_MARKS.fullmatch(text):
+        return False
+    if marked and SURELY_SPEAKABLE.search(plain(text)):
+        return True
+    return SPEAKABLE.search(normalise(text)) is not None

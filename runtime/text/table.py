@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from codecs import getincrementaldecoder
-from collections.abc import Collection, Iterator, Mapping, ValuesView
+from collections.abc import Collection, ItemsView, Iterator, Mapping, ValuesView
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,11 @@ class SortedTable(Mapping[str, str]):
     def values(self) -> ValuesView[str]:
         """The values in the order of their keys, without a look-up for each."""
         return [line.split(b"\t", 1)[1].decode() for line in self.data[1:].splitlines()]  # type: ignore[return-value]
+
+    def items(self) -> ItemsView[str, str]:
+        """Keys and values in their order, without a look-up for each."""
+        lines = self.data[1:-1].decode().split("\n")
+        return [line.split("\t", 1) for line in lines if line]  # type: ignore[return-value]
 
     def __len__(self) -> int:
         return self.data.count(b"\n") - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import Inventory
 from valle2.runtime.text.base import MAX_TOKENS, EncodedText, FrontEnd, Ids, check_text, unspeakable
 from valle2.runtime.text.letter_rules import STRESS, LetterRules, letter_groups
+from valle2.runtime.text.memo import kept
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.phonemes import PUNCTUATION as MARKS
 from valle2.runtime.text.phonemes import Pronouncer
@@ -32,8 +33,6 @@ MAX_PREPARED, MAX_GROWN = 2**16, 2**20
 """Characters of a sentence as the tokenizer reads it, and what normaliser and template may make of them."""
 NARROW = str.maketrans("’‘，。；？！（）：-《》、“”【】", "'',.;?!():" + " <>/" + '""[]')
 """Full-width and curly marks as supervoice writes them."""
-KEPT_TEXTS, KEPT_CHARACTERS = 512, 1024
-"""Prepared sentences that are kept, and characters of the longest."""
 PAIRS = {"oʊ": "O", "eɪ": "A", "aɪ": "I", "aʊ": "W", "ɔɪ": "Y", "tʃ": "ʧ", "dʒ": "ʤ", "g": "ɡ", "r": "ɹ"}
 """Phones of the IPA that the lexicon writes with one other symbol."""
 Preparer = Callable[[str], str]
@@ -49,6 +48,7 @@ class TextFrontEnd(FrontEnd):
         max_tokens: tokens of a sentence that `split` aims at: what the model was trained on.
         growth: how many times as long the tokenizer itself may make a text.
         notation: how phones are written, if each is one character.
+        characters: ids by character of a tokenizer that reads each by itself, see `character_ids`.
     """
 
     def __init__(
@@ -58,8 +58,10 @@ class TextFrontEnd(FrontEnd):
         max_tokens: int = MAX_TOKENS,
         growth: int = 1,
         notation: Notation | None = None,
+        characters: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(tokenizer.get_vocab(), max_tokens)
+        self.by_code = by_code(characters or {})
         self.tokenizer = tokenizer
         self.preparer, self.prepare = prepare, kept(prepare)
         self.only_latin = prepare is not narrowed
@@ -84,9 +86,9 @@ class TextFrontEnd(FrontEnd):
             files = [name for name in (TOKENIZER, LEXICON, LETTERS) if (folder / name).exists()]
         preparer, notation = PREPARERS[manifest_entry["kind"]]
         with explained(lambda reason: ManifestError(f"{folder}: the text front end does not load: {reason}")):
-            tokenizer, growth = read_tokenizer(folder, files)
+            tokenizer, growth, characters = read_tokenizer(folder, files)
             limit = manifest_entry.get("max_tokens", MAX_TOKENS)
-            return cls(tokenizer, preparer(folder, tokenizer, files), limit, growth, notation)
+            return cls(tokenizer, preparer(folder, tokenizer, files), limit, growth, notation, characters)
 
     def inventory(self) -> Inventory | None:
         return self.preparer.inventory if isinstance(self.preparer, PhonemePreparer) else None
@@ -110,6 +112,12 @@ class TextFrontEnd(FrontEnd):
                 f"{shown(text)} has {len(prepared)} characters when it is prepared for the tokenizer; "
                 f"expected at most {self.longest}: split it"
             )
+        if not prepared:
+            raise unspeakable(text)
+        codes = np.frombuffer(prepared.encode("utf-32-le", "surrogatepass"), np.uint32)
+        found = self.by_code.take(codes, mode="clip")
+        if found.min() >= 0:
+            return found
         with explained(
             lambda reason: TextError(f"the model's tokenizer does not take {shown(text)}: {reason}")
         ):
@@ -148,7 +156,9 @@ class TextFrontEnd(FrontEnd):
     def count(self, piece: str) -> int:
         """Tokens of a piece; of one that is too long for `encode`, its characters."""
         prepared = self.prepare(check_text(piece))
-        return len(self.prepared_ids(piece, prepared)) if len(prepared) <= self.longest else len(prepared)
+        if len(self.by_code) > 1 or len(prepared) > self.longest:
+            return len(prepared)
+        return len(self.prepared_ids(piece, prepared))
 
     def finish(self, text: str) -> str:
         """The text with a full stop if it ends without a mark and the tokenizer has one."""
@@ -162,10 +172,12 @@ class TextFrontEnd(FrontEnd):
         return self.notation.write(ids, self.symbols) if self.notation else found
 
 
-def kept(prepare: Preparer) -> Preparer:
-    """A preparer that keeps its last results, because a sentence is counted before it is encoded."""
-    short = lru_cache(KEPT_TEXTS)(prepare)
-    return lambda text: short(text) if len(text) <= KEPT_CHARACTERS else prepare(text)
+def by_code(characters: Mapping[str, int]) -> Ids:
+    """Ids by code point, -1 for other characters. The last index is beyond all of them."""
+    found = np.full(max(map(ord, characters), default=-1) + 2, -1, np.int64)
+    for character, index in characters.items():
+        found[ord(character)] = index
+    return found
 
 
 def normalised_words(_folder: Path, _tokenizer: Tokenizer, _files: Collection[str]) -> Preparer:
@@ -182,9 +194,11 @@ class PhonemePreparer:
 
     def __init__(self, pronounce: Pronouncer, known: Collection[str]) -> None:
         self.pronounce, self.known = pronounce, frozenset(known)
+        single = "".join(symbol for symbol in self.known if len(symbol) == 1)
+        self.unknown = re.compile(f"[^{re.escape(single)}]+" if single else r"(?s:.)+")
 
     def __call__(self, text: str) -> str:
-        return "".join(symbol for symbol in self.pronounce(normalise(text)) if symbol in self.known)
+        return self.unknown.sub("", self.pronounce(normalise(text)))
 
     @cached_property
     def inventory(self) -> Inventory:

@@ -34,6 +34,8 @@ COSTLY = re.compile(r"\)[*+{]|\{\d{4}|\{\d*,\d{4}|\(\?#")
 ESCAPE, CLASS = re.compile(r"\\."), re.compile(r"\[\^?\]?[^\]\n]*\]")
 """An escaped character of a pattern, and a set of characters."""
 PANIC = "PanicException"
+EACH_CHARACTER = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+"""The step that cuts a text into its characters."""
 
 
 @contextmanager
@@ -52,11 +54,12 @@ def explained(error_of: Callable[[str], Exception]) -> Iterator[None]:
         raise error_of(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
-def read_tokenizer(folder: Path, files: Collection[str]) -> tuple[Tokenizer, int]:
+def read_tokenizer(folder: Path, files: Collection[str]) -> tuple[Tokenizer, int, dict[str, int]]:
     """Read a bundle's tokenizer.
 
     Returns:
-        The tokenizer, which neither pads nor cuts, and how many times as long it may make a text.
+        The tokenizer, which neither pads nor cuts; how many times as long it may make a text; and its ids by
+        character if it has one for each character, see `character_ids`.
 
     Raises:
         ValueError, or what tokenizers raises: the file is damaged, or asks for more than a tokenizer needs.
@@ -65,13 +68,39 @@ def read_tokenizer(folder: Path, files: Collection[str]) -> tuple[Tokenizer, int
     try:
         if data.count(b"{") > MAX_OBJECTS:
             raise ValueError(f"more than {MAX_OBJECTS} objects")
-        growth = check_tokenizer(parse_json(data, MAX_VALUES))
+        values = parse_json(data, MAX_VALUES)
+        growth = check_tokenizer(values)
     except ValueError as error:
         raise ValueError(f"{TOKENIZER}: {error}") from None
     tokenizer = Tokenizer.from_str(data.decode("utf-8"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer, growth
+    return tokenizer, growth, character_ids(values)
+
+
+def character_ids(values: dict[str, Any]) -> dict[str, int]:
+    """The ids by character of a tokenizer that gives each character one id, whatever its neighbours.
+
+    The library takes ten times as long for a short text as a look-up of each character.
+
+    Returns:
+        Ids of the known characters; nothing if the tokenizer is of another kind.
+    """
+    model, steps = values.get("model"), values.get("normalizer") or {"type": "Sequence", "normalizers": []}
+    if not isinstance(model, dict) or model.get("type") != "WordLevel" or steps.get("type") != "Sequence":
+        return {}
+    if values.get("pre_tokenizer") != EACH_CHARACTER or values.get("added_tokens"):
+        return {}
+    if any(values.get(key) for key in ("post_processor", "truncation", "padding")):
+        return {}
+    vocabulary = model["vocab"]
+    found = {character: character for character in vocabulary if len(character) == 1 and character != "\n"}
+    for step in steps["normalizers"]:
+        before, after = step.get("pattern", {}).get("String", ""), step.get("content", "")
+        if step.get("type") != "Replace" or len(before) != 1 or len(after) != 1:
+            return {}
+        found = {character: after if now == before else now for character, now in found.items()}
+    return {character: vocabulary[now] for character, now in found.items() if now in vocabulary}
 
 
 def check_tokenizer(values: Any) -> int:

@@ -6,7 +6,9 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from valle2.runtime.text.normalise import normalise
+from valle2.runtime.text.normalise import RULES, normalise
+from valle2.runtime.text.written.markup import RULES as SIGN_RULES
+from valle2.runtime.text.written.vocabulary import PUNCTUATION, SYMBOLS
 
 UNIT_LETTERS = frozenset("ΩμµπΩ")
 """Letters that stand for units and numbers; in a word of their own script they are not spoken."""
@@ -61,13 +63,20 @@ def kind_of(character: str) -> str:
     if category[0] in "ZPC" and category not in ("Co", "Cn"):
         return " "
     plain = unicodedata.normalize("NFKD", character)
-    if any(part.isascii() and part.isalnum() for part in plain):
+    if category == "Nd" or any(part.isascii() and part.isalnum() for part in plain):
         return "a"
-    if category == "Lo":
+    if category == "Lo" or SIGNS.isdisjoint(unicodedata.normalize("NFKC", character)):
         return "x"
     return "a" if any(spoken_in(f"{before}{character}{after}") for before, after in CONTEXTS) else "x"
 
 
+SIGNS = frozenset(
+    form
+    for text in (*SYMBOLS, *map(chr, PUNCTUATION), *(rule.pattern.pattern for rule in (*RULES, *SIGN_RULES)))
+    for sign in text
+    for form in sign + sign.lower() + sign.upper()
+) | frozenset(map(chr, range(128)))
+"""All characters that a rule may read, among others; a sign without any of them has no words."""
 CONTEXTS = (("", ""), ("5 ", ""), ("", "5"), ("5 ", " 5"))
 """Where a sign may have words: alone, after a number, before one, and between two."""
 

@@ -7,19 +7,125 @@ no faster. It knows no model, no phonemes and no tokens.
 from __future__ import annotations
 
 import re
+import string
+from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import lru_cache, reduce
+from operator import or_
+from typing import NamedTuple
 
 Replacement = str | Callable[[re.Match[str]], str]
-Rule = tuple[re.Pattern[str], Replacement]
+SETS = {"0": string.digits, "A-Z": string.ascii_uppercase}
+"""How `Rule.needs` writes the sets of all digits and of all capitals."""
+FREQUENT, USABLE = 10, 1024
+"""Sets by which usable rules are looked up, and combinations of them for which the rules are kept."""
+KEPT_CHARACTERS = 4096
+"""Characters whose bits are kept."""
+
+
+class Rule(NamedTuple):
+    """A regular expression and its replacement.
+
+    Args:
+        needs: characters without which the expression cannot match: sets of characters with spaces between
+            them. A text must have a character of each set. In a set, 0 stands for every digit; A-Z by itself
+            stands for every capital.
+    """
+
+    pattern: re.Pattern[str]
+    replacement: Replacement
+    needs: str = ""
+
+
+class Rules:
+    """Applies rules in order. It skips a rule whose `needs` the text does not meet.
+
+    A short text meets the needs of few rules, and searching it with all of them would take most of the time.
+    """
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        listed = list(rules)
+        sets = sorted({needed for rule in listed for needed in rule.needs.split()})
+        bit = {needed: 1 << index for index, needed in enumerate(sets)}
+        self.rules = [
+            (index, rule.pattern, rule.replacement, sum(map(bit.__getitem__, rule.needs.split())))
+            for index, rule in enumerate(listed)
+        ]
+        """Index, pattern, replacement, and the bits of the needed sets."""
+        often = Counter(needed for rule in listed for needed in rule.needs.split()).most_common(FREQUENT)
+        self.frequent = sum(bit[needed] for needed, _ in often)
+        """The bits of the sets that most rules need."""
+        self.bits = Bits.fromkeys(map(chr, range(128)), 0)
+        for needed in sets:
+            for character in needed_characters(needed):
+                self.bits[character] = self.bits.get(character, 0) | bit[needed]
+        self.usable = lru_cache(USABLE)(self.find_usable)
+
+    def apply(self, text: str) -> str:
+        """The text after each rule in turn."""
+        found, start = self.sets_in(text), 0
+        while True:
+            looked_up = found & self.frequent
+            for index, pattern, replacement, needed in self.usable(looked_up):
+                if index < start or needed & ~found:
+                    continue
+                before, text = text, pattern.sub(replacement, text)
+                if text is not before:
+                    found = self.sets_in(text)
+                    if found & self.frequent != looked_up:
+                        start = index + 1
+                        break
+            else:
+                return text
+
+    def sets_in(self, text: str) -> int:
+        """The bits of the sets of which the text has a character."""
+        return reduce(or_, map(self.bits.__getitem__, set(text)), 0)
+
+    def find_usable(self, found: int) -> list[tuple[int, re.Pattern[str], Replacement, int]]:
+        """The rules whose frequent needs a text meets. `usable` caches them.
+
+        Args:
+            found: the bits of the frequent sets of which the text has a character.
+        """
+        return [rule for rule in self.rules if not rule[3] & self.frequent & ~found]
+
+
+class Bits(dict[str, int]):
+    """By character: the bits of the needed sets that it is in. A digit of another script is a digit."""
+
+    def __missing__(self, character: str) -> int:
+        found = self["0"] if character.isdecimal() else 0
+        if len(self) < KEPT_CHARACTERS:
+            self[character] = found
+        return found
+
+
+def needed_characters(needed: str) -> str:
+    """The characters of one set of `Rule.needs`."""
+    return SETS.get(needed) or needed.replace("0", SETS["0"])
 
 
 def either(words: Iterable[str]) -> str:
-    """A regular expression for any of the words, longest first."""
-    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+    """A regular expression for any of the words, longest first. Words share their common beginnings."""
+    tree: dict[str, Tree] = {}
+    for word in words:
+        node = tree
+        for character in word:
+            node = node.setdefault(character, {})
+        node[""] = {}
+    return branches(tree)
 
 
-def apply(rules: Iterable[Rule], text: str) -> str:
-    """The text after each rule in turn."""
-    for pattern, replacement in rules:
-        text = pattern.sub(replacement, text)
-    return text
+Tree = dict[str, "Tree"]
+
+
+def branches(tree: Tree) -> str:
+    """The expression of a tree of characters, in which an empty key is the end of a word."""
+    found = [re.escape(character) + branches(after) for character, after in tree.items() if character]
+    if not found:
+        return ""
+    whole = "|".join(found)
+    if "" in tree:
+        return f"(?:{whole})?"
+    return whole if len(found) == 1 else f"(?:{whole})"

@@ -26,6 +26,8 @@ MARKS = {
     ":": " colon ", "?": " question mark ", "=": " equals ", "&": " and ", "#": " hash ", "~": " tilde ",
     "+": " plus ", "%": " percent ",
 }  # fmt: skip
+INSIDE = re.compile(r"[.@/\\:]")
+"""Marks of which every address, file name and number with dots has one."""
 LONGEST = 500
 """Characters of a token that is looked at."""
 
@@ -33,11 +35,13 @@ LONGEST = 500
 def read(match: re.Match[str]) -> str:
     """A token between spaces, in words if it is an address, a file or a version."""
     token = match[0]
-    if len(token) > LONGEST or (not any(mark in token for mark in ".@/\\:") and token[0] not in "vV"):
+    if len(token) > LONGEST or (not INSIDE.search(token) and token[0] not in "vV"):
         return token
     core = token.lstrip(OPENING)
     before = token[: len(token) - len(core)]
     core = core.rstrip(CLOSING)
+    if not INSIDE.search(core) and core[:1] not in ("v", "V"):
+        return token
     after = token[len(before) + len(core) :]
     spoken = address(core) or numbers(core) or file(core)
     return f"{before}{spoken}{after}" if spoken else token
@@ -126,6 +130,6 @@ def marked(text: str) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    (re.compile(r"\S+"), read),
-    (re.compile(r"https?://(?:www\.)?|\bwww\.", re.I), " "),
+    Rule(re.compile(r"\S+"), read),
+    Rule(re.compile(r"https?://(?:www\.)?|\bwww\.", re.I), " ", "./"),
 )

@@ -123,68 +123,79 @@ def humps(match: re.Match[str]) -> str:
 
 
 ABBREVIATION_RULES: tuple[Rule, ...] = (
-    (re.compile(r"\bw/o\b"), "without"),
-    (re.compile(r"(?<![\w/])w/(?:\s?)(?=\w)"), "with "),
-    (re.compile(r"(?<![\w/])b/c\b"), "because"),
-    (re.compile(r"(?<![\w/])c/o\b"), "care of"),
-    (re.compile(r"\b([apAP])\.\s?[mM]\.(?=\s+[A-Z]|\s*$)"), lambda match: f"{match[1].upper()} M."),
-    (re.compile(r"\b([ap])\.\s?m\.", re.I), lambda match: f"{match[1].upper()} M"),
-    (re.compile(r"\bPh\.\s?D\.?(?=(s?)\b|\W|$)"), "P H D"),
-    (re.compile(r"\b([BM])\.\s?Sc\."), r"\1 S C"),
-    (re.compile(rf"\b({either(PLAIN_TITLES)})\s(?=[A-Z])"), title),
-    (re.compile(rf"\b((?i:{either(TITLES)}))\.\s+(?=[A-Z&])"), title),
-    (
+    Rule(re.compile(r"\bw/o\b"), "without", "/ w"),
+    Rule(re.compile(r"(?<![\w/])w/(?:\s?)(?=\w)"), "with ", "/ w"),
+    Rule(re.compile(r"(?<![\w/])b/c\b"), "because", "/ b"),
+    Rule(re.compile(r"(?<![\w/])c/o\b"), "care of", "/ c"),
+    Rule(
+        re.compile(r"\b([apAP])\.\s?[mM]\.(?=\s+[A-Z]|\s*$)"), lambda match: f"{match[1].upper()} M.", ". Mm"
+    ),
+    Rule(re.compile(r"\b([ap])\.\s?m\.", re.I), lambda match: f"{match[1].upper()} M", ". Mm"),
+    Rule(re.compile(r"\bPh\.\s?D\.?(?=(s?)\b|\W|$)"), "P H D", ". P"),
+    Rule(re.compile(r"\b([BM])\.\s?Sc\."), r"\1 S C", ". c"),
+    Rule(re.compile(rf"\b({either(PLAIN_TITLES)})\s(?=[A-Z])"), title, "DMP"),
+    Rule(re.compile(rf"\b((?i:{either(TITLES)}))\.\s+(?=[A-Z&])"), title, "."),
+    Rule(
         re.compile(rf"(?<!\d)(?<!\d )\b({either(BEFORE_NUMBER)})\.\s*(?=\d|[IVX]{{2}})", re.I),
         lambda match: f"{BEFORE_NUMBER[match[1].lower()]} ",
+        ".",
     ),
-    (re.compile(r"(?<=\b[Tt]he )[Nn]o\.(?= of\b)"), "number"),
-    (re.compile(r"\bet al\."), "et al"),
-    (re.compile(rf"\b({either(ABBREVIATIONS.keys() | AT_THE_END.keys())})\.(?!\w)", re.I), expand),
-    (re.compile(r"\bvs\b"), "versus"),
-    (re.compile(r"\betc\b"), "et cetera"),
-    (re.compile(r"\bapprox\b"), "approximately"),
-    (re.compile(r"#\s*(?=\d)"), "number "),
-    (re.compile(r"§§?\s?"), " section "),
-    (re.compile(r"\b([ACDFGJ])#(?!\w)"), r"\1 sharp"),
-    (
+    Rule(re.compile(r"(?<=\b[Tt]he )[Nn]o\.(?= of\b)"), "number", ". f"),
+    Rule(re.compile(r"\bet al\."), "et al", ". l"),
+    Rule(re.compile(rf"\b({either(ABBREVIATIONS.keys() | AT_THE_END.keys())})\.(?!\w)", re.I), expand, "."),
+    Rule(re.compile(r"\bvs\b"), "versus", "v s"),
+    Rule(re.compile(r"\betc\b"), "et cetera", "c t"),
+    Rule(re.compile(r"\bapprox\b"), "approximately", "x p"),
+    Rule(re.compile(r"#\s*(?=\d)"), "number ", "# 0"),
+    Rule(re.compile(r"§§?\s?"), " section ", "§"),
+    Rule(re.compile(r"\b([ACDFGJ])#(?!\w)"), r"\1 sharp", "# ACDFGJ"),
+    Rule(
         re.compile(r"\b([A-Z]{1,3})\s?&\s?([A-Z]{1,3})\b"),
         lambda match: f"{' '.join(match[1])} and {' '.join(match[2])}",
+        "& A-Z",
     ),
-    (re.compile(r"\b((?:[A-Z]\.){2,})"), lambda match: " ".join(match[1].replace(".", "")) + " "),
+    Rule(
+        re.compile(r"\b((?:[A-Z]\.){2,})"), lambda match: " ".join(match[1].replace(".", "")) + " ", ". A-Z"
+    ),
 )
 ROMAN_RULES: tuple[Rule, ...] = (
-    (
+    Rule(
         re.compile(rf"\b(World War|(?i:{either(PARTS)}))\s((?![ILC]\b){NUMERAL})\b(?!\.\w)"),
         lambda match: f"{match[1]} {cardinal(roman(match[2]))}",
+        "CILVX",
     ),
-    (
+    Rule(
         re.compile(
             r"\b(World War|Part|Act|Chapter|Volume|Phase|Type) I"
             r"(?=[.,;:!?]|$|\s(?:was|is|ended|began|and|of)\b)"
         ),
         r"\1 one",
+        "I",
     ),
-    (
+    Rule(
         re.compile(rf"\b({NUMERAL})(?=\scentur)"),
         lambda match: ordinal(roman(match[1])) if match[1] else match[0],
+        "u c",
     ),
-    (re.compile(rf"\b([A-Z][a-z]+)\s((?!I\b)(?=[IVX]){NUMERAL})\b(?![.-]\w)"), after_name),
+    Rule(re.compile(rf"\b([A-Z][a-z]+)\s((?!I\b)(?=[IVX]){NUMERAL})\b(?![.-]\w)"), after_name, "IVX"),
 )
 RULES: tuple[Rule, ...] = (
-    (re.compile(rf"\b(?:{either(PARTLY_SPELT)})\b"), lambda match: PARTLY_SPELT[match[0]]),
-    (
+    Rule(re.compile(rf"\b(?:{either(PARTLY_SPELT)})\b"), lambda match: PARTLY_SPELT[match[0]], "A-Z"),
+    Rule(
         re.compile(
             r"\b[a-z]{2,30}(?:[A-Z][a-z]{1,30})+\b|\b(?:[A-Z][a-z]{1,30}){3,}\b"
             r"|(?<=#)(?:[A-Z][a-z]{1,30}){2,}\b"
         ),
         humps,
+        "A-Z",
     ),
-    (
+    Rule(
         re.compile(
             r"\b([Tt]he|[Oo]ur|[Yy]our|[Aa]n) IT\b"
             r"|\bIT(?= (?:department|support|team|staff|manager|industry)\b)"
         ),
         lambda match: f"{match[1]} I T" if match[1] else "I T",
+        "I T",
     ),
-    (re.compile(r"\b([A-Z]{2,5})((?:'?s)?)\b"), acronym),
+    Rule(re.compile(r"\b([A-Z]{2,5})((?:'?s)?)\b"), acronym, "A-Z"),
 )

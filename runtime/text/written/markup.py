@@ -6,7 +6,8 @@ import html
 import re
 import unicodedata
 
-from valle2.runtime.text.written import Rule, apply
+from valle2.runtime.text.memo import kept
+from valle2.runtime.text.written import Rule, Rules
 from valle2.runtime.text.written.vocabulary import listed
 
 TAGS = """
@@ -29,60 +30,65 @@ UNSPOKEN = re.compile(r"<(script|style)(?:\s[^<>]*)?>", re.I)
 ALT = re.compile(r"\salt\s?=\s?(?:\"([^\"<>]*)\"|'([^'<>]*)')", re.I)
 ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});", re.A)
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
-LINK = (
+LINK = Rule(
     re.compile(
         r"!?\[([^\[\]\n]{0,300})\]"
         r"\([ \t]{0,3}(?:<[^<>\n]{0,500}>|(?:[^()\s<]|\([^()\s]{0,100}\)){0,500})"
         r"(?:\s{1,3}(?:\"[^\"\n]{0,200}\"|'[^'\n]{0,200}'))?[ \t]{0,3}\)"
     ),
     r"\1",
+    "[ ] ( )",
 )
 FENCE_OPTIONS = r"(?:[ \t]{1,3}(?:[\w-]{1,30}=[^\s`]{1,100}|\{[^{}\n]{0,100}\})){0,5}"
 NUMBERED = re.compile(r"^[ \t]{0,8}(\d{1,3})[.)][ \t]+(?=\S)", re.M)
 ITEM = re.compile(r"^[ \t]{0,8}[-*+•‣◦▪][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)", re.M)
 ROW = re.compile(r"^[ \t]{0,3}\|([^\n]*)\|[ \t]*$", re.M)
 BLOCK_RULES: tuple[Rule, ...] = (
-    (
+    Rule(
         re.compile(
             r"^[ \t]{0,3}\[[^\[\]^\n]{1,100}\]:[ \t]{0,3}<?(?:https?://|mailto:|www\.|[/#.])\S*[^\n]*$", re.M
         ),
         "",
+        ": [ ]",
     ),
-    (re.compile(r"^[ \t]{0,3}\[\^[\w-]{1,30}\]:[ \t]*", re.M), ""),
-    (re.compile(r"\[\^[\w-]{1,30}\]"), ""),
-    (re.compile(r"^[ \t]{0,3}(?:=[ \t]*){2,}$", re.M), ""),
-    (re.compile(r"^[ \t]{0,3}(?:(?:-[ \t]*){2,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})$", re.M), ""),
-    (re.compile(rf"^[ \t]{{0,3}}(?:```|~~~)[\w+#-]{{0,30}}{FENCE_OPTIONS}", re.M), "\n"),
-    (re.compile(r"^[ \t]{0,3}(?:>[ \t]){1,9}(?=\S)", re.M), ""),
-    (re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+([^\n]*)", re.M), lambda match: f"{heading(match[1])}\n"),
-    (re.compile(r"^(?=[^\n]*\|)[ \t]{0,3}[|:-][ \t|:-]*$", re.M), ""),
-    (ROW, lambda match: f"{match[1].replace('|', ', ').strip(' ,')}\n"),
+    Rule(re.compile(r"^[ \t]{0,3}\[\^[\w-]{1,30}\]:[ \t]*", re.M), "", ": [ ]"),
+    Rule(re.compile(r"\[\^[\w-]{1,30}\]"), "", "[ ] ^"),
+    Rule(re.compile(r"^[ \t]{0,3}(?:=[ \t]*){2,}$", re.M), "", "="),
+    Rule(re.compile(r"^[ \t]{0,3}(?:(?:-[ \t]*){2,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})$", re.M), "", "*-_"),
+    Rule(re.compile(rf"^[ \t]{{0,3}}(?:```|~~~)[\w+#-]{{0,30}}{FENCE_OPTIONS}", re.M), "\n", "`~"),
+    Rule(re.compile(r"^[ \t]{0,3}(?:>[ \t]){1,9}(?=\S)", re.M), "", ">"),
+    Rule(re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+([^\n]*)", re.M), lambda match: f"{heading(match[1])}\n", "#"),
+    Rule(re.compile(r"^(?=[^\n]*\|)[ \t]{0,3}[|:-][ \t|:-]*$", re.M), "", "|"),
+    Rule(ROW, lambda match: f"{match[1].replace('|', ', ').strip(' ,')}\n", "|"),
     LINK,
     LINK,  # once more for an image in a link
-    (re.compile(r"\[([^\[\]\n]{0,300})\]\[[^\[\]\n]{0,100}\]"), r"\1"),
-    (re.compile(r"<((?:https?://|mailto:)[^<>\s]{1,500})>", re.I), r"\1"),
-    (re.compile(r"\*\*([A-Za-z][^*\n]{0,300})(?<=\S)\*\*"), r"\1"),
-    (re.compile(r"==([^=\s](?:[^=\n]{0,300}[^=\s])?)=="), r"\1"),
-    (re.compile(r"(`{1,2})([^`\n]{1,300})\1"), r"\2"),
-    (TAG, lambda match: said_for_tag(match[0])),
+    Rule(re.compile(r"\[([^\[\]\n]{0,300})\]\[[^\[\]\n]{0,100}\]"), r"\1", "[ ]"),
+    Rule(re.compile(r"<((?:https?://|mailto:)[^<>\s]{1,500})>", re.I), r"\1", ": < > Tt"),
+    Rule(re.compile(r"\*\*([A-Za-z][^*\n]{0,300})(?<=\S)\*\*"), r"\1", "*"),
+    Rule(re.compile(r"==([^=\s](?:[^=\n]{0,300}[^=\s])?)=="), r"\1", "="),
+    Rule(re.compile(r"(`{1,2})([^`\n]{1,300})\1"), r"\2", "`"),
+    Rule(TAG, lambda match: said_for_tag(match[0]), "< >"),
 )
 """Markup that reaches over lines and sentences."""
 RULES: tuple[Rule, ...] = (
-    (re.compile(r"^[ \t]{0,8}[-*+][ \t]\[[ xX]\][ \t]", re.M), ""),
-    (re.compile(r"^[ \t]{0,3}(?:```|~~~)[\w+#-]{0,30}", re.M), " "),
-    (re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+", re.M), ""),
-    (re.compile(r"^[ \t]{0,3}>[ \t]+(?=\S)", re.M), ""),
-    (ENTITY, lambda match: html.unescape(match[0])),
-    (re.compile(r"\((\d{3})\)[\s-]?(?=\d{3}[-.\s]\d{4})"), r"\1-"),
-    (re.compile(r"[™®℠]"), ""),
-    (re.compile(r"№\s?"), "number "),
-    (re.compile(r"[⁰¹²³⁴-⁹⁺⁻]{1,12}"), lambda match: f"^{match[0].translate(SUPERSCRIPTS)}"),
-    (re.compile(r"(?<=\d)(?=[¼½¾⅐-⅞])"), " and "),
-    (re.compile(r"″|′′|''(?=\s|$)"), '"'),
-    (re.compile("′"), "'"),
-    (re.compile(r"(?<=[\d\s])−(?=\s)"), " minus "),
-    (re.compile(r"(?<=\s)−|^−"), " minus "),
+    Rule(re.compile(r"^[ \t]{0,8}[-*+][ \t]\[[ xX]\][ \t]", re.M), "", "[ ] *+-"),
+    Rule(re.compile(r"^[ \t]{0,3}(?:```|~~~)[\w+#-]{0,30}", re.M), " ", "`~"),
+    Rule(re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+", re.M), "", "#"),
+    Rule(re.compile(r"^[ \t]{0,3}>[ \t]+(?=\S)", re.M), "", ">"),
+    Rule(ENTITY, lambda match: html.unescape(match[0]), "& ;"),
+    Rule(re.compile(r"\((\d{3})\)[\s-]?(?=\d{3}[-.\s]\d{4})"), r"\1-", "( ) 0"),
+    Rule(re.compile(r"[™®℠]"), "", "®℠™"),
+    Rule(re.compile(r"№\s?"), "number ", "№"),
+    Rule(
+        re.compile(r"[⁰¹²³⁴-⁹⁺⁻]{1,12}"), lambda match: f"^{match[0].translate(SUPERSCRIPTS)}", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
+    ),
+    Rule(re.compile(r"(?<=\d)(?=[¼½¾⅐-⅞])"), " and ", "0 ¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"),
+    Rule(re.compile(r"″|′′|''(?=\s|$)"), '"', "'′″"),
+    Rule(re.compile("′"), "'", "′"),
+    Rule(re.compile(r"(?<=[\d\s])−(?=\s)"), " minus ", "−"),
+    Rule(re.compile(r"(?<=\s)−|^−"), " minus ", "−"),
 )
+BLOCKS_TO_TEXT, SIGNS_TO_TEXT = Rules(BLOCK_RULES), Rules(RULES)
 
 
 def without_blocks(text: str) -> str:
@@ -96,7 +102,7 @@ def without_blocks(text: str) -> str:
     for pattern, start in ((ITEM, "\n"), (NUMBERED, r"\n\1, ")):
         if len(pattern.findall(text)) > 1:
             text = pattern.sub(start, text)
-    return apply(BLOCK_RULES, text)
+    return BLOCKS_TO_TEXT.apply(text)
 
 
 def without_comments(text: str) -> str:
@@ -144,9 +150,11 @@ def said_for_tag(tag: str) -> str:
     return "" if name in INLINE else " "
 
 
+@kept
 def plain(text: str) -> str:
     """The text without markup and invisible characters; control characters become spaces."""
-    return "".join(map(visible, apply(RULES, without_blocks(text))))
+    text = SIGNS_TO_TEXT.apply(without_blocks(text))
+    return text if text.isprintable() else "".join(map(visible, text))
 
 
 def tag_name(tag: str) -> str:

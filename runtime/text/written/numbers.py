@@ -61,59 +61,67 @@ def value(text: str) -> float:
 
 
 RULES: tuple[Rule, ...] = (
-    (re.compile(r"(?<![\w/])24/7/365(?![\w/])"), "twenty four seven three sixty five"),
-    (re.compile(r"(?<![\w/.-])24-7(?![\w/.-])"), "twenty four seven"),
-    (
+    Rule(re.compile(r"(?<![\w/])24/7/365(?![\w/])"), "twenty four seven three sixty five", "/ 0"),
+    Rule(re.compile(r"(?<![\w/.-])24-7(?![\w/.-])"), "twenty four seven", "- 0"),
+    Rule(
         re.compile(
             r"(?<![\w+.,-])\+\d{1,3}(?:[\s.-]\(?\d{1,4}\)?){2,5}(?![\w.,-]*\d)|(?<![\w.,-])\+\d{8,15}(?!\d)"
         ),
         phone,
+        "+ 0",
     ),
-    (re.compile(r"(?<![\w.,/-])(?:1[\s.-])?\d{3}[\s.-]\d{3}[\s.-]\d{4}(?![\w-])"), phone),
-    (re.compile(r"(?<=\b[Cc]all )\d{3} \d{4}(?![\w-])"), spaced_digits),
-    (
+    Rule(re.compile(r"(?<![\w.,/-])(?:1[\s.-])?\d{3}[\s.-]\d{3}[\s.-]\d{4}(?![\w-])"), phone, "0"),
+    Rule(re.compile(r"(?<=\b[Cc]all )\d{3} \d{4}(?![\w-])"), spaced_digits, "0 l"),
+    Rule(
         re.compile(r"(?<![\w.,/-])1-(800|888|877|866|900)-(?=[A-Z])"),
         lambda match: f"one {cardinal(int(match[1])) if match[1] in ('800', '900') else digits(match[1])} ",
+        "- 0",
     ),
-    (re.compile(r"(?<![\w.,/-])\d{3}-\d{4}(?![\w-])"), spaced_digits),
-    (
+    Rule(re.compile(r"(?<![\w.,/-])\d{3}-\d{4}(?![\w-])"), spaced_digits, "- 0"),
+    Rule(
         re.compile(r"(?<![\w.,/-])\d{1,7}(?:-\d{1,7}){2,6}(?:-[\dX])?(?![\w-])"),
         lambda match: spaced_digits(match) + (" X" if match[0].endswith("X") else ""),
+        "- 0",
     ),
-    (re.compile(r"(?<![\w.,/-])\d{4}(?: \d{4}){2,4}(?![\w-])"), spaced_digits),
-    (
+    Rule(re.compile(r"(?<![\w.,/-])\d{4}(?: \d{4}){2,4}(?![\w-])"), spaced_digits, "0"),
+    Rule(
         re.compile(r"(?<=\bISBN)(:?\s)(\d{9,13})(X?)\b"),
         lambda match: f"{match[1]}{digits(match[2])} {match[3]}",
+        "0 B",
     ),
-    (
+    Rule(
         re.compile(r"\b([A-Z]{2})\s(\d{5})(?:-(\d{4}))?(?![\w,-]|\.\d)"),
         lambda match: " ".join([*match[1], digits(match[2] + (match[3] or ""))]),
+        "0 A-Z",
     ),
-    (
+    Rule(
         re.compile(
             r"\b((?:[Cc]all|[Dd]ial|[Cc]alled|[Dd]ialed|[Rr]ing|[Pp]hone)\s)(\d11|112|999|000|988)\b(?![-,.]\d)"
         ),
         lambda match: match[1] + digits(match[2]),
+        "0 aeg",
     ),
-    (
+    Rule(
         re.compile(
             r"(?<![\w.,])(\d{1,9}(?:\.\d{1,9})?)/(\d{1,9}\.\d{1,9}|(?<=\.\d/)\d{1,9}|(?<=\.\d\d/)\d{1,9})(?![\w/])"
         ),
         r"\1 out of \2",
+        ". / 0",
     ),
-    (re.compile(r"(?<![\d/.,])(\d{1,4}) (?=\d{1,2}/\d{1,2}(?![\d/]))"), r"\1 and "),
-    (re.compile(r"(?<![\w/.,])(\d{1,3})/(\d{1,3})(?![\d/]|[.,]\d)"), slash),
-    (re.compile(r"\b([A-Z])-([A-Z])\b(?<=A-Z)"), r"\1 to \2"),
-    (re.compile(rf"(?<![\d.,])({NUMBER})(\s*)[-–](\s*)(?=\d)"), range_or_minus),
-    (re.compile(r"(?<=percent)\s?[-–]\s?(?=\d)"), " to "),
-    (re.compile(r"(?<![\w.])-(?=\d|\.\d)"), "minus "),
-    (
+    Rule(re.compile(r"(?<![\d/.,])(\d{1,4}) (?=\d{1,2}/\d{1,2}(?![\d/]))"), r"\1 and ", "/ 0"),
+    Rule(re.compile(r"(?<![\w/.,])(\d{1,3})/(\d{1,3})(?![\d/]|[.,]\d)"), slash, "/ 0"),
+    Rule(re.compile(r"\b([A-Z])-([A-Z])\b(?<=A-Z)"), r"\1 to \2", "- Z"),
+    Rule(re.compile(rf"(?<![\d.,])({NUMBER})(\s*)[-–](\s*)(?=\d)"), range_or_minus, "-– 0"),
+    Rule(re.compile(r"(?<=percent)\s?[-–]\s?(?=\d)"), " to ", "-– 0 p"),
+    Rule(re.compile(r"(?<![\w.])-(?=\d|\.\d)"), "minus ", "- 0"),
+    Rule(
         re.compile(r"(?<![\d.,])(\d{1,9}|\d{1,3}(?:,\d{3}){1,3})(?:st|nd|rd|th)\b", re.I),
         lambda match: ordinal(int(match[1].replace(",", ""))),
+        "0 DHSdhs",
     ),
 )
 LAST: tuple[Rule, ...] = (
-    (re.compile(r"(?<![\d.])\.(\d{1,30})(?!\d)"), lambda match: f" point {digits(match[1])} "),
-    (re.compile(rf"({NUMBER})"), lambda match: f" {number(match[1])} "),
+    Rule(re.compile(r"(?<![\d.])\.(\d{1,30})(?!\d)"), lambda match: f" point {digits(match[1])} ", ". 0"),
+    Rule(re.compile(rf"({NUMBER})"), lambda match: f" {number(match[1])} ", "0"),
 )
 """What reads each number that is left."""

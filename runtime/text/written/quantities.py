@@ -150,7 +150,7 @@ def fits(match: re.Match[str], unit: str) -> bool:
 
 MEASURE = (
     rf"(?<![\d.])(?P<amount>{NUMBER})(?:\s(?P<scale>{SCALE})(?=\s))?"
-    rf"(?:(?P<joint>[\s-]?)(?P<unit>(?i:{either(UNITS)}))(?:\^?(?P<power>[23]))?"
+    rf"(?:(?P<joint>[\s-]?)(?P<unit>(?i:{either(map(str.lower, UNITS))}))(?:\^?(?P<power>[23]))?"
     rf"(?:\s?/\s?(?P<per>{PER})(?:\^?(?P<per_power>-?[23]))?)?(?![\w^/])"
     r"(?P<dot>\.(?=\s[a-z(]|,|\s?$))?)?"
 )
@@ -191,97 +191,113 @@ PER_GROUP = rf"(?:/(?P<per>{PER})\b)?"
 AMOUNT = rf"(?P<amount>{NUMBER})"
 SHORT = either(SCALES)
 MONEY_RULES: tuple[Rule, ...] = (
-    (re.compile(r"(?<![\d.,])(\d{1,9}),(\d\d)(\s?[€£])(?!\d)"), european),
-    (re.compile(r"(?<=[$€£])\.(?=\d)"), "0."),
-    (re.compile(r"\bRs\.?\s?(?=\d)"), "₹"),
-    (re.compile(rf"(?<=[\dKMBkmb])\s?[-–]\s?(?=(?:{SIGN})\d)"), " to "),
-    (
+    Rule(re.compile(r"(?<![\d.,])(\d{1,9}),(\d\d)(\s?[€£])(?!\d)"), european, ", £€ 0"),
+    Rule(re.compile(r"(?<=[$€£])\.(?=\d)"), "0.", ". $£€ 0"),
+    Rule(re.compile(r"\bRs\.?\s?(?=\d)"), "₹", "0 R"),
+    Rule(re.compile(rf"(?<=[\dKMBkmb])\s?[-–]\s?(?=(?:{SIGN})\d)"), " to ", "-– $£¥฿₦₩₪₫€₱₴₹₺₽₿ 0"),
+    Rule(
         re.compile(
             rf"(?P<sign>{SIGN})\s?(?P<first>{NUMBER})\s?[-–]\s?{AMOUNT}"
             rf"(?:\s?(?P<scale>{SCALE})\b|(?P<short>{SHORT})\b)?(?![\w/-]|\.\d){PER_GROUP}"
         ),
         price,
+        "-– $£¥฿₦₩₪₫€₱₴₹₺₽₿ 0",
     ),
-    (
+    Rule(
         re.compile(
             rf"(?P<minus>(?<![\w)])-\s?)?(?:\b(?P<country>{either(COUNTRIES)})(?=\$))?(?P<sign>{SIGN})\s?"
             rf"(?P<minus2>-)?{AMOUNT}(?:[\s-]?(?P<scale>{SCALE})\b|\s?(?P<short>{SHORT})\b)?{PER_GROUP}"
         ),
         price,
+        "$£¥฿₦₩₪₫€₱₴₹₺₽₿ 0",
     ),
-    (
+    Rule(
         re.compile(
             rf"{START}{AMOUNT}(?:\s?(?P<scale>{SCALE})|(?P<short>{SHORT}))?\s?(?P<sign>{SIGN})(?!\d)"
             rf"{PER_GROUP}"
         ),
         price,
+        "$£¥฿₦₩₪₫€₱₴₹₺₽₿ 0",
     ),
-    (
+    Rule(
         re.compile(rf"{START}\b(\d{{1,6}})\s?¢"),
         lambda match: f"{match[1]} cent{'' if match[1] == '1' else 's'}",
+        "¢ 0",
     ),
-    (re.compile(rf"\b(?P<code>{either(CODES)})\s?{AMOUNT}(?:\s?(?P<scale>{SCALE})\b)?"), coded),
-    (re.compile(rf"{START}\b{AMOUNT}(?:\s(?P<scale>{SCALE}))?\s?(?P<code>{either(CODES)})\b"), coded),
+    Rule(re.compile(rf"\b(?P<code>{either(CODES)})\s?{AMOUNT}(?:\s?(?P<scale>{SCALE})\b)?"), coded, "0 A-Z"),
+    Rule(
+        re.compile(rf"{START}\b{AMOUNT}(?:\s(?P<scale>{SCALE}))?\s?(?P<code>{either(CODES)})\b"),
+        coded,
+        "0 A-Z",
+    ),
 )
 RULES: tuple[Rule, ...] = (
-    (re.compile(r"""(?<![\d.,"'])(\d{1,2})'\s?(\d{1,2})(?:"|'')?(?![\w'"])"""), r"\1 foot \2 "),
-    (
+    Rule(re.compile(r"""(?<![\d.,"'])(\d{1,2})'\s?(\d{1,2})(?:"|'')?(?![\w'"])"""), r"\1 foot \2 ", "' 0"),
+    Rule(
         re.compile(r"""(?<![\d.,"'])(\d{1,3})'(?=\s?(?:[x×]\s?\d|tall\b|long\b|wide\b|high\b|deep\b))"""),
         r"\1 feet",
+        "' adgx× 0",
     ),
-    (
+    Rule(
         re.compile(
             r"""(?<![\d,"'])(\d{1,3})"(?=\s?(?:[x×]\s?\d|(?:tall|long|wide|high|deep|thick|in diameter)\b))"""
         ),
         r"\1 inches",
+        '" 0',
     ),
-    (
+    Rule(
         re.compile(
             r"""(?<![\d,"'])(\d{1,3})"(?=\s(?:pipe|screen|display|monitor|TV|board|bolt|nail|pizza|wheel)\b)"""
         ),
         r"\1 inch",
+        '" 0 Tabcei',
     ),
-    (re.compile(r"(?<=\d/\d)\"|(?<=\d/\d\d)\""), " inch"),
-    (re.compile(r"(?<=\d)\s?[x×]\s?(?=10\^)"), " times "),
-    (
+    Rule(re.compile(r"(?<=\d/\d)\"|(?<=\d/\d\d)\""), " inch", '" / 0'),
+    Rule(re.compile(r"(?<=\d)\s?[x×]\s?(?=10\^)"), " times ", "^ x× 0"),
+    Rule(
         re.compile(
             r"(?<=[\dm])(?<!\b0)\s?x\s?(?=\d)|(?<=\d)×(?=\d)|(?<=\d ft)\s?[x×]\s?(?=\d)"
             r"|(?<=s)\s?[x×]\s?(?=\d{1,4}\s?(?:feet|inches|\"|'))"
         ),
         " by ",
+        "x× 0",
     ),
-    (re.compile(r"(?<![\d.,])(\d{1,6}(?:\.\d{1,6})?)x\b(?!\s?[-+=*/^)])"), r"\1 times"),
-    (re.compile(rf"{START}(\d{{1,9}}(?:\.\d{{1,9}})?)[eE]([+-]?\d{{1,3}})\b"), r"\1 times 10^\2"),
-    (
+    Rule(re.compile(r"(?<![\d.,])(\d{1,6}(?:\.\d{1,6})?)x\b(?!\s?[-+=*/^)])"), r"\1 times", "0 x"),
+    Rule(re.compile(rf"{START}(\d{{1,9}}(?:\.\d{{1,9}})?)[eE]([+-]?\d{{1,3}})\b"), r"\1 times 10^\2", "0 Ee"),
+    Rule(
         re.compile(
             rf"(?<=\d)(\s?(?:{either(UNITS)}))\s?[-–]\s?"
             rf"(?=\d{{1,9}}(?:\.\d{{1,9}})?\s?(?:{either(UNITS)})(?!\w))"
         ),
         r"\1 to ",
+        "-– 0",
     ),
-    (re.compile(r"(?<=\d)\s?°\s?([NSEW])\b"), lambda match: f" degrees {COMPASS[match[1]]}"),
-    (re.compile(MEASURE), measure),
-    (
+    Rule(re.compile(r"(?<=\d)\s?°\s?([NSEW])\b"), lambda match: f" degrees {COMPASS[match[1]]}", "° 0 ENSW"),
+    Rule(re.compile(MEASURE), measure, "0"),
+    Rule(
         re.compile(r"(?<![\w/])(km|m|mi|ft|MB|GB|KB|Mb|Gb)/(h|s|sec|min|hr)\b"),
         lambda match: f"{many_of(unit_name(match[1]))} per {DENOMINATORS[match[2]]}",
+        "/ chis",
     ),
-    (
+    Rule(
         re.compile(rf"(?<=\bper )({either(UNITS)})\^?([23])\b"),
         lambda match: f"{'square' if match[2] == '2' else 'cubic'} {UNITS[match[1]]}",
+        "0 p",
     ),
-    (
+    Rule(
         re.compile(
             rf"(?<![\w.,])(\d{{1,6}}(?:\.\d{{1,6}})?)([kKMB])\b"
             rf"(?=\s(?!(?:{NOT_COUNTED})\b)[a-z]+s\b|\s(?:people|men|women)\b)"
         ),
         lambda match: f"{match[1]} {SCALES[match[2]]}",
+        "0 es",
     ),
-    (re.compile(r"(?<!\w)(\d{1,9}|[A-Za-z]{1,2})\^([+-]?(?:\d{1,6}|[a-z]\b))"), power),
-    (re.compile(r"~\s?(?=[\d$€£])"), "about "),
-    (re.compile(r"[-=]>|→|⇒"), " to "),
-    (re.compile(r"!="), " does not equal "),
-    (re.compile(r"=="), " equals "),
-    (re.compile(r"\s?([<>]=?)\s?"), compared),
-    (re.compile(r"(?<=\d)\s\*\s?(?=\d)|(?<=\d)\*(?=\d)"), " times "),
-    (re.compile(r"(?<=\d)\s/\s(?=\d)"), " divided by "),
+    Rule(re.compile(r"(?<!\w)(\d{1,9}|[A-Za-z]{1,2})\^([+-]?(?:\d{1,6}|[a-z]\b))"), power, "^"),
+    Rule(re.compile(r"~\s?(?=[\d$€£])"), "about ", "~ $£€0"),
+    Rule(re.compile(r"[-=]>|→|⇒"), " to ", ">→⇒"),
+    Rule(re.compile(r"!="), " does not equal ", "! ="),
+    Rule(re.compile(r"=="), " equals ", "="),
+    Rule(re.compile(r"\s?([<>]=?)\s?"), compared, "<>"),
+    Rule(re.compile(r"(?<=\d)\s\*\s?(?=\d)|(?<=\d)\*(?=\d)"), " times ", "* 0"),
+    Rule(re.compile(r"(?<=\d)\s/\s(?=\d)"), " divided by ", "/ 0"),
 )
