@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from valle2.engine.backends.ort.providers import lowerings_for
+from valle2.engine.backends.ort.providers import NAR_ROW_SINCE, lowerings_for, runs_nar_row
 from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.nar import nar_graph
 from valle2.engine.build.cuda.reader import UnsupportedGraphError
@@ -20,7 +20,7 @@ from valle2.engine.build.kv_int8 import cache_ranges, store_caches
 from valle2.engine.build.precision import PRECISIONS, convert, converted_spec, load_graph
 from valle2.engine.build.quantize import quantise
 from valle2.engine.build.recipe import write_recipe
-from valle2.engine.bundle.contract import BUILT_GRAPHS, STEP
+from valle2.engine.bundle.contract import BUILT_GRAPHS, NAR_ROW, STEP
 from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.graph_file import readable
 from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest
@@ -223,6 +223,8 @@ def build_fused(
         UnsupportedGraphError: the source has a form without a fused version.
         BackendError: the new graph computes something else than its source.
     """
+    if graph == NAR_ROW and not runs_nar_row():
+        raise UnsupportedGraphError(f"it needs onnxruntime {'.'.join(map(str, NAR_ROW_SINCE))} or newer")
     with readable(bundle / spec.file):
         source = load_graph(bundle / spec.file, STORED)
         model = step_graph(source, sizes, MAX_WINDOW) if graph == STEP else nar_graph(source, sizes)
