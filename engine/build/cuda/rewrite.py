@@ -24,6 +24,20 @@ def replace_nodes(model: onnx.ModelProto, old: str, graph: GraphWriter, result: 
             for index, name in enumerate(names):
                 if name == result:
                     names[index] = old
+    model.graph.initializer.extend(new_weights(model, graph))
+    keep_nodes(model, nodes)
+    if DOMAIN not in {entry.domain for entry in model.opset_import}:
+        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+
+
+def new_weights(model: onnx.ModelProto, graph: GraphWriter) -> list[onnx.TensorProto]:
+    """The weights of the new nodes that the model lacks. An equal name means an equal weight."""
+    known = {weight.name for weight in model.graph.initializer}
+    return [weight for name, weight in graph.weights.items() if name not in known]
+
+
+def keep_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    """Give the model these nodes, in this order, but for those whose results nobody reads."""
     read = {value.name for value in model.graph.output}
     kept = []
     for node in reversed(nodes):
@@ -32,9 +46,5 @@ def replace_nodes(model: onnx.ModelProto, old: str, graph: GraphWriter, result: 
             kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
     del model.graph.node[:]
     model.graph.node.extend(reversed(kept))
-    known = {weight.name for weight in model.graph.initializer}
-    model.graph.initializer.extend(graph.weights[name] for name in graph.weights if name not in known)
     del model.graph.value_info[:]
-    if DOMAIN not in {entry.domain for entry in model.opset_import}:
-        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     drop_unused(model)

@@ -51,6 +51,24 @@ def test_the_cache_of_a_row_and_what_a_step_moves(
     assert abs((moved[1] - moved[0]) / 100 - CACHE_PASSES[lowering] * one_set) < 2e3
 
 
+def test_a_fused_step_reads_what_is_filled(fixed_bundles: dict[str, Path]) -> None:
+    """The weights of the AR are there twice. Only the lowering of CUDA has such a step."""
+    folder = fixed_bundles["portable"]
+    manifest = read_manifest(folder)
+    model = read_graph(folder / manifest.graphs["ar"].file)
+    ar = graph_memory(manifest, "ar", model, BudgetQuery(Limits(99, 100), "fp16"), 99)
+    whole, part = (budget_of(folder, limits=Limits(99, frames), bandwidth=1e6) for frames in (0, 100))
+    assert part["fused"]["more_mb"] == round(ar.weights / 1e6, 1)
+    share = (manifest.sizes["max_text"] + 1 + 100 // manifest.sizes["group_size"]) / manifest.cache_length
+    assert abs(part["fused"]["step_mb"] - (ar.read + share * ar.cache) / 1e6) < 0.1
+    assert part["fused"]["step_mb"] < whole["fused"]["step_mb"] <= whole["step"]["mb"] + 0.1
+    assert abs(part["fused"]["step_ms"] - part["fused"]["step_mb"] * 1e3) <= 100
+    smaller = budget_of(folder, limits=Limits(99, 100), precision="int8")["fused"]
+    assert smaller["step_mb"] <= part["fused"]["step_mb"] and smaller["more_mb"] <= part["fused"]["more_mb"]
+    assert "fused" not in budget_of(folder, precision="fp32")
+    assert "fused" not in budget_of(fixed_bundles["primitive"])
+
+
 def test_embeddings_are_stored_but_not_read_by_a_step(fixed_bundles: dict[str, Path]) -> None:
     folder = fixed_bundles["portable"]
     manifest = read_manifest(folder)

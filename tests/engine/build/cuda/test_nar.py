@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 from tests.conftest import Trace, toy_config
-from valle2.engine import BackendError, open_backend
+from valle2.engine import BackendError, Placement, open_backend
+from valle2.engine.backends.ort.providers import PROVIDERS
 from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.nar import nar_graph
 from valle2.engine.build.cuda.nodes import count_nodes
@@ -149,6 +151,29 @@ def test_codes_that_are_wrong_are_refused(made: Make) -> None:
     node.attribute[0].f *= -1
     with pytest.raises(BackendError, match=r"differs from nar\.onnx in codes_out"):
         check_fused(path.parent, spec, graph, sizes)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("style", ["paper", "rotary", "stages", "last"])
+def test_on_a_gpu(made: Make, style: str, tmp_path: Path) -> None:
+    """Logits and codes of every stage in half precision, beside eager PyTorch in float32."""
+    if PROVIDERS["ort", "cuda"].name not in onnxruntime.get_available_providers():
+        pytest.skip("needs an ONNX Runtime with CUDA, and a GPU")
+    model, path = made(style)
+    graph = nar_graph(load_graph(path, "fp32"), model.config.sizes())
+    convert(graph, onnx.TensorProto.FLOAT16)
+    spec = written_spec(graph, f"{NAR_ROW}.onnx")
+    write_graph(graph, tmp_path / spec.file)
+    rng, same = np.random.default_rng(0), []
+    with open_backend(tmp_path, spec, Placement("cuda", precision="fp16")) as backend:
+        for stage in range(1, 8):
+            inputs = one_row(stage, rng)
+            expected = model(inputs)
+            found = backend.run(inputs.map(torch.Tensor.numpy).feeds())
+            assert np.abs(found[LOGITS] - expected.numpy()).max() < 0.05
+            same.append(found["codes_out"] == model.choose(expected, inputs).numpy())
+    assert np.mean(np.concatenate(same)) >= 0.9
 
 
 def test_it_takes_one_row(made: Make, tmp_path: Path) -> None:
