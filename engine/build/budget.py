@@ -127,26 +127,29 @@ def budget(folder: Path, manifest: Manifest, query: BudgetQuery) -> dict[str, An
         found["step"]["ms"] = round(step / query.bandwidth * 1e3, 2)
     if manifest.lowering == CUDA_LOWERING and query.precision in CUDA_METHODS:
         with readable(paths["ar"]):
-            found["fused"] = fused_step(manifest, models["ar"], query, ar)
+            found["fused"] = fused_step(manifest, models, query, now)
     return found
 
 
 def fused_step(
-    manifest: Manifest, model: onnx.ModelProto, query: BudgetQuery, ar: GraphMemory
+    manifest: Manifest,
+    models: Mapping[str, onnx.ModelProto],
+    query: BudgetQuery,
+    now: Mapping[str, GraphMemory],
 ) -> dict[str, float]:
     """A step of `ar_step` after the longest text and all frames of the query.
 
-    The AR graph stays in float16 for prefills, so its weights are there twice. A step reads the caches as far
-    as they are filled.
+    AR and NAR stay in float16, the AR for prefills, so its weights are there twice. A step reads the caches
+    as far as they are filled.
 
     Args:
-        model: the AR graph. ar: its memory in the precision of the query.
+        models: the graphs by name. now: their memory in the precision of the query.
     """
-    prefill, _ = weight_bytes(model, "fp16")
-    weights, read = weight_bytes(model, query.precision)
+    kept = sum(weight_bytes(models[name], "fp16")[0] - now[name].weights for name in ("ar", "nar"))
+    weights, read = weight_bytes(models["ar"], query.precision)
     filled = positions(manifest, query.limits.max_frames or manifest.sizes["max_frames"])
-    moved = read + ar.cache * filled // manifest.cache_length
-    found = {"more_mb": round((prefill + weights - ar.weights) / MB, 1), "step_mb": round(moved / MB, 1)}
+    moved = read + now["ar"].cache * filled // manifest.cache_length
+    found = {"more_mb": round((kept + weights) / MB, 1), "step_mb": round(moved / MB, 1)}
     if query.bandwidth:
         found["step_ms"] = round(moved / query.bandwidth * 1e3, 2)
     return found

@@ -25,7 +25,7 @@ from onnx import helper, numpy_helper
 
 from valle2.engine.backends.registry import open_backend
 from valle2.engine.build.cuda.reader import GraphReader, UnsupportedGraphError, given
-from valle2.engine.build.cuda.rewrite import keep_nodes, replace_nodes
+from valle2.engine.build.cuda.rewrite import read_instead, replace_nodes
 from valle2.engine.build.cuda.step import written_spec
 from valle2.engine.build.cuda.writer import GraphWriter
 from valle2.engine.build.external_data import write_graph
@@ -164,11 +164,7 @@ def skip_transposes(model: onnx.ModelProto, name: str) -> None:
     perms = [given(node, "perm", []) for node in (inner, outer)]
     if [perms[0][axis] for axis in perms[1]] != list(range(len(perms[0]))):
         raise UnsupportedGraphError("two changes of layout that restore nothing")
-    for node in model.graph.node:
-        for index, source in enumerate(node.input):
-            if source == name:
-                node.input[index] = inner.input[0]
-    keep_nodes(model, list(model.graph.node))
+    read_instead(model, name, inner.input[0])
 
 
 @dataclass(frozen=True, slots=True)

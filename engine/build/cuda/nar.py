@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from valle2.engine.build.cuda.nar_input import join_tail, pack_codebooks
+from valle2.engine.build.cuda.nar_input import drop_text_masks, join_tail, move_biases, pack_codebooks
 from valle2.engine.build.cuda.nar_output import fuse_choice, fuse_head
 from valle2.engine.build.cuda.reader import Block, GraphReader, Norm, UnsupportedGraphError
 from valle2.engine.build.cuda.rewrite import replace_nodes
@@ -23,7 +23,7 @@ from valle2.engine.build.cuda.writer import GraphWriter
 from valle2.engine.bundle.contract import LOGITS
 from valle2.engine.bundle.nar_inputs import BATCH_AXIS
 
-OPTIONAL = pack_codebooks, join_tail, fuse_head, fuse_choice
+OPTIONAL = pack_codebooks, drop_text_masks, move_biases, join_tail, fuse_head, fuse_choice
 """Rewrites of what lies around the blocks. Each is left out where the graph has another form."""
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from valle2.engine.build.cuda.reader import GraphReader, UnsupportedGraphError, Weight, given
-from valle2.engine.build.cuda.rewrite import replace_nodes
+from valle2.engine.build.cuda.reader import GraphReader, Linear, UnsupportedGraphError, Weight, given
+from valle2.engine.build.cuda.rewrite import read_instead, replace_nodes
 from valle2.engine.build.cuda.writer import GraphWriter
 from valle2.engine.bundle.contract import CODEBOOK_SIZE
 
@@ -95,6 +95,57 @@ def has_shared_rows(reader: GraphReader) -> bool:
     return np.array_equal(offsets, np.arange(len(offsets)) * CODEBOOK_SIZE)
 
 
+def drop_text_masks(model: onnx.ModelProto, _: Mapping[str, int]) -> None:
+    """Leave out products with a mask of the text: in a row without padding all of it is seen.
+
+    Raises:
+        UnsupportedGraphError: there are none.
+    """
+    reader, found = GraphReader(model), {}
+    for node in model.graph.node:
+        with suppress(UnsupportedGraphError, KeyError):
+            if node.op_type == "Mul" and masks_text(reader, node.input[1]):
+                found[node.output[0]] = node.input[0]
+    if not found:
+        raise UnsupportedGraphError("the text has no masks")
+    for name, source in found.items():
+        read_instead(model, name, source)
+
+
+def masks_text(reader: GraphReader, name: str) -> bool:
+    """Whether a tensor is 1 for each position before the end of the text."""
+    seen = reader.node(reader.through(reader.through(name, "Cast"), "Unsqueeze"), "Less")
+    counted = reader.node(seen.input[0], "Range")
+    first, step = (reader.weight(part) for part in (counted.input[0], counted.input[2]))
+    return first == 0 and step == 1 and reader.through(seen.input[1], "Unsqueeze") == "text_lengths"
+
+
+def move_biases(model: onnx.ModelProto, _: Mapping[str, int]) -> None:
+    """Let each bias before a ReLU be part of `Max` and of the next product's bias, see `writer`.
+
+    Raises:
+        UnsupportedGraphError: no ReLU lies between two products with biases.
+    """
+    names = [node.output[0] for node in model.graph.node if node.op_type == "Relu"]
+    done = 0
+    for name in names:
+        with suppress(UnsupportedGraphError, StopIteration):
+            reader, graph = GraphReader(model), GraphWriter()
+            source, bias = reader.split_weight(reader.node(reader.through(name, "Relu"), "Add"))
+            product = next(node for node in model.graph.node if name in node.input)
+            added = next(node for node in model.graph.node if product.output[0] in node.input)
+            inner, linear = reader.linear(added.output[0])
+            if inner != name or linear.bias is None or bias.ndim != 1 or reader.count(name) > 1:
+                continue
+            raised = graph.op("Max", [source, graph.const(f"{name}.floor", -bias)], f"{name}.raised")
+            moved = bias.astype(np.float64) @ linear.weight.astype(np.float64) + linear.bias
+            whole = graph.linear(raised, Linear(linear.weight, moved.astype(np.float32)), f"{name}.next")
+            replace_nodes(model, added.output[0], graph, whole)
+            done += 1
+    if not done:
+        raise UnsupportedGraphError("no ReLU lies between two products with biases")
+
+
 def join_tail(model: onnx.ModelProto, _: Mapping[str, int]) -> None:
     """Take `<eos>` and the stage after the frames from one table, where they have no positions of their own.
 
@@ -112,9 +163,14 @@ def join_tail(model: onnx.ModelProto, _: Mapping[str, int]) -> None:
         raise UnsupportedGraphError("the stage has no table")
     both = np.stack([np.broadcast_to(first, table.shape), table], axis=1)
     found = graph.op("Gather", [graph.const("tail_table", both), "stage"], "tail_rows", axis=0)
-    if eos_places is not None:
+    if eos_places is not None and stage_places is None and eos_places[1] == "frame_lengths":
+        place = graph.op("Gather", [*eos_places], "end_position", axis=0)
+        moved = graph.op("Add", [place, graph.const("end_row", first[None])], "end")
+        last = graph.op("Gather", [rows.input[0], graph.view("stage", "stage_row", 1)], "stage_part", axis=0)
+        found = graph.op("Concat", [moved, last], "tail_sum", axis=0)
+    elif eos_places is not None and stage_places is not None:
         positions, place = eos_places
-        if stage_places is None or stage_places[0] != positions or place != "frame_lengths":
+        if stage_places[0] != positions or place != "frame_lengths":
             raise UnsupportedGraphError("the end has other positions than the frames")
         one = reader.split_weight(reader.node(stage_places[1], "Add"))
         if one[0] != "frame_lengths" or one[1] != 1:

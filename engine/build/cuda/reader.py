@@ -82,6 +82,10 @@ class GraphReader:
         self.weights = {weight.name: weight for weight in model.graph.initializer}
         self.inputs = {value.name: value for value in model.graph.input}
 
+    def count(self, name: str) -> int:
+        """How many inputs of nodes a tensor is."""
+        return sum(list(node.input).count(name) for node in self.model.graph.node)
+
     def weight(self, name: str) -> NDArray[Any] | None:
         """The values of a weight, or of a transposed weight; None for a tensor that is computed."""
         if name in self.weights:

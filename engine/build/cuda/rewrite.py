@@ -30,6 +30,15 @@ def replace_nodes(model: onnx.ModelProto, old: str, graph: GraphWriter, result: 
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
 
+def read_instead(model: onnx.ModelProto, old: str, new: str) -> None:
+    """Let every node that reads `old` read `new`, and drop what nobody reads any more."""
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+    keep_nodes(model, list(model.graph.node))
+
+
 def new_weights(model: onnx.ModelProto, graph: GraphWriter) -> list[onnx.TensorProto]:
     """The weights of the new nodes that the model lacks. An equal name means an equal weight."""
     known = {weight.name for weight in model.graph.initializer}
