@@ -29,10 +29,10 @@ from valle2.engine import (
     read_manifest,
 )
 from valle2.engine.backends.ort.memory import trim_heap
-from valle2.engine.bundle.contract import AR, NAR, NAR_ROW, STEP
+from valle2.engine.bundle.contract import AR, FUSED_DECODER, NAR, NAR_ROW, STEP
 from valle2.engine.bundle.hub import fetch_bundle, parse_id
 from valle2.engine.bundle.manifest import FILE_NAME
-from valle2.engine.bundle.precisions import AUTO
+from valle2.engine.bundle.precisions import AUTO, SOURCES
 from valle2.engine.bundle.schema import MAX_WINDOW, NEUTRAL, QUALITIES
 from valle2.engine.bundle.untrusted import exists, is_folder
 from valle2.runtime.audio.checks import bandwidth, check_transcript, is_narrow
@@ -578,9 +578,9 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
     graphs = placement.locate_graphs(path, manifest)
     encoder = graphs.pop("codec_encoder", None)
     stepped = STEP if STEP in graphs else AR
-    refiner = NAR_ROW if NAR_ROW in graphs else NAR
-    if refiner != NAR:
-        graphs.pop(NAR)
+    for name in (NAR_ROW, FUSED_DECODER):
+        if name in graphs:
+            graphs[SOURCES[name]] = graphs.pop(name)
     backends = {
         name: open_backend(found.folder, found.spec, placement, stepped=name == stepped)
         for name, found in graphs.items()
@@ -612,7 +612,7 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
     alignment = read_alignment(path, manifest.files)
     neutral = np.array(manifest.codec[NEUTRAL], np.int64) if NEUTRAL in manifest.codec else None
     return LoadedModel(
-        ar, NARRunner(backends[refiner]), codec, layout, manifest.sizes, neutral, str(path), alignment
+        ar, NARRunner(backends[NAR]), codec, layout, manifest.sizes, neutral, str(path), alignment
     )
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from valle2.engine.backends.ort.providers import PROVIDERS, lowerings_for
+from valle2.engine.backends.ort.providers import PROVIDERS, lowerings_for, runs_nar_row
 from valle2.engine.backends.trt.api import TARGETS, lowerings_here
-from valle2.engine.bundle.contract import BUILT_GRAPHS, STEP
+from valle2.engine.bundle.contract import BUILT_GRAPHS, NAR_ROW, STEP
 from valle2.engine.bundle.manifest import Manifest
 from valle2.engine.bundle.precisions import (
     AUTO,
@@ -109,6 +109,8 @@ class Placement:
         """
         found = find_graphs(bundle, manifest, self.precision if self.engine == ORT else STORED)
         if self.device != "cpu":
+            if NAR_ROW in found and not runs_nar_row():
+                found.pop(NAR_ROW)
             return found
         if STEP in found and self.precision != "fp16":
             raise BackendError(

@@ -22,7 +22,8 @@ from valle2.engine.bundle.contract import CACHE_PREFIX
 from valle2.engine.bundle.engine_files import graph_precision
 from valle2.engine.bundle.graph_file import readable
 from valle2.engine.bundle.manifest import Manifest
-from valle2.engine.bundle.profiles import Limits, largest_sizes
+from valle2.engine.bundle.precisions import CUDA_LOWERING, CUDA_METHODS
+from valle2.engine.bundle.profiles import Limits, largest_sizes, positions
 from valle2.engine.errors import BackendError
 
 MB, GB = 1e6, 1e9
@@ -89,7 +90,8 @@ def budget(folder: Path, manifest: Manifest, query: BudgetQuery) -> dict[str, An
     Returns:
         `graphs`: MB of every graph. `slots`: rows. `total_mb`: MB of all rows; `slot_mb`: of one more row.
         `slots_that_fit`: rows that fit the memory. `step`: the MB that one AR step of these rows moves at
-        least, and its ms at the bandwidth.
+        least, and its ms at the bandwidth. `fused`, of a bundle that can have a decode graph of fused
+        operators: the same for that graph, and the MB that it takes beside the others.
 
     Raises:
         BackendError: limits beyond the model, or a graph that cannot be read.
@@ -123,6 +125,33 @@ def budget(folder: Path, manifest: Manifest, query: BudgetQuery) -> dict[str, An
         found["slots_that_fit"] = bisect_right(range(1, most + 1), query.memory, key=total)
     if query.bandwidth:
         found["step"]["ms"] = round(step / query.bandwidth * 1e3, 2)
+    if manifest.lowering == CUDA_LOWERING and query.precision in CUDA_METHODS:
+        with readable(paths["ar"]):
+            found["fused"] = fused_step(manifest, models, query, now)
+    return found
+
+
+def fused_step(
+    manifest: Manifest,
+    models: Mapping[str, onnx.ModelProto],
+    query: BudgetQuery,
+    now: Mapping[str, GraphMemory],
+) -> dict[str, float]:
+    """A step of `ar_step` after the longest text and all frames of the query.
+
+    AR and NAR stay in float16, the AR for prefills, so its weights are there twice. A step reads the caches
+    as far as they are filled.
+
+    Args:
+        models: the graphs by name. now: their memory in the precision of the query.
+    """
+    kept = sum(weight_bytes(models[name], "fp16")[0] - now[name].weights for name in ("ar", "nar"))
+    weights, read = weight_bytes(models["ar"], query.precision)
+    filled = positions(manifest, query.limits.max_frames or manifest.sizes["max_frames"])
+    moved = read + now["ar"].cache * filled // manifest.cache_length
+    found = {"more_mb": round((kept + weights) / MB, 1), "step_mb": round(moved / MB, 1)}
+    if query.bandwidth:
+        found["step_ms"] = round(moved / query.bandwidth * 1e3, 2)
     return found
 
 

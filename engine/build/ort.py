@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from valle2.engine.backends.ort.providers import lowerings_for
+import onnx
+
+from valle2.engine.backends.ort.providers import NAR_ROW_SINCE, lowerings_for, runs_nar_row
 from valle2.engine.build.cuda.check import check_fused
+from valle2.engine.build.cuda.codec import codec_graph
 from valle2.engine.build.cuda.nar import nar_graph
 from valle2.engine.build.cuda.reader import UnsupportedGraphError
 from valle2.engine.build.cuda.step import step_graph, written_spec
@@ -20,7 +23,7 @@ from valle2.engine.build.kv_int8 import cache_ranges, store_caches
 from valle2.engine.build.precision import PRECISIONS, convert, converted_spec, load_graph
 from valle2.engine.build.quantize import quantise
 from valle2.engine.build.recipe import write_recipe
-from valle2.engine.bundle.contract import BUILT_GRAPHS, STEP
+from valle2.engine.bundle.contract import BUILT_GRAPHS, FUSED_DECODER, NAR_ROW, STEP
 from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.graph_file import readable
 from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest
@@ -68,6 +71,12 @@ class BuildOptions:
 
 
 ALL = BuildOptions()
+WRITERS: dict[str, Callable[[onnx.ModelProto, Mapping[str, int]], onnx.ModelProto]] = {
+    STEP: lambda source, sizes: step_graph(source, sizes, MAX_WINDOW),
+    NAR_ROW: nar_graph,
+    FUSED_DECODER: codec_graph,
+}
+"""By graph, the function that writes it from its source and the manifest's sizes."""
 
 
 def build_graphs(
@@ -148,7 +157,7 @@ def build_lowering(
         folder.parent.mkdir(exist_ok=True)
         with replacing_folder(folder) as made:
             for graph, method in methods_of(precision, manifest.lowering).items():
-                if graph in BUILT_GRAPHS and not options.fused:
+                if graph in BUILT_GRAPHS and not (options.fused and SOURCES[graph] in manifest.graphs):
                     continue
                 progress(f"building {graph} ({precision}, {manifest.lowering})")
                 try:
@@ -223,9 +232,11 @@ def build_fused(
         UnsupportedGraphError: the source has a form without a fused version.
         BackendError: the new graph computes something else than its source.
     """
+    if graph == NAR_ROW and not runs_nar_row():
+        raise UnsupportedGraphError(f"it needs onnxruntime {'.'.join(map(str, NAR_ROW_SINCE))} or newer")
     with readable(bundle / spec.file):
         source = load_graph(bundle / spec.file, STORED)
-        model = step_graph(source, sizes, MAX_WINDOW) if graph == STEP else nar_graph(source, sizes)
+        model = WRITERS[graph](source, sizes)
         check_fused(bundle, spec, model, sizes)
         replaced = quantise(model, replace(method, kind="blocks")) if method.bits < FUSED_HALF.bits else 0
         convert(model, PRECISIONS["fp16"])

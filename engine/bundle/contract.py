@@ -11,7 +11,9 @@ STEP = "ar_step"
 """The AR for one new position of every row. `valle2 build` makes it for CUDA."""
 NAR_ROW = "nar_row"
 """The NAR for one row without padding. `valle2 build` makes it for CUDA."""
-BUILT_GRAPHS = (STEP, NAR_ROW)
+FUSED_DECODER = "codec_decoder_fused"
+"""The codec's decoder with fewer nodes, in float32. `valle2 build` makes it for CUDA."""
+BUILT_GRAPHS = (STEP, NAR_ROW, FUSED_DECODER)
 """Graphs that no bundle lists."""
 GRAPHS = (AR, NAR, ENCODER, DECODER, STREAM)
 REQUIRED_GRAPHS = (AR, NAR)

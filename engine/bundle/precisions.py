@@ -20,7 +20,7 @@ from valle2.engine.bundle.artifacts import (
     source_hash,
     write_record,
 )
-from valle2.engine.bundle.contract import AR, BUILT_GRAPHS, NAR, NAR_ROW, STEP
+from valle2.engine.bundle.contract import AR, BUILT_GRAPHS, DECODER, FUSED_DECODER, NAR, NAR_ROW, STEP
 from valle2.engine.bundle.files import cache_directory
 from valle2.engine.bundle.graph_file import check_graph_file
 from valle2.engine.bundle.manifest import Manifest, check_file
@@ -47,7 +47,7 @@ class Method:
     Args:
         kind: "blocks" or "dynamic", see `build.quantize`; or "half": weights, caches and computation in
             float16, see `build.precision`; or "fused": the same with fused operators, see `build.cuda`.
-        bits: of a weight: 16, 8 or 4.
+        bits: of a weight: 32, 16, 8 or 4. A "fused" codec of 32 bits computes in float32.
         block: for "blocks", and for "fused" with fewer than 16 bits: how many inputs share a scale, a power
             of two, at least 16.
         cache_bits: of a number in the KV caches: 32, or 8 as in `build.kv_int8`. "half" ignores it.
@@ -62,6 +62,7 @@ class Method:
 DYNAMIC = Method("dynamic")
 HALF = Method("half", 16)
 FUSED_HALF = Method("fused", 16)
+FUSED_WHOLE = Method("fused", 32)
 METHODS: dict[str, dict[str, Method]] = {
     "fp16": {AR: HALF, NAR: HALF},
     "int8": {AR: Method("blocks", 8, 64, 8), NAR: DYNAMIC},
@@ -74,14 +75,15 @@ kernels for AVX-512 VNNI add in another order when a block holds 128 inputs or m
 processors without AVX-512 do when a block holds more than 16, which changes a product by a millionth.
 """
 PRECISIONS = (STORED, *METHODS)
-SOURCES = {STEP: AR, NAR_ROW: NAR}
+SOURCES = {STEP: AR, NAR_ROW: NAR, FUSED_DECODER: DECODER}
 """The graphs of a bundle that others are rewritten from."""
 CUDA_LOWERING = "portable"
 """The lowering that CUDA runs, whose AR gets a decode graph of fused operators."""
+FUSED_REST = {NAR_ROW: FUSED_HALF, FUSED_DECODER: FUSED_WHOLE}
 CUDA_METHODS: dict[str, dict[str, Method]] = {
-    "fp16": {AR: HALF, NAR: HALF, STEP: FUSED_HALF, NAR_ROW: FUSED_HALF},
-    "int8": {AR: HALF, NAR: HALF, STEP: Method("fused", 8, 64), NAR_ROW: FUSED_HALF},
-    "int4": {AR: HALF, NAR: HALF, STEP: Method("fused", 4, 32), NAR_ROW: FUSED_HALF},
+    "fp16": {AR: HALF, NAR: HALF, STEP: FUSED_HALF, **FUSED_REST},
+    "int8": {AR: HALF, NAR: HALF, STEP: Method("fused", 8, 64), **FUSED_REST},
+    "int4": {AR: HALF, NAR: HALF, STEP: Method("fused", 4, 32), **FUSED_REST},
 }
 """The graphs of `CUDA_LOWERING` in each precision. Only a decode step is limited by its weights' bytes."""
 

@@ -16,6 +16,7 @@ from valle2.engine.bundle.contract import (
     CODEBOOKS,
     DECODER,
     ENCODER,
+    FUSED_DECODER,
     GRAPHS,
     LOGITS,
     NAR,
@@ -121,7 +122,7 @@ def signature_of(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_len
     if name == ENCODER:
         return Signature({"audio": audio}, {"codes": (INT, (None, None, None))})
     made: dict[str, Tensor] = {"audio": (FLOAT, (None, None))}
-    if name == DECODER:
+    if name in (DECODER, FUSED_DECODER):
         return Signature({"codes": codes}, made)
     states = stream_states(spec)
     inputs: dict[str, Tensor] = {"codes": codes, "started": (BOOL, ())}

@@ -38,7 +38,7 @@ QUERY = ("name", "driver_version", "memory.total", "compute_cap", "clocks.sm", "
 OPEN_LOOP_RATE = 10.0
 """Requests per second of the open loop, the rate at which other servers are measured."""
 OPEN_LOOP_REQUESTS = 60
-TESTS = ("tests/engine/backends/test_gpu.py",)
+TESTS = ("tests/engine/backends/test_gpu.py", "tests/engine/build/cuda")
 
 
 @dataclass(frozen=True, slots=True)

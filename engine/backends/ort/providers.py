@@ -99,6 +99,8 @@ SINCE = {"ort": (1, 32), "portable": (1, 25), "primitive": (1, 23)}
 "ort" gives `GroupQueryAttention` the number of new positions per row. "portable" has `TensorScatter` and
 `Attention` of opset 24. "primitive" has opset 18, and an older release than 1.23 was not tried.
 """
+NAR_ROW_SINCE = (1, 30)
+"""The first ONNX Runtime whose `GroupQueryAttention` also attends to what follows, as `nar_row` needs."""
 GPU_CHUNK = 512
 """On a GPU a call's time depends on its kernel launches, not on its positions (docs/notes/gpu.md)."""
 PROVIDERS: dict[tuple[str, str], Provider] = {
@@ -183,6 +185,11 @@ def both_installed() -> bool:
         return bool(version("onnxruntime") and version("onnxruntime-gpu"))
     except PackageNotFoundError:
         return False
+
+
+def runs_nar_row() -> bool:
+    """Whether the installed ONNX Runtime runs the graph `nar_row`, if a build has it."""
+    return release(str(load_onnxruntime().__version__)) >= NAR_ROW_SINCE
 
 
 def lowerings_for(engine: str, device: str) -> tuple[tuple[str, ...], str]:

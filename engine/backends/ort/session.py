@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from valle2.engine.backends.base import Array, ArrayBuffer, Backend, Buffer, Step
 from valle2.engine.backends.ort.denormals import DENORMALS, DenormalsAsZeros
+from valle2.engine.backends.ort.dlpack import part_of, shares_memory
 from valle2.engine.backends.ort.memory import in_huge_pages, sparse_zeros, trim_heap
 from valle2.engine.backends.ort.providers import (
     FUSED_OPTIONS,
@@ -107,14 +108,26 @@ class DeviceBuffer(Buffer):
         row_bytes = int(np.prod(whole[1:])) * self.dtype.itemsize
         self.address = value.data_ptr() + part.start * row_bytes
 
+    @cached_property
+    def rows_value(self) -> Any:
+        """An OrtValue of these rows alone; None where this ONNX Runtime cannot make one."""
+        if self.shape == tuple(self.value.shape()):
+            return self.value
+        if not shares_memory(self.dtype):
+            return None
+        return part_of(self.value, self.address, self.shape, self.dtype)
+
     def read(self) -> Array:
-        return np.asarray(self.value.numpy())[self.part]
+        if self.rows_value is None:
+            return np.asarray(self.value.numpy())[self.part]
+        return np.asarray(self.rows_value.numpy())
 
     def write(self, values: Array) -> None:
-        whole = values
-        if self.shape != tuple(self.value.shape()):
-            whole = np.asarray(self.value.numpy()).copy()
-            whole[self.part] = values
+        if self.rows_value is not None:
+            self.rows_value.update_inplace(np.ascontiguousarray(values))
+            return
+        whole = np.asarray(self.value.numpy()).copy()
+        whole[self.part] = values
         self.value.update_inplace(whole)
 
     def rows(self, part: slice) -> DeviceBuffer:

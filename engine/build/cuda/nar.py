@@ -1,23 +1,30 @@
-"""The NAR for one row without padding on CUDA: its blocks rewritten with fused operators.
+"""The NAR for one row without padding on CUDA, rewritten with fused operators.
 
-Full attention over such a row needs no mask, so ONNX Runtime takes its flash kernel. Around the blocks, only
-the embedding of the frames is rewritten.
+Full attention over such a row needs no mask, so ONNX Runtime takes its flash kernel. With rotary positions,
+`GroupQueryAttention` also rotates: it counts the positions of the row, as the model does. It puts out keys
+and values that nobody reads, because its CUDA kernel demands these outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from valle2.engine.build.cuda.reader import Block, GraphReader, Norm, UnsupportedGraphError, given
+from valle2.engine.build.cuda.nar_input import drop_text_masks, join_tail, move_biases, pack_codebooks
+from valle2.engine.build.cuda.nar_output import fuse_choice, fuse_head
+from valle2.engine.build.cuda.reader import Block, GraphReader, Norm, UnsupportedGraphError
+from valle2.engine.build.cuda.rewrite import replace_nodes
+from valle2.engine.build.cuda.step import MAX_HEAD, ROTARY_STEP
 from valle2.engine.build.cuda.writer import GraphWriter
-from valle2.engine.build.quantize import DOMAIN, drop_unused
 from valle2.engine.bundle.contract import LOGITS
 from valle2.engine.bundle.nar_inputs import BATCH_AXIS
+
+OPTIONAL = pack_codebooks, drop_text_masks, move_biases, join_tail, fuse_head, fuse_choice
+"""Rewrites of what lies around the blocks. Each is left out where the graph has another form."""
 
 
 def nar_graph(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
@@ -28,85 +35,32 @@ def nar_graph(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelPro
         sizes: the manifest's.
 
     Raises:
-        UnsupportedGraphError: the graph has a form without a fused version.
+        UnsupportedGraphError: the blocks have a form without a fused version.
     """
     made: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
-    with suppress(UnsupportedGraphError, KeyError, IndexError):
-        pack_codebooks(made, sizes["codebooks"])
     try:
         source, hidden, blocks, last = read_blocks(GraphReader(made), sizes["nar_layers"])
     except (KeyError, IndexError, ValueError) as error:
         raise UnsupportedGraphError(f"its form is unknown ({type(error).__name__}: {error})") from None
     graph = GraphWriter()
-    result = graph.blocks(source, "", blocks, last, lambda *packed: attend(graph, blocks, sizes, *packed))
+    rotary = write_rotary(graph, source, blocks[0], sizes)
+    result = graph.blocks(
+        source,
+        "",
+        blocks,
+        last,
+        lambda *packed: attend(graph, blocks, sizes, rotary, *packed),
+        write_pick(graph, GraphReader(made), blocks[-1].picked),
+    )
     replace_nodes(made, hidden, graph, result)
+    for rewrite in OPTIONAL:
+        with suppress(UnsupportedGraphError, KeyError, IndexError, ValueError):
+            rewrite(made, sizes)
     for value in made.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == BATCH_AXIS:
                 dim.dim_value = 1
     return made
-
-
-def pack_codebooks(model: onnx.ModelProto, books: int) -> None:
-    """Embed all codebooks of the frames at once, where they are embedded one after another.
-
-    The embedding of a frame is the sum over its codebooks that are seen: a product of a vector of zeros and
-    ones with the rows of the table.
-
-    Raises:
-        UnsupportedGraphError: they are embedded otherwise. The graph is as before.
-    """
-    reader, graph = GraphReader(model), GraphWriter()
-    total = last_sum(reader, books)
-    name, offsets, prompts, tables = total, [0], set(), set()
-    for book in range(books - 1, 0, -1):
-        name, added = reader.node(name, "Add").input
-        mask, rows = reader.node(added, "Mul").input
-        seen = reader.node(reader.through(mask, "Unsqueeze", "Cast"), "Or")
-        later = reader.node(seen.input[1], "Greater")
-        table, offset = codebook_rows(reader, rows, book)
-        if later.input[0] != "stage" or reader.weight(later.input[1]) != book:
-            raise UnsupportedGraphError(f"codebook {book} is seen at other stages")
-        offsets.insert(1, offset)
-        prompts.add(seen.input[0])
-        tables.add(table)
-    tables.add(codebook_rows(reader, name, 0)[0])
-    if len(prompts) != 1 or len(tables) != 1:
-        raise UnsupportedGraphError("codebooks are embedded in different ways")
-    earlier = graph.op("Greater", ["stage", graph.const("books", np.arange(books))], "earlier_books")
-    prompt = graph.op("Unsqueeze", [prompts.pop(), graph.ints(2)], "prompt_frames")
-    seen_name = graph.cast(graph.op("Or", [earlier, prompt], "seen_books"), "seen_numbers", TensorProto.FLOAT)
-    ids = graph.op("Add", ["codes", graph.const("book_offsets", np.array(offsets, np.int64))], "book_rows")
-    rows = graph.op("Gather", [tables.pop(), ids], "book_embeddings", axis=0)
-    weights = graph.op("Unsqueeze", [seen_name, graph.ints(2)], "book_weights")
-    summed = graph.op("MatMul", [weights, rows], "book_sum")
-    result = graph.op("Squeeze", [summed, graph.ints(2)], "frame_embeddings")
-    replace_nodes(model, total, graph, result)
-
-
-def last_sum(reader: GraphReader, books: int) -> str:
-    """The sum to which the last codebook is added."""
-    for node in reader.model.graph.node:
-        if node.op_type == "Add" and len(node.input) == 2 and node.input[1] in reader.makers:
-            product = reader.makers[node.input[1]]
-            if product.op_type == "Mul" and product.input[1] in reader.makers:
-                with suppress(UnsupportedGraphError):
-                    codebook_rows(reader, product.input[1], books - 1)
-                    return str(node.output[0])
-    raise UnsupportedGraphError("codebooks are not embedded one after another")
-
-
-def codebook_rows(reader: GraphReader, name: str, book: int) -> tuple[str, int]:
-    """The table that a codebook's rows come from, and its first row there."""
-    rows, offset = reader.node(name, "Gather"), 0
-    index = rows.input[1]
-    if reader.node(index, "Add", "Gather").op_type == "Add":
-        index, first = reader.split_weight(reader.node(index, "Add"))
-        offset = int(first)
-    column = reader.node(index, "Gather")
-    if column.input[0] != "codes" or reader.weight(column.input[1]) != book or given(column, "axis", 0) != 2:
-        raise UnsupportedGraphError(f"{name} is not codebook {book}")
-    return rows.input[0], offset
 
 
 def read_blocks(graph: GraphReader, layers: int) -> tuple[str, str, list[Block], Norm | None]:
@@ -136,8 +90,55 @@ def ends_block(graph: GraphReader, name: str) -> bool:
         return False
 
 
+def write_pick(graph: GraphWriter, reader: GraphReader, places: str) -> Callable[[str, str, str], str] | None:
+    """How the positions of the target are taken: they lie side by side, so a `Slice` does it.
+
+    None where they are made in another way.
+    """
+    try:
+        part = reader.node(reader.through(places, "Reshape"), "Slice")
+        counted = reader.node(part.input[0], "Range")
+        start = reader.node(reader.through(part.input[1], "Reshape", "Gather", "Reshape"), "Add")
+        least = reader.node(start.input[0], "ReduceMin")
+    except (UnsupportedGraphError, KeyError, IndexError):
+        return None
+    if least.input[0] != "prompt_lengths" or reader.weight(counted.input[0]) != 0:
+        return None
+    ends: list[str] = []
+
+    def pick(source: str, _: str, name: str) -> str:
+        if not ends:
+            ends.append(graph.op("Add", ["prompt_lengths", start.input[1]], "target_start"))
+            ends.append(graph.view(counted.input[1], "target_end", 1))
+        return graph.op("Slice", [source, *ends, graph.ints(1)], name)
+
+    return pick
+
+
+def write_rotary(graph: GraphWriter, source: str, block: Block, sizes: Mapping[str, int]) -> list[str]:
+    """The last inputs of `GroupQueryAttention`: lengths and rotary tables. None where it is not used."""
+    width = block.qkv.weight.shape[1] // 3 // sizes["nar_heads"]
+    if block.rotary is None or width % ROTARY_STEP or width > MAX_HEAD:
+        return []
+    count = graph.op("Shape", [source], "row_length", start=1, end=2)
+    count = graph.cast(count, "row_length_32", TensorProto.INT32)
+    last = graph.op("Sub", [count, graph.const("one_32", np.array([1], np.int32))], "last_position")
+    total = graph.op("Squeeze", [count, graph.ints(0)], "row_total")
+    return [last, total, *rotary_tables(graph, block)]
+
+
+def rotary_tables(graph: GraphWriter, block: Block) -> list[str]:
+    return [graph.const(*table) for table in zip(("cosines", "sines"), block.rotary or (), strict=False)]
+
+
 def attend(
-    graph: GraphWriter, blocks: list[Block], sizes: Mapping[str, int], source: str, name: str, layer: int
+    graph: GraphWriter,
+    blocks: list[Block],
+    sizes: Mapping[str, int],
+    rotary: list[str],
+    source: str,
+    name: str,
+    layer: int,
 ) -> str:
     """Full attention: (1, S, d) -> (1, S, H*D). Without rotary positions, its product is part of it."""
     block, heads = blocks[layer], sizes["nar_heads"]
@@ -148,39 +149,18 @@ def attend(
         inputs = [source, weight, graph.const(f"{name}.bias", bias)]
         return graph.contrib("Attention", inputs, [name], num_heads=heads, qkv_hidden_sizes=[width] * 3)
     packed = graph.linear(source, block.qkv, f"{name}.qkv")
+    if rotary:
+        outputs = [name, f"{name}.keys", f"{name}.values"]
+        kind = {"num_heads": heads, "kv_num_heads": heads, "do_rotary": 1, "causal": 0}
+        return graph.contrib("GroupQueryAttention", [packed, "", "", "", "", *rotary], outputs, **kind)
+    # heads of another width than it takes
     parts = [f"{name}.{part}" for part in ("query", "key", "value")]
     split = helper.make_node("Split", [packed], parts, f"{name}.split", axis=2, num_outputs=3)
     graph.nodes.append(split)
-    names = ("cosines", "sines")
-    tables = [graph.const(*table) for table in zip(names, block.rotary, strict=True)]
     for index in range(2):
-        inputs, rotated = [parts[index], block.places, *tables], f"{parts[index]}.rotated"
+        inputs, rotated = (
+            [parts[index], block.places, *rotary_tables(graph, block)],
+            f"{parts[index]}.rotated",
+        )
         parts[index] = graph.contrib("RotaryEmbedding", inputs, [rotated], num_heads=heads)
     return graph.contrib("MultiHeadAttention", parts, [name], num_heads=heads)
-
-
-def replace_nodes(model: onnx.ModelProto, old: str, graph: GraphWriter, result: str) -> None:
-    """Put new nodes where `old` was made, name their result so, and drop what nobody reads any more."""
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        if old in node.output:
-            nodes += graph.nodes
-        else:
-            nodes.append(node)
-    for node in nodes:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == result:
-                    names[index] = old
-    read = {value.name for value in model.graph.output}
-    kept = []
-    for node in reversed(nodes):
-        if read & set(node.output):
-            read |= set(node.input)
-            kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(kept))
-    model.graph.initializer.extend(graph.weights.values())
-    drop_unused(model)
-    if DOMAIN not in {entry.domain for entry in model.opset_import}:
-        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))

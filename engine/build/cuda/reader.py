@@ -37,7 +37,8 @@ class Norm:
     """A normalisation of the last axis.
 
     Args:
-        kind: "layer" (mean and variance) or "rms". gain: (d,). shift: (d,), None for "rms".
+        kind: "layer" (mean and variance) or "rms". gain: (d,), or (stages, d) with a row for each stage of
+            the NAR. shift: of the same shape, None for "rms".
         epsilon: is added to the variance or mean square.
     """
 
@@ -80,6 +81,10 @@ class GraphReader:
         self.makers = {name: node for node in model.graph.node for name in node.output if name}
         self.weights = {weight.name: weight for weight in model.graph.initializer}
         self.inputs = {value.name: value for value in model.graph.input}
+
+    def count(self, name: str) -> int:
+        """How many inputs of nodes a tensor is."""
+        return sum(list(node.input).count(name) for node in self.model.graph.node)
 
     def weight(self, name: str) -> NDArray[Any] | None:
         """The values of a weight, or of a transposed weight; None for a tensor that is computed."""
@@ -143,15 +148,33 @@ class GraphReader:
         """A normalisation -> its input, and what it does."""
         node = self.node(name, "LayerNormalization", "Mul")
         if node.op_type == "LayerNormalization":
-            gain, shift = (self.weight(part) for part in (*node.input[1:], "")[:2])
+            gain, shift = (self.gain(part) for part in (*node.input[1:], "")[:2])
             if gain is None:
                 raise UnsupportedGraphError(f"the gain of {name} is computed")
             return node.input[0], Norm("layer", gain, shift, given(node, "epsilon", 1e-5))
-        scaled, gain = self.split_weight(node)
+        scaled, gain = self.split_gain(node)
         inner = self.node(scaled, "Mul")
         if self.weight(inner.input[1]) is not None:
             return self.length_norm(inner, gain)
         return self.rms_norm(inner, gain)
+
+    def gain(self, name: str) -> Weight | None:
+        """A gain or shift (d,), or the table (stages, d) from which the row of the stage is taken."""
+        made = self.makers.get(name)
+        if made is None or made.op_type not in ("Gather", "Squeeze"):
+            return self.weight(name)
+        rows = self.makers.get(made.input[0])
+        if rows is None or rows.op_type != "Gather" or self.makers[rows.input[1]].input[0] != "stage":
+            return None
+        table = self.weight(rows.input[0])
+        return table if table is not None and table.ndim == 2 and given(rows, "axis", 0) == 0 else None
+
+    def split_gain(self, node: onnx.NodeProto) -> tuple[str, Weight]:
+        """The normalised input of a product with a gain, and the gain."""
+        for source, other in (node.input, reversed(node.input)):
+            if (gain := self.gain(other)) is not None:
+                return source, gain
+        raise UnsupportedGraphError(f"{node.op_type} {node.output[0]} has no gain")
 
     def rms_norm(self, node: onnx.NodeProto, gain: Weight) -> tuple[str, Norm]:
         """x / sqrt(mean(x^2) + epsilon) * gain."""
@@ -171,9 +194,9 @@ class GraphReader:
         clip = self.node(divided.input[1], "Clip")
         self.square(self.through(clip.input[0], "Sqrt", "ReduceSum"), divided.input[0])
         least = self.weight(clip.input[1])
-        if least is None or not math.isclose(float(factor) ** 2, len(gain), rel_tol=1e-4):
+        if least is None or not math.isclose(float(factor) ** 2, gain.shape[-1], rel_tol=1e-4):
             raise UnsupportedGraphError(f"{quotient} is no normalisation by length")
-        return divided.input[0], Norm("rms", gain, None, float(least) ** 2 / len(gain))
+        return divided.input[0], Norm("rms", gain, None, float(least) ** 2 / gain.shape[-1])
 
     def square(self, name: str, source: str) -> None:
         """Refuse a tensor that is not source times source."""

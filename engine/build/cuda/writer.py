@@ -1,7 +1,9 @@
 """Writes a graph node by node, and Transformer blocks with the fused operators of ONNX Runtime.
 
 A bias and a residual sum are part of `SkipLayerNormalization`, and the bias before GELU is part of
-`BiasGelu`, which computes the exact GELU. A reshape launches no kernel, so shapes change freely.
+`BiasGelu`, which computes the exact GELU. With a bias b before ReLU, relu(x + b) = max(x, -b) + b. So one
+`Max` does both, and the last term is part of the bias of the next product. A reshape launches no kernel, so
+shapes change freely.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from valle2.engine.build.quantize import DOMAIN
 
 Attend = Callable[[str, str, int], str]
 """(input (B, S, d) of the product for query, key and value, name of the result, layer) -> (B, S, H*D)."""
+Pick = Callable[[str, str, str], str]
+"""(tensor (B, S, d), name of the positions that go on, name of the result) -> those positions."""
 
 
 class GraphWriter:
@@ -27,6 +31,7 @@ class GraphWriter:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, onnx.TensorProto] = {}
+        self.staged: dict[str, Weight] = {}
 
     def const(self, name: str, values: NDArray[Any] | np.generic) -> str:
         """A weight. An equal name means an equal weight."""
@@ -35,6 +40,28 @@ class GraphWriter:
                 np.ascontiguousarray(values).reshape(values.shape), name
             )
         return name
+
+    def vector(self, name: str, values: Weight) -> str:
+        """A weight (d,), or the row of (stages, d) that the graph's input `stage` names."""
+        if values.ndim == 1:
+            return self.const(name, values)
+        self.staged[name] = values
+        return name
+
+    def finished(self) -> list[onnx.NodeProto]:
+        """All nodes. The rows of a stage come first: one node takes them all, and one divides them."""
+        if not self.staged:
+            return self.nodes
+        parts = GraphWriter()
+        table = parts.const("staged_vectors", np.stack(list(self.staged.values()), axis=1))
+        parts.op("Gather", [table, "stage"], "staged", axis=0)
+        rows = [f"{name}.row" for name in self.staged]
+        split = helper.make_node("Split", ["staged"], rows, "staged.split", axis=0, num_outputs=len(rows))
+        parts.nodes.append(split)
+        for row, name in zip(rows, self.staged, strict=True):
+            parts.view(row, name, -1)
+        self.weights |= parts.weights
+        return parts.nodes + self.nodes
 
     def op(self, kind: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output."""
@@ -78,11 +105,11 @@ class GraphWriter:
 
     def norm(self, source: str, norm: Norm, name: str) -> str:
         """A normalisation of one tensor."""
-        parts = [source, self.const(f"{name}.gain", norm.gain)]
+        parts = [source, self.vector(f"{name}.gain", norm.gain)]
         if norm.kind == "rms":
             return self.op("SimplifiedLayerNormalization", parts, name, axis=-1, epsilon=norm.epsilon)
         if norm.shift is not None:
-            parts.append(self.const(f"{name}.shift", norm.shift))
+            parts.append(self.vector(f"{name}.shift", norm.shift))
         return self.op("LayerNormalization", parts, name, axis=-1, epsilon=norm.epsilon)
 
     def skip_norm(
@@ -96,11 +123,11 @@ class GraphWriter:
         summed: bool = False,
     ) -> tuple[str, str]:
         """Normalise source + bias + skip. Returns the names of the result and, if `summed`, of the sum."""
-        parts = [source, skip, self.const(f"{name}.gain", norm.gain)]
+        parts = [source, skip, self.vector(f"{name}.gain", norm.gain)]
         kind = "SkipSimplifiedLayerNormalization"
         if norm.kind == "layer":
             kind = "SkipLayerNormalization"
-            parts.append("" if norm.shift is None else self.const(f"{name}.shift", norm.shift))
+            parts.append("" if norm.shift is None else self.vector(f"{name}.shift", norm.shift))
         if bias is not None:
             parts.append(self.const(f"{name}.bias", bias))
         outputs = [name, "", "", f"{name}.sum"] if summed else [name]
@@ -113,6 +140,8 @@ class GraphWriter:
         fused = {"gelu": "BiasGelu", "gelu_tanh": "FastGelu"}.get(block.activation)
         if fused and bias is not None and not block.gated:
             return self.contrib(fused, [source, self.const(f"{name}.bias", bias)], [name])
+        if bias is not None and has_moved_bias(block):
+            return self.op("Max", [source, self.const(f"{name}.floor", -bias)], name)
         if bias is not None:
             source = self.op("Add", [source, self.const(f"{name}.bias", bias)], f"{name}.biased")
         if not block.gated:
@@ -131,14 +160,26 @@ class GraphWriter:
             return self.op("Relu", [source], name)
         return self.op("Gelu", [source], name, approximate="tanh" if kind == "gelu_tanh" else "none")
 
+    def pick(self, source: str, places: str, name: str) -> str:
+        """Some positions of (B, S, d). places: the name of their numbers."""
+        return self.op("Gather", [source, places], name, axis=1)
+
     def blocks(
-        self, source: str, added: str, blocks: Sequence[Block], last: Norm | None, attend: Attend
+        self,
+        source: str,
+        added: str,
+        blocks: Sequence[Block],
+        last: Norm | None,
+        attend: Attend,
+        pick: Pick | None = None,
     ) -> str:
         """All blocks over `source`, or over source + added where `added` is given.
 
         Args:
             last: the normalisation after the last block, None for none.
+            pick: takes the positions that go on after the last attention; `self.pick` by default.
         """
+        pick = pick or self.pick
         first = blocks[0].norm1 if blocks[0].norm_first else None
         if first is None:
             residual = self.op("Add", [source, added], "embedded") if added else source
@@ -152,8 +193,8 @@ class GraphWriter:
             at = f"block_{index}"
             attended = attend(normed, f"{at}.attended", index)
             if block.picked:
-                attended = self.op("Gather", [attended, block.picked], f"{at}.picked", axis=1)
-                residual = self.op("Gather", [residual, block.picked], f"{at}.picked_residual", axis=1)
+                attended = pick(attended, block.picked, f"{at}.picked")
+                residual = pick(residual, block.picked, f"{at}.picked_residual")
             out = self.product(attended, block.out, f"{at}.out")
             if block.norm_first:
                 inner, residual = self.skip_norm(
@@ -168,7 +209,7 @@ class GraphWriter:
                 raise ValueError("blocks that normalise first need a last normalisation")
             summed = block.norm_first and index + 1 < len(blocks)
             normed, residual = self.skip_norm(
-                fed, residual, following, f"norm_{index + 1}", block.down.bias, summed=summed
+                fed, residual, following, f"norm_{index + 1}", down_bias(block), summed=summed
             )
         return normed
 
@@ -180,6 +221,19 @@ class GraphWriter:
         opset: int,
     ) -> onnx.ModelProto:
         """The graph as a model."""
-        graph = helper.make_graph(self.nodes, name, inputs, outputs, list(self.weights.values()))
+        graph = helper.make_graph(self.finished(), name, inputs, outputs, list(self.weights.values()))
         opsets = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=opsets, producer_name="valle2", ir_version=10)
+
+
+def has_moved_bias(block: Block) -> bool:
+    """Whether the bias before the activation is added after it, see above."""
+    return block.activation == "relu" and not block.gated and block.up.bias is not None
+
+
+def down_bias(block: Block) -> Weight | None:
+    """The bias after the second product of the feed-forward part."""
+    if not has_moved_bias(block) or block.up.bias is None:
+        return block.down.bias
+    moved = block.up.bias.astype(np.float64) @ block.down.weight.astype(np.float64)
+    return (moved if block.down.bias is None else moved + block.down.bias).astype(np.float32)

@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from valle2.engine import BackendError, read_manifest
+from valle2.engine.build import budget as module
 from valle2.engine.build.budget import CACHE_PASSES, GB, BudgetQuery, budget, graph_memory, read_graph
 from valle2.engine.build.precision import load_graph
 from valle2.engine.bundle.profiles import Limits
@@ -49,6 +50,28 @@ def test_the_cache_of_a_row_and_what_a_step_moves(
     assert found.cache == 3 * sets * one_set
     moved = [budget_of(folder, rows)["step"]["mb"] * 1e6 for rows in (1, 101)]
     assert abs((moved[1] - moved[0]) / 100 - CACHE_PASSES[lowering] * one_set) < 2e3
+
+
+def test_a_fused_step_reads_what_is_filled(
+    fixed_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of the AR are there twice. Only the lowering of CUDA has such a step."""
+    monkeypatch.setattr(module, "MB", 1.0)
+    folder = fixed_bundles["portable"]
+    manifest = read_manifest(folder)
+    model = read_graph(folder / manifest.graphs["ar"].file)
+    ar = graph_memory(manifest, "ar", model, BudgetQuery(Limits(9, 100), "fp16"), 9)
+    whole, part = (budget_of(folder, limits=Limits(9, frames), bandwidth=1e6) for frames in (0, 100))
+    assert part["fused"]["more_mb"] == ar.weights
+    filled = manifest.sizes["max_text"] + 1 + 100 // manifest.sizes["group_size"]
+    assert part["fused"]["step_mb"] == ar.read + ar.cache * filled // manifest.cache_length
+    assert part["fused"]["step_mb"] < whole["fused"]["step_mb"] == whole["step"]["mb"]
+    assert part["fused"]["step_ms"] == round(part["fused"]["step_mb"] / 1e3, 2)
+    smaller = budget_of(folder, limits=Limits(9, 100), precision="int8")["fused"]
+    assert smaller["step_mb"] < part["fused"]["step_mb"]  # and AR and NAR stay in float16 beside it
+    assert smaller["more_mb"] > part["fused"]["more_mb"]
+    assert "fused" not in budget_of(folder, precision="fp32")
+    assert "fused" not in budget_of(fixed_bundles["primitive"])
 
 
 def test_embeddings_are_stored_but_not_read_by_a_step(fixed_bundles: dict[str, Path]) -> None:

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 from tests.conftest import Trace, toy_config
-from valle2.engine import BackendError, open_backend
+from valle2.engine import BackendError, Placement, open_backend
+from valle2.engine.backends.ort.providers import PROVIDERS
 from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.nar import nar_graph
 from valle2.engine.build.cuda.nodes import count_nodes
-from valle2.engine.build.cuda.reader import UnsupportedGraphError
 from valle2.engine.build.cuda.step import written_spec
 from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.precision import convert, load_graph
@@ -29,13 +30,20 @@ from valle2.export.graphs import nar_graph as exported
 from valle2.export.models import NARModel
 from valle2.export.models.config import Style
 
-MOST_PER_LAYER, MOST_ROTARY = 7, 12
+MOST_PER_LAYER, MOST_BESIDE = 9, 45
 STYLES = {
     "paper": (Style(), 0),
     "rotary": (Style(positions="rotary", prompt_mean=True), 4),
+    "narrow": (Style(positions="rotary"), 4),
     "length": (Style(norm="l2", qkv_bias=False, head="one", head_bias=True, one_table=True), 0),
     "stages": (Style(stage="norm"), 0),
+    "last": (Style(norm_first=False, activation="relu", prenet=True, head="own", stage_position=False), 0),
+    "gated": (Style(norm="rms", activation="silu", gated=True, bias=False, qkv_bias=False, head="own"), 0),
 }
+NARROW = ("narrow",)
+"""Styles whose heads are too narrow for `GroupQueryAttention`. They have 8 numbers, the others 16."""
+FEWEST = {"paper": (7, 26), "rotary": (9, 31), "length": (7, 26), "stages": (7, 24), "last": (7, 42)}
+"""Nodes a layer and beside the layers, at most."""
 Make = Callable[[str], tuple[NARModel, Path]]
 
 
@@ -47,7 +55,9 @@ def made(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Make:
     def make(name: str) -> tuple[NARModel, Path]:
         torch.manual_seed(1)
         style, vectors = STYLES[name]
-        config = replace(toy_config(2, 400), style=style, vector_width=vectors, d_model=64)
+        config = replace(
+            toy_config(2, 400), style=style, vector_width=vectors, nar_d_model=32 if name in NARROW else 64
+        )
         model = NARModel(config).eval()
         for weight in model.parameters():
             torch.nn.init.normal_(weight, std=0.15) if weight.dim() > 1 else weight.data.add_(
@@ -71,8 +81,9 @@ def one_row(stage: int, rng: np.random.Generator) -> NARInputs[torch.Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("style", ["paper", "rotary", "length"])
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("style", "half"), [*((style, False) for style in STYLES), ("paper", True), ("rotary", True)]
+)
 def test_logits_and_codes_of_every_stage(made: Make, style: str, half: bool, tmp_path: Path) -> None:
     model, path = made(style)
     graph = nar_graph(load_graph(path, "fp32"), model.config.sizes())
@@ -92,12 +103,16 @@ def test_logits_and_codes_of_every_stage(made: Make, style: str, half: bool, tmp
             assert same.mean() >= (0.9 if half else 1.0)
 
 
-def test_a_layer_has_few_nodes(made: Make) -> None:
-    for style, most in (("paper", MOST_PER_LAYER), ("rotary", MOST_ROTARY)):
-        model, path = made(style)
-        stored = load_graph(path, "fp32")
-        counts = count_nodes(nar_graph(stored, model.config.sizes()))
-        assert counts["per_layer"] <= most < count_nodes(stored)["per_layer"] / 2
+@pytest.mark.parametrize("style", FEWEST)
+def test_it_has_few_nodes(made: Make, style: str) -> None:
+    model, path = made(style)
+    stored = load_graph(path, "fp32")
+    counts = count_nodes(nar_graph(stored, model.config.sizes()))
+    layer, beside = FEWEST[style]
+    assert counts["per_layer"] <= layer <= MOST_PER_LAYER and counts["beside"] <= beside
+    assert beside <= MOST_BESIDE
+    before = count_nodes(stored)
+    assert before["per_layer"] > 2 * layer and before["beside"] > 2 * beside
 
 
 def test_a_wrong_graph_is_refused(made: Make) -> None:
@@ -111,10 +126,54 @@ def test_a_wrong_graph_is_refused(made: Make) -> None:
         check_fused(path.parent, spec, graph, sizes)
 
 
-def test_gains_of_a_stage_are_not_fused(made: Make) -> None:
-    model, path = made("stages")
-    with pytest.raises(UnsupportedGraphError):
-        nar_graph(load_graph(path, "fp32"), model.config.sizes())
+@pytest.mark.parametrize("length", [0, 1, 22])
+def test_any_length_of_prompt(made: Make, length: int, tmp_path: Path) -> None:
+    """Without a prompt there is no mean to move to."""
+    model, path = made("rotary")
+    graph = nar_graph(load_graph(path, "fp32"), model.config.sizes())
+    spec = written_spec(graph, f"{NAR_ROW}.onnx")
+    write_graph(graph, tmp_path / spec.file)
+    inputs = replace(one_row(3, np.random.default_rng(0)), prompt_lengths=torch.tensor([length]))
+    with open_backend(tmp_path, spec) as backend, torch.no_grad():
+        expected = model(inputs)
+        found = backend.run(inputs.map(torch.Tensor.numpy).feeds())
+        assert np.abs(found[LOGITS] - expected.numpy()).max() < 1e-4
+        assert np.array_equal(found["codes_out"], model.choose(expected, inputs).numpy())
+
+
+def test_codes_that_are_wrong_are_refused(made: Make) -> None:
+    """The logits are right, and the move towards the prompt's mean is not."""
+    model, path = made("rotary")
+    spec, sizes = graph_spec(path, exported(model, "portable")), model.config.sizes()
+    graph = nar_graph(load_graph(path, "fp32"), sizes)
+    check_fused(path.parent, spec, graph, sizes)
+    node = next(node for node in graph.graph.node if node.op_type == "Gemm")
+    node.attribute[0].f *= -1
+    with pytest.raises(BackendError, match=r"differs from nar\.onnx in codes_out"):
+        check_fused(path.parent, spec, graph, sizes)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("style", ["paper", "rotary", "stages", "last"])
+def test_on_a_gpu(made: Make, style: str, tmp_path: Path) -> None:
+    """Logits and codes of every stage in half precision, beside eager PyTorch in float32."""
+    if PROVIDERS["ort", "cuda"].name not in onnxruntime.get_available_providers():
+        pytest.skip("needs an ONNX Runtime with CUDA, and a GPU")
+    model, path = made(style)
+    graph = nar_graph(load_graph(path, "fp32"), model.config.sizes())
+    convert(graph, onnx.TensorProto.FLOAT16)
+    spec = written_spec(graph, f"{NAR_ROW}.onnx")
+    write_graph(graph, tmp_path / spec.file)
+    rng, same = np.random.default_rng(0), []
+    with open_backend(tmp_path, spec, Placement("cuda", precision="fp16")) as backend:
+        for stage in range(1, 8):
+            inputs = one_row(stage, rng)
+            expected = model(inputs)
+            found = backend.run(inputs.map(torch.Tensor.numpy).feeds())
+            assert np.abs(found[LOGITS] - expected.numpy()).max() < 0.05
+            same.append(found["codes_out"] == model.choose(expected, inputs).numpy())
+    assert np.mean(np.concatenate(same)) >= 0.9
 
 
 def test_it_takes_one_row(made: Make, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.ort import BuildOptions, build_graph, build_graphs
 from valle2.engine.build.precision import convert, load_graph
 from valle2.engine.build.quantize import quantise
-from valle2.engine.bundle.contract import CACHE_PREFIX, NAR_ROW, STEP
+from valle2.engine.bundle.contract import BUILT_GRAPHS, CACHE_PREFIX, FUSED_DECODER, NAR_ROW, STEP
 from valle2.engine.bundle.precisions import CUDA_METHODS, METHODS, graph_folder, read_build_record
 from valle2.export.bundle import graph_spec
 from valle2.export.graphs import ar_graph, cache_names
@@ -45,7 +45,7 @@ from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.tts import find_model
 
 CAPACITY, WINDOW = parity.CAPACITY, 10
-MOST_PER_LAYER, MOST_BESIDE = 9, 45
+MOST_PER_LAYER, MOST_BESIDE, MOST_OF_A_CODEC = 9, 45, 61
 CPU, GPU = Placement("cpu"), Placement("cuda", precision="fp16")
 HALF_SAME = 0.9
 STYLES = {
@@ -194,6 +194,13 @@ def test_codes_equal_the_reference_in_a_ragged_batch(
     ]
     assert sum(agreed) >= len(rows) - (settings.top_p > 0)
     runner.close()
+
+
+def test_a_bias_before_relu_costs_no_node(made: Make) -> None:
+    """It is part of `Max` and of the next product's bias. Gates without biases take two more nodes."""
+    counts = count_nodes(made(2, "last").step)
+    assert counts["per_layer"] <= MOST_PER_LAYER and counts["beside"] <= MOST_BESIDE
+    assert count_nodes(made(2, "rotary").step)["per_layer"] <= MOST_PER_LAYER + 1
 
 
 def test_a_step_has_few_nodes(made: Make) -> None:
@@ -348,19 +355,32 @@ def built(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("precision", CUDA_METHODS)
 def test_build_makes_it_for_cuda_alone(built: Path, precision: str) -> None:
     made = [row["graph"] for row in build_graphs(built, precision, BuildOptions("cuda"))]
-    assert sorted(made) == ["ar", STEP, "nar", NAR_ROW]
+    assert sorted(made) == ["ar", STEP, FUSED_DECODER, "nar", NAR_ROW]
     placement, chosen = Placement("cuda", "ort", precision).resolve(built, read_manifest(built))
     graphs = placement.locate_graphs(built, chosen)
     assert graphs[STEP].folder == graphs["ar"].folder == graph_folder(built, precision, "portable")
     counts = count_bundle(graphs)
     assert counts[STEP]["per_layer"] <= MOST_PER_LAYER and counts[STEP]["beside"] <= MOST_BESIDE
-    assert counts[NAR_ROW]["per_layer"] <= MOST_PER_LAYER + 3  # its rotary positions
+    assert counts[NAR_ROW]["per_layer"] <= MOST_PER_LAYER and counts[NAR_ROW]["beside"] <= MOST_BESIDE
+    assert counts[FUSED_DECODER]["total"] <= MOST_OF_A_CODEC < counts["codec_decoder"]["total"] * 0.6
     on_cpu = Placement("cpu", "ort", precision)
     if precision == "fp16":
-        assert not {STEP, NAR_ROW} & set(on_cpu.locate_graphs(built, chosen))
+        assert not set(BUILT_GRAPHS) & set(on_cpu.locate_graphs(built, chosen))
     else:
         with pytest.raises(BackendError, match=f"the {precision} graphs of .* are for CUDA"):
             on_cpu.locate_graphs(built, chosen)
+
+
+def test_an_older_onnx_runtime_runs_the_exported_nar(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attention with rotary positions is causal alone."""
+    build_graphs(built, "fp16", BuildOptions("cuda"))
+    placement, chosen = Placement("cuda", "ort", "fp16").resolve(built, read_manifest(built))
+    assert NAR_ROW in placement.locate_graphs(built, chosen)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.29.0")
+    assert {NAR_ROW, STEP} & set(placement.locate_graphs(built, chosen)) == {STEP}
+    said: list[str] = []
+    build_graphs(built, "fp16", BuildOptions("cuda"), progress=said.append)
+    assert f"no {NAR_ROW}: it needs onnxruntime 1.30 or newer" in said
 
 
 def test_a_build_without_it_still_runs(built: Path) -> None:
@@ -368,7 +388,7 @@ def test_a_build_without_it_still_runs(built: Path) -> None:
     build_graphs(built, "fp16", BuildOptions("cuda", fused=False))
     manifest = read_manifest(built).in_lowering(["portable"], "test")
     assert set(find_graphs(built, manifest, "fp16")) >= {"ar", "nar"}
-    assert not {STEP, NAR_ROW} & set(find_graphs(built, manifest, "fp16"))
+    assert not set(BUILT_GRAPHS) & set(find_graphs(built, manifest, "fp16"))
     record = read_build_record(graph_folder(built, "fp16", "portable"))
     assert record and STEP not in record.about["methods"]
 
