@@ -11,7 +11,9 @@ STEP = "ar_step"
 """The AR for one new position of every row. `valle2 build` makes it for CUDA."""
 NAR_ROW = "nar_row"
 """The NAR for one row without padding. `valle2 build` makes it for CUDA."""
-BUILT_GRAPHS = (STEP, NAR_ROW)
+PREFILL = "ar_prefill"
+"""The AR for many new positions of one row; it only fills the caches. `valle2 build` makes it for a CPU."""
+BUILT_GRAPHS = (STEP, NAR_ROW, PREFILL)
 """Graphs that no bundle lists."""
 GRAPHS = (AR, NAR, ENCODER, DECODER, STREAM)
 REQUIRED_GRAPHS = (AR, NAR)
