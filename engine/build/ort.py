@@ -21,6 +21,7 @@ from valle2.engine.build.precision import PRECISIONS, convert, converted_spec, l
 from valle2.engine.build.prefill import check_prefill, prefill_graph
 from valle2.engine.build.quantize import quantise
 from valle2.engine.build.recipe import write_recipe
+from valle2.engine.build.rotary import fuse_rotary
 from valle2.engine.bundle.contract import BUILT_GRAPHS, PREFILL, STEP
 from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.graph_file import readable
@@ -188,6 +189,7 @@ def build_graph(
         replaced = 0 if method == HALF else quantise(model, method)
         if method.cache_bits < 32:
             store_caches(model, cache_ranges(bundle, spec, sizes))
+            fuse_rotary(model)
         made = converted_spec(spec, model)
         write_graph(model, folder / source.name)
     return sizes_row(replaced, (bundle, spec.graph), (folder, source.stem)), made

@@ -31,12 +31,11 @@ from valle2.engine.build.cuda.reader import UnsupportedGraphError
 from valle2.engine.build.cuda.step import written_spec
 from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.kv_int8 import Ranges, channel_scales, random_prefix, whole_caches
-from valle2.engine.build.quantize import drop_unused
+from valle2.engine.build.rotary import ATTENTION, fuse_rotary, keep_nodes
 from valle2.engine.bundle.contract import CACHE_PREFIX, MASK_VALUE, OUT_SUFFIX, PREFILL
 from valle2.engine.bundle.specs import GraphSpec
 from valle2.engine.errors import BackendError
 
-ATTENTION = "GroupQueryAttention"
 PLAIN = {"num_heads", "kv_num_heads"}
 """The attributes of causal attention without further options."""
 PAST, TOTAL = 5, 6
@@ -63,6 +62,8 @@ def prefill_graph(source: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
     found = [node for node in model.graph.node if node.op_type == ATTENTION]
     if not found:
         raise UnsupportedGraphError(f"the graph has no {ATTENTION}")
+    fuse_rotary(model)
+    found = [node for node in model.graph.node if node.op_type == ATTENTION]
     for node in found:
         check_attention(node)
     nodes, tensors = shared_nodes()
@@ -180,21 +181,22 @@ def keep_caches(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     """Give the graph these nodes, without whatever its caches do not need."""
     given = {value.name for value in model.graph.input}
     outputs = [value for value in model.graph.output if value.name.startswith(CACHE_PREFIX)]
-    needed, kept = {value.name for value in outputs}, []
-    for node in reversed(nodes):
+    for node in nodes:
         if counts_rows(node) and node.input[0] in given:
             node.input[0] = "text"  # every input has the row as its first axis
-        if needed.intersection(node.output):
-            kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
-            needed.update(node.input)
-    inputs = [value for value in model.graph.input if value.name in needed]
-    for field, values in (("node", kept[::-1]), ("input", inputs), ("output", outputs)):
-        copies = [type(value).FromString(value.SerializeToString()) for value in values]
-        model.graph.ClearField(field)
-        getattr(model.graph, field).extend(copies)
+    set_values(model.graph.output, outputs)
+    keep_nodes(model, nodes)
+    read = {name for node in model.graph.node for name in node.input}
+    set_values(model.graph.input, [value for value in model.graph.input if value.name in read])
     model.graph.ClearField("value_info")
     model.graph.name = PREFILL
-    drop_unused(model)
+
+
+def set_values(field: Any, values: list[onnx.ValueInfoProto]) -> None:
+    """Give a graph these inputs or outputs."""
+    copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in values]
+    del field[:]
+    field.extend(copies)
 
 
 def counts_rows(node: onnx.NodeProto) -> bool:
