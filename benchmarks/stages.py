@@ -174,13 +174,17 @@ class ARStage:
         return np.concatenate(found)
 
     def logits(self, row: ARRow) -> Floats:
-        """(G, classes): logits after the row's prompt, by one call with empty caches."""
-        runner, first = self.runner, slice(0, 1)
-        runner.write_settings(0, row)
-        fixed = {**runner.fixed, **runner.caches}
-        feeds = {name: buffer.rows(first).read() for name, buffer in fixed.items()}
-        whole = runner.chunk_inputs(runner.prefix(row), 0, row.positions(runner.group_size))
-        feeds |= {name: buffer.read() for name, buffer in whole.items()}
+        """(G, classes): logits after the row's prompt. The chunks before the last one fill the caches."""
+        runner = self.runner
+        runner.start_prefill(0, row)
+        state = runner.prefills[0]
+        *before, end = state.ends
+        for _ in before:
+            runner.prefill_chunk(0)
+        start = before[-1] if before else 0
+        inputs = state.inputs | runner.chunk_inputs(state.prefix, start, end)
+        runner.release(0)
+        feeds = {name: buffer.read() for name, buffer in inputs.items()}
         return np.asarray(runner.backend.run(feeds, ("logits",))["logits"][0])
 
 

@@ -29,7 +29,7 @@ from valle2.engine import (
     read_manifest,
 )
 from valle2.engine.backends.ort.memory import trim_heap
-from valle2.engine.bundle.contract import AR, FUSED_DECODER, NAR, NAR_ROW, STEP
+from valle2.engine.bundle.contract import AR, FUSED_DECODER, NAR, NAR_ROW, PREFILL, STEP
 from valle2.engine.bundle.hub import fetch_bundle, parse_id
 from valle2.engine.bundle.manifest import FILE_NAME
 from valle2.engine.bundle.precisions import AUTO, SOURCES
@@ -595,6 +595,7 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
         chunk=placement.prefill_chunk,
         whole_text=layout.whole_text,
         decoder=backends.get(STEP),
+        prefiller=backends.get(PREFILL),
     )
     if ar.decoder.captures_calls:
         ar.warm_up()

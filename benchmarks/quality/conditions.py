@@ -20,6 +20,7 @@ LARGE_TOP_P = 0.8
 SAMPLES = 5
 PROMPT_SECONDS = (1.0, 3.0, 5.0, 10.0)
 FEWER_CODEBOOKS = (6, 4, 3, 2)
+FIRST_CHUNK_CODEBOOKS = (4, 2)
 NAR_PROMPT_SECONDS = (3.0, 2.0, 1.0)
 
 
@@ -35,6 +36,7 @@ class Condition:
         codebooks: of the speech, 0 for all. prepared: recordings are prepared as the runtime does.
         form: what is done to the recordings first, one of `forms.FORMS`.
         nar_prompt_seconds: how much of the prompt the NAR hears, 0 for all.
+        first_chunk_codebooks: of a stream's first chunk, 0 for as many as of the others.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Condition:
     prepared: bool = True
     form: str = ""
     nar_prompt_seconds: float = 0.0
+    first_chunk_codebooks: int = 0
 
     @property
     def name(self) -> str:
@@ -62,6 +65,7 @@ class Condition:
         parts += [f"{self.codebooks} codebooks"] * bool(self.codebooks)
         parts += [f"NAR hears {self.nar_prompt_seconds:g} s"] * bool(self.nar_prompt_seconds)
         parts += ["streamed"] * self.streamed
+        parts += [f"{self.first_chunk_codebooks} codebooks at first"] * bool(self.first_chunk_codebooks)
         parts += [f"{self.prompt_seconds:g} s prompt"] * bool(self.prompt_seconds)
         parts += [f"{self.voices} voices"] * (self.voices != "own")
         parts += [self.form] * bool(self.form)
@@ -126,6 +130,12 @@ def streaming(plan: Plan) -> list[Condition]:
 
 def codebooks(plan: Plan) -> list[Condition]:
     return [plan.base(codebooks=number) for number in (0, *FEWER_CODEBOOKS)]
+
+
+def first_chunks(plan: Plan) -> list[Condition]:
+    """Streams whose first chunk has fewer codebooks, which later chunks hear."""
+    numbers = (0, *FIRST_CHUNK_CODEBOOKS)
+    return [plan.base(streamed=True, first_chunk_codebooks=number) for number in numbers]
 
 
 def nar_prompts(plan: Plan) -> list[Condition]:
@@ -195,6 +205,7 @@ AXES: dict[str, Callable[[Plan], list[Condition]]] = {
     "precision": precisions,
     "streaming": streaming,
     "codebooks": codebooks,
+    "first-chunks": first_chunks,
     "nar-prompts": nar_prompts,
     "readings": readings,
     "prompts": prompts,

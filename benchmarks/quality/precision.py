@@ -18,6 +18,7 @@ from valle2.benchmarks.report.provenance import measured_on
 from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.stages import ARStage, EncodedSentence, ar_row, encode_sentences, nar_pass
 from valle2.engine import find_graphs
+from valle2.engine.bundle.contract import AR, NAR, PREFILL
 from valle2.engine.bundle.precisions import STORED
 from valle2.runtime import Request, Settings, Valle2
 from valle2.runtime.types import Codes
@@ -101,12 +102,14 @@ def agreement(reference: Codes, found: Codes) -> float:
 
 
 def megabytes(tts: Valle2, name: str) -> dict[str, float]:
-    """Size of the AR's and the NAR's files in MB."""
+    """Size of the AR's and the NAR's files in MB. The AR's have those of its prefill graph."""
     found = find_graphs(tts.path, tts.manifest, name)
-    return {
-        graph: round(sum(file.stat().st_size for file in found[graph].folder.glob(f"{graph}.*")) / 1e6, 1)
-        for graph in ("ar", "nar")
-    }
+
+    def size(*graphs: str) -> float:
+        files = [f for g in graphs if g in found for f in found[g].folder.glob(f"{g}.*")]
+        return round(sum(file.stat().st_size for file in files) / 1e6, 1)
+
+    return {AR: size(AR, PREFILL), NAR: size(NAR)}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -100,6 +100,7 @@ class Bench:
             candidates=condition.candidates,
             codebooks=condition.codebooks,
             nar_prompt_seconds=condition.nar_prompt_seconds,
+            first_chunk_codebooks=condition.first_chunk_codebooks,
         )
         scores = evaluate(
             tts,

@@ -1,8 +1,8 @@
 """`bench products`: one matrix product in every way that the precisions of a CPU could write it.
 
 Each way takes its turn. Times are the least processor time of the turns, which other load of the machine
-hardly changes. `rows` is not used by a precision: activations are rounded to 8 bits with a scale per row, so
-that a row does not depend on its neighbours, and the product is one of whole numbers. Needs `onnx`.
+hardly changes. The ways are those of `build.quantize`; `int8` and `int4` are those of an AR step. Needs
+`onnx`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from valle2.benchmarks.options import need_positive
 from valle2.benchmarks.report.tables import markdown
 from valle2.engine.build.quantize import DOMAIN, quantise
-from valle2.engine.bundle.precisions import DYNAMIC, METHODS
-from valle2.engine.derived.codes import LEAST_SCALE, dynamic_codes
+from valle2.engine.bundle.contract import AR
+from valle2.engine.bundle.precisions import DYNAMIC, METHODS, ROWS
 
 SHAPES = ((256, 1024), (1024, 4096))
 """Inputs and outputs of the first product of a feed-forward network: of the demo, and at the paper's size."""
-ROWS = (1, 16, 64, 256)
-MIDDLE, TOP = 128, 127
-"""The unsigned code of zero, and the greatest distance from it."""
+COUNTS = (1, 16, 64, 256)
 Floats = NDArray[np.float32]
 Result = dict[str, Any]
 
@@ -37,7 +35,7 @@ def products(repeats: int, seed: int, threads: int) -> Result:
     for inputs, outputs in SHAPES:
         weight = (0.02 * draws.standard_normal((inputs, outputs))).astype(np.float32)
         sessions = {name: opened(model, threads) for name, model in ways(weight).items()}
-        for rows in ROWS:
+        for rows in COUNTS:
             x = draws.standard_normal((1, rows, inputs)).astype(np.float32)
             times = dict.fromkeys(sessions, float("inf"))
             for turn in range(repeats + 1):
@@ -53,8 +51,8 @@ def products(repeats: int, seed: int, threads: int) -> Result:
 
 def ways(weight: Floats) -> dict[str, ModelProto]:
     """The product with a weight (K, N) and a bias, by name."""
-    made = {"fp32": graph(weight), "rows": by_rows(weight)}
-    methods = {name: METHODS[name]["ar"] for name in ("int8", "int4")} | {"dynamic": DYNAMIC}
+    made = {"fp32": graph(weight)}
+    methods = {"rows": ROWS, "int8": METHODS["int8"][AR], "int4": METHODS["int4"][AR], "dynamic": DYNAMIC}
     for name, method in methods.items():
         made[name] = graph(weight)
         quantise(made[name], method)
@@ -65,40 +63,6 @@ def graph(weight: Floats) -> ModelProto:
     """`y` (1, S, N) = `x` (1, S, K) times a weight (K, N), plus a bias."""
     nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])]
     return model(nodes, weight.shape, {"w": weight, "b": np.ones(weight.shape[1], np.float32)})
-
-
-def by_rows(weight: Floats) -> ModelProto:
-    """The same with 8-bit codes of the weight and of every row of `x`."""
-    codes, scales = dynamic_codes(weight)
-    node = helper.make_node
-    nodes = [
-        node("Abs", ["x"], ["sizes"]),
-        node("ReduceMax", ["sizes", "last"], ["greatest"], keepdims=0),
-        node("Max", ["greatest", "least"], ["kept"]),
-        node("Mul", ["kept", "step"], ["scales"]),
-        node("Squeeze", ["scales", "first"], ["row_scales"]),
-        node("Shape", ["row_scales"], ["count"]),
-        node("Expand", ["middle", "count"], ["middles"]),
-        node("QuantizeLinear", ["x", "row_scales", "middles"], ["codes"], axis=1),
-        node("MatMulIntegerToFloat", ["codes", "w", "one", "s", "zero", "z"], ["p"], domain=DOMAIN),
-        node("Unsqueeze", ["scales", "last"], ["columns"]),
-        node("Mul", ["p", "columns"], ["scaled"]),
-        node("Add", ["scaled", "b"], ["y"]),
-    ]
-    values: dict[str, NDArray[Any]] = {
-        "w": codes,
-        "s": scales,
-        "z": np.zeros_like(scales, np.int8),
-        "b": np.ones_like(scales),
-        "first": np.array([0]),
-        "last": np.array([2]),
-        "least": np.array(LEAST_SCALE, np.float32),
-        "step": np.array(1 / TOP, np.float32),
-        "middle": np.array([MIDDLE], np.uint8),
-        "zero": np.array(MIDDLE, np.uint8),
-        "one": np.array(1, np.float32),
-    }
-    return model(nodes, weight.shape, values)
 
 
 def model(nodes: list[NodeProto], shape: tuple[int, ...], values: dict[str, NDArray[Any]]) -> ModelProto:

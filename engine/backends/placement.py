@@ -10,7 +10,7 @@ from pathlib import Path
 
 from valle2.engine.backends.ort.providers import PROVIDERS, lowerings_for, runs_nar_row
 from valle2.engine.backends.trt.api import TARGETS, lowerings_here
-from valle2.engine.bundle.contract import BUILT_GRAPHS, NAR_ROW, STEP
+from valle2.engine.bundle.contract import BUILT_GRAPHS, NAR_ROW, PREFILL, STEP
 from valle2.engine.bundle.manifest import Manifest
 from valle2.engine.bundle.precisions import (
     AUTO,
@@ -117,7 +117,7 @@ class Placement:
                 f"the {self.precision} graphs of the lowering {manifest.lowering} are for CUDA; "
                 "leave the precision out, or export the bundle with --lowering ort"
             )
-        return {name: graph for name, graph in found.items() if name not in BUILT_GRAPHS}
+        return {name: graph for name, graph in found.items() if name == PREFILL or name not in BUILT_GRAPHS}
 
 
 def select_variant(manifest: Manifest, placement: Placement) -> Manifest:

@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from valle2.engine.backends.base import Backend
 from valle2.engine.backends.registry import open_backend
 from valle2.engine.bundle.contract import CACHE_PREFIX, CODEBOOK_SIZE, OUT_SUFFIX
 from valle2.engine.bundle.specs import GraphSpec
@@ -36,37 +37,46 @@ Ranges = dict[str, NDArray[np.float32]]
 
 def cache_ranges(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> Ranges:
     """Measure the ranges of the caches by running the AR graph over random rows. sizes: the manifest's."""
-    group, caches = sizes["group_size"], [t for t in spec.inputs if t.name.startswith(CACHE_PREFIX)]
+    group = sizes["group_size"]
     words, groups = min(TOKENS, sizes["max_text"]), min(FRAMES, sizes["max_frames"]) // group
-    length = words + 1 + groups
     found: Ranges = {}
     with open_backend(folder, spec) as backend:
         for seed in range(ROWS):
-            draws = np.random.default_rng(seed)
-            text, codes = np.zeros((1, length), np.int64), np.zeros((1, length, group), np.int64)
-            text[0, :words] = draws.integers(0, sizes["vocab_size"], words)
-            codes[0, words + 1 :] = draws.integers(0, CODEBOOK_SIZE, (groups, group))
-            feeds: dict[str, NDArray[Any]] = {
-                "text": text,
-                "codes": codes,
-                "text_lengths": np.array([words]),
-                "past_lengths": np.zeros(1, np.int64),
-                "new_lengths": np.array([length]),
-                "steps": np.zeros(1, np.int64),
-                "history": np.full((1, 1), -1),
-                "uniforms": np.zeros((1, 1, group, 2), np.float32),
-                "top_p": np.zeros(1, np.float32),
-                "repeat_window": np.ones(1, np.int64),
-                "threshold": np.ones(1, np.float32),
-            }
-            for cache in caches:
-                heads, width = int(cache.axes[1]), int(cache.axes[3])
-                feeds[cache.name] = np.zeros((1, heads, length, width), np.float32)
-            kept = backend.run(feeds, tuple(f"{cache.name}{OUT_SUFFIX}" for cache in caches))
-            for cache in caches:
-                reached = np.abs(kept[f"{cache.name}{OUT_SUFFIX}"][0]).max(axis=1)
-                found[cache.name] = np.maximum(found.get(cache.name, 0), reached)
+            filled = whole_caches(backend, random_prefix(sizes, words, groups, seed))
+            for name, values in filled.items():
+                found[name] = np.maximum(found.get(name, 0), np.abs(values[0]).max(axis=1))
     return found
+
+
+def random_prefix(sizes: Mapping[str, int], words: int, groups: int, seed: int) -> dict[str, NDArray[Any]]:
+    """Random tokens and codes of one row, as inputs of an AR graph."""
+    draws, length = np.random.default_rng(seed), words + 1 + groups
+    text = np.zeros((1, length), np.int64)
+    codes = np.zeros((1, length, sizes["group_size"]), np.int64)
+    text[0, :words] = draws.integers(0, sizes["vocab_size"], words)
+    codes[0, words + 1 :] = draws.integers(0, CODEBOOK_SIZE, codes[0, words + 1 :].shape)
+    return {"text": text, "codes": codes, "text_lengths": np.array([words])}
+
+
+def whole_caches(backend: Backend, prefix: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """The caches (1, heads, positions, head width) that an AR graph makes of a prefix in one call."""
+    caches = [tensor for tensor in backend.spec.inputs if tensor.name.startswith(CACHE_PREFIX)]
+    _, length, group = prefix["codes"].shape
+    feeds: dict[str, NDArray[Any]] = {
+        **prefix,
+        "past_lengths": np.zeros(1, np.int64),
+        "new_lengths": np.array([length]),
+        "steps": np.zeros(1, np.int64),
+        "history": np.full((1, 1), -1),
+        "uniforms": np.zeros((1, 1, group, 2), np.float32),
+        "top_p": np.zeros(1, np.float32),
+        "repeat_window": np.ones(1, np.int64),
+        "threshold": np.ones(1, np.float32),
+    }
+    for cache in caches:
+        feeds[cache.name] = np.zeros((1, int(cache.axes[1]), length, int(cache.axes[3])), np.float32)
+    found = backend.run(feeds, tuple(f"{cache.name}{OUT_SUFFIX}" for cache in caches))
+    return {cache.name: found[f"{cache.name}{OUT_SUFFIX}"] for cache in caches}
 
 
 def store_caches(model: onnx.ModelProto, ranges: Ranges) -> None:

@@ -21,9 +21,11 @@ from valle2.engine.build.cuda.step import step_graph, written_spec
 from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.kv_int8 import cache_ranges, store_caches
 from valle2.engine.build.precision import PRECISIONS, convert, converted_spec, load_graph
+from valle2.engine.build.prefill import check_prefill, prefill_graph
 from valle2.engine.build.quantize import quantise
 from valle2.engine.build.recipe import write_recipe
-from valle2.engine.bundle.contract import BUILT_GRAPHS, FUSED_DECODER, NAR_ROW, STEP
+from valle2.engine.build.rotary import fuse_rotary
+from valle2.engine.bundle.contract import BUILT_GRAPHS, FUSED_DECODER, NAR_ROW, PREFILL, STEP
 from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.graph_file import readable
 from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest
@@ -156,14 +158,15 @@ def build_lowering(
     try:
         folder.parent.mkdir(exist_ok=True)
         with replacing_folder(folder) as made:
-            for graph, method in methods_of(precision, manifest.lowering).items():
+            methods = methods_of(precision, manifest.lowering)
+            for graph, method in methods.items():
                 if graph in BUILT_GRAPHS and not (options.fused and SOURCES[graph] in manifest.graphs):
                     continue
                 progress(f"building {graph} ({precision}, {manifest.lowering})")
                 try:
                     row, specs[graph] = build_one(path, made, manifest, graph, method)
                 except UnsupportedGraphError as reason:
-                    if method.bits < FUSED_HALF.bits:
+                    if graph != PREFILL and method.bits < FUSED_HALF.bits:
                         raise BackendError(f"{precision} on CUDA needs the graph {graph}: {reason}") from None
                     progress(f"no {graph}: {reason}")
                     continue
@@ -171,8 +174,8 @@ def build_lowering(
             about = description(manifest, precision, specs)
             write_build_record(made, OrtBuildRecord(about, specs, hash_files(made)))
             if options.recipe:
-                methods = methods_of(precision, manifest.lowering)
-                write_recipe(path, made, {name: (manifest.graphs[name], methods[name]) for name in methods})
+                sources = {name: manifest.graphs[SOURCES.get(name, name)] for name in specs}
+                write_recipe(path, made, [(sources[name], specs[name], methods[name]) for name in specs])
     except OSError as error:
         raise BackendError(f"{folder} cannot be written ({error.strerror}); free space or rights") from None
     return rows
@@ -195,6 +198,7 @@ def build_graph(
         replaced = 0 if method == HALF else quantise(model, method)
         if method.cache_bits < 32:
             store_caches(model, cache_ranges(bundle, spec, sizes))
+            fuse_rotary(model)
         made = converted_spec(spec, model)
         write_graph(model, folder / source.name)
     return sizes_row(replaced, (bundle, spec.graph), (folder, source.stem)), made
@@ -211,9 +215,33 @@ def build_one(
     bundle: Path, folder: Path, manifest: Manifest, graph: str, method: Method
 ) -> tuple[dict[str, Any], GraphSpec]:
     """Build one graph by its method -> its row for `build_graphs`, and its tensors."""
+    spec, sizes = manifest.graphs[SOURCES.get(graph, graph)], manifest.sizes
+    if graph == PREFILL:
+        return build_prefill(bundle, folder, spec, method, sizes)
     if graph in BUILT_GRAPHS:
-        return build_fused(bundle, folder, manifest.graphs[SOURCES[graph]], manifest.sizes, graph, method)
-    return build_graph(bundle, folder, manifest.graphs[graph], method, manifest.sizes)
+        return build_fused(bundle, folder, spec, sizes, graph, method)
+    return build_graph(bundle, folder, spec, method, sizes)
+
+
+def build_prefill(
+    bundle: Path, folder: Path, spec: GraphSpec, method: Method, sizes: Mapping[str, int]
+) -> tuple[dict[str, Any], GraphSpec]:
+    """Rewrite the AR for prefills on a CPU. It is first compared with its source, in float32.
+
+    Whatever it shares with the built AR graph in `folder`, such as embeddings, it reads from that one's file.
+
+    Raises:
+        UnsupportedGraphError: the source's attention has no version for a prefill.
+        BackendError: the new graph computes something else than its source.
+    """
+    with readable(bundle / spec.file):
+        ranges = cache_ranges(bundle, spec, sizes)
+        model = prefill_graph(load_graph(bundle / spec.file, STORED), ranges)
+        check_prefill(bundle, spec, model, sizes, ranges)
+        replaced = quantise(model, method)
+        made = written_spec(model, f"{PREFILL}.onnx")
+        write_graph(model, folder / made.file, shared=folder / Path(spec.file).name)
+    return sizes_row(replaced, (bundle, spec.graph), (folder, PREFILL)), made
 
 
 def build_fused(

@@ -1,17 +1,19 @@
 """Quantises the weights of matrix products to 8 or 4 bits. No torch.
 
-There are three ways, because the graphs have different bottlenecks:
+There are four ways, because the graphs have different bottlenecks:
 
 - `blocks` is for the AR. Its step reads every weight for one position, so memory bandwidth limits it.
   Weights have a scale per block of inputs (`MatMulNBits`). Activations are rounded to 8 bits per row and
   block, so the rows of a batch do not influence each other.
 - `dynamic` is for the NAR, which arithmetic limits. Weights have a scale per output, and activations have one
   scale per call (`DynamicQuantizeMatMul`, 8-bit integer kernels). Rows of one call share that scale.
+- `rows` is for prefills of the AR. It is `dynamic` with a scale per row of activations, from its greatest
+  size, so that rows do not influence each other (`MatMulIntegerToFloat`).
 - `dequantised` is for TensorRT. It stores the weights in standard operators (`DequantizeLinear` before the
   product).
 
-The first two also take over a bias that is added to the product. Embeddings, norms, attention and everything
-after the logits stay in float32. For the KV caches of the AR see `kv_int8`.
+The first three also take over a bias that is added to the product. Embeddings, norms, attention and
+everything after the logits stay in float32. For the KV caches of the AR see `kv_int8`.
 """
 
 from __future__ import annotations
@@ -33,6 +35,18 @@ from valle2.engine.derived.codes import LEAST_SCALE, Weight, block_codes, dynami
 DOMAIN = "com.microsoft"
 INT8_PRODUCTS = 4
 """The `accuracy_level` of `MatMulNBits` that rounds activations to int8 and multiplies integers."""
+ROW_ZERO, ROW_TOP = 128, 127
+"""The unsigned code of zero, and the greatest distance from it."""
+ROW_CONSTANTS: dict[str, NDArray[Any]] = {
+    "rows_first": np.array([0]),
+    "rows_last": np.array([-1]),
+    "rows_least": np.array(ROW_TOP * LEAST_SCALE, np.float32),
+    "rows_step": np.array(1 / ROW_TOP, np.float32),
+    "rows_middle": np.array([ROW_ZERO], np.uint8),
+    "rows_zero": np.array(ROW_ZERO, np.uint8),
+    "rows_one": np.array(1, np.float32),
+}
+"""What every `row_product` of a graph reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +82,7 @@ def store_weights(model: onnx.ModelProto, storage: Storage) -> int:
 
 
 def contrib_product(found: Product, method: Method) -> Replaced:
-    node, tensors = PRODUCTS[method.kind](found, method)
-    return [node], tensors
+    return PRODUCTS[method.kind](found, method)
 
 
 def replace_products(
@@ -93,7 +106,8 @@ def replace_products(
         if name in made:
             replaced, tensors = replaced_by(sums.get(name, made[name]))
             nodes += replaced
-            model.graph.initializer.extend(tensors)
+            known = {entry.name for entry in model.graph.initializer}
+            model.graph.initializer.extend(entry for entry in tensors if entry.name not in known)
         elif name not in taken:
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
     del model.graph.node[:]
@@ -136,7 +150,7 @@ def product(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> Produ
     return Product(node, values, node.output[0])
 
 
-def block_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+def block_product(found: Product, method: Method) -> Replaced:
     """`MatMulNBits`: codes around 2^(bits-1), and a scale per block from its entry of greatest size."""
     codes, scales = block_codes(found.weight, method.bits, method.block)
     name, (inputs, outputs) = found.output, found.weight.shape
@@ -153,10 +167,10 @@ def block_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[
         block_size=method.block,
         accuracy_level=INT8_PRODUCTS,
     )
-    return node, tensors
+    return [node], tensors
 
 
-def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+def dynamic_product(found: Product, method: Method) -> Replaced:
     """`DynamicQuantizeMatMul`: signed 8-bit weights with a scale per output."""
     codes, scales = dynamic_codes(found.weight)
     name = found.output
@@ -172,7 +186,51 @@ def dynamic_product(found: Product, method: Method) -> tuple[onnx.NodeProto, lis
         f"{name}_product",
         domain=DOMAIN,
     )
-    return node, tensors
+    return [node], tensors
+
+
+def row_product(found: Product, method: Method) -> Replaced:
+    """`MatMulIntegerToFloat` of x (1, S, K), or (S, K) before a `Gemm`, with a scale per row of x.
+
+    Row i has the scale s = max_k |x[i, k]| / 127 and the codes round(x[i] / s) + 128. A sum of whole numbers
+    is exact in any order, so row i of the result depends on row i of x alone.
+    """
+    codes, scales = dynamic_codes(found.weight)
+    name, source = found.output, found.node.input[0]
+    single = found.node.op_type == "Gemm"
+
+    def own(part: str) -> str:
+        return f"{name}_{part}"
+
+    tensors = [
+        tensor(codes, own("codes")),
+        tensor(scales, own("scales")),
+        tensor(np.zeros_like(scales, np.int8), own("zeros")),
+        *(tensor(value, shared) for shared, value in ROW_CONSTANTS.items()),
+    ]
+    node, row_scales = helper.make_node, own("row_scales")
+    nodes = [
+        node("Abs", [source], [own("sizes")]),
+        node("ReduceMax", [own("sizes"), "rows_last"], [own("greatest")], keepdims=0),
+        node("Max", [own("greatest"), "rows_least"], [own("kept")]),
+        node("Mul", [own("kept"), "rows_step"], [row_scales]),
+        node("Unsqueeze", [row_scales, "rows_last"], [own("columns")]),
+    ]
+    if not single:
+        nodes.append(node("Squeeze", [row_scales, "rows_first"], [own("scales_1d")]))
+        row_scales = own("scales_1d")
+    zeros = [own("codes"), "rows_one", own("scales"), "rows_zero", own("zeros")]
+    axis = 0 if single else 1
+    nodes += [
+        node("Shape", [row_scales], [own("count")]),
+        node("Expand", ["rows_middle", own("count")], [own("middles")]),
+        node("QuantizeLinear", [source, row_scales, own("middles")], [own("row_codes")], axis=axis),
+        node("MatMulIntegerToFloat", [own("row_codes"), *zeros], [own("whole")], domain=DOMAIN),
+        node("Mul", [own("whole"), own("columns")], [own("plain") if found.bias else name]),
+    ]
+    if found.bias:
+        nodes.append(node("Add", [own("plain"), found.bias], [name]))
+    return nodes, tensors
 
 
 def dequantised(found: Product, storage: Storage) -> Replaced:
@@ -202,8 +260,11 @@ def dequantised(found: Product, storage: Storage) -> Replaced:
     return nodes, tensors
 
 
-Replace = Callable[[Product, Method], tuple[onnx.NodeProto, list[onnx.TensorProto]]]
-PRODUCTS: dict[str, Replace] = {"blocks": block_product, "dynamic": dynamic_product}
+PRODUCTS: dict[str, Callable[[Product, Method], Replaced]] = {
+    "blocks": block_product,
+    "dynamic": dynamic_product,
+    "rows": row_product,
+}
 
 
 def tensor(values: NDArray[np.generic], name: str) -> onnx.TensorProto:

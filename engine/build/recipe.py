@@ -39,20 +39,22 @@ Placed = tuple[TensorProto, int, Bytes]
 """A weight outside of its graph: its entry, where it begins in the file, and its bytes."""
 
 
-def write_recipe(bundle: Path, made: Path, graphs: dict[str, tuple[GraphSpec, Method]]) -> None:
+def write_recipe(bundle: Path, made: Path, graphs: list[tuple[GraphSpec, GraphSpec, Method]]) -> None:
     """Replace the weights in the folder `made` by a recipe.
 
     Args:
-        bundle: with the stored graphs. made: with the built ones. graphs: by name, the stored graph and how
-            it was built.
+        bundle: with the stored graphs. made: with the built ones.
+        graphs: each stored graph, what was built of it, and how. What is built may also read the weights of
+            an earlier one.
 
     Raises:
         BackendError: the recipe does not make the same bytes.
     """
     constants, recipe = bytearray(), dict[str, Any]()
-    for spec, method in graphs.values():
-        stored, built = ([*placed(folder / spec.file)] for folder in (bundle, made))
-        sources, targets = ({ExternalDataInfo(w).location for w, _, _ in found} for found in (stored, built))
+    for spec, result, method in graphs:
+        stored = [*placed(bundle / spec.file)]
+        built = [each for each in placed(made / result.file) if location(each) not in recipe]
+        sources, targets = ({location(each) for each in found} for found in (stored, built))
         if len(sources) != 1 or len(targets) != 1:
             raise BackendError(f"{spec.file}: expected one file of weights, found {sources} and {targets}")
         (source,), (target,) = sources, targets
@@ -66,9 +68,15 @@ def write_recipe(bundle: Path, made: Path, graphs: dict[str, tuple[GraphSpec, Me
         )
         if not np.array_equal(again, whole):
             raise BackendError(f"{target} does not follow from {source}; build without --recipe")
+    for target in recipe:
         (made / target).unlink()
     (made / CONSTANTS).write_bytes(constants)
     (made / FILE).write_text(json.dumps(recipe, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def location(weight: Placed) -> str:
+    """Name of the file that holds a weight."""
+    return str(ExternalDataInfo(weight[0]).location)
 
 
 def placed(path: Path) -> Iterator[Placed]:

@@ -13,7 +13,9 @@ NAR_ROW = "nar_row"
 """The NAR for one row without padding. `valle2 build` makes it for CUDA."""
 FUSED_DECODER = "codec_decoder_fused"
 """The codec's decoder with fewer nodes, in float32. `valle2 build` makes it for CUDA."""
-BUILT_GRAPHS = (STEP, NAR_ROW, FUSED_DECODER)
+PREFILL = "ar_prefill"
+"""The AR for many new positions of one row; it only fills the caches. `valle2 build` makes it for a CPU."""
+BUILT_GRAPHS = (STEP, NAR_ROW, FUSED_DECODER, PREFILL)
 """Graphs that no bundle lists."""
 GRAPHS = (AR, NAR, ENCODER, DECODER, STREAM)
 REQUIRED_GRAPHS = (AR, NAR)

@@ -20,7 +20,16 @@ from valle2.engine.bundle.artifacts import (
     source_hash,
     write_record,
 )
-from valle2.engine.bundle.contract import AR, BUILT_GRAPHS, DECODER, FUSED_DECODER, NAR, NAR_ROW, STEP
+from valle2.engine.bundle.contract import (
+    AR,
+    BUILT_GRAPHS,
+    DECODER,
+    FUSED_DECODER,
+    NAR,
+    NAR_ROW,
+    PREFILL,
+    STEP,
+)
 from valle2.engine.bundle.files import cache_directory
 from valle2.engine.bundle.graph_file import check_graph_file
 from valle2.engine.bundle.manifest import Manifest, check_file
@@ -45,8 +54,8 @@ class Method:
     """How the weights of a graph are stored.
 
     Args:
-        kind: "blocks" or "dynamic", see `build.quantize`; or "half": weights, caches and computation in
-            float16, see `build.precision`; or "fused": the same with fused operators, see `build.cuda`.
+        kind: "blocks", "dynamic" or "rows", see `build.quantize`; or "half": weights, caches and computation
+            in float16, see `build.precision`; or "fused": the same with fused operators, see `build.cuda`.
         bits: of a weight: 32, 16, 8 or 4. A "fused" codec of 32 bits computes in float32.
         block: for "blocks", and for "fused" with fewer than 16 bits: how many inputs share a scale, a power
             of two, at least 16.
@@ -63,10 +72,11 @@ DYNAMIC = Method("dynamic")
 HALF = Method("half", 16)
 FUSED_HALF = Method("fused", 16)
 FUSED_WHOLE = Method("fused", 32)
+ROWS = Method("rows", 8, 0, 8)
 METHODS: dict[str, dict[str, Method]] = {
     "fp16": {AR: HALF, NAR: HALF},
-    "int8": {AR: Method("blocks", 8, 64, 8), NAR: DYNAMIC},
-    "int4": {AR: Method("blocks", 4, 32, 8), NAR: DYNAMIC},
+    "int8": {AR: Method("blocks", 8, 64, 8), PREFILL: ROWS, NAR: DYNAMIC},
+    "int4": {AR: Method("blocks", 4, 32, 8), PREFILL: ROWS, NAR: DYNAMIC},
 }
 """The graphs that change in each precision, chosen by measurement (docs/precision.md). Others run as stored.
 
@@ -75,7 +85,7 @@ kernels for AVX-512 VNNI add in another order when a block holds 128 inputs or m
 processors without AVX-512 do when a block holds more than 16, which changes a product by a millionth.
 """
 PRECISIONS = (STORED, *METHODS)
-SOURCES = {STEP: AR, NAR_ROW: NAR, FUSED_DECODER: DECODER}
+SOURCES = {STEP: AR, PREFILL: AR, NAR_ROW: NAR, FUSED_DECODER: DECODER}
 """The graphs of a bundle that others are rewritten from."""
 CUDA_LOWERING = "portable"
 """The lowering that CUDA runs, whose AR gets a decode graph of fused operators."""
@@ -170,8 +180,8 @@ def description(manifest: Manifest, precision: str, graphs: Collection[str] = ()
     """What a build depends on: the methods, and the source of every graph.
 
     Args:
-        graphs: those of the build. Every build has those of `METHODS`; one for CUDA may also have some of
-            `BUILT_GRAPHS`.
+        graphs: those of the build. It has every graph of its methods, but some of `BUILT_GRAPHS` may be
+            absent, because not every graph can be rewritten.
     """
     known = methods_of(precision, manifest.lowering)
     methods = {graph: known[graph] for graph in known if graph not in BUILT_GRAPHS or graph in graphs}
@@ -188,7 +198,7 @@ def is_current(record: OrtBuildRecord | None, manifest: Manifest, precision: str
     return (
         record is not None
         and record.about == description(manifest, precision, record.specs)
-        and set(record.specs) - set(BUILT_GRAPHS) == set(METHODS[precision])
+        and set(record.specs) - set(BUILT_GRAPHS) == set(METHODS[precision]) - set(BUILT_GRAPHS)
     )
 
 

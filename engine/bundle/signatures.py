@@ -22,6 +22,7 @@ from valle2.engine.bundle.contract import (
     NAR,
     NAR_ROW,
     OUT_SUFFIX,
+    PREFILL,
     REQUIRED_GRAPHS,
     STATE_PREFIX,
     STEP,
@@ -116,6 +117,8 @@ def signature_of(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_len
         return ar_tensors(sizes, cache_length)
     if name == STEP:
         return step_tensors(sizes, cache_length, 0)
+    if name == PREFILL:
+        return prefill_tensors(sizes, cache_length)
     if name in (NAR, NAR_ROW):
         return nar_tensors(sizes.get("codebooks", CODEBOOKS), one_row=name == NAR_ROW)
     audio, codes = (FLOAT, ("batch", "samples")), (INT, ("batch", "frames", CODEBOOKS))
@@ -190,6 +193,17 @@ def step_tensors(sizes: Mapping[str, int], cache_length: int, window: int) -> Si
     inputs["history"] = (INT, ("batch", window or None))
     inputs["uniforms"] = (FLOAT, ("batch", sizes["max_frames"] // group, group, 2))
     return Signature(inputs, outputs)
+
+
+def prefill_tensors(sizes: Mapping[str, int], cache_length: int) -> Signature:
+    """The signature of the prefill graph: of the AR, one row's caches and what they follow from."""
+    whole = ar_tensors(sizes, cache_length)
+    read = ("text", "codes", "text_lengths", "past_lengths")
+    taken = [name for name in whole.inputs if name in read or name.startswith(CACHE_PREFIX)]
+    return Signature(
+        {name: (kind, (1, *axes[1:])) for name, (kind, axes) in whole.inputs.items() if name in taken},
+        {name: tensor for name, tensor in whole.outputs.items() if name.startswith(CACHE_PREFIX)},
+    )
 
 
 def nar_tensors(codebooks: int, *, one_row: bool = False) -> Signature:

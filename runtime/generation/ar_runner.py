@@ -65,6 +65,8 @@ class ARRunner:
         window: the longest repetition window. chunk: positions that one call prefills.
         whole_text: the first chunk takes all of the text, for models whose text attends in both directions.
         decoder: the graph of a step, where it is another than the graph of the prefill.
+        prefiller: a graph that fills a row's caches and draws nothing, where there is one. `backend` then
+            computes a prefill's last position.
 
     Memory is reserved for every row's longest sequence; on a CPU it is only used where it is touched.
     """
@@ -80,9 +82,10 @@ class ARRunner:
         chunk: int = PREFILL_CHUNK,
         whole_text: bool = False,
         decoder: Backend | None = None,
+        prefiller: Backend | None = None,
     ) -> None:
         self.backend, self.rows, self.chunk, self.whole_text = backend, rows, chunk, whole_text
-        self.decoder = decoder or backend
+        self.decoder, self.prefiller = decoder or backend, prefiller
         self.group_size = sizes["group_size"]
         self.max_groups = sizes["max_frames"] // self.group_size
         self.capacity = cache_length or sizes["max_text"] + 1 + self.max_groups
@@ -127,6 +130,8 @@ class ARRunner:
         self.backend.close()
         if self.decoder is not self.backend:
             self.decoder.close()
+        if self.prefiller:
+            self.prefiller.close()
 
     def room(self, sequence: Sequence) -> int:
         """Steps that fit behind the sequence's prefix."""
@@ -176,8 +181,11 @@ class ARRunner:
         end = state.ends[state.chunks]
         only = slice(row, row + 1)
         drawn = {f"{name}{OUT_SUFFIX}": buffer.rows(only) for name, buffer in self.states[self.turn].items()}
-        chunk = self.chunk_inputs(state.prefix, start, end)
-        self.backend.bind(state.inputs | chunk, state.outputs | drawn)()
+        inputs = state.inputs | self.chunk_inputs(state.prefix, start, end)
+        if self.prefiller and end < state.ends[-1]:
+            self.bind_named(self.prefiller, inputs, state.outputs)()
+        else:
+            self.backend.bind(inputs, state.outputs | drawn)()
         state.chunks += 1
         self.prefilled[row] = end
         if end < state.ends[-1]:
@@ -194,6 +202,8 @@ class ARRunner:
         """Positions at which the chunks of a sequence's prefix end."""
         positions = sequence.positions(self.group_size)
         first = max(self.chunk, len(sequence.text) if self.whole_text else 0)
+        if self.prefiller and positions > 1:
+            return [*range(first, positions - 1, self.chunk), positions - 1, positions]
         return [*range(first, positions, self.chunk), positions]
 
     def chunk_inputs(self, prefix: Mapping[str, Codes], start: int, end: int) -> dict[str, Buffer]:
@@ -282,11 +292,22 @@ class ARRunner:
         rows = slice(0, count)
         inputs = {**self.fixed, **self.step_inputs, **self.caches, **state_in}
         drawn = {f"{name}{OUT_SUFFIX}": b for name, b in {**state_out, **self.caches}.items()}
-        spec = self.decoder.spec
-        taken, made = ({tensor.name for tensor in part} for part in (spec.inputs, spec.outputs))
-        return self.decoder.bind(
-            {name: buffer.rows(rows) for name, buffer in inputs.items() if name in taken},
-            {name: buffer.rows(rows) for name, buffer in (drawn | self.outputs).items() if name in made},
+        return self.bind_named(
+            self.decoder,
+            {name: buffer.rows(rows) for name, buffer in inputs.items()},
+            {name: buffer.rows(rows) for name, buffer in (drawn | self.outputs).items()},
+        )
+
+    def bind_named(
+        self, backend: Backend, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]
+    ) -> Step:
+        """Bind those of the buffers that a graph has tensors for."""
+        taken, made = (
+            {tensor.name for tensor in part} for part in (backend.spec.inputs, backend.spec.outputs)
+        )
+        return backend.bind(
+            {name: buffer for name, buffer in inputs.items() if name in taken},
+            {name: buffer for name, buffer in outputs.items() if name in made},
         )
 
     def zeros(self, name: str, shape: tuple[int, ...]) -> Buffer:

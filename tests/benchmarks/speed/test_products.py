@@ -23,7 +23,7 @@ def test_a_way_computes_the_product(way: str) -> None:
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    session = products.opened(products.by_rows(WEIGHT), 1)
+    session = products.opened(products.ways(WEIGHT)["rows"], 1)
     neighbours = X.copy()
     neighbours[0, 1:] *= 1000
     whole, other = (session.run(None, {"x": x})[0] for x in (X, neighbours))
@@ -37,5 +37,5 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert "| product | rows | fp32, ms | rows, ms | int8, ms | int4, ms | dynamic, ms |" in out
     result = json.loads(out[out.index("result: ") + 8 :])
-    assert [line["rows"] for line in result["products"]] == list(products.ROWS)
+    assert [line["rows"] for line in result["products"]] == list(products.COUNTS)
     assert all(ms > 0 for line in result["products"] for ms in line["ms"].values())
