@@ -32,7 +32,7 @@ from valle2.runtime.generation.scheduler import Scheduler
 from valle2.runtime.generation.sequence import Status
 from valle2.runtime.generation.token_layout import Text
 from valle2.runtime.generation.utterance import Utterance
-from valle2.runtime.types import EOS, MAX_FRAMES, Audio, Codes, Settings, Timings, Word, WordSpan
+from valle2.runtime.types import EOS, Audio, Codes, Settings, Timings, Word, WordSpan, worst_reason
 
 RequestId = NewType("RequestId", int)
 
@@ -97,7 +97,7 @@ class AudioChunk:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A request is complete. finish_reason: "max_frames" if a sentence reached its limit, else "eos"."""
+    """A request is complete. finish_reason: see `Speech`."""
 
     request: RequestId
     finish_reason: str
@@ -278,7 +278,7 @@ class SynthesisEngine:
                 reasons.add(sentence.finish_reason)
         if request.end_pause and not request.codes_only:
             self.emit_pause(state, request.end_pause)
-        return MAX_FRAMES if MAX_FRAMES in reasons else EOS
+        return worst_reason(reasons)
 
     def open_chunks(self, request: EncodedRequest) -> tuple[ChunkDecoder | None, Generator[int, None, None]]:
         """How a sentence's codes become audio, and the frames of its chunks."""

@@ -21,7 +21,7 @@ from valle2.runtime.server.worker import Worker
 from valle2.runtime.types import Settings
 
 TEXT = "Mind the step."
-VARIED = Settings(top_p=0.9, threshold=1.0)
+VARIED = Settings(top_p=0.9, threshold=1.0, retries=1)
 NEVER = 10**6
 
 
