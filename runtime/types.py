@@ -46,6 +46,7 @@ MEANINGS = {
     "seed": "any non-negative 63-bit number",
     "candidates": "samples, the best of which is kept",
     "max_frames": "0 takes the model's own limit",
+    "min_frames": "0 takes a share of what the text needs",
     "loop_frames": "frames without a new code after which speech is cut off as a loop, 0 never",
     "retries": "times a failed sentence is made again; -1: once, unless a seed is given",
     "codebooks": "0 computes all of the model's",
@@ -71,6 +72,8 @@ class Settings:
         seed: of the request's random numbers. The same request with the same seed gives the same codes.
         candidates: samples decoded side by side, the best of which is kept.
         max_frames: most frames of speech per sentence; 0 takes the model's own limit.
+        min_frames: fewest frames of speech per sentence: before them the model's end-of-speech code is
+            rejected. 0 takes a share of what the text needs; 1 allows any speech that is not empty.
         loop_frames: frames of speech without a new code (`generation.repetition`) after which a sentence is
             cut off with the finish reason "repetition"; 0 for never.
         retries: how often a sentence is decoded again, with other random numbers of the same seed, if it
@@ -83,7 +86,7 @@ class Settings:
             always hears the whole prompt. Each pass of the NAR gets shorter.
 
     Raises:
-        SettingsError: a value is not a finite number within its range.
+        SettingsError: a value is not a finite number within its range, or min_frames is above max_frames.
     """
 
     top_p: float = 0.2
@@ -92,6 +95,7 @@ class Settings:
     seed: int = 0
     candidates: int = 1
     max_frames: int = 0
+    min_frames: int = 0
     loop_frames: int = 150
     retries: int = -1
     codebooks: int = 0
@@ -101,6 +105,10 @@ class Settings:
     def __post_init__(self) -> None:
         for entry in fields(self):
             object.__setattr__(self, entry.name, checked(entry.name, getattr(self, entry.name)))
+        if self.min_frames > self.max_frames > 0:
+            raise SettingsError(
+                f"min_frames is {self.min_frames}; expected at most max_frames, which is {self.max_frames}"
+            )
 
     def with_given(self, given: Mapping[str, Any]) -> Settings:
         """These settings, replaced by those that a user has given and that are not None.

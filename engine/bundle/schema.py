@@ -64,6 +64,7 @@ SAMPLING: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "candidates": (1, MAX_CANDIDATES),
     "max_frames": (0, MAX_SPOKEN),
+    "min_frames": (0, MAX_SPOKEN),
     "loop_frames": (0, MAX_SPOKEN),
     "retries": (-1, MAX_RETRIES),
     "codebooks": (0, CODEBOOKS),

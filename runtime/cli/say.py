@@ -36,6 +36,7 @@ SETTINGS = (
     ("seed", int, "seed of the random numbers"),
     ("candidates", int, "samples of which the best is kept"),
     ("max-frames", int, "frames per sentence at the most"),
+    ("min-frames", int, "frames per sentence at the least; 0 takes a share of what the text needs"),
     ("loop-frames", int, "frames without a new code after which a sentence is cut off as a loop; 0 never"),
     ("retries", int, "times a sentence is made again if it fails; needed with --seed"),
     ("codebooks", int, "codebooks of the speech; fewer are faster, 0 takes all"),

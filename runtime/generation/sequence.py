@@ -41,6 +41,7 @@ class Sequence:
         step_limit: steps after which it ends without `<eos>`.
         playback: when its request's listener needs audio next.
         loop: ends it when it repeats itself; None for never.
+        min_frames: frames before which `<eos>` is rejected (`sampling.sample_group`).
 
     status and row say where it is: `row` is its index in the batch from PREFILL on. codes are the codes of
     codebook 0 drawn so far, up to `<eos>`; log_prob is the sum of their log-probabilities. finish_reason is
@@ -64,6 +65,7 @@ class Sequence:
     decode_seconds: float = 0.0
     playback: Playback = field(default_factory=Playback)
     loop: LoopDetector | None = None
+    min_frames: int = 0
 
     def __post_init__(self) -> None:
         self.step_limit = self.step_limit or len(self.uniforms)
@@ -76,6 +78,10 @@ class Sequence:
     def positions(self, group_size: int) -> int:
         """Positions of the KV cache before the first decoded group: text, start mark, prompt groups."""
         return len(self.text) + self.start + len(self.prompt) // group_size
+
+    def ends_early(self, codes: list[int]) -> bool:
+        """Would the speech end before its fewest frames with this group?"""
+        return EOS_CODE in codes and len(self.codes) + codes.index(EOS_CODE) < self.min_frames
 
     def append(self, codes: list[int], log_probs: list[float]) -> None:
         """Take one step's group of G codes up to `<eos>`; the sequence may be DONE after it."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from valle2.engine import Closing
 from valle2.engine.bundle.schema import MAX_CANDIDATES
-from valle2.runtime.errors import PromptError, SynthesisError
+from valle2.runtime.errors import PromptError
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.nar_runner import NARState
 from valle2.runtime.generation.playback import Playback
@@ -34,10 +34,11 @@ class Utterance(Closing):
         text: ids of the transcript and the sentence, without marks. prompt: (P, Q) int64.
         index: which sentence of its request, so that each draws its own random numbers.
         playback: when its request's listener needs audio next.
-        check: speech that is shorter than its text can be said in has failed, whatever ended it.
+        heard: it becomes audio, so it may not be empty: unless the settings give another number, it has as
+            many frames as its text can be said in.
 
-    An attempt has failed if it repeats itself, reaches the model's own limit or is too short. Then the
-    sentence is decoded again, as often as `Settings.attempts` allows, unless a chunk has been given out.
+    An attempt has failed if it repeats itself, reaches the model's own limit or is silent. Then the sentence
+    is decoded again, as often as `Settings.attempts` allows, unless a chunk has been given out.
 
     Raises:
         PromptError: the prompt leaves no room for speech.
@@ -53,24 +54,25 @@ class Utterance(Closing):
         index: int = 0,
         playback: Playback | None = None,
         *,
-        check: bool = False,
+        heard: bool = False,
     ) -> None:
         self.model, self.scheduler, self.settings = model, scheduler, settings
-        self.index, self.check = index, check
+        self.index = index
         group = model.ar.group_size
         ar_text, self.nar_text = model.layout.texts(text)
         self.context = prompt[len(prompt) % group :]
         prompt_codes = self.context[:, 0]
-        heard = model.nar_prompt_frames(settings, self.context)
-        self.context = self.context[len(self.context) - heard :]
+        nar_frames = model.nar_prompt_frames(settings, self.context)
+        self.context = self.prompt_context = self.context[len(self.context) - nar_frames :]
         start = int(model.layout.code_bos)
         empty = np.zeros((0, group, 2), np.float32)
         self.row = Sequence(ar_text, prompt_codes, empty, settings, start, playback=playback or Playback())
+        needed = model.layout.fewest_frames(len(text.ids), text.prompt_length, len(prompt)) if heard else 0
+        self.row.min_frames = settings.min_frames or needed
         self.row.step_limit = self.step_limit(self.row, text.prompt_length)
-        self.fewest = model.layout.fewest_frames(len(text.ids), text.prompt_length)
-        self.whole_context = self.context
         self.attempts = [self.queued(0)]
         self.kept = 0
+        self.silent: set[int] = set()
         self.taken = 0
         self.done = False
 
@@ -100,7 +102,7 @@ class Utterance(Closing):
         """AR steps allowed: what was asked for, else a share of the text, within the model's room."""
         ar = self.model.ar
         usual = self.model.layout.frame_limit(len(row.text), len(row.prompt), prompt_length)
-        frames, room = self.settings.max_frames or usual, ar.room(row)
+        frames, room = self.settings.max_frames or max(usual, self.settings.min_frames), ar.room(row)
         if room < 1:
             raise PromptError(
                 f"a prompt of {len(row.prompt)} frames fills the model's "
@@ -119,28 +121,24 @@ class Utterance(Closing):
         Several candidates are decoded to their ends, since only then the best one is known.
 
         Raises:
-            SynthesisError: the speech is too short, and there is no further attempt.
             Exception: what a row's prefill failed with.
         """
         for sequence in self.candidates:
             if sequence.error:
                 raise sequence.error
         if all(sequence.finished for sequence in self.candidates):
-            if self.failed(self.best):
-                return not self.retry() and self.settle()
+            if self.cut_off and self.retry():
+                return False
+            if self.cut_off and not self.taken:
+                self.keep_first()
             return True
         streamed = frames and len(self.candidates) == 1
         return bool(streamed) and self.taken + frames <= len(self.candidates[0].codes)
 
-    def too_short(self, sequence: Sequence) -> bool:
-        """Did it end with fewer frames than the text can be said in? The user's own limit is no fault."""
-        least = min(self.fewest, self.settings.max_frames or self.fewest)
-        return self.check and sequence.finished and len(sequence.codes) < least
-
-    def failed(self, sequence: Sequence) -> bool:
-        """Is its speech cut off by something else than the user's own limit, or too short?"""
-        cut = sequence.finish_reason not in (EOS, MAX_FRAMES if self.settings.max_frames else EOS)
-        return cut or self.too_short(sequence)
+    @property
+    def cut_off(self) -> bool:
+        """Was its speech cut off by something else than the user's own limit?"""
+        return self.finish_reason not in (EOS, MAX_FRAMES if self.settings.max_frames else EOS)
 
     def retry(self) -> bool:
         """Decode the sentence once more, if that is possible. Is it?"""
@@ -150,24 +148,17 @@ class Utterance(Closing):
         self.kept = len(self.attempts) - 1
         return True
 
-    def settle(self) -> bool:
-        """After the last attempt has failed too, keep the first one that is long enough.
+    def reject_silence(self) -> bool:
+        """Its audio is silent and none of it has been given out: take another attempt. Is there one?"""
+        self.silent.add(self.kept)
+        self.context, self.taken, self.done = self.prompt_context, 0, False
+        return self.retry() or self.keep_first()
 
-        Raises:
-            SynthesisError: none is.
-        """
-        spoken = [
-            index
-            for index, attempt in enumerate(self.attempts)
-            if not all(self.too_short(one) for one in attempt)
-        ]
-        self.kept = spoken[0] if spoken else self.kept
-        if not spoken:
-            raise SynthesisError(
-                f"the model made {len(self.best.codes)} frames of speech for a sentence that needs "
-                f"{self.fewest} or more; try another seed, or a voice from a better recording"
-            )
-        return True
+    def keep_first(self) -> bool:
+        """Keep the first attempt that is not known to be silent. Is there one?"""
+        left = [index for index in range(len(self.attempts)) if index not in self.silent]
+        self.kept = left[0] if left else self.kept
+        return bool(left)
 
     def next_chunk(self, frames: int) -> NARState:
         """The next chunk, ready for the NAR: `frames` frames, or the rest if that is less or `frames` is 0.
@@ -194,12 +185,11 @@ class Utterance(Closing):
 
     @property
     def best(self) -> Sequence:
-        """The candidate that is kept, one that is long enough if there is any."""
-        pool = [one for one in self.candidates if not self.too_short(one)] or self.candidates
-        lengths = [len(one.codes) for one in pool]
-        means = [one.log_prob / max(1, len(one.codes)) for one in pool]
-        ended = [one.finish_reason == EOS for one in pool]
-        return pool[best_candidate(lengths, ended, means)]
+        """The candidate that is kept."""
+        lengths = [len(one.codes) for one in self.candidates]
+        means = [one.log_prob / max(1, len(one.codes)) for one in self.candidates]
+        ended = [one.finish_reason == EOS for one in self.candidates]
+        return self.candidates[best_candidate(lengths, ended, means)]
 
     @property
     def finish_reason(self) -> str:

@@ -65,6 +65,7 @@ class SpeechBody(BaseModel):
     seed: int | None = None
     candidates: int | None = Field(None, ge=1, le=4)
     max_frames: int | None = None
+    min_frames: int | None = None
     loop_frames: int | None = None
     retries: int | None = Field(None, le=4, description="times that a sentence is made again if it fails")
     codebooks: int | None = None

@@ -1,8 +1,8 @@
 """Speech over a WebSocket: text arrives in pieces, and each sentence is spoken once it is complete.
 
-The client sends JSON objects. The first one may also have `voice`, `seed`, `max_frames`, `loop_frames`,
-`retries`, `speed`, `timestamps`, `lexicon` and `input_type`. SSML, text that begins with `<speak`, is spoken
-once it is flushed or ended. So are phones, with `"input_type": "phones"`.
+The client sends JSON objects. The first one may also have `voice`, `seed`, `min_frames`, `max_frames`,
+`loop_frames`, `retries`, `speed`, `timestamps`, `lexicon` and `input_type`. SSML, text that begins with
+`<speak`, is spoken once it is flushed or ended. So are phones, with `"input_type": "phones"`.
 
 - `{"text": "..."}` adds text. A piece may be a token of a language model: pieces are joined as they come.
 - `{"flush": true}` ends the open sentence. When its audio has been sent, the server says
@@ -58,7 +58,7 @@ POLL_SECONDS = 0.1
 """How often a session looks at its time limits and at the state of the server."""
 REFUSED = "the server is stopping and takes no more text; connect again"
 MAX_WARNINGS = 100
-SETTINGS = ("seed", "max_frames", "loop_frames", "retries")
+SETTINGS = ("seed", "min_frames", "max_frames", "loop_frames", "retries")
 """Settings that the first message may carry."""
 """Warnings that one message lists."""
 

@@ -196,6 +196,18 @@ def test_codes_equal_the_reference_in_a_ragged_batch(
     runner.close()
 
 
+@pytest.mark.parametrize("settings", parity.EARLY, ids=["first draw", "redraw"])
+@pytest.mark.parametrize("group_size", parity.GROUPS)
+def test_an_early_end_is_rejected_as_in_the_reference(
+    made: Make, group_size: int, settings: Settings, tmp_path: Path
+) -> None:
+    found = made(group_size, "paper")
+    prefill = open_backend(found.folder, found.spec)
+    runner = ARRunner(prefill, {**found.sizes}, CAPACITY, 4, WINDOW, decoder=found.decoder(tmp_path))
+    parity.check_early_ends(found.model, runner, settings)
+    runner.close()
+
+
 def test_a_step_has_few_nodes(made: Make) -> None:
     found = made(2, "paper")
     counts = count_nodes(found.step)
