@@ -311,6 +311,27 @@ def sweep(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     return result, tables.text
 
 
+def endings(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
+    """How many requests end in each way."""
+    from valle2.benchmarks import endings
+
+    if args.sentences is None:
+        raise Valle2Error("bench endings needs --sentences FILE with one sentence per line")
+    found = endings.endings(
+        one_model(args),
+        args.sentences,
+        args.prompts,
+        args.requests,
+        args.retries,
+        args.seed,
+        args.threads,
+        args.precision,
+        args.out,
+        progress,
+    )
+    return found, endings.table
+
+
 def labelled(models: list[str]) -> dict[str, str]:
     """Paths by label, from `LABEL=PATH` or a path that is its own label."""
     pairs = [model.split("=", 1) if "=" in model else [model, model] for model in models]
@@ -328,6 +349,7 @@ def one_model(args: argparse.Namespace) -> str:
 KINDS: dict[str, tuple[str, Callable[[argparse.Namespace, Progress], tuple[Result, Table]]]] = {
     "batch": ("several requests at once, against one at a time", batch),
     "compare": ("the runtime against eager PyTorch, stage by stage", compare),
+    "endings": ("how many requests of random text and voice end in each way", endings),
     "groups": ("models of several group sizes, stage by stage", groups),
     "latency": ("one request at a time, whole and streamed", latency),
     "lengths": ("one request at a time, at several lengths", lengths),

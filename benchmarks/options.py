@@ -16,7 +16,7 @@ SPEAKING = ("batch", "compare", "groups", "latency", "lengths", "memory", "preci
 SIZED = (*SPEAKING, "prefill", "steps")
 """Benchmarks that can run a model of the paper's size."""
 TIMED = (*SIZED, "serve")
-MANY_PRECISIONS = ("compare", "precision", "quality")
+MANY_PRECISIONS = ("compare", "endings", "precision", "quality")
 """Benchmarks that take several precisions."""
 PANELS = ("batch", "compare", "groups", "latency", "lengths", "memory", "steps", "throughput")
 """Benchmarks with plots and an HTML page."""
@@ -24,6 +24,7 @@ MANY_REQUESTS = ("memory", "serve", "throughput")
 ON_A_DEVICE = ("batch", "latency", "prefill", "throughput")
 """Benchmarks of one model, on a chosen device and engine."""
 QUALITY = ("quality",)
+ENDINGS = ("endings",)
 
 
 def precision_list(text: str) -> list[str]:
@@ -85,7 +86,7 @@ MODELS = "LABEL=PATH, once for every model (default: demo)"
 OPTIONS = (
     option("checkpoint", ("compare",), "checkpoint that the model was exported from", nargs="?", type=Path),
     option("--model", ("groups", "quality"), MODELS, action="append"),
-    option("--model", sorted({*TIMED} - {"groups"}), MODEL, action="append"),
+    option("--model", sorted({*TIMED, *ENDINGS} - {"groups"}), MODEL, action="append"),
     option(
         "--size", SIZED, "full: a model of the paper's sizes with random weights", choices=["full", "demo"]
     ),
@@ -104,7 +105,13 @@ OPTIONS = (
         type=int,
         default=7,
     ),
-    option("--seed", (*TIMED, "products"), "seed of the random numbers (default: 0)", type=int, default=0),
+    option(
+        "--seed",
+        (*TIMED, *ENDINGS, "products"),
+        "seed of the random numbers (default: 0)",
+        type=int,
+        default=0,
+    ),
     option("--threads", (), "CPU threads (default: all cores)", type=int, default=os.cpu_count() or 1),
     option("--device", ("compare", *ON_A_DEVICE), "cpu or cuda (default: cpu)", default="cpu"),
     option(
@@ -133,6 +140,8 @@ OPTIONS = (
     option("--engine", ON_A_DEVICE, "ort, tensorrt, tensorrt-rtx ... (default: ort)", default="ort"),
     option("--slots", MANY_REQUESTS, "rows of the batch (default: 8)", type=int, default=8),
     option("--requests", MANY_REQUESTS, "requests of the loop (default: 40)", type=int, default=40),
+    option("--requests", ENDINGS, "requests in all (default: 10000)", type=int, default=10_000),
+    option("--retries", ENDINGS, "times a failed sentence is made again (default: 1)", type=int, default=1),
     option(
         "--rate",
         ("serve", "throughput"),
@@ -158,7 +167,7 @@ OPTIONS = (
     option(
         "--soak", ("serve",), "also send N short requests and report memory", type=int, default=0, metavar="N"
     ),
-    option("--sentences", QUALITY, "text file, one sentence per line", type=Path),
+    option("--sentences", (*QUALITY, *ENDINGS), "text file, one sentence per line", type=Path),
     option("--count", QUALITY, "sentences to speak (default: 50)", type=int, default=50),
     option(
         "--seeds", QUALITY, "seeds for each sentence (default: 0 1 2)", type=int, nargs="+", default=[0, 1, 2]
@@ -175,6 +184,14 @@ OPTIONS = (
         type=Path,
         default=Path("quality.json"),
     ),
+    option(
+        "--out",
+        ENDINGS,
+        "file of the results, which is continued (default: endings.json)",
+        type=Path,
+        default=Path("endings.json"),
+    ),
+    option("--prompts", ENDINGS, "folder of further voices: recordings with .txt", type=Path),
     option("--hard", QUALITY, "text file for --sweep, per line: category, tab, text", type=Path),
     option("--prompts", QUALITY, "folder for --sweep: recorded voices, WAV with .txt", type=Path),
     option("--held-out", QUALITY, "folder for --sweep: voices kept out of training", type=Path),

@@ -18,7 +18,7 @@ class PromptError(Valle2Error):
 
 
 class SynthesisError(Valle2Error):
-    """The model made no speech, or less than the text can be said in, twice.
+    """The model made no speech for a sentence, however often it was tried.
 
     `code` is for programs: the `code` of the error that a server answers with.
     """

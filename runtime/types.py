@@ -6,9 +6,9 @@ Inputs are frozen, and their constructors check them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -22,10 +22,23 @@ from valle2.runtime.errors import PromptError, SettingsError
 
 Audio = NDArray[np.float32]
 Codes = NDArray[np.int64]
-EOS, MAX_FRAMES = "eos", "max_frames"
-"""Finish reasons: the model sampled its end-of-speech code, or the speech reached its longest length."""
-CUT_OFF = "a sentence reached its longest length and was cut off; try another seed, or a better recording"
-"""What the user is told about the finish reason "max_frames"."""
+EOS, MAX_FRAMES, REPETITION = "eos", "max_frames", "repetition"
+"""Finish reasons: the model sampled its end-of-speech code, the speech reached its longest length, or it
+repeated itself without an end."""
+CUT_OFF = {
+    MAX_FRAMES: "a sentence reached its longest length and was cut off; try another seed, "
+    "or a better recording",
+    REPETITION: "a sentence repeated itself and was cut off; try another seed, or a better recording",
+}
+"""What the user is told about a finish reason, the mildest first; nothing about "eos"."""
+
+
+def worst_reason(reasons: Iterable[str]) -> str:
+    """The finish reason of a whole: "repetition" if a sentence has it, else "max_frames", else "eos"."""
+    found = set(reasons)
+    return next((reason for reason in reversed(CUT_OFF) if reason in found), EOS)
+
+
 MEANINGS = {
     "top_p": "0 is argmax, 1 the full distribution",
     "window": "codes in which the repetition rule counts repeats",
@@ -33,6 +46,9 @@ MEANINGS = {
     "seed": "any non-negative 63-bit number",
     "candidates": "samples, the best of which is kept",
     "max_frames": "0 takes the model's own limit",
+    "min_frames": "0 takes a share of what the text needs",
+    "loop_frames": "frames without a new code after which speech is cut off as a loop, 0 never",
+    "retries": "times a failed sentence is made again; -1: once, unless a seed is given",
     "codebooks": "0 computes all of the model's",
     "first_chunk_codebooks": "0 computes as many as in later chunks",
     "nar_prompt_seconds": "0 gives the NAR the whole prompt",
@@ -56,6 +72,13 @@ class Settings:
         seed: of the request's random numbers. The same request with the same seed gives the same codes.
         candidates: samples decoded side by side, the best of which is kept.
         max_frames: most frames of speech per sentence; 0 takes the model's own limit.
+        min_frames: fewest frames of speech per sentence: before them the model's end-of-speech code is
+            rejected. 0 takes a share of what the text needs; 1 allows any speech that is not empty.
+        loop_frames: frames of speech without a new code (`generation.repetition`) after which a sentence is
+            cut off with the finish reason "repetition"; 0 for never.
+        retries: how often a sentence is decoded again, with other random numbers of the same seed, if it
+            repeats itself, reaches the model's own limit, or is silent. -1 stands for 1 with the seed 0, and
+            for 0 with a seed of your own. Of a stream only what has not been sent is decoded again.
         codebooks: how many the speech has, 0 for all. Each codebook after the first costs a pass of the NAR
             and adds detail.
         first_chunk_codebooks: the same for the first chunk of a stream; 0 for as many as `codebooks`.
@@ -63,7 +86,7 @@ class Settings:
             always hears the whole prompt. Each pass of the NAR gets shorter.
 
     Raises:
-        SettingsError: a value is not a finite number within its range.
+        SettingsError: a value is not a finite number within its range, or min_frames is above max_frames.
     """
 
     top_p: float = 0.2
@@ -72,6 +95,9 @@ class Settings:
     seed: int = 0
     candidates: int = 1
     max_frames: int = 0
+    min_frames: int = 0
+    loop_frames: int = 150
+    retries: int = -1
     codebooks: int = 0
     first_chunk_codebooks: int = 0
     nar_prompt_seconds: float = 0.0
@@ -79,6 +105,25 @@ class Settings:
     def __post_init__(self) -> None:
         for entry in fields(self):
             object.__setattr__(self, entry.name, checked(entry.name, getattr(self, entry.name)))
+        if self.min_frames > self.max_frames > 0:
+            raise SettingsError(
+                f"min_frames is {self.min_frames}; expected at most max_frames, which is {self.max_frames}"
+            )
+
+    def with_given(self, given: Mapping[str, Any]) -> Settings:
+        """These settings, replaced by those that a user has given and that are not None.
+
+        A given seed switches retries off, unless they were given too.
+        """
+        values = {name: value for name, value in given.items() if value is not None}
+        if "seed" in values and self.retries < 0:
+            values = {"retries": 0} | values
+        return replace(self, **values)
+
+    @property
+    def attempts(self) -> int:
+        """How often a sentence is decoded at most."""
+        return 1 + self.retries if self.retries >= 0 else 2 - (self.seed > 0)
 
 
 def checked(name: str, value: Any) -> float | int:
@@ -195,7 +240,7 @@ class Timings:
         prefill, ar, nar, codec: seconds in each stage. An AR step counts in full for every request in it.
         total: seconds from the request to its latest piece of audio, preparation of the text included.
         first_audio: seconds from the request to the first playable sample.
-        steps: number of AR steps. audio: seconds of audio made.
+        steps: number of AR steps. audio: seconds of audio made. retries: how often a sentence was made again.
     """
 
     prefill: float = 0.0
@@ -206,6 +251,7 @@ class Timings:
     first_audio: float = 0.0
     steps: int = 0
     audio: float = 0.0
+    retries: int = 0
 
     @property
     def rtf(self) -> float:
@@ -269,8 +315,8 @@ class Speech:
 
     Args:
         audio: (N,) float32 in -1..1. sample_rate: Hz. codes: (T, 8) int64.
-        finish_reason: "cancelled" if the request did not finish, "max_frames" if a sentence reached its
-            limit, else "eos".
+        finish_reason: "cancelled" if the request did not finish, "repetition" if a sentence repeated itself
+            and was cut off, "max_frames" if one reached its limit, else "eos".
         timings: where the time went.
         warnings: about the voice and the text, one sentence each.
         words: with their times, if they were asked for.
@@ -287,7 +333,7 @@ class Speech:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Codes generated from text ids. codes: (T, 8) int64. finish_reason: "eos" or "max_frames"."""
+    """Codes generated from text ids. codes: (T, 8) int64. finish_reason: as of `Speech`."""
 
     codes: Codes = field(repr=False)
     finish_reason: str

@@ -97,7 +97,7 @@ def settings_for(tts: Valle2, seed: int, frames: int) -> Settings:
     """The model's own sampling settings with this seed and length."""
     from dataclasses import replace
 
-    return replace(tts.settings(), seed=seed, max_frames=frames)
+    return replace(tts.settings(), seed=seed, max_frames=frames, loop_frames=0, retries=0)
 
 
 def cache_filled(tts: Valle2) -> tuple[int, int]:

@@ -97,11 +97,9 @@ def throughput(
 
 def make_requests(tts: Valle2, text: str, count: int, seed: int, frames: int) -> list[Request]:
     """`count` requests of the same text that differ in seed and voice."""
-    voices, defaults = [tts.voice(name) for name in tts.voices()], tts.settings()
-    return [
-        Request(text, voices[i % len(voices)], replace(defaults, seed=seed + i, max_frames=frames))
-        for i in range(count)
-    ]
+    voices = [tts.voice(name) for name in tts.voices()]
+    fixed = replace(tts.settings(), max_frames=frames, loop_frames=0, retries=0)
+    return [Request(text, voices[i % len(voices)], replace(fixed, seed=seed + i)) for i in range(count)]
 
 
 def one_at_a_time(tts: Valle2, batch: list[Request]) -> float:

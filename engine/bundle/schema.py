@@ -56,7 +56,7 @@ REQUIRED_CODEC = ("sample_rate", "hop")
 TEXT_KINDS = ("bpe", "phonemes", "ids", "vallex", "lifeiteng", "amphion", "supervoice")
 TEXT_TOKENS = (1, 2**15)
 
-MAX_WINDOW, MAX_CANDIDATES, MAX_SPOKEN = 1000, 32, 1_000_000
+MAX_WINDOW, MAX_CANDIDATES, MAX_SPOKEN, MAX_RETRIES = 1000, 32, 1_000_000, 8
 SAMPLING: dict[str, tuple[float, float]] = {
     "top_p": (0.0, 1.0),
     "window": (1, MAX_WINDOW),
@@ -64,11 +64,15 @@ SAMPLING: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "candidates": (1, MAX_CANDIDATES),
     "max_frames": (0, MAX_SPOKEN),
+    "min_frames": (0, MAX_SPOKEN),
+    "loop_frames": (0, MAX_SPOKEN),
+    "retries": (-1, MAX_RETRIES),
     "codebooks": (0, CODEBOOKS),
     "first_chunk_codebooks": (0, CODEBOOKS),
     "nar_prompt_seconds": (0.0, 60.0),
 }
-WHOLE = ("window", "seed", "candidates", "max_frames", "codebooks", "first_chunk_codebooks")
+FRACTIONS = ("top_p", "threshold", "nar_prompt_seconds")
+WHOLE = tuple(name for name in SAMPLING if name not in FRACTIONS)
 """The settings of `SAMPLING` that are whole numbers."""
 QUALITIES: dict[str, dict[str, int]] = {
     "fast": {"codebooks": 2, "first_chunk_codebooks": 2},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from valle2.engine.bundle.schema import QUALITIES
@@ -37,6 +36,9 @@ SETTINGS = (
     ("seed", int, "seed of the random numbers"),
     ("candidates", int, "samples of which the best is kept"),
     ("max-frames", int, "frames per sentence at the most"),
+    ("min-frames", int, "frames per sentence at the least; 0 takes a share of what the text needs"),
+    ("loop-frames", int, "frames without a new code after which a sentence is cut off as a loop; 0 never"),
+    ("retries", int, "times a sentence is made again if it fails; needed with --seed"),
     ("codebooks", int, "codebooks of the speech; fewer are faster, 0 takes all"),
     ("first-chunk-codebooks", int, "codebooks of the first chunk of --stream"),
     ("nar-prompt-seconds", float, "end of the prompt that the NAR hears; less is faster, 0 takes all"),
@@ -165,9 +167,10 @@ def played(stream: Stream, aloud: bool) -> Speech:
 
 def cautions(speech: Speech) -> list[str]:
     """What the user is told about one speech: its warnings, and whether it was cut off."""
-    from valle2.runtime.types import CUT_OFF, MAX_FRAMES
+    from valle2.runtime.types import CUT_OFF
 
-    return [*speech.warnings, *([CUT_OFF] if speech.finish_reason == MAX_FRAMES else [])]
+    cut = CUT_OFF.get(speech.finish_reason)
+    return [*speech.warnings, *([cut] if cut else [])]
 
 
 def show(result: Result) -> None:
@@ -187,6 +190,7 @@ def report(speech: Speech) -> Result:
         "warnings": list(speech.warnings),
         "rtf": round(times.rtf, 4),
         "steps": times.steps,
+        "retries": times.retries,
         "timings": {name: round(getattr(times, name), 4) for name in stages},
     }
 
@@ -195,5 +199,4 @@ def chosen_settings(args: argparse.Namespace, defaults: Settings) -> Settings:
     """The model's defaults, replaced by what the command line gives."""
     from valle2.runtime.types import RANGES
 
-    given = {name: getattr(args, name) for name in RANGES if getattr(args, name) is not None}
-    return replace(defaults, **given)
+    return defaults.with_given({name: getattr(args, name) for name in RANGES})

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Backend, BackendError, Buffer, Step
-from valle2.engine.bundle.contract import CACHE_PREFIX, OUT_SUFFIX
+from valle2.engine.bundle.contract import CACHE_PREFIX, CODEBOOK_SIZE, EOS_CODE, LOGITS, OUT_SUFFIX
 from valle2.engine.bundle.profiles import PREFILL_CHUNK
 from valle2.engine.bundle.schema import head_width
+from valle2.runtime.generation.sampling import sample_group
 from valle2.runtime.generation.sequence import Sequence
 from valle2.runtime.types import Codes
 
@@ -115,6 +116,7 @@ class ARRunner:
             "steps": (rows,),
             "history": (rows, window),
         }
+        self.prefill_logits = self.logits_buffer(backend)
         self.states = [{name: self.zeros(name, shapes[name]) for name in STATE} for _ in range(2)]
         self.turn = 0
         self.prefills: dict[int, PrefillState] = {}
@@ -166,6 +168,7 @@ class ARRunner:
         inputs = {name: buffer.rows(only) for name, buffer in {**self.fixed, **self.caches}.items()}
         outputs = {name: buffer.rows(only) for name, buffer in self.outputs.items()}
         outputs |= {f"{name}{OUT_SUFFIX}": inputs[name] for name in self.caches}
+        outputs[LOGITS] = self.prefill_logits
         self.prefills[row] = PrefillState(self.prefix(sequence), self.chunk_ends(sequence), inputs, outputs)
         self.prefilled[row] = 0
 
@@ -286,6 +289,68 @@ class ARRunner:
     def output(self) -> StepOutput:
         """What the latest step drew, or a row's prefill."""
         return StepOutput(self.states[self.turn]["codes"].read()[:, 0], self.outputs["log_probs"].read())
+
+    def redraw(
+        self, sequence: Sequence, drawn: list[int], *, prefilled: bool
+    ) -> tuple[list[int], list[float]]:
+        """Draw a row's latest group again, because it ends the speech too early.
+
+        Logits stay on the device at every other step. So the latest call of the row is run once more, which
+        writes the same positions again. The codes before `<eos>` stay as they are.
+
+        Args:
+            sequence: before it takes the group. drawn: the G codes of it.
+            prefilled: whether the group is that of the row's prefill, whose logits are still there.
+
+        Returns:
+            The G codes and their log-probabilities, which the row continues with.
+        """
+        logits = self.prefill_logits.read() if prefilled else self.latest_logits(sequence.row)
+        logits = np.asarray(logits[0], np.float32)
+        before = drawn.index(EOS_CODE)
+        history = np.concatenate([sequence.prompt, np.array(sequence.codes + drawn[:before], np.int64)])
+        settings = sequence.settings
+        codes, history, ended = sample_group(
+            logits[before:],
+            history,
+            sequence.uniforms[sequence.steps, before:],
+            top_p=settings.top_p,
+            window=settings.window,
+            threshold=settings.threshold,
+            least=sequence.min_frames - len(sequence.codes) - before,
+        )
+        group = [*drawn[:before], *codes.tolist()]
+        group += [EOS_CODE] * (self.group_size - len(group))
+        if not ended:
+            self.continue_with(sequence.row, group, history)
+        norms = logits.max(axis=1) + np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1))
+        return group, (logits[range(self.group_size), group] - norms).tolist()
+
+    def continue_with(self, row: int, group: list[int], history: Codes) -> None:
+        """Replace what a row's latest call drew. group: G codes. history: (N,), all codes of the row."""
+        state, only = self.states[self.turn], slice(row, row + 1)
+        kept = np.full((1, state["history"].shape[1]), EMPTY, np.int64)
+        tail = history[-kept.shape[1] :]
+        kept[0, kept.shape[1] - len(tail) :] = tail
+        for name, values in {"codes": np.array([[group]]), "history": kept}.items():
+            state[name].rows(only).write(values.astype(self.dtypes[name]))
+
+    def latest_logits(self, row: int) -> NDArray[Any]:
+        """(1, G, 1025): the logits of a row's latest step, which is run once more."""
+        only, logits = slice(row, row + 1), self.logits_buffer(self.decoder)
+        inputs = {**self.fixed, **self.step_inputs, **self.caches, **self.states[1 - self.turn]}
+        taken = {tensor.name for tensor in self.decoder.spec.inputs}
+        outputs = {f"{name}{OUT_SUFFIX}": cache.rows(only) for name, cache in self.caches.items()}
+        self.decoder.bind(
+            {name: buffer.rows(only) for name, buffer in inputs.items() if name in taken},
+            outputs | {LOGITS: logits},
+        )()
+        return logits.read()
+
+    def logits_buffer(self, backend: Backend) -> Buffer:
+        """A buffer for the logits of one row."""
+        dtype = next(tensor.dtype for tensor in backend.spec.outputs if tensor.name == LOGITS)
+        return backend.buffer((1, self.group_size, CODEBOOK_SIZE + 1), dtype)
 
     def bind(self, count: int, state_in: Mapping[str, Buffer], state_out: Mapping[str, Buffer]) -> Step:
         """Bind one direction of the swap; a cache is input and output at the same address."""

@@ -24,15 +24,20 @@ import numpy as np
 from valle2.runtime.audio.chunks import ChunkDecoder, chunk_decoder, chunk_sizes
 from valle2.runtime.audio.io import silence
 from valle2.runtime.audio.stretch import TimeStretcher
+from valle2.runtime.errors import SynthesisError
 from valle2.runtime.generation.alignment import Aligner
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.playback import Playback
 from valle2.runtime.generation.scheduler import Scheduler
-from valle2.runtime.generation.sequence import Status
+from valle2.runtime.generation.sequence import Sequence, Status
 from valle2.runtime.generation.token_layout import Text
 from valle2.runtime.generation.utterance import Utterance
-from valle2.runtime.types import EOS, MAX_FRAMES, Audio, Codes, Settings, Timings, Word, WordSpan
+from valle2.runtime.types import EOS, Audio, Codes, Settings, Timings, Word, WordSpan, worst_reason
+
+SILENT = 3e-3
+"""A sentence whose samples are all below this (-50 dB of full scale) has no speech."""
+NO_SPEECH = "the model made no speech for a sentence; try another seed, or a voice from a better recording"
 
 RequestId = NewType("RequestId", int)
 
@@ -97,7 +102,7 @@ class AudioChunk:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A request is complete. finish_reason: "max_frames" if a sentence reached its limit, else "eos"."""
+    """A request is complete. finish_reason: see `Speech`."""
 
     request: RequestId
     finish_reason: str
@@ -247,9 +252,9 @@ class SynthesisEngine:
             decoder, sizes = self.open_chunks(request)
             stretcher = self.open_stretcher(speed)
             aligner, began = self.open_words(spoken), state.samples
-            check, playback = not request.codes_only, state.playback
+            heard, playback, loudest = not request.codes_only, state.playback, 0.0
             with Utterance(
-                model, self.scheduler, text, request.prompt, request.settings, index, playback, check=check
+                model, self.scheduler, text, request.prompt, request.settings, index, playback, heard=heard
             ) as sentence:
                 while not sentence.done:
                     frames = next(sizes)
@@ -265,8 +270,15 @@ class SynthesisEngine:
                         yield WaitFor.TURN
                         with timings.stage("codec"):
                             audio = decoder.add(codes, last=sentence.done)
+                            loudest = max(loudest, float(np.abs(audio).max(initial=0.0)))
                             if stretcher:
                                 audio = stretcher.add(audio, last=sentence.done)
+                        if sentence.done and loudest < SILENT:
+                            if state.samples > began or not sentence.reject_silence():
+                                raise SynthesisError(NO_SPEECH)
+                            decoder, sizes = self.open_chunks(request)
+                            stretcher, aligner = self.open_stretcher(speed), self.open_words(spoken)
+                            continue
                     if sentence.done:
                         sentence.add_times(timings)
                     words: tuple[Word, ...] = ()
@@ -278,7 +290,7 @@ class SynthesisEngine:
                 reasons.add(sentence.finish_reason)
         if request.end_pause and not request.codes_only:
             self.emit_pause(state, request.end_pause)
-        return MAX_FRAMES if MAX_FRAMES in reasons else EOS
+        return worst_reason(reasons)
 
     def open_chunks(self, request: EncodedRequest) -> tuple[ChunkDecoder | None, Generator[int, None, None]]:
         """How a sentence's codes become audio, and the frames of its chunks."""
@@ -386,7 +398,7 @@ def advance_rows(scheduler: Scheduler, ar: ARRunner) -> int:
         seconds = time.perf_counter() - began
         for sequence in decoding:
             sequence.decode_seconds += seconds
-            sequence.append(codes[sequence.row], log_probs[sequence.row])
+            take_group(ar, sequence, codes[sequence.row], log_probs[sequence.row])
         retire(scheduler, ar)
     prefill_next(scheduler, ar)
     return int(bool(decoding))
@@ -410,7 +422,16 @@ def prefill_next(scheduler: Scheduler, ar: ARRunner) -> None:
     sequence.prefill_seconds += time.perf_counter() - began
     if output:
         sequence.status = Status.DECODE
-        sequence.append(output.codes[row].tolist(), output.log_probs[row].tolist())
+        take_group(ar, sequence, output.codes[row].tolist(), output.log_probs[row].tolist(), prefilled=True)
+
+
+def take_group(
+    ar: ARRunner, sequence: Sequence, codes: list[int], log_probs: list[float], *, prefilled: bool = False
+) -> None:
+    """Give a sequence the group that was drawn for it, drawn again if it ends the speech too early."""
+    if sequence.ends_early(codes):
+        codes, log_probs = ar.redraw(sequence, codes, prefilled=prefilled)
+    sequence.append(codes, log_probs)
 
 
 def retire(scheduler: Scheduler, ar: ARRunner) -> None:

@@ -66,26 +66,46 @@ def sample_group(
     top_p: float,
     window: int,
     threshold: float,
+    least: int = 0,
 ) -> tuple[Codes, Codes, bool]:
     """Draw the G codes of one step.
 
+    Among the first `least` slots `<eos>` is rejected: the slot is drawn again from the classes without it.
+    The two random numbers swap places then, since the first one has led to `<eos>`. So the codes have the
+    distribution that they would have if `<eos>` were masked before the draw.
+
     Args:
         logits: (G, 1025). history: (N,) codes so far, prompt included. draws: (G, 2) uniforms.
+        least: slots before which the speech may not end.
 
     Returns:
         The codes before `<eos>` (at most G), the grown history, and whether `<eos>` was drawn.
     """
     kept: list[int] = []
-    for slot_logits, (first, second) in zip(logits, draws, strict=True):
-        order, probs = ranked_probabilities(slot_logits)
-        code = int(order[nucleus(probs, top_p, first)])
-        if repeats_too_often(code, history, window, threshold):
-            code = int(order[nucleus(probs, np.inf, second)])
+    for slot, (slot_logits, pair) in enumerate(zip(logits, draws, strict=True)):
+        code = draw_code(slot_logits, history, pair, top_p, window, threshold)
+        if code == EOS_CODE and slot < least:
+            code = draw_code(slot_logits[:EOS_CODE], history, pair[::-1], top_p, window, threshold)
         if code == EOS_CODE:
             return np.array(kept, np.int64), history, True
         kept.append(code)
         history = np.append(history, code)
     return np.array(kept, np.int64), history, False
+
+
+def draw_code(
+    logits: Floats, history: Codes, draws: Floats, top_p: float, window: int, threshold: float
+) -> int:
+    """Draw one code: from the nucleus, or from all classes if that code repeats too often.
+
+    Args:
+        logits: (V,). history: (N,). draws: (2,), for the first draw and the redraw.
+    """
+    order, probs = ranked_probabilities(logits)
+    code = int(order[nucleus(probs, top_p, draws[0])])
+    if repeats_too_often(code, history, window, threshold):
+        code = int(order[nucleus(probs, np.inf, draws[1])])
+    return code
 
 
 def best_candidate(lengths: Sequence[int], ended: Sequence[bool], mean_log_probs: Sequence[float]) -> int:

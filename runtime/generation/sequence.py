@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from valle2.engine.bundle.contract import EOS_CODE
 from valle2.runtime.generation.playback import Playback
-from valle2.runtime.types import EOS, MAX_FRAMES, Codes, Settings
+from valle2.runtime.generation.repetition import LoopDetector
+from valle2.runtime.types import EOS, MAX_FRAMES, REPETITION, Codes, Settings
 
 
 class Status(Enum):
@@ -19,7 +20,7 @@ class Status(Enum):
     WAITING = "waiting for a free row"
     PREFILL = "its text and prompt are being computed"
     DECODE = "it takes part in every AR step"
-    DONE = "it drew <eos> or reached its limit"
+    DONE = "it drew <eos>, reached its limit or repeated itself"
     FAILED = "its prefill raised an error"
     CANCELLED = "nobody wants the rest"
 
@@ -39,10 +40,12 @@ class Sequence:
         start: positions between the text and the codes: 1 for a model with a start mark, else 0.
         step_limit: steps after which it ends without `<eos>`.
         playback: when its request's listener needs audio next.
+        loop: ends it when it repeats itself; None for never.
+        min_frames: frames before which `<eos>` is rejected (`sampling.sample_group`).
 
     status and row say where it is: `row` is its index in the batch from PREFILL on. codes are the codes of
     codebook 0 drawn so far, up to `<eos>`; log_prob is the sum of their log-probabilities. finish_reason is
-    "eos" or "max_frames" once it is DONE. error says why it FAILED.
+    "eos", "max_frames" or "repetition" once it is DONE. error says why it FAILED.
     """
 
     text: Codes
@@ -61,6 +64,8 @@ class Sequence:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     playback: Playback = field(default_factory=Playback)
+    loop: LoopDetector | None = None
+    min_frames: int = 0
 
     def __post_init__(self) -> None:
         self.step_limit = self.step_limit or len(self.uniforms)
@@ -74,6 +79,10 @@ class Sequence:
         """Positions of the KV cache before the first decoded group: text, start mark, prompt groups."""
         return len(self.text) + self.start + len(self.prompt) // group_size
 
+    def ends_early(self, codes: list[int]) -> bool:
+        """Would the speech end before its fewest frames with this group?"""
+        return EOS_CODE in codes and len(self.codes) + codes.index(EOS_CODE) < self.min_frames
+
     def append(self, codes: list[int], log_probs: list[float]) -> None:
         """Take one step's group of G codes up to `<eos>`; the sequence may be DONE after it."""
         ended = EOS_CODE in codes
@@ -81,8 +90,13 @@ class Sequence:
         self.codes += codes[:kept]
         self.log_prob += sum(log_probs[:kept])
         self.steps += 1
-        if ended or self.steps >= self.step_limit:
-            self.status, self.finish_reason = Status.DONE, EOS if ended else MAX_FRAMES
+        looped = False
+        if self.loop:
+            for code in codes[:kept]:
+                looped = self.loop.add(code) or looped
+        if ended or looped or self.steps >= self.step_limit:
+            self.status = Status.DONE
+            self.finish_reason = EOS if ended else REPETITION if looped else MAX_FRAMES
 
     def fail(self, error: Exception) -> None:
         """End it with an error that is its own."""

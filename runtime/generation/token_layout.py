@@ -21,6 +21,13 @@ PHONEMES = "phonemes"
 """The front end whose ids are phonemes, spaces and marks. Its speech has a highest speed."""
 FEWEST_PER_PHONEME = 2
 """Frames, at 75 a second. The demo's own voices take 4.1 to 14.5, and nobody speaks twice as fast."""
+FASTEST_SHARE = 0.25
+"""Of the time that a text takes at the prompt's pace. The demo's voices take 0.7 or more."""
+PACE_FACTOR, PACE_EXTRA = 3, 75
+"""Speech runs on if it is longer than so many times what its text takes at the prompt's pace, and so many
+frames."""
+LEAST_PACE = 4
+"""Frames per id. A prompt that is faster has a transcript with words that are not spoken in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,9 @@ class TokenLayout:
         """Most frames of speech for a request that sets no limit; at least 1.
 
         The limit is max(frames_least, frames_per_token * n + frames_extra) for n ids of the text to speak.
-        A model with frames_per_token 0 has no such limit. `max_positions` may lower it.
+        A model with frames_per_token 0 has no such limit. `max_positions` may lower it. So may the pace of
+        the prompt: a text that its speaker would say in N frames has no more than
+        max(frames_least, PACE_FACTOR * N + PACE_EXTRA).
 
         Args:
             text_length: ids that the AR reads. prompt_frames: P of the prompt's codes.
@@ -124,19 +133,28 @@ class TokenLayout:
         if self.frames_per_token:
             spoken = text_length - (0 if self.limit_counts_prompt else prompt_length or 0)
             limit = max(self.frames_least, self.frames_per_token * spoken + self.frames_extra)
+        if prompt_length and prompt_frames:
+            pace = max(LEAST_PACE, prompt_frames / prompt_length)
+            expected = pace * (text_length - prompt_length)
+            limit = min(limit, max(self.frames_least, int(PACE_FACTOR * expected) + PACE_EXTRA))
         if self.max_positions:
             limit = min(limit, self.max_positions - text_length - self.code_bos - prompt_frames)
         return int(max(1, limit))
 
-    def fewest_frames(self, text_length: int, prompt_length: int | None) -> int:
+    def fewest_frames(self, text_length: int, prompt_length: int | None, prompt_frames: int = 0) -> int:
         """Fewest frames of speech that the text can be said in; at least 1.
+
+        Without `fewest_per_token` it is a share of what the text takes at the prompt's pace.
 
         Args:
             text_length: ids of transcript and text. prompt_length: those of the transcript, None if unknown.
+            prompt_frames: P of the prompt's codes.
         """
         if prompt_length is None:
             return 1
-        return max(1, self.fewest_per_token * (text_length - prompt_length))
+        pace = FASTEST_SHARE * prompt_frames / prompt_length if prompt_length else 0.0
+        per_token = self.fewest_per_token or min(FEWEST_PER_PHONEME, pace)
+        return max(1, int(per_token * (text_length - prompt_length)))
 
 
 @dataclass(frozen=True, slots=True)

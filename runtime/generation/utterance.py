@@ -5,22 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from valle2.engine import Closing
-from valle2.runtime.errors import PromptError, SynthesisError
+from valle2.engine.bundle.schema import MAX_CANDIDATES
+from valle2.runtime.errors import PromptError
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.nar_runner import NARState
 from valle2.runtime.generation.playback import Playback
+from valle2.runtime.generation.repetition import LoopDetector
 from valle2.runtime.generation.sampling import best_candidate, uniforms
 from valle2.runtime.generation.scheduler import Scheduler
 from valle2.runtime.generation.sequence import Sequence
 from valle2.runtime.generation.token_layout import Text
-from valle2.runtime.types import EOS, Codes, Settings, Timings
+from valle2.runtime.types import EOS, MAX_FRAMES, Codes, Settings, Timings
 
 SENTENCE_STREAMS = 2**16
-"""Streams of random numbers that one sentence may use: one for each candidate, and as many for a retry."""
+"""Streams of random numbers that one sentence may use: one for each candidate of each attempt."""
 RETRY_STREAMS = SENTENCE_STREAMS // 2
-"""Where the streams of a retry begin."""
+"""Where the streams of the retries begin."""
 
 
 class Utterance(Closing):
@@ -31,7 +34,11 @@ class Utterance(Closing):
         text: ids of the transcript and the sentence, without marks. prompt: (P, Q) int64.
         index: which sentence of its request, so that each draws its own random numbers.
         playback: when its request's listener needs audio next.
-        check: decode it once more if its speech is empty or shorter than its text can be said in.
+        heard: it becomes audio, so it may not be empty: unless the settings give another number, it has as
+            many frames as its text can be said in.
+
+    An attempt has failed if it repeats itself, reaches the model's own limit or is silent. Then the sentence
+    is decoded again, as often as `Settings.attempts` allows, unless a chunk has been given out.
 
     Raises:
         PromptError: the prompt leaves no room for speech.
@@ -47,41 +54,55 @@ class Utterance(Closing):
         index: int = 0,
         playback: Playback | None = None,
         *,
-        check: bool = False,
+        heard: bool = False,
     ) -> None:
         self.model, self.scheduler, self.settings = model, scheduler, settings
-        self.index, self.check = index, check
+        self.index = index
         group = model.ar.group_size
         ar_text, self.nar_text = model.layout.texts(text)
         self.context = prompt[len(prompt) % group :]
         prompt_codes = self.context[:, 0]
-        heard = model.nar_prompt_frames(settings, self.context)
-        self.context = self.context[len(self.context) - heard :]
+        nar_frames = model.nar_prompt_frames(settings, self.context)
+        self.context = self.prompt_context = self.context[len(self.context) - nar_frames :]
         start = int(model.layout.code_bos)
         empty = np.zeros((0, group, 2), np.float32)
         self.row = Sequence(ar_text, prompt_codes, empty, settings, start, playback=playback or Playback())
+        needed = model.layout.fewest_frames(len(text.ids), text.prompt_length, len(prompt)) if heard else 0
+        self.row.min_frames = settings.min_frames or needed
         self.row.step_limit = self.step_limit(self.row, text.prompt_length)
-        self.fewest = model.layout.fewest_frames(len(text.ids), text.prompt_length)
-        self.rejected: list[Sequence] = []
-        self.candidates = self.queued(0)
+        self.attempts = [self.queued(0)]
+        self.kept = 0
+        self.silent: set[int] = set()
         self.taken = 0
         self.done = False
 
-    def queued(self, offset: int) -> list[Sequence]:
-        """New candidates, which wait for a row. offset: of their random streams within the sentence's."""
-        first = self.index * SENTENCE_STREAMS + offset
+    @property
+    def candidates(self) -> list[Sequence]:
+        """The sequences of the attempt under way, or of the one that is kept."""
+        return self.attempts[self.kept]
+
+    def queued(self, attempt: int) -> list[Sequence]:
+        """New candidates, which wait for a row. attempt: from 0; each has random numbers of its own."""
+        first = self.index * SENTENCE_STREAMS
+        if attempt:
+            first += RETRY_STREAMS + (attempt - 1) * MAX_CANDIDATES
         steps, group = self.row.step_limit, self.model.ar.group_size
         draws = [
             uniforms(self.settings.seed, stream, steps, group)
             for stream in range(first, first + self.settings.candidates)
         ]
-        return [self.scheduler.add(replace(self.row, uniforms=numbers, codes=[])) for numbers in draws]
+        return [self.scheduler.add(self.candidate(numbers)) for numbers in draws]
+
+    def candidate(self, numbers: NDArray[np.float32]) -> Sequence:
+        """A new sequence of the sentence. numbers: (N, G, 2), its random numbers."""
+        limit = self.settings.loop_frames
+        return replace(self.row, uniforms=numbers, codes=[], loop=LoopDetector(limit) if limit else None)
 
     def step_limit(self, row: Sequence, prompt_length: int | None) -> int:
         """AR steps allowed: what was asked for, else a share of the text, within the model's room."""
         ar = self.model.ar
         usual = self.model.layout.frame_limit(len(row.text), len(row.prompt), prompt_length)
-        frames, room = self.settings.max_frames or usual, ar.room(row)
+        frames, room = self.settings.max_frames or max(usual, self.settings.min_frames), ar.room(row)
         if room < 1:
             raise PromptError(
                 f"a prompt of {len(row.prompt)} frames fills the model's "
@@ -91,7 +112,7 @@ class Utterance(Closing):
 
     def close(self) -> None:
         """Cancel its rows."""
-        for sequence in self.candidates:
+        for sequence in self.attempts[-1]:
             sequence.cancel()
 
     def has(self, frames: int) -> bool:
@@ -100,38 +121,44 @@ class Utterance(Closing):
         Several candidates are decoded to their ends, since only then the best one is known.
 
         Raises:
-            SynthesisError: the speech is too short, and a retry has failed or is not possible.
             Exception: what a row's prefill failed with.
         """
         for sequence in self.candidates:
             if sequence.error:
                 raise sequence.error
         if all(sequence.finished for sequence in self.candidates):
-            if self.too_short(self.best):
-                self.retry()
+            if self.cut_off and self.retry():
                 return False
+            if self.cut_off and not self.taken:
+                self.keep_first()
             return True
         streamed = frames and len(self.candidates) == 1
         return bool(streamed) and self.taken + frames <= len(self.candidates[0].codes)
 
-    def too_short(self, sequence: Sequence) -> bool:
-        """Did it end by itself with fewer frames than the text can be said in?"""
-        return self.check and sequence.finish_reason == EOS and len(sequence.codes) < self.fewest
+    @property
+    def cut_off(self) -> bool:
+        """Was its speech cut off by something else than the user's own limit?"""
+        return self.finish_reason not in (EOS, MAX_FRAMES if self.settings.max_frames else EOS)
 
-    def retry(self) -> None:
-        """Decode the sentence once more, with other random numbers.
+    def retry(self) -> bool:
+        """Decode the sentence once more, if that is possible. Is it?"""
+        if self.taken or len(self.attempts) >= self.settings.attempts:
+            return False
+        self.attempts.append(self.queued(len(self.attempts)))
+        self.kept = len(self.attempts) - 1
+        return True
 
-        Raises:
-            SynthesisError: this was the second time, or a chunk of the first has been given out.
-        """
-        if self.rejected or self.taken:
-            found = len(self.best.codes)
-            raise SynthesisError(
-                f"the model made {found} frames of speech for a sentence that needs {self.fewest} or more; "
-                "try another seed, or a voice from a better recording"
-            )
-        self.rejected = self.candidates
-        self.candidates = self.queued(RETRY_STREAMS)
+    def reject_silence(self) -> bool:
+        """Its audio is silent and none of it has been given out: take another attempt. Is there one?"""
+        self.silent.add(self.kept)
+        self.context, self.taken, self.done = self.prompt_context, 0, False
+        return self.retry() or self.keep_first()
+
+    def keep_first(self) -> bool:
+        """Keep the first attempt that is not known to be silent. Is there one?"""
+        left = [index for index in range(len(self.attempts)) if index not in self.silent]
+        self.kept = left[0] if left else self.kept
+        return bool(left)
 
     def next_chunk(self, frames: int) -> NARState:
         """The next chunk, ready for the NAR: `frames` frames, or the rest if that is less or `frames` is 0.
@@ -158,21 +185,21 @@ class Utterance(Closing):
 
     @property
     def best(self) -> Sequence:
-        """The candidate that is kept, one that is long enough if there is any."""
-        pool = [one for one in self.candidates if not self.too_short(one)] or self.candidates
-        lengths = [len(one.codes) for one in pool]
-        means = [one.log_prob / max(1, len(one.codes)) for one in pool]
-        ended = [one.finish_reason == EOS for one in pool]
-        return pool[best_candidate(lengths, ended, means)]
+        """The candidate that is kept."""
+        lengths = [len(one.codes) for one in self.candidates]
+        means = [one.log_prob / max(1, len(one.codes)) for one in self.candidates]
+        ended = [one.finish_reason == EOS for one in self.candidates]
+        return self.candidates[best_candidate(lengths, ended, means)]
 
     @property
     def finish_reason(self) -> str:
-        """Either "eos" or "max_frames", once it is done."""
+        """Of what is kept, once it is done."""
         return self.best.finish_reason
 
     def add_times(self, timings: Timings) -> None:
-        """Add the seconds of its prefills and of its longest decode, those of a rejected attempt too."""
-        for attempt in filter(None, (self.rejected, self.candidates)):
+        """Add the seconds of its prefills and of its longest decode, for each attempt; count the retries."""
+        timings.retries += len(self.attempts) - 1
+        for attempt in self.attempts:
             timings.prefill += sum(one.prefill_seconds for one in attempt)
             timings.ar += max(one.decode_seconds for one in attempt)
             timings.steps += max(one.steps for one in attempt)

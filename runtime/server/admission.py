@@ -98,7 +98,7 @@ class Admission:
         audio, decoded, ids = encoded.end_pause, 0.0, 0
         for sentence in encoded.sentences:
             count = max(1, len(sentence.text.ids) - (sentence.text.prompt_length or 0))
-            seconds = min(count * pace, most)
+            seconds = max(min(count * pace, most), settings.min_frames / frame_rate)
             audio += (seconds + sentence.pause) / sentence.speed
             decoded += seconds
             ids += count

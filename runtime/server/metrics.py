@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from valle2.runtime.server.keys import Key
 from valle2.runtime.server.limits import RefusedError, TooLongError
 from valle2.runtime.server.reply import Reply
-from valle2.runtime.types import MAX_FRAMES
+from valle2.runtime.types import MAX_FRAMES, REPETITION
 
 AUDIO_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -63,9 +63,17 @@ class Metrics:
             Counter, "key_rejected", "Requests of each key that were refused", labelnames=KEY
         )
         self.failed = self.make_metric(Counter, "failed", "Requests that ended with an error")
-        self.max_frames = self.make_metric(
-            Counter, "max_frames", "Requests that completed with speech cut off at its longest length"
-        )
+        self.cut_off = {
+            MAX_FRAMES: self.make_metric(
+                Counter, "max_frames", "Requests that completed with speech cut off at its longest length"
+            ),
+            REPETITION: self.make_metric(
+                Counter,
+                "repetition",
+                "Requests that completed with speech cut off as it repeated itself",
+            ),
+        }
+        self.retries = self.make_metric(Counter, "retries", "Sentences that were made again after a failure")
         self.restarts = self.make_metric(Counter, "worker_restarts", "Restarts of the engine thread")
 
     def make_metric(self, kind: Any, name: str, text: str, **more: Any) -> Any:
@@ -92,8 +100,9 @@ class Metrics:
             self.failed.inc()
         else:
             self.completed.inc()
-            if reply.finish_reason == MAX_FRAMES:
-                self.max_frames.inc()
+            self.retries.inc(reply.timings.retries)
+            if reply.finish_reason in self.cut_off:
+                self.cut_off[reply.finish_reason].inc()
 
     def record_begin(self, key: Key, characters: int) -> None:
         """Count a request that was taken for its key."""

@@ -21,7 +21,7 @@ from valle2.export.verify import verify_ar
 from valle2.runtime import Settings
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.engine import advance_rows
-from valle2.runtime.generation.sampling import sample_group, uniforms
+from valle2.runtime.generation.sampling import ranked_probabilities, sample_group, uniforms
 from valle2.runtime.generation.scheduler import Scheduler
 from valle2.runtime.generation.sequence import Sequence
 from valle2.runtime.types import EOS
@@ -104,6 +104,7 @@ def reference_codes(
             top_p=settings.top_p,
             window=settings.window,
             threshold=settings.threshold,
+            least=row.min_frames - step * model.config.group_size,
         )
         return codes, ended
 
@@ -178,3 +179,50 @@ def test_codes_equal_the_reference_in_a_ragged_batch(
     greedy = settings.top_p == 0
     least = len(rows) - (not greedy)  # one seeded row may differ by a draw on a boundary
     assert sum(agreed) >= least and sum(alone) >= least and (uncached or not greedy)
+
+
+EARLY = [Settings(top_p=1.0, threshold=1.0), Settings(top_p=1.0, threshold=0.0)]
+"""`<eos>` comes by the first draw of a slot, or by the redraw, which threshold 0 makes for every code."""
+
+
+def ending_early(model: ARModel, settings: Settings, steps: int) -> list[Sequence]:
+    """Rows whose random numbers draw `<eos>` at once, in the middle of a group, twice in one, and often."""
+    group, deciding = model.config.group_size, int(settings.threshold == 0)
+    last = group - 1
+    places = [[(0, 0)], [(0, last), (1, 0)], [(3, 0), (3, last), (6, 0)], [(step, last) for step in range(7)]]
+    rows = [
+        replace(row, min_frames=3 * group + 1 + index)
+        for index, row in enumerate(ragged_rows(model, settings, steps))
+    ]
+    for row, wanted in zip(rows, places, strict=True):
+        for step, slot in wanted:
+            _, _, trace = reference_codes(model, row, step + 1, cached=True)
+            if len(trace) > step:
+                order, probs = ranked_probabilities(trace[step][slot])
+                rank = order.tolist().index(EOS_CODE)
+                row.uniforms[step, slot, deciding] = probs[:rank].sum(dtype=np.float64) + probs[rank] / 2
+    return rows
+
+
+def check_early_ends(model: ARModel, runner: ARRunner, settings: Settings, steps: int = 12) -> None:
+    """Rows that draw `<eos>` too early have the codes of the reference, alone and in a ragged batch."""
+    rows = ending_early(model, settings, steps)
+    batch = decoded(runner, rows, steps)
+    agreed = [agrees(model, row, found, steps, cached=True) for row, found in zip(rows, batch, strict=True)]
+    assert sum(agreed) >= len(rows) - 1  # one row may differ by a draw on a boundary
+    for row, found in zip(rows, batch, strict=True):
+        assert decoded(runner, [row], steps) == [found]
+        assert len(found[0]) >= row.min_frames
+        free = decoded(runner, [replace(row, min_frames=0)], steps)[0]
+        assert free[1] and len(free[0]) < row.min_frames, "it ends early if it may"
+    assert any(ended for _, ended in batch)
+
+
+@pytest.mark.parametrize("settings", EARLY, ids=["first draw", "redraw"])
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("group_size", GROUPS)
+def test_an_early_end_is_rejected_as_in_the_reference(
+    ar_backend: Make, group_size: int, lowering: str, settings: Settings
+) -> None:
+    model, backend = ar_backend(group_size, lowering, CAPACITY)
+    check_early_ends(model, ARRunner(backend, model.config.to_dict(), CAPACITY, 4, 10), settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from email.message import Message
 from typing import Any, Literal
 
@@ -66,6 +65,9 @@ class SpeechBody(BaseModel):
     seed: int | None = None
     candidates: int | None = Field(None, ge=1, le=4)
     max_frames: int | None = None
+    min_frames: int | None = None
+    loop_frames: int | None = None
+    retries: int | None = Field(None, le=4, description="times that a sentence is made again if it fails")
     codebooks: int | None = None
     first_chunk_codebooks: int | None = None
     nar_prompt_seconds: float | None = None
@@ -115,8 +117,7 @@ class SpeechBody(BaseModel):
         Raises:
             SettingsError: a value is out of range.
         """
-        given: dict[str, Any] = {name: getattr(self, name) for name in RANGES}
-        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+        return defaults.with_given({name: getattr(self, name) for name in RANGES})
 
     def request(self, tts: Valle2, store: VoiceStore, longest: int) -> Request:
         """What the model is to speak.

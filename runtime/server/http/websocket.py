@@ -1,8 +1,8 @@
 """Speech over a WebSocket: text arrives in pieces, and each sentence is spoken once it is complete.
 
-The client sends JSON objects. The first one may also have `voice`, `seed`, `speed`, `timestamps`, `lexicon`
-and `input_type`. SSML, text that begins with `<speak`, is spoken once it is flushed or ended. So are phones,
-with `"input_type": "phones"`.
+The client sends JSON objects. The first one may also have `voice`, `seed`, `min_frames`, `max_frames`,
+`loop_frames`, `retries`, `speed`, `timestamps`, `lexicon` and `input_type`. SSML, text that begins with
+`<speak`, is spoken once it is flushed or ended. So are phones, with `"input_type": "phones"`.
 
 - `{"text": "..."}` adds text. A piece may be a token of a language model: pieces are joined as they come.
 - `{"flush": true}` ends the open sentence. When its audio has been sent, the server says
@@ -47,7 +47,7 @@ from valle2.runtime.server.worker import NotReadyError, Worker, WorkerState
 from valle2.runtime.text.annotations.lexicon import check_lexicon
 from valle2.runtime.text.annotations.ssml import is_ssml, may_become_ssml
 from valle2.runtime.text.sentences import SentenceSplitter
-from valle2.runtime.types import EOS, MAX_FRAMES, Audio, Phones, Request, Word
+from valle2.runtime.types import Audio, Phones, Request, Word, worst_reason
 
 log = logging.getLogger("valle2.server")
 NORMAL, INTERNAL_ERROR, RESTARTING = 1000, 1011, 1012
@@ -58,6 +58,8 @@ POLL_SECONDS = 0.1
 """How often a session looks at its time limits and at the state of the server."""
 REFUSED = "the server is stopping and takes no more text; connect again"
 MAX_WARNINGS = 100
+SETTINGS = ("seed", "min_frames", "max_frames", "loop_frames", "retries")
+"""Settings that the first message may carry."""
 """Warnings that one message lists."""
 
 
@@ -92,7 +94,7 @@ class Session:
         self.changed = asyncio.Event()
         self.reply: Reply | None = None
         self.warnings: dict[str, None] = {}
-        self.cut = False
+        self.reasons = set[str]()
         self.samples = 0
         self.receiving: asyncio.Task[Any] | None = None
         self.error: Exception | None = None
@@ -253,7 +255,7 @@ class Session:
         self.items.clear()
         self.splitter.flush()
         self.held, self.plain = "", False
-        self.warnings, self.cut = {}, False
+        self.warnings, self.reasons = {}, set()
         if self.reply:
             self.reply.cancel()
         self.changed.set()
@@ -314,9 +316,9 @@ class Session:
 
     def outcome(self) -> dict[str, Any]:
         """The finish reason over the sentences since the last such message, and their warnings, each once."""
-        warnings, cut = list(self.warnings)[:MAX_WARNINGS], self.cut
-        self.warnings, self.cut = {}, False
-        return {"finish_reason": MAX_FRAMES if cut else EOS, "warnings": warnings}
+        warnings, reason = list(self.warnings)[:MAX_WARNINGS], worst_reason(self.reasons)
+        self.warnings, self.reasons = {}, set()
+        return {"finish_reason": reason, "warnings": warnings}
 
     async def next_item(self) -> str | Mark:
         """The next sentence or mark.
@@ -349,7 +351,7 @@ class Session:
                 if words := reply.take_words():
                     listed = [described(Word(one.text, began + one.start, began + one.end)) for one in words]
                     await self.send({"type": "words", "words": listed})
-            self.cut |= reply.finish_reason == MAX_FRAMES
+            self.reasons.add(reply.finish_reason)
             self.warnings |= dict.fromkeys(reply.warnings)
         finally:
             reply.cancel()
@@ -378,7 +380,7 @@ def voiced_request(message: dict[str, Any], worker: Worker, store: VoiceStore) -
         NotReadyError, UnknownVoiceError, SettingsError, LexiconError: as they say.
     """
     tts = worker.need_ready()
-    name, seed = message.get("voice") or tts.default_voice(), message.get("seed")
+    name = message.get("voice") or tts.default_voice()
     speed, timestamps = message.get("speed"), message.get("timestamps") or False
     if not isinstance(timestamps, bool):
         raise HttpError(400, f"timestamps is {shown(timestamps)}; expected true or false")
@@ -386,7 +388,7 @@ def voiced_request(message: dict[str, Any], worker: Worker, store: VoiceStore) -
     kind = message.get("input_type") or "text"
     if kind not in ("text", "phones"):
         raise HttpError(400, f"input_type is {shown(kind)}; expected text or phones")
-    settings = replace(tts.settings(), seed=0 if seed is None else seed)
+    settings = tts.settings().with_given({name: message.get(name) for name in SETTINGS})
     voice, pace = store.find(tts, str(name)), 1.0 if speed is None else speed
     text = Phones() if kind == "phones" else ""
     return Request(text, voice, settings, pace, timestamps, check_lexicon(message.get("lexicon") or {}))

@@ -24,7 +24,15 @@ from tests.engine.build.test_audit import (
     swapped_caches,
 )
 from tests.export.models.test_nar import STYLES, toy_nar
-from tests.export.test_parity import TOLERANCE, agrees, decoded, ragged_rows, steps_beside_eager
+from tests.export.test_parity import (
+    EARLY,
+    TOLERANCE,
+    agrees,
+    check_early_ends,
+    decoded,
+    ragged_rows,
+    steps_beside_eager,
+)
 from valle2.engine import GraphSpec, Placement, open_backend, read_manifest
 from valle2.engine.backends.trt.api import attention_of, layers, load, parsed
 from valle2.engine.build.interpreter import InterpretedBackend, InterpretedNetwork, interpret_graph
@@ -65,6 +73,13 @@ def test_greedy_codes_of_200_steps_equal_the_reference(ar_export: Export, loweri
     found = decoded(runner, rows, steps)
     assert max(len(codes) for codes, _ in found) == steps * 2
     assert all(agrees(model, row, codes, steps, cached=True) for row, codes in zip(rows, found, strict=True))
+
+
+@pytest.mark.parametrize("lowering", FIXED)
+def test_an_early_end_is_rejected_as_in_the_reference(ar_export: Export, lowering: str) -> None:
+    model, folder, spec = ar_export(2, lowering, CAPACITY)
+    runner = ARRunner(interpret_graph(folder, spec), model.config.to_dict(), CAPACITY, 4, 10)
+    check_early_ends(model, runner, EARLY[0])
 
 
 @pytest.mark.parametrize("style", ["valle2", "rotary"])

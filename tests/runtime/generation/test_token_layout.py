@@ -31,6 +31,15 @@ def test_a_bundle_without_rules_is_valle2(bundle: Path) -> None:
     assert replace(layout, limit_counts_prompt=True).frame_limit(60, 0, 45) == 960
 
 
+def test_the_pace_of_the_prompt_bounds_the_speech() -> None:
+    layout = replace(VALLEX, frames_per_token=0)
+    assert layout.frame_limit(60, 0, 20) == layout.frame_limit(60, 200) == np.iinfo(np.int32).max
+    assert layout.frame_limit(60, 200, 20) == 3 * 10 * 40 + 75
+    assert layout.frame_limit(60, 10, 20) == 3 * 4 * 40 + 75, "nobody speaks so fast: the transcript is wrong"
+    assert layout.frame_limit(21, 200, 20) == layout.frames_least
+    assert VALLEX.frame_limit(60, 200, 20) == 16 * 40 and VALLEX.frame_limit(60, 80, 20) == 3 * 4 * 40 + 75
+
+
 @pytest.mark.parametrize(("ids", "length"), [(IDS, 1), (MARKED, 3)])
 def test_marks_are_added_once_and_the_target_is_found(ids: np.ndarray, length: int) -> None:
     whole, target = LIFEITENG.texts(check_text(LIFEITENG, ids, None, length, 9))

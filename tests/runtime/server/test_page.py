@@ -241,6 +241,12 @@ def test_a_speed_and_a_cut_sentence(page: Page, served: tuple[str, Worker]) -> N
     assert page.evaluate(f"import('./page.js').then((page) => page.remarks({last}))") == (
         ". Warning: the speech was cut at the model's longest; try another seed. Warning: w"
     )
+    last = "{finish_reason: 'repetition', warnings: []}"
+    assert page.evaluate(f"import('./page.js').then((page) => page.remarks({last}))") == (
+        ". Warning: the speech repeated itself and was cut; try another seed"
+    )
+    last = "{finish_reason: 'eos', warnings: []}"
+    assert page.evaluate(f"import('./page.js').then((page) => page.remarks({last}))") == ""
 
 
 def test_light_and_dark(page: Page) -> None:

@@ -133,8 +133,11 @@ function animate(speaker) {
 }
 
 export function remarks(last) {  // what the user should know about complete speech; "" if nothing
-  const cut = last.finish_reason === "max_frames" ? ["the speech was cut at the model's longest; try another seed"] : [];
-  return [...cut, ...last.warnings].map((text) => `. Warning: ${text}`).join("");
+  const cut = {
+    max_frames: ["the speech was cut at the model's longest; try another seed"],
+    repetition: ["the speech repeated itself and was cut; try another seed"],
+  };
+  return [...(cut[last.finish_reason] || []), ...last.warnings].map((text) => `. Warning: ${text}`).join("");
 }
 
 function finish(stream, took, remarks) {

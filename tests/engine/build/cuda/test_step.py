@@ -203,6 +203,18 @@ def test_a_bias_before_relu_costs_no_node(made: Make) -> None:
     assert count_nodes(made(2, "rotary").step)["per_layer"] <= MOST_PER_LAYER + 1
 
 
+@pytest.mark.parametrize("settings", parity.EARLY, ids=["first draw", "redraw"])
+@pytest.mark.parametrize("group_size", parity.GROUPS)
+def test_an_early_end_is_rejected_as_in_the_reference(
+    made: Make, group_size: int, settings: Settings, tmp_path: Path
+) -> None:
+    found = made(group_size, "paper")
+    prefill = open_backend(found.folder, found.spec)
+    runner = ARRunner(prefill, {**found.sizes}, CAPACITY, 4, WINDOW, decoder=found.decoder(tmp_path))
+    parity.check_early_ends(found.model, runner, settings)
+    runner.close()
+
+
 def test_a_step_has_few_nodes(made: Make) -> None:
     found = made(2, "paper")
     counts = count_nodes(found.step)
