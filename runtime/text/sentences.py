@@ -8,6 +8,7 @@ function that counts them.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 
 from valle2.runtime.errors import TextError
@@ -248,11 +249,10 @@ def ended(piece: str) -> str:
 @kept
 def speakable(text: str) -> bool:
     """Does anything remain to be said after normalisation?"""
-    marked = MARKUP.search(text) is not None
-    if not marked and SURELY_SPEAKABLE.search(text):
+    if not MARKUP.search(text) and SURELY_SPEAKABLE.search(text):
         return True
     if ONLY_MARKS.fullmatch(text):
         return False
-    if marked and SURELY_SPEAKABLE.search(plain(text)):
+    if SURELY_SPEAKABLE.search(unicodedata.normalize("NFKD", plain(text))):
         return True
     return SPEAKABLE.search(normalise(text)) is not None

@@ -19,8 +19,7 @@ SETS = {"0": string.digits, "A-Z": string.ascii_uppercase}
 """How `Rule.needs` writes the sets of all digits and of all capitals."""
 FREQUENT, USABLE = 10, 1024
 """Sets by which usable rules are looked up, and combinations of them for which the rules are kept."""
-KEPT_CHARACTERS = 4096
-"""Characters whose bits are kept."""
+DIGIT = re.compile(r"\d")
 
 
 class Rule(NamedTuple):
@@ -55,10 +54,13 @@ class Rules:
         often = Counter(needed for rule in listed for needed in rule.needs.split()).most_common(FREQUENT)
         self.frequent = sum(bit[needed] for needed, _ in often)
         """The bits of the sets that most rules need."""
-        self.bits = Bits.fromkeys(map(chr, range(128)), 0)
+        self.bits: dict[str, int] = {}
+        """By character: the bits of the sets that it is in."""
         for needed in sets:
             for character in needed_characters(needed):
                 self.bits[character] = self.bits.get(character, 0) | bit[needed]
+        self.characters = frozenset(self.bits)
+        self.digit = self.bits.get("0", 0)
         self.usable = lru_cache(USABLE)(self.find_usable)
 
     def apply(self, text: str) -> str:
@@ -80,7 +82,10 @@ class Rules:
 
     def sets_in(self, text: str) -> int:
         """The bits of the sets of which the text has a character."""
-        return reduce(or_, map(self.bits.__getitem__, set(text)), 0)
+        found = reduce(or_, map(self.bits.__getitem__, self.characters & set(text)), 0)
+        if self.digit & ~found and not text.isascii() and DIGIT.search(text):  # of another script
+            return found | self.digit
+        return found
 
     def find_usable(self, found: int) -> list[tuple[int, re.Pattern[str], Replacement, int]]:
         """The rules whose frequent needs a text meets. `usable` caches them.
@@ -89,16 +94,6 @@ class Rules:
             found: the bits of the frequent sets of which the text has a character.
         """
         return [rule for rule in self.rules if not rule[3] & self.frequent & ~found]
-
-
-class Bits(dict[str, int]):
-    """By character: the bits of the needed sets that it is in. A digit of another script is a digit."""
-
-    def __missing__(self, character: str) -> int:
-        found = self["0"] if character.isdecimal() else 0
-        if len(self) < KEPT_CHARACTERS:
-            self[character] = found
-        return found
 
 
 def needed_characters(needed: str) -> str:
