@@ -14,7 +14,7 @@ import json
 import random
 import string
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from statistics import median
 from typing import Any
@@ -94,9 +94,11 @@ READ_AS = ("characters", "date", "cardinal", "ordinal", "time", "telephone", "fr
 """Values of `interpret-as`."""
 
 
-def random_texts(length: int, seed: int = 0) -> Iterator[tuple[str, str]]:
+def random_texts(
+    length: int, seed: int = 0, separators: Sequence[str] = SEPARATORS
+) -> Iterator[tuple[str, str]]:
     """Names and texts: each kind with each separator, mixtures of all kinds, and SSML."""
-    for separator in SEPARATORS:
+    for separator in separators:
         for name, make in KINDS.items():
             yield f"{name}, {separator!r}", filled(make, separator, length, random.Random(f"{seed}{name}"))
         rng = random.Random(seed)

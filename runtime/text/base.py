@@ -20,6 +20,7 @@ from valle2.runtime.text.annotations.lexicon import WordFinder, check_lexicon
 from valle2.runtime.text.annotations.pronunciation import Inventory, readable
 from valle2.runtime.text.annotations.script import MAX_CHARACTERS, Script, need, read_script
 from valle2.runtime.text.annotations.ssml import Passage
+from valle2.runtime.text.memo import kept
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.sentences import ended, speakable, split_sentences
 from valle2.runtime.types import Phones, SpokenSentence, SpokenText, WordSpan
@@ -71,6 +72,7 @@ class FrontEnd(ABC):
         self.table = table
         self.symbols = {index: symbol for symbol, index in table.items()}
         self.max_tokens = max_tokens
+        self.encoded = kept(self.encode_text)
 
     @property
     def vocab_size(self) -> int:
@@ -88,7 +90,7 @@ class FrontEnd(ABC):
         Raises:
             TextError: nothing in the text can be spoken, it is too long, or a symbol is unknown.
         """
-        return self.encode_phones(text) if isinstance(text, Phones) else self.encode_text(text)
+        return self.encode_phones(text) if isinstance(text, Phones) else self.encoded(text).copy()
 
     @abstractmethod
     def encode_text(self, text: str) -> Ids:
@@ -179,7 +181,7 @@ class FrontEnd(ABC):
             if not isinstance(passage.text, Phones) and not speakable(passage.text):
                 pause += passage.pause or 0.0
                 continue
-            for index, piece in enumerate(self.split(passage.text, max_tokens)):
+            for index, piece in enumerate(self.pieces(passage.text, max_tokens)):
                 before = (
                     (passage.pause if not pause else pause + (passage.pause or 0.0)) if not index else None
                 )
@@ -255,17 +257,21 @@ class FrontEnd(ABC):
         Raises:
             TextError: nothing can be spoken, or one word, or one line of phones, has more tokens than that.
         """
+        return [*self.pieces(text, max_tokens)]
+
+    def pieces(self, text: str, max_tokens: int | None = None) -> Iterator[str]:
+        """The sentences of `split`, each as soon as it is found."""
         most = self.max_tokens if max_tokens is None else max_tokens
         if isinstance(text, Phones):
-            return [*self.lines(text, most)]
+            yield from self.lines(text, most)
+            return
         usual = min(most, self.max_tokens)
 
         def count(piece: str) -> int:
             finished = self.finish(piece)
             return self.count(finished) if speakable(finished) else 0
 
-        pieces = split_sentences(check_text(text), usual, most, count)
-        return [self.finish(piece) for piece in pieces]
+        yield from map(self.finish, split_sentences(check_text(text), usual, most, count))
 
     def lines(self, text: Phones, most: int) -> Iterable[Phones]:
         """The lines of phones; one that does not fit is an error."""
@@ -277,7 +283,7 @@ class FrontEnd(ABC):
 
     def count(self, piece: str) -> int:
         """Tokens of a piece of text."""
-        return len(self.encode_text(piece))
+        return len(self.encoded(piece))
 
     def finish(self, text: str) -> str:
         """The stripped text with a full stop if it ends without a mark; phones stay as they are."""

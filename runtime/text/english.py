@@ -7,16 +7,18 @@ project's set; the pronunciation of a word may differ from the one its model was
 from __future__ import annotations
 
 import re
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 
 from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import Inventory
 from valle2.runtime.text.letter_rules import PRIMARY, SECONDARY
-from valle2.runtime.text.phonemes import PUNCTUATION, Pronouncer
+from valle2.runtime.text.phonemes import CACHED, Pronouncer
 from valle2.runtime.text.tokenizer import LETTERS, LEXICON, read_pronouncer
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "models" / "demo"
+WORD = re.compile(r"[,.?!;:]|[^\s,.?!;:]+")
 SOUND = re.compile(r"([ˈˌ]?)([əɜ]ɹ|.)")
 SETS = {
     "əɹ": ("ER", "əɹ", "ɚ"), "ɜɹ": ("ER", "əɹ", "ɜː"), "A": ("EY", "eɪ", "eɪ"), "I": ("AY", "aɪ", "aɪ"),
@@ -67,8 +69,7 @@ def inventory() -> Inventory:
 
 def words_of(spoken: str) -> list[str]:
     """Normalised text as words in our own phonemes; marks are items of their own."""
-    marks = "".join(PUNCTUATION)
-    return re.findall(rf"[{marks}]|[^\s{marks}]+", pronouncer()(spoken))
+    return WORD.findall(pronouncer()(spoken))
 
 
 def sounds_of(word: str) -> list[Sound]:
@@ -76,7 +77,8 @@ def sounds_of(word: str) -> list[Sound]:
     return [(match[1], match[2]) for match in SOUND.finditer(word) if match[2] in SETS]
 
 
-def arpabet(word: str) -> list[str]:
+@lru_cache(CACHED)
+def arpabet(word: str) -> Sequence[str]:
     """A word in ARPAbet with stress digits. A word without stress gets it on its first full vowel.
 
     >>> arpabet("ɪz")
@@ -90,6 +92,7 @@ def arpabet(word: str) -> list[str]:
     return [SETS[sound][ARPABET] + (DIGITS[stress] if is_vowel(sound) else "") for stress, sound in sounds]
 
 
+@lru_cache(CACHED)
 def vallex_ipa(word: str) -> str:
     """A word in the IPA of VALL-E X: stress marks before the syllable, none in a word of one syllable.
 
@@ -105,7 +108,8 @@ def vallex_ipa(word: str) -> str:
     return "".join(out)
 
 
-def espeak_phones(word: str) -> list[str]:
+@lru_cache(CACHED)
+def espeak_phones(word: str) -> Sequence[str]:
     """A word as espeak's phones, each with its stress mark."""
     return [stress + SETS[sound][ESPEAK] for stress, sound in sounds_of(word)]
 

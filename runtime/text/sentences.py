@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import SPELLED, readable
@@ -71,8 +71,10 @@ LONG, SAMPLE, VERY_LONG = 256, 64, 8
 the limit from which on the estimate decides how often it is cut."""
 
 
-def split_sentences(text: str, usual: int, most: int, count: Callable[[str], int]) -> list[str]:
+def split_sentences(text: str, usual: int, most: int, count: Callable[[str], int]) -> Iterator[str]:
     """Sentences of at most `usual` tokens; a single word may have up to `most`, and a longer one is cut.
+
+    Each is given as soon as it is found, so that its user finds what `count` has kept of it.
 
     Args:
         count: tokens of a piece of text, 0 if nothing in it can be spoken.
@@ -80,7 +82,7 @@ def split_sentences(text: str, usual: int, most: int, count: Callable[[str], int
     Raises:
         TextError: a single character has more than `most` tokens.
     """
-    return [piece for sentence in sentences(text) for piece in fit(sentence, usual, most, count)]
+    return (piece for sentence in sentences(text) for piece in fit(sentence, usual, most, count))
 
 
 def sentences(text: str) -> list[str]:
@@ -191,7 +193,7 @@ def fit(
     count: Callable[[str], int],
     estimate: float = 0.0,
     surely: float = SURELY_TOO_LONG,
-) -> list[str]:
+) -> Iterator[str]:
     """One sentence in about equal parts, cut at a clause near the middle or else between two words.
 
     A single word may have up to `most` tokens; a longer one is cut in the middle.
@@ -216,18 +218,19 @@ def fit(
     if estimate <= surely * limit and len(sentence) <= HOPELESS * limit:
         counted = count(sentence)
         if counted <= limit:
-            return [sentence] if counted else []
+            if counted:
+                yield sentence
+            return
     if inside_word and (len(sentence) == 1 or SPELLED.search(sentence)):
         raise TextError(
             f"{readable(sentence)!r} is longer than the model's {most} tokens, which the prompt's text "
             "leaves; use a shorter prompt"
         )
-    density, found = (counted or estimate) / len(sentence), []
+    density = (counted or estimate) / len(sentence)
     for half in (sentence[:cut].strip(), sentence[cut:].strip()):
         # how many tokens one word has does not follow from the words around it
         known = density * len(half) if inside_word or WORD_END.search(half) else 0.0
-        found += fit(half, usual, most, count, known, surely)
-    return found
+        yield from fit(half, usual, most, count, known, surely)
 
 
 def middle(sentence: str) -> int | None:

@@ -49,6 +49,8 @@ def written_words(text: str, spoken: Sequence[str]) -> list[tuple[str, int]]:
     [('It', 1), ('costs', 1), ('$5.', 2)]
     """
     pieces = plain(text).split()
+    if len(pieces) == 1 and spoken:
+        return [(pieces[0], len(spoken))]
     alone = [spoken_alone(piece) for piece in pieces]
     said = [word.lower() for words in alone for word in words]
     places = shared_places(said, [word.lower() for word in spoken])

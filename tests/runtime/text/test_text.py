@@ -16,6 +16,7 @@ from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.script import MAX_CHARACTERS
 from valle2.runtime.text.front_end import load_front_end
 from valle2.runtime.text.letter_rules import LetterRules, letter_groups, one_stress
+from valle2.runtime.text.memo import forget
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.numerals import cardinal, ordinal, year
 from valle2.runtime.text.phonemes import Pronouncer
@@ -260,16 +261,16 @@ def test_a_sentence_of_a_stream_comes_as_soon_as_its_end_is_certain() -> None:
 
 def test_long_sentences_are_cut_at_clauses_before_words() -> None:
     text = "one two three four, five six seven eight"
-    assert split_sentences(text, 20, 20, len) == ["one two three four,", "five six seven eight"]
-    assert split_sentences(text, 10, 10, len) == ["one two", "three", "four,", "five six", "seven", "eight"]
+    assert [*split_sentences(text, 20, 20, len)] == ["one two three four,", "five six seven eight"]
+    assert [*split_sentences(text, 10, 10, len)] == ["one two", "three", "four,", "five six", "seven", "eight"]
 
 
 def test_a_long_word_may_be_longer_than_a_sentence_and_is_cut_at_the_models_limit() -> None:
-    assert split_sentences("one onetwothree two", 10, 12, len) == ["one", "onetwothree", "two"]
-    assert split_sentences("one onetwothree two", 8, 10, len) == ["one", "onetw", "othree", "two"]
-    assert split_sentences("a" * 40, 8, 10, len) == ["a" * 10] * 4
+    assert [*split_sentences("one onetwothree two", 10, 12, len)] == ["one", "onetwothree", "two"]
+    assert [*split_sentences("one onetwothree two", 8, 10, len)] == ["one", "onetw", "othree", "two"]
+    assert [*split_sentences("a" * 40, 8, 10, len)] == ["a" * 10] * 4
     with pytest.raises(TextError, match="'a' is longer than the model's 0 tokens"):
-        split_sentences("a", 0, 0, len)
+        list(split_sentences("a", 0, 0, len))
 
 
 def test_a_sentence_is_no_longer_than_the_model_knows(phonemes: TextFrontEnd) -> None:
@@ -353,6 +354,7 @@ def seconds(work: Callable[[str], object], text: str) -> float:
     """The least processor time of several runs."""
     found = []
     for _ in range(5):
+        forget()
         began = time.process_time()
         with suppress(TextError):
             work(text)
