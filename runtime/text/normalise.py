@@ -35,20 +35,20 @@ RULES: tuple[Rule, ...] = (
     *letters.RULES,  # last: other rules look for words in capitals
 )
 """All rules in order. Digits stay digits until `numbers.LAST`, so that later rules find them."""
-TIDY_RULES: tuple[Rule, ...] = (
-    Rule(re.compile(r"--+"), ", ", "-"),
-    Rule(re.compile(r"\.{2,}"), ".", "."),
-    Rule(re.compile(r"[^A-Za-z',.?!;:\- ]"), " "),
-    Rule(re.compile(r"(?<![A-Za-z])-+|-+(?![A-Za-z])"), " ", "-"),
-    Rule(re.compile(r"(?<![A-Za-z])'+(?![A-Za-z])"), " ", "'"),
-    Rule(re.compile(r" {2,}"), " "),
-    Rule(re.compile(r" ([,.?!;:])"), r"\1"),
-    Rule(re.compile(r"([,;:])[,;:]+"), r"\1", ",;:"),
-    Rule(re.compile(r"[,;:](?=[.?!])|(?<=[.?!;:,])[,.;:]+"), "", ",.;:"),
-    Rule(re.compile(r"([,.?!;:])(?=[A-Za-z])"), r"\1 "),
+TIDY = (
+    (re.compile(r"--+"), ", "),
+    (re.compile(r"\.{2,}"), "."),
+    (re.compile(r"[^A-Za-z',.?!;:\- ]"), " "),
+    (re.compile(r"(?<![A-Za-z])-+|-+(?![A-Za-z])"), " "),
+    (re.compile(r"(?<![A-Za-z])'+(?![A-Za-z])"), " "),
+    (re.compile(r" {2,}"), " "),
+    (re.compile(r" ([,.?!;:])"), r"\1"),
+    (re.compile(r"([,;:])[,;:]+"), r"\1"),
+    (re.compile(r"[,;:](?=[.?!])|(?<=[.?!;:,])[,.;:]+"), ""),
+    (re.compile(r"([,.?!;:])(?=[A-Za-z])"), r"\1 "),
 )
 """What leaves only speakable characters, each punctuation mark once and after its word."""
-IN_WORDS, TIDY = Rules(RULES), Rules(TIDY_RULES)
+IN_WORDS = Rules(RULES)
 DASH, SPACES = re.compile(r"\s-+\s(?![\d$€£¥₹])"), re.compile(r"\s+")
 SYMBOL = re.compile(either(SYMBOLS))
 
@@ -82,4 +82,6 @@ def fold(text: str) -> str:
 
 def tidy(text: str) -> str:
     """Only speakable characters, each punctuation mark once and after its word."""
-    return TIDY.apply(text).lstrip(" ,;:").strip()
+    for pattern, replacement in TIDY:
+        text = pattern.sub(replacement, text)
+    return text.lstrip(" ,;:").strip()

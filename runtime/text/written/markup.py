@@ -20,6 +20,8 @@ voice
 TAG = re.compile(rf"</?(?:{'|'.join(TAGS.split())})(?:\s[^<>]*)?/?>", re.I)
 MARKED = re.compile(r"[<\[`*|#=_~•‣◦▪]|^[ \t]{0,8}(?:[-+>]|\d{1,3}[.)])", re.M)
 """Where there is none of these, there is no markup of blocks."""
+SIGN = re.compile(r"[\[`~#>&(']")
+"""In ASCII, where there is none of these, no sign is written otherwise."""
 INLINE = listed("a abbr b cite code del em font i ins kbd mark q s small span strike strong sub sup tt u var")
 BLOCKS = listed("""
 article aside blockquote body caption center dd details div dl dt figcaption figure footer form h1 h2 h3 h4 h5
@@ -153,7 +155,9 @@ def said_for_tag(tag: str) -> str:
 @kept
 def plain(text: str) -> str:
     """The text without markup and invisible characters; control characters become spaces."""
-    text = SIGNS_TO_TEXT.apply(without_blocks(text))
+    text = without_blocks(text)
+    if not text.isascii() or SIGN.search(text):
+        text = SIGNS_TO_TEXT.apply(text)
     return text if text.isprintable() else "".join(map(visible, text))
 
 

@@ -92,7 +92,6 @@ def pieces() -> list[str]:
     "rules",
     [
         pytest.param(normaliser.RULES, id="words"),
-        pytest.param(normaliser.TIDY_RULES, id="tidy"),
         pytest.param(markup.BLOCK_RULES, id="blocks"),
         pytest.param(markup.RULES, id="signs"),
     ],
