@@ -216,6 +216,7 @@ def retyped(tensor: TensorProto, kind: int, name: str) -> TensorProto:
         small = values.astype(helper.tensor_dtype_to_np_dtype(kind))
     if not np.array_equal(np.isinf(small), np.isinf(values)):
         raise BackendError(
-            f"weight {tensor.name} does not fit {helper.tensor_dtype_to_string(kind)}; use bf16"
+            f"weight {tensor.name} does not fit {helper.tensor_dtype_to_string(kind)}; "
+            "use bf16, which TensorRT's engines have, or fp32"
         )
     return numpy_helper.from_array(small, name)

@@ -1,6 +1,7 @@
 """A part of a device tensor as an OrtValue of its own, in the same memory, by way of DLPack.
 
 ONNX Runtime's Python interface copies whole OrtValues alone. A view of some rows is copied by itself.
+Knows OrtValues, and imports no onnxruntime.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import ctypes
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 CODES = {"i": 0, "u": 1, "f": 2}
 """DLPack's code by numpy's kind of type. Releases of ONNX Runtime disagree on bool."""
@@ -70,12 +70,12 @@ def part_of(value: Any, address: int, shape: tuple[int, ...], dtype: np.dtype[An
     ctypes.memmove(block, ctypes.addressof(tensor), first)
     ctypes.memmove(block + first, sizes, ctypes.sizeof(sizes))
     capsule = c_function("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-    found = ort.OrtValue.from_dlpack(capsule(block, CAPSULE, None))
+    found = type(value).from_dlpack(capsule(block, CAPSULE, None))
     found._numpy_obj = value  # ONNX Runtime's own place for the owner of the memory
     return found
 
 
-def shares_memory(dtype: np.dtype[Any]) -> bool:
-    """Whether this ONNX Runtime takes tensors of this type by DLPack."""
+def shares_memory(value: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether this ONNX Runtime takes tensors of this type by DLPack. value: any OrtValue."""
     known = dtype.kind in CODES
-    return known and hasattr(ort.OrtValue, "from_dlpack") and hasattr(ort.OrtValue, "__dlpack_device__")
+    return known and hasattr(value, "from_dlpack") and hasattr(value, "__dlpack_device__")

@@ -113,7 +113,7 @@ class DeviceBuffer(Buffer):
         """An OrtValue of these rows alone; None where this ONNX Runtime cannot make one."""
         if self.shape == tuple(self.value.shape()):
             return self.value
-        if not shares_memory(self.dtype):
+        if not shares_memory(self.value, self.dtype):
             return None
         return part_of(self.value, self.address, self.shape, self.dtype)
 

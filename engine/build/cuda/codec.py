@@ -3,10 +3,9 @@
 Every rewrite is left out where the graph has another form: a decoder of another codec keeps what it has.
 Axes: B rows, T frames, C channels, K bins of a spectrum.
 
-A block of ConvNeXt takes 8 nodes: the convolution between two changes of layout, the norm, the first
-product, the activation with its bias, the second product with the scale multiplied in, and the sum with the
-residual and the bias. `SkipLayerNormalization` makes that sum. Its normalisation is read after the last block
-alone.
+A block of ConvNeXt takes 8 nodes: the convolution between two changes of layout, the norm, two products, the
+activation with its bias, and the sum with the residual. The block's scale is part of the second product.
+`SkipLayerNormalization` makes the sum. Its normalisation is read after the last block alone.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from valle2.engine.build.cuda.writer import GraphWriter
-from valle2.engine.build.quantize import DOMAIN, drop_unused
+from valle2.engine.build.quantize import DOMAIN
 
 
 def replace_nodes(model: onnx.ModelProto, old: str, graph: GraphWriter, result: str) -> None:
@@ -56,4 +56,7 @@ def keep_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     del model.graph.node[:]
     model.graph.node.extend(reversed(kept))
     del model.graph.value_info[:]
-    drop_unused(model)
+    read = {name for node in model.graph.node for name in node.input} | {v.name for v in model.graph.output}
+    for index in reversed(range(len(model.graph.initializer))):  # in place: weights can be gigabytes
+        if model.graph.initializer[index].name not in read:
+            del model.graph.initializer[index]

@@ -137,7 +137,7 @@ def test_the_codec_stays_in_float32(fixed_bundles: dict[str, Path]) -> None:
 
 def test_a_weight_beyond_the_type_is_refused() -> None:
     weight = numpy_helper.from_array(np.array([1.0, 1e6], np.float32), "big")
-    with pytest.raises(BackendError, match=r"big does not fit .*FLOAT16; use bf16"):
+    with pytest.raises(BackendError, match=r"big does not fit .*FLOAT16; use bf16, which TensorRT's .*fp32"):
         retyped(weight, TensorProto.FLOAT16, "big")
     least = numpy_helper.from_array(np.array([np.finfo(np.float32).min, -np.inf], np.float32), "mask")
     small = numpy_helper.to_array(retyped(least, TensorProto.FLOAT16, "mask"))

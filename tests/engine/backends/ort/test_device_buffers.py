@@ -64,7 +64,7 @@ def test_a_part_outlives_the_buffer_that_it_came_from() -> None:
 
 
 def test_without_shared_memory_the_values_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "shares_memory", lambda _: False)
+    monkeypatch.setattr(session, "shares_memory", lambda *_: False)
     memory = np.zeros((4, 2), np.int64)
     part = buffer_over(memory).rows(slice(1, 3))
     part.write(np.array([[1, 2], [3, 4]]))
