@@ -36,14 +36,16 @@ from valle2.engine.bundle.contract import CACHE_PREFIX, MASK_VALUE, OUT_SUFFIX, 
 from valle2.engine.bundle.specs import GraphSpec
 from valle2.engine.errors import BackendError
 
-PLAIN = {"num_heads", "kv_num_heads"}
-"""The attributes of causal attention without further options."""
+PLAIN = {"num_heads", "kv_num_heads", "causal"}
+"""The attributes of attention without further options."""
 PAST, TOTAL = 5, 6
 """Indices of the last position and of the number of positions among the inputs of the operator."""
-NEW_LENGTHS = 16
+MASK, NEW_LENGTHS = 10, 16
 TOLERANCE = 0.05
 """Root mean square of the difference from the source's caches, over that of the caches. Rounding a cache
 to 8 bits makes about a hundredth, and what it makes of the blocks after it."""
+SEEN = "_seen"
+"""What the name of a mask ends with that covers the filled positions alone."""
 POSITIONS = 40
 """Random tokens, and groups of random codes, to compare with."""
 
@@ -55,21 +57,23 @@ def prefill_graph(source: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
         source: an AR graph in float32. ranges: of its caches, see `kv_int8.cache_ranges`.
 
     Raises:
-        UnsupportedGraphError: the attention is not causal, or has options that have no counterpart here.
+        UnsupportedGraphError: the attention has options that have no counterpart here.
     """
     model = onnx.ModelProto()
     model.CopyFrom(source)
+    fuse_rotary(model)
     found = [node for node in model.graph.node if node.op_type == ATTENTION]
     if not found:
         raise UnsupportedGraphError(f"the graph has no {ATTENTION}")
-    fuse_rotary(model)
-    found = [node for node in model.graph.node if node.op_type == ATTENTION]
-    for node in found:
-        check_attention(node)
+    masks = {node.output[0]: check_attention(node) for node in found}
     nodes, tensors = shared_nodes()
+    known: set[str] = set()
     for node in model.graph.node:
         if node.op_type == ATTENTION:
-            made, scales = attention(node, ranges)
+            mask = masks[node.output[0]]
+            nodes += [] if mask in known else mask_nodes(mask)
+            known.add(mask)
+            made, scales = attention(node, ranges, f"{mask}{SEEN}")
             nodes += made
             tensors += scales
         else:
@@ -85,45 +89,62 @@ def prefill_graph(source: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
     return model
 
 
-def check_attention(node: onnx.NodeProto) -> None:
-    """Refuse attention that is not plain and causal."""
-    options = {entry.name for entry in node.attribute} - PLAIN
-    heads = {helper.get_attribute_value(entry) for entry in node.attribute if entry.name in PLAIN}
-    extra = [name for name in node.input[TOTAL + 1 : NEW_LENGTHS] if name]
-    if options or extra or len(heads) != 1:
-        raise UnsupportedGraphError(f"{node.name or ATTENTION} has {sorted(options) or extra or heads}")
+def check_attention(node: onnx.NodeProto) -> str:
+    """The name of the mask of an attention, empty if it is causal. Other options are refused."""
+    given = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    inputs = [*node.input, *[""] * NEW_LENGTHS][TOTAL + 1 : NEW_LENGTHS]
+    mask = str(inputs.pop(MASK - TOTAL - 1))
+    wrong = sorted(given.keys() - PLAIN) + [name for name in inputs if name]
+    if given.get("causal", 1) == bool(mask) or given["num_heads"] != given["kv_num_heads"]:
+        wrong.append("heads or a mask of its own")
+    if wrong:
+        raise UnsupportedGraphError(f"{node.name or ATTENTION} has {', '.join(wrong)}")
+    return mask
 
 
 def shared_nodes() -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """What every block reads: the number of positions, and a mask (new, total) of later positions."""
+    """What every block reads, but for the mask: the number of positions after the call, and constants."""
     node = helper.make_node
     nodes = [
         node("Shape", ["text"], ["prefill_new"], start=1),
         node("Add", ["past_lengths", "prefill_new"], ["prefill_total"]),
-        node("Squeeze", ["past_lengths"], ["prefill_first"]),
-        node("Squeeze", ["prefill_total"], ["prefill_end"]),
-        node("Range", ["prefill_first", "prefill_end", "prefill_one"], ["prefill_rows"]),
-        node("Range", ["prefill_zero", "prefill_end", "prefill_one"], ["prefill_columns"]),
-        node("Unsqueeze", ["prefill_rows", "prefill_last"], ["prefill_column"]),
-        node("Greater", ["prefill_columns", "prefill_column"], ["prefill_later"]),
-        node("Where", ["prefill_later", "prefill_hidden", "prefill_seen"], ["prefill_mask"]),
     ]
     values: dict[str, NDArray[Any]] = {
         "prefill_zero": np.array(0),
         "prefill_one": np.array(1),
         "prefill_begin": np.array([0]),
         "prefill_axis": np.array([2]),
+        "prefill_keys": np.array([3]),
         "prefill_last": np.array([1]),
         "prefill_hidden": np.array(MASK_VALUE, np.float32),
-        "prefill_seen": np.array(0, np.float32),
+        "prefill_shown": np.array(0, np.float32),
         "prefill_unit": np.array(1, np.float32),
         "prefill_middle": np.array(0, np.int8),
     }
     return nodes, [numpy_helper.from_array(value, name) for name, value in values.items()]
 
 
-def attention(node: onnx.NodeProto, ranges: Ranges) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """One block's attention, and its caches after it.
+def mask_nodes(mask: str) -> list[onnx.NodeProto]:
+    """What is added to the scores (new, total), from a mask (1, 1, new, capacity), or if causal from none."""
+    node = helper.make_node
+    if mask:
+        bounds = ["prefill_begin", "prefill_total", "prefill_keys"]
+        return [node("Slice", [mask, *bounds], [f"{mask}{SEEN}"])]
+    return [
+        node("Squeeze", ["past_lengths"], ["prefill_first"]),
+        node("Squeeze", ["prefill_total"], ["prefill_end"]),
+        node("Range", ["prefill_first", "prefill_end", "prefill_one"], ["prefill_rows"]),
+        node("Range", ["prefill_zero", "prefill_end", "prefill_one"], ["prefill_columns"]),
+        node("Unsqueeze", ["prefill_rows", "prefill_last"], ["prefill_column"]),
+        node("Greater", ["prefill_columns", "prefill_column"], ["prefill_later"]),
+        node("Where", ["prefill_later", "prefill_hidden", "prefill_shown"], [SEEN]),
+    ]
+
+
+def attention(
+    node: onnx.NodeProto, ranges: Ranges, mask: str
+) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    """One block's attention, and its caches after it. mask: is added to the scores.
 
     It is softmax(q K^T / sqrt(D)) V. Keys and values are K = k C_k and V = v C_v, of the codes C in the
     caches and the scales of their channels. So k goes into the queries, and v into the result.
@@ -159,7 +180,7 @@ def attention(node: onnx.NodeProto, ranges: Ranges) -> tuple[list[onnx.NodeProto
         helper.make_node("Mul", [f"{out}_query", f"{out}_factor"], [f"{out}_scaled"]),
         helper.make_node("Transpose", [f"{caches[0]}_floats"], [f"{out}_keys"], perm=[0, 1, 3, 2]),
         helper.make_node("MatMul", [f"{out}_scaled", f"{out}_keys"], [f"{out}_dots"]),
-        helper.make_node("Add", [f"{out}_dots", "prefill_mask"], [f"{out}_scores"]),
+        helper.make_node("Add", [f"{out}_dots", mask], [f"{out}_scores"]),
         helper.make_node("Softmax", [f"{out}_scores"], [f"{out}_shares"], axis=-1),
         helper.make_node("MatMul", [f"{out}_shares", f"{caches[1]}_floats"], [f"{out}_sums"]),
         helper.make_node("Mul", [f"{out}_sums", factors[1]], [f"{out}_heads"]),

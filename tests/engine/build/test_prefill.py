@@ -54,8 +54,10 @@ class Made:
     prefiller: Backend
     scales: dict[str, NDArray[np.float32]]
 
-    def runner(self, rows: int, chunk: int = 64, *, whole: bool = False) -> ARRunner:
-        """whole: prefill with the AR graph alone."""
+    def runner(
+        self, rows: int, chunk: int = 64, *, whole: bool = False, whole_text: bool = False
+    ) -> ARRunner:
+        """whole: prefill with the AR graph alone. whole_text: the first chunk takes all of the text."""
         return ARRunner(
             self.backend,
             self.model.config.to_dict(),
@@ -63,15 +65,27 @@ class Made:
             rows,
             10,
             chunk=chunk,
+            whole_text=whole_text,
             prefiller=None if whole else self.prefiller,
         )
 
-    def caches(self, row: Sequence, chunk: int = 64, *, whole: bool = False) -> dict[str, NDArray[np.int8]]:
-        """The caches after a row's prefill, (heads, positions, D)."""
-        runner = self.runner(1, chunk, whole=whole)
+    def caches(self, row: Sequence, chunk: int = 64, **options: bool) -> dict[str, NDArray[np.int8]]:
+        """The caches after a row's prefill, (heads, positions, D). options: of `runner`."""
+        runner = self.runner(1, chunk, **options)
         runner.enter(0, row)
         positions = row.positions(runner.group_size)
         return {name: buffer.read()[0, :, :positions].copy() for name, buffer in runner.caches.items()}
+
+
+def build_toy(model: ARModel, folder: Path, spec: GraphSpec, built: Path) -> Made:
+    """Build the graphs of int8. folder: with the graph of `spec`. built: where they go."""
+    built.mkdir(exist_ok=True)
+    sizes = model.config.to_dict()
+    _, small = build_graph(folder, built, spec, METHODS["int8"][AR], sizes)
+    _, prefill = build_prefill(folder, built, spec, ROWS, sizes)
+    ranges = cache_ranges(folder, spec, sizes)
+    scales = {name: numpy_helper.to_array(channel_scales(name, ranges))[0] for name in ranges}
+    return Made(model, open_backend(built, small), open_backend(built, prefill), scales)
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +96,7 @@ def made(
     @cache
     def make(group_size: int) -> Made:
         model, folder, spec = ar_export(group_size, "ort", parity.CAPACITY)
-        built, sizes = tmp_path_factory.mktemp("built"), model.config.to_dict()
-        _, small = build_graph(folder, built, spec, METHODS["int8"][AR], sizes)
-        _, prefill = build_prefill(folder, built, spec, ROWS, sizes)
-        ranges = cache_ranges(folder, spec, sizes)
-        scales = {name: numpy_helper.to_array(channel_scales(name, ranges))[0] for name in ranges}
-        return Made(model, open_backend(built, small), open_backend(built, prefill), scales)
+        return build_toy(model, folder, spec, tmp_path_factory.mktemp("built"))
 
     return make
 
@@ -188,17 +197,39 @@ def test_a_row_is_multiplied_as_if_alone(op: str) -> None:
     assert np.array_equal(beside.reshape(33, 40)[5], bias)
 
 
-def test_text_that_sees_itself_has_no_prefill_graph(
-    bundle: Path, trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_that_sees_itself_both_ways(trace: Trace, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     model = ARModel(replace(toy_config(2, 512), style=Style(text_ahead=True))).eval()
-    row = ar_graph(model, "ort", parity.CAPACITY)
-    spec = graph_spec(trace(row, tmp_path / "ar.onnx"), row)
-    sizes = model.config.to_dict()
-    with pytest.raises(UnsupportedGraphError, match="has \\['causal'\\]"):
-        build_prefill(tmp_path, tmp_path, spec, ROWS, sizes)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.15)
+    graph = ar_graph(model, "ort", parity.CAPACITY)
+    toy = build_toy(
+        model, tmp_path, graph_spec(trace(graph, tmp_path / "ar.onnx"), graph), tmp_path / "built"
+    )
+    for row in some_rows(model, GREEDY):
+        found = toy.caches(row, whole_text=True)
+        for name, whole in eager_caches(model, row).items():
+            gap = found[name] * toy.scales[name] - whole
+            assert np.mean(gap**2) < NOISE**2 * np.mean(whole**2)
+        alone = parity.decoded(toy.runner(1, 16, whole_text=True), [row], STEPS)[0]
+        assert parity.as_likely(model, row, alone, STEPS, SLACK)
+
+
+def test_unknown_attention_has_no_prefill_graph(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UnsupportedGraphError, match="no GroupQueryAttention"):
         prefill_graph(helper.make_model(helper.make_graph([], "g", [], [])), {})
+    manifest = read_manifest(bundle)
+    for name, value in (("softcap", 2.0), ("kv_num_heads", 1), ("causal", 0)):
+        model = load_graph(bundle / manifest.graphs[AR].file, "fp32")
+        node = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
+        kept = [entry for entry in node.attribute if entry.name != name]
+        node.ClearField("attribute")
+        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+        with pytest.raises(UnsupportedGraphError, match="softcap" if name == "softcap" else "of its own"):
+            prefill_graph(model, {})
     ours = Path(shutil.copytree(bundle, tmp_path / "ours"))
 
     def refused(*args: object) -> None:
