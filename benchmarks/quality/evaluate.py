@@ -46,7 +46,7 @@ def evaluate(
     for seed in seeds:
         spoken = [speakers[index % len(speakers)] for index in range(len(texts))]
         requests = [
-            Request(text, speaker.prompt, replace(settings, seed=seed))
+            Request(text, speaker.prompt, replace(settings, seed=seed, retries=0))
             for text, speaker in zip(texts, spoken, strict=True)
         ]
         if streamed:
