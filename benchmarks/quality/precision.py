@@ -51,7 +51,7 @@ def precision(
     names = [STORED, *(name for name in precisions if name != STORED)]
     tts = Valle2.load(model, threads=threads, precision=STORED)
     voice = tts.voice(tts.default_voice())
-    settings = Settings(0.0, threshold=1.0, seed=seed, max_frames=frames, loop_frames=0)
+    settings = Settings(0.0, threshold=1.0, seed=seed, max_frames=frames, loop_frames=0, retries=0)
     sentence = encode_sentences(tts, Request(text, voice, settings))[0]
     codes = tts.synthesize(text, voice, settings).codes
     reference, rows = outputs_for(tts, sentence, codes), {}

@@ -35,6 +35,8 @@ class Score:
         seam_whole, click_whole: the same of the whole utterance at the same places.
         stranger: the speaker is none of the model's own voices. beside_known: the voice is nearer to that
             speaker than to every voice of the model.
+        prompted: the words of the prompt are known, so the next two were looked for.
+        echoed, unbegun: see `word_errors`.
     """
 
     sentence: int
@@ -59,6 +61,9 @@ class Score:
     click_whole: int = 0
     stranger: int = 0
     beside_known: int = 0
+    prompted: int = 0
+    echoed: int = 0
+    unbegun: int = 0
 
     def row(self) -> list[object]:
         """The values as a sweep's file keeps them."""
@@ -81,6 +86,8 @@ MEASURES: dict[str, tuple[str, str, float]] = {
     "seam_whole": ("seam_whole", "joints", 1.0),
     "click_whole": ("click_whole", "joints", 1.0),
     "beside_known": ("beside_known", "stranger", 1.0),
+    "echoed": ("echoed", "prompted", 1.0),
+    "unbegun": ("unbegun", "prompted", 1.0),
 }
 """Measure: the summed field, the field it is divided by (empty: the number of utterances), the unit."""
 
@@ -98,8 +105,9 @@ def totals(scores: Sequence[Score], sentences: Sequence[int]) -> dict[str, tuple
 
 
 def measures(scores: Sequence[Score]) -> list[str]:
-    """Names of all measures. Those of joints and of strangers are included only where there are some."""
-    absent = {name for name in ("joints", "stranger") if not any(getattr(score, name) for score in scores)}
+    """Names of all measures. Those of joints, strangers and prompts are left out where there are none."""
+    some = ("joints", "stranger", "prompted")
+    absent = {name for name in some if not any(getattr(score, name) for score in scores)}
     return [name for name, (_, bottom, _) in MEASURES.items() if bottom not in absent]
 
 
@@ -158,7 +166,7 @@ def by_sort(samples: Sequence[Score]) -> Score:
 
 def by_metric(samples: Sequence[Score]) -> Score:
     """The best of each measure on its own. This is an oracle; no single sample has all of them."""
-    least = ("errors", "letters_wrong", "capped", "truncated", "repeated")
+    least = ("errors", "letters_wrong", "capped", "truncated", "repeated", "echoed", "unbegun")
     most = ("similarity", "own", "mos")
     best = {name: min(getattr(s, name) for s in samples) for name in least}
     best |= {name: max(getattr(s, name) for s in samples) for name in most}

@@ -12,7 +12,7 @@ from valle2.benchmarks.quality.evaluate import NEEDED, evaluate
 from valle2.benchmarks.quality.judges import Judges, need
 from valle2.benchmarks.quality.scores import summarise
 from valle2.benchmarks.quality.speakers import own_speakers
-from valle2.benchmarks.quality.tables import TITLES, figure_text, plain_text
+from valle2.benchmarks.quality.tables import figure_text, plain_text, titles
 from valle2.benchmarks.report.provenance import measured_on
 from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.stages import load_model
@@ -53,7 +53,7 @@ def judge_sentences(
         "sentences": len(texts),
         "voices": tts.voices(),
         "seeds": rows,
-        "median": {name: round(median(row[name] for row in rows.values()), 4) for name in TITLES},
+        "median": {name: round(median(row[name] for row in rows.values()), 4) for name in titles(rows)},
         "all": summarise(scores),
         "precision": precision,
         "settings": {"top_p": chosen.top_p, "window": chosen.window, "threshold": chosen.threshold},
@@ -85,7 +85,7 @@ def read_categories(path: Path, count: int) -> list[tuple[str, str]]:
 
 def table(result: dict[str, Any]) -> str:
     """A Markdown table: every seed, their median, and all utterances with the interval."""
-    lines = [*result["seeds"].items(), ("median", result["median"])]
-    rows = [[seed, *(plain_text(name, row[name]) for name in TITLES)] for seed, row in lines]
-    rows.append(["all, with 95 % interval", *(figure_text(m, result["all"][m]) for m in TITLES)])
-    return markdown(["seed", *TITLES.values()], rows)
+    lines, shown = [*result["seeds"].items(), ("median", result["median"])], titles(result["seeds"])
+    rows = [[seed, *(plain_text(name, row[name]) for name in shown)] for seed, row in lines]
+    rows.append(["all, with 95 % interval", *(figure_text(m, result["all"][m]) for m in shown)])
+    return markdown(["seed", *shown.values()], rows)

@@ -24,6 +24,8 @@ from valle2.engine.errors import Valle2Error
 from valle2.runtime import Settings, Valle2
 
 Result = dict[str, Any]
+LEAST_COLUMNS = COLUMNS.index("beside_known") + 1
+"""Of a row of a stream or a stranger. A row of an earlier version has fewer, and is measured again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def measured(condition: Condition, result: Result) -> bool:
     """Is the condition in the file with every field? Earlier versions lack those of streams and strangers."""
     rows = result["conditions"].get(condition.name, {"rows": None})["rows"]
     more = condition.streamed or condition.voices != "own"
-    return rows is not None and not (more and any(len(row) < len(COLUMNS) for row in rows))
+    return rows is not None and not (more and any(len(row) < LEAST_COLUMNS for row in rows))
 
 
 def identity(inputs: Inputs) -> Result:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,14 @@ TITLES = {
     "repeated": "repeated %",
     "redraws": "redraws %",
 }
-SOMETIMES = {"beside_known": "beside known %", "seam": "seam rank %", "click": "clicks %"}
-"""Measures of unseen voices and of streams, shown where they were measured."""
+SOMETIMES = {
+    "echoed": "prompt heard %",
+    "unbegun": "first word missing %",
+    "beside_known": "beside known %",
+    "seam": "seam rank %",
+    "click": "clicks %",
+}
+"""Measures of prompts, unseen voices and streams, shown where they were measured."""
 SHARES = ("voice", "capped", "truncated", "repeated", "redraws", *SOMETIMES)
 
 
@@ -44,9 +50,14 @@ def figure_text(name: str, figure: Figure | None) -> str:
     return f"{value} ({low} to {high})"
 
 
+def titles(rows: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """The titles of the measures that a table of these rows shows."""
+    return TITLES | {m: title for m, title in SOMETIMES.items() if any(m in row for row in rows.values())}
+
+
 def rows_table(rows: dict[str, dict[str, Figure]]) -> str:
     """One row per condition, one column per measure."""
-    shown = TITLES | {m: title for m, title in SOMETIMES.items() if any(m in row for row in rows.values())}
+    shown = titles(rows)
     lines = [[name, *(figure_text(m, row.get(m)) for m in shown)] for name, row in rows.items()]
     return markdown(["condition", *shown.values()], lines)
 

@@ -164,7 +164,7 @@ def compare(
     tts = sides[precisions[0]].tts
     if sha256(weights_file(checkpoint)) != tts.manifest.provenance.get("checkpoint_sha256"):
         raise Valle2Error(f"{tts.path} was not exported from {checkpoint}; pass the checkpoint it came from")
-    settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=max_frames, loop_frames=0)
+    settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=max_frames, loop_frames=0, retries=0)
     read, voice = read_checkpoint(checkpoint), tts.voice(tts.voices()[0])
     sentence = encode_sentences(tts, Request(text, voice, settings))[0]
     others = rivals(against, read, sentence.text, sentence.prompt, settings)

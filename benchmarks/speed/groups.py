@@ -26,7 +26,7 @@ def groups(
         models: path by label; ratios are to the first. frames: length of the speech; 0 lets `<eos>` end it.
     """
     need_positive(repeats=repeats, threads=threads)
-    settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=frames, loop_frames=0)
+    settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=frames, loop_frames=0, retries=0)
     loaded = {name: load_model(path, threads=threads, precision=precision) for name, path in models.items()}
     times: dict[str, list[Timings]] = {name: [] for name in models}
     for turn in range(repeats + 1):

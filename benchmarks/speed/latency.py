@@ -40,7 +40,7 @@ def latency(
     need_positive(repeats=repeats, threads=threads)
     tts = load_model(model, threads=threads, device=device, **load_options)
     voice = tts.voice(tts.voices()[0])
-    settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=frames, loop_frames=0)
+    settings = Settings(top_p=0.0, threshold=1.0, seed=seed, max_frames=frames, loop_frames=0, retries=0)
     whole: list[Speech] = []
     streamed: list[Timings] = []
     for _ in range(repeats + 1):

@@ -57,7 +57,7 @@ def lengths(
     need_positive(repeats=repeats, threads=threads, lengths=min(seconds))
     tts = load_model(model, threads=threads, precision=precision)
     voice, rate = tts.voice(tts.default_voice()), tts.need_codec().frame_rate
-    greedy = Settings(top_p=0.0, threshold=1.0, seed=seed, loop_frames=0)
+    greedy = Settings(top_p=0.0, threshold=1.0, seed=seed, loop_frames=0, retries=0)
     timed = {length: Timed() for length in seconds}
     for _ in range(repeats + 1):
         for length, found in timed.items():

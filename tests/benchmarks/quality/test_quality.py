@@ -25,7 +25,14 @@ from valle2.benchmarks.quality.evaluate import Candidates, count_redraws, sound_
 from valle2.benchmarks.quality.judges import Judges
 from valle2.benchmarks.quality.scores import COLUMNS, difference, read_scores, select, summarise
 from valle2.benchmarks.quality.speakers import Speaker, recorded_speakers
-from valle2.benchmarks.quality.word_errors import count_repeats, is_repeated, is_truncated
+from valle2.benchmarks.quality.word_errors import (
+    count_repeats,
+    echoed_words,
+    is_repeated,
+    is_truncated,
+    missing_start,
+    word_scores,
+)
 from valle2.benchmarks.stages import ARStage, ar_row, encode_sentences
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Request, Settings, Speech, Valle2
@@ -69,6 +76,50 @@ def test_mos_equals_the_p808_score_of_speechmos() -> None:
 def test_truncation(said: str, heard: str, cut: bool) -> None:
     pytest.importorskip("jiwer")
     assert is_truncated(said, heard) is cut
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said", "heard", "count"),
+    [
+        ("by the sea last summer", "she sold her house", "she sold her house", 0),
+        ("by the sea last summer", "she sold her house", "summer she sold her house", 1),
+        ("by the sea last summer", "she sold her house", "last summer she sold her house", 2),
+        ("by the sea last summer", "she sold her house", "um last summer sold her house", 2),
+        ("by the sea last summer", "she sold her house", "summer", 1),
+        ("by the sea last summer", "last summer she left", "last summer she left", 0),
+        ("by the sea last summer", "she sold her house last summer", "she sold her house last summer", 0),
+        ("by the sea last summer", "she sold her house", "the sea she sold her house", 0),
+        ("yes", "no", "", 0),
+        ("", "no", "yes no", 0),
+    ],
+)
+def test_the_prompt_heard_before_the_text(prompt: str, said: str, heard: str, count: int) -> None:
+    pytest.importorskip("jiwer")
+    assert echoed_words(prompt, said, heard) == count
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "count"),
+    [
+        ("the cat sat on the mat", "the cat sat on", 0),
+        ("the cat sat on the mat", "cat sat on the mat", 1),
+        ("the cat sat on the mat", "a cat sat on the mat", 0),
+        ("the cat sat on the mat", "", 6),
+    ],
+)
+def test_words_missing_at_the_start(said: str, heard: str, count: int) -> None:
+    pytest.importorskip("jiwer")
+    assert missing_start(said, heard) == count
+
+
+def test_prompts_are_looked_for_where_their_words_are_known() -> None:
+    pytest.importorskip("jiwer")
+    found = word_scores("She sold it.", "Summer. She sold it.", "By the sea last summer.")
+    assert (found["prompted"], found["echoed"], found["unbegun"]) == (1, 1, 0)
+    unknown = word_scores("She sold it.", "Summer. She sold it.")
+    assert (unknown["prompted"], unknown["echoed"], unknown["unbegun"]) == (0, 0, 0)
+    some = summarise([a_score(0, prompted=1, echoed=1), a_score(1, prompted=1), a_score(2)])
+    assert some["echoed"]["value"] == 0.5 and "echoed" not in summarise([a_score()])
 
 
 def test_only_repeats_that_the_text_lacks_count() -> None:
