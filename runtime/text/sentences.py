@@ -205,10 +205,8 @@ def fit(
     Raises:
         TextError: a single character has more than `most` tokens.
     """
-    cut, limit = middle(sentence), usual
-    inside_word = cut is None
-    if cut is None:
-        cut, limit = len(sentence) // 2, most
+    inside_word = not WORD_END.search(sentence)
+    limit = most if inside_word else usual
     if not estimate and len(sentence) > LONG:
         start = (len(sentence) - SAMPLE) // 2
         sampled = count(sentence[start : start + SAMPLE]) * len(sentence) / SAMPLE
@@ -227,21 +225,24 @@ def fit(
             "leaves; use a shorter prompt"
         )
     density = (counted or estimate) / len(sentence)
+    cut = len(sentence) // 2 if inside_word else middle(sentence)
     for half in (sentence[:cut].strip(), sentence[cut:].strip()):
         # how many tokens one word has does not follow from the words around it
         known = density * len(half) if inside_word or WORD_END.search(half) else 0.0
         yield from fit(half, usual, most, count, known, surely)
 
 
-def middle(sentence: str) -> int | None:
-    """Where to cut: the clause's end nearest the middle if it is near, else the nearest space, or None."""
+def middle(sentence: str) -> int:
+    """Where to cut between words: after the clause nearest the middle if it is near, else after a word."""
     half = len(sentence) / 2
-    for pattern, reach in ((CLAUSE_END, MIDDLE * len(sentence)), (WORD_END, half)):
-        ends = [match.end() for match in pattern.finditer(sentence)]
-        nearest = min(ends, key=lambda end: abs(end - half), default=None)
-        if nearest is not None and abs(nearest - half) <= reach:
-            return nearest
-    return None
+
+    def from_middle(end: int) -> float:
+        return abs(end - half)
+
+    clause = min((match.end() for match in CLAUSE_END.finditer(sentence)), key=from_middle, default=0)
+    if clause and from_middle(clause) <= MIDDLE * len(sentence):
+        return clause
+    return min((match.end() for match in WORD_END.finditer(sentence)), key=from_middle)
 
 
 def ended(piece: str) -> str:
