@@ -22,7 +22,7 @@ from typing import Any
 from valle2.benchmarks.serving import hostile
 from valle2.runtime import Request, Valle2
 from valle2.runtime.errors import TextError
-from valle2.runtime.text.memo import forget
+from valle2.runtime.text.written.memo import forget
 
 CHARACTERS = 4096
 PROSE = "The quick brown fox jumps over the lazy dog, and nobody knows why it does so every day. "

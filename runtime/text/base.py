@@ -20,9 +20,9 @@ from valle2.runtime.text.annotations.lexicon import WordFinder, check_lexicon
 from valle2.runtime.text.annotations.pronunciation import Inventory, readable
 from valle2.runtime.text.annotations.script import MAX_CHARACTERS, Script, need, read_script
 from valle2.runtime.text.annotations.ssml import Passage
-from valle2.runtime.text.memo import kept
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.sentences import ended, speakable, split_sentences
+from valle2.runtime.text.written.memo import kept
 from valle2.runtime.types import Phones, SpokenSentence, SpokenText, WordSpan
 
 Ids = NDArray[np.int64]

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from valle2.runtime.text.memo import kept
 from valle2.runtime.text.written import (
     Rule,
-    Rules,
+    RuleSet,
     addresses,
     dates,
     either,
@@ -20,6 +19,7 @@ from valle2.runtime.text.written import (
     numbers,
     quantities,
 )
+from valle2.runtime.text.written.memo import kept
 from valle2.runtime.text.written.vocabulary import PUNCTUATION, SYMBOLS
 
 RULES: tuple[Rule, ...] = (
@@ -48,7 +48,7 @@ TIDY = (
     (re.compile(r"([,.?!;:])(?=[A-Za-z])"), r"\1 "),
 )
 """What leaves only speakable characters, each punctuation mark once and after its word."""
-IN_WORDS = Rules(RULES)
+IN_WORDS = RuleSet(RULES)
 DASH, SPACES = re.compile(r"\s-+\s(?![\d$€£¥₹])"), re.compile(r"\s+")
 SYMBOL = re.compile(either(SYMBOLS))
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 
 from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import SPELLED, readable
-from valle2.runtime.text.memo import kept
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.written.markup import plain
+from valle2.runtime.text.written.memo import kept
 from valle2.runtime.text.written.vocabulary import (
     ABBREVIATIONS,
     BEFORE_NUMBER,

@@ -17,7 +17,6 @@ from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import Inventory
 from valle2.runtime.text.base import MAX_TOKENS, EncodedText, FrontEnd, Ids, check_text, unspeakable
 from valle2.runtime.text.letter_rules import STRESS, LetterRules, letter_groups
-from valle2.runtime.text.memo import kept
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.phonemes import PUNCTUATION as MARKS
 from valle2.runtime.text.phonemes import Pronouncer
@@ -25,6 +24,7 @@ from valle2.runtime.text.phones import Notation
 from valle2.runtime.text.table import read_table
 from valle2.runtime.text.tokenizer_file import TOKENIZER, explained, read_tokenizer
 from valle2.runtime.text.word_spans import spans_of, spoken_words, written_words
+from valle2.runtime.text.written.memo import kept
 from valle2.runtime.types import Phones, WordSpan
 
 LEXICON = "text/lexicon.tsv"

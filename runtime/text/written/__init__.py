@@ -36,7 +36,7 @@ class Rule(NamedTuple):
     needs: str = ""
 
 
-class Rules:
+class RuleSet:
     """Applies rules in order. It skips a rule whose `needs` the text does not meet.
 
     A short text meets the needs of few rules, and searching it with all of them would take most of the time.

@@ -6,8 +6,8 @@ import html
 import re
 import unicodedata
 
-from valle2.runtime.text.memo import kept
-from valle2.runtime.text.written import Rule, Rules
+from valle2.runtime.text.written import Rule, RuleSet
+from valle2.runtime.text.written.memo import kept
 from valle2.runtime.text.written.vocabulary import listed
 
 TAGS = """
@@ -90,7 +90,7 @@ RULES: tuple[Rule, ...] = (
     Rule(re.compile(r"(?<=[\d\s])−(?=\s)"), " minus ", "−"),
     Rule(re.compile(r"(?<=\s)−|^−"), " minus ", "−"),
 )
-BLOCKS_TO_TEXT, SIGNS_TO_TEXT = Rules(BLOCK_RULES), Rules(RULES)
+BLOCKS_TO_TEXT, SIGNS_TO_TEXT = RuleSet(BLOCK_RULES), RuleSet(RULES)
 
 
 def without_blocks(text: str) -> str:

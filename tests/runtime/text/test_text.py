@@ -16,12 +16,12 @@ from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.script import MAX_CHARACTERS
 from valle2.runtime.text.front_end import load_front_end
 from valle2.runtime.text.letter_rules import LetterRules, letter_groups, one_stress
-from valle2.runtime.text.memo import forget
 from valle2.runtime.text.normalise import normalise
 from valle2.runtime.text.numerals import cardinal, ordinal, year
 from valle2.runtime.text.phonemes import Pronouncer
 from valle2.runtime.text.sentences import SentenceSplitter, sentences, split_sentences
 from valle2.runtime.text.tokenizer import TextFrontEnd
+from valle2.runtime.text.written.memo import forget
 
 LEXICON = {
     "cat": "kˈæt",
