@@ -25,7 +25,7 @@ from valle2.runtime.text.letter_rules import LetterRules
 from valle2.runtime.text.sentences import split_sentences
 from valle2.runtime.text.table import parse_table
 from valle2.runtime.text.tokenizer import TextFrontEnd
-from valle2.runtime.text.written import RuleSet, either, markup
+from valle2.runtime.text.written import Rule, RuleSet, either, markup
 
 MOST = 20.0
 """Times the reference work that a text may take. The slowest takes 8 to 10 times as long."""
@@ -97,7 +97,7 @@ def pieces() -> list[str]:
         pytest.param(markup.RULES, id="signs"),
     ],
 )
-def test_a_rule_that_is_skipped_would_change_nothing(rules: tuple[markup.Rule, ...]) -> None:
+def test_a_rule_that_is_skipped_would_change_nothing(rules: tuple[Rule, ...]) -> None:
     fast = RuleSet(rules)
     for text in pieces():
         expected = text
