@@ -38,12 +38,11 @@ from valle2.engine.errors import BackendError
 
 PLAIN = {"num_heads", "kv_num_heads", "causal"}
 """The attributes of attention without further options."""
-PAST, TOTAL = 5, 6
-"""Indices of the last position and of the number of positions among the inputs of the operator."""
-MASK, NEW_LENGTHS = 10, 16
+TOTAL, MASK, NEW_LENGTHS = 6, 10, 16
+"""Indices of the number of positions, a mask and the new lengths among the inputs of the operator."""
 TOLERANCE = 0.05
-"""Root mean square of the difference from the source's caches, over that of the caches. Rounding a cache
-to 8 bits makes about a hundredth, and what it makes of the blocks after it."""
+"""Of the caches: root mean square of the difference from the source's, over that of the source's. Rounding
+to 8 bits makes about 0.01."""
 SEEN = "_seen"
 """What the name of a mask ends with that covers the filled positions alone."""
 POSITIONS = 40

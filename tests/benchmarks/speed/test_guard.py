@@ -29,7 +29,7 @@ def test_the_runtime_is_faster_than_eager_pytorch(tmp_path: Path, monkeypatch: p
     assert whole["ratios_group_1"]["ar_step"] > 1.5, whole["ratios_group_1"]
     assert whole["ratios"]["nar_pass"] > 1.0, whole["ratios"]
     assert whole["ratios"]["end_to_end"] > 1.0, whole["ratios"]
-    assert whole["stages"]["prefill"]["ratio"] > 0.85, whole["stages"]
+    assert whole["stages"]["prefill"]["ratio"] > 0.75, whole["stages"]
     assert whole["host_fraction"] < 0.1
     assert small["ratios"]["ar_step"] > 4.0, small["ratios"]
     assert small["ratios_group_1"]["ar_step"] > 4.0, small["ratios_group_1"]

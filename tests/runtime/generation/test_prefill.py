@@ -17,6 +17,7 @@ from tests.conftest import SYMBOLS, toy_config
 from tests.engine.backends.fake import FakeBackend
 from tests.export import test_parity as parity
 from valle2.engine import Backend, GraphSpec, TensorSpec, open_backend
+from valle2.engine.bundle.contract import CODEBOOK_SIZE
 from valle2.export.attention import LOWERINGS
 from valle2.export.bundle import graph_spec
 from valle2.export.graphs import ar_graph, export_graph
@@ -35,11 +36,12 @@ WHOLE, STEPS, WINDOW = 10**6, 12, 10
 GREEDY = Settings(top_p=0.0, threshold=1.0)
 SIZES = {"max_text": 96, "max_frames": 400, "d_model": 1, "heads": 1}
 CODE_TOKEN = 5000
-KINDS = {"top_p": "float32", "threshold": "float32", "uniforms": "float32", "log_probs": "float32"}
+FLOATS = "top_p threshold uniforms log_probs logits"
+KINDS = dict.fromkeys(FLOATS.split(), "float32")
 INPUTS = (
     "text codes text_lengths past_lengths new_lengths steps history uniforms top_p repeat_window threshold"
 )
-OUTPUTS = "codes_out past_lengths_out steps_out history_out finished log_probs"
+OUTPUTS = "codes_out past_lengths_out steps_out history_out finished log_probs logits"
 SPEC = GraphSpec(
     "ar.onnx",
     (
@@ -116,6 +118,7 @@ class Machine:
             "history_out": np.array([(old + new)[-WINDOW:] for new, old in outs]),
             "finished": np.zeros(len(codes), np.int64),
             "log_probs": np.zeros(codes.shape, np.float32),
+            "logits": np.zeros((*codes.shape, CODEBOOK_SIZE + 1), np.float32),
             "cache_key_0_out": cache,
         }
 
