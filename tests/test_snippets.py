@@ -20,6 +20,8 @@ from tests.conftest import toy_checkpoint, write_toy
 from valle2.runtime.cli.main import main
 
 ROOT = Path(__file__).parents[1]
+RECORDING = ROOT / "demo/unseen/am_eric/2.flac"
+"""It says what the prompt's text of docs/quickstart.md says."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<kind>python|bash)\n(?P<code>.*?)^```", re.M | re.S
@@ -41,9 +43,10 @@ def blocks(kind: str) -> Sequence[object]:
 
 @pytest.fixture
 def folder(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that a snippet runs in. It holds the toy bundle and a recording, as the pages assume."""
+    """The folder that a snippet runs in. It holds the toy bundle and recordings, as the pages assume."""
     shutil.copytree(bundle, tmp_path / "toy-bundle")
     soundfile.write(tmp_path / "me.wav", 0.3 * np.sin(np.arange(44100 * 2) / 30), 44100)
+    soundfile.write(tmp_path / "voice.wav", *soundfile.read(RECORDING))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -62,7 +65,7 @@ def test_shell(place: str, code: str, folder: Path) -> None:
     """`.ci/run` runs the lines that install. Every other line runs here."""
     if "-o toy-bundle" in code:
         shutil.rmtree("toy-bundle")
-    for line in code.strip().splitlines():
+    for line in code.strip().replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[0] == "valle2":
             assert main(words[1:]) == 0, line

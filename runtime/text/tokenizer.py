@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
@@ -29,6 +30,7 @@ from valle2.runtime.types import Phones, WordSpan
 
 LEXICON = "text/lexicon.tsv"
 LETTERS = "text/letters.tsv"
+code_points = codecs.lookup("utf-32-le").encode
 MAX_PREPARED, MAX_GROWN = 2**16, 2**20
 """Characters of a sentence as the tokenizer reads it, and what normaliser and template may make of them."""
 NARROW = str.maketrans("’‘，。；？！（）：-《》、“”【】", "'',.;?!():" + " <>/" + '""[]')
@@ -114,7 +116,7 @@ class TextFrontEnd(FrontEnd):
             )
         if not prepared:
             raise unspeakable(text)
-        codes = np.frombuffer(prepared.encode("utf-32-le", "surrogatepass"), np.uint32)
+        codes = np.frombuffer(code_points(prepared, "surrogatepass")[0], np.uint32)
         found = self.by_code.take(codes, mode="clip")
         if found.min() >= 0:
             return found
