@@ -57,12 +57,13 @@ def test_the_summary_on_the_page_is_of_the_sweep() -> None:
     off, on = "G2, fp32, top-p 0.2, RAS off", "G2, fp32, top-p 0.2, RAS 0.1"
     strangers = cells_of(tables(recorded)["strangers"])
     for row, voices in (("four unseen synthetic voices", "held-out"), ("recorded people", "recorded")):
-        wer, *_, mos, _, _, _, _, beside_known = strangers[f"{on}, {voices} voices"]
-        assert written[row][:3] == [wer, beside_known, mos.partition(" ")[0]]
+        found = dict(zip(strangers["condition"], strangers[f"{on}, {voices} voices"], strict=True))
+        mos = found["DNSMOS"].partition(" ")[0]
+        assert written[row][:3] == [found["WER %"], found["beside known %"], mos]
     by_form = cells_of(tables(forms)["forms"])
     for form in FORMS:
-        found = [by_form[f"{off}, recorded voices, {form}{how}"] for how in (", not prepared", "")]
-        values = [float(row[column].partition(" ")[0]) for column in (0, 5) for row in found]
+        pair = [by_form[f"{on}, recorded voices, {form}{how}"] for how in (", not prepared", "")]
+        values = [float(row[column].partition(" ")[0]) for column in (0, 5) for row in pair]
         assert [float(cell) for cell in written[form]] == [round(value) for value in values], form
     for kind in {category for category, _ in result["inputs"]["hard"]} | {"all"}:
         words = [made["robustness"][f"{settings}: {kind}"][0] for settings in (off, on)]
