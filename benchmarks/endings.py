@@ -27,7 +27,7 @@ from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Request, Speech, Valle2
 from valle2.runtime.audio.levels import frame_levels
 from valle2.runtime.errors import SynthesisError
-from valle2.runtime.generation.repetition import RECENT
+from valle2.runtime.generation.repetition import LoopDetector
 from valle2.runtime.generation.token_layout import PACE_EXTRA
 from valle2.runtime.types import EOS, MAX_FRAMES, REPETITION
 
@@ -192,12 +192,11 @@ def ending_of(speech: Speech, sentences: int, ids: int, expected: int) -> Ending
 
 
 def longest_run(codes: Sequence[int]) -> int:
-    """Most frames in a row without a new code, as `LoopDetector` counts them."""
-    last: dict[int, int] = {}
-    run = longest = 0
-    for frame, code in enumerate(codes):
-        run = run + 1 if frame - last.get(code, -RECENT - 1) <= RECENT else 0
-        last[code], longest = frame, max(longest, run)
+    """Most frames in a row without a new code."""
+    detector, longest = LoopDetector(len(codes)), 0
+    for code in codes:
+        detector.add(code)
+        longest = max(longest, detector.run)
     return longest
 
 

@@ -339,12 +339,9 @@ class ARRunner:
         """(1, G, 1025): the logits of a row's latest step, which is run once more."""
         only, logits = slice(row, row + 1), self.logits_buffer(self.decoder)
         inputs = {**self.fixed, **self.step_inputs, **self.caches, **self.states[1 - self.turn]}
-        taken = {tensor.name for tensor in self.decoder.spec.inputs}
         outputs = {f"{name}{OUT_SUFFIX}": cache.rows(only) for name, cache in self.caches.items()}
-        self.decoder.bind(
-            {name: buffer.rows(only) for name, buffer in inputs.items() if name in taken},
-            outputs | {LOGITS: logits},
-        )()
+        rows = {name: buffer.rows(only) for name, buffer in inputs.items()}
+        self.bind_named(self.decoder, rows, outputs | {LOGITS: logits})()
         return logits.read()
 
     def logits_buffer(self, backend: Backend) -> Buffer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,17 +22,6 @@ TEXT = "hello there"
 RULE = {"top_p": 1.0, "window": 10, "threshold": 1.0}
 NONE = np.zeros(0, np.int64)
 PLAIN = Settings(top_p=1.0, threshold=1.0, retries=0, codebooks=1)
-
-
-@pytest.fixture(scope="module")
-def tts(bundle: Path) -> Iterator[Valle2]:
-    with Valle2.load(bundle, threads=1, slots=4) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def voice(tts: Valle2) -> Prompt:
-    return tts.voice(tts.default_voice())
 
 
 def certain(*codes: int) -> NDArray[np.float32]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,17 +20,6 @@ from valle2.runtime.types import CUT_OFF, EOS, MAX_FRAMES, REPETITION, Settings,
 TEXT = "hello there"
 LOOPING = Settings(top_p=0.6, threshold=1.0, loop_frames=1, retries=0)
 """The toy model has no code that is new for long."""
-
-
-@pytest.fixture(scope="module")
-def tts(bundle: Path) -> Iterator[Valle2]:
-    with Valle2.load(bundle, threads=1, slots=4) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def voice(tts: Valle2) -> Prompt:
-    return tts.voice(tts.default_voice())
 
 
 @pytest.mark.parametrize("period", [1, 2, 7, RECENT])
