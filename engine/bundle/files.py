@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -72,10 +72,13 @@ def replacing_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
+def replacing_folder(target: Path, is_kept: Callable[[], bool] | None = None) -> Iterator[Path]:
     """Yield a new folder beside the target. It becomes the target when the block ends.
 
     Everybody may read what it holds. If the block raises, the folder is removed.
+
+    Args:
+        is_kept: does a target that is there when the block ends stay? By default it does not.
 
     Raises:
         OSError: the folder cannot be made or renamed.
@@ -86,7 +89,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         yield part
         for path in (part, *part.rglob("*")):  # onnx writes weights that only their owner may read
             path.chmod(0o755 if path.is_dir() else 0o644)
-        swap_folder(part, target)
+        swap_folder(part, target, is_kept)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -101,13 +104,20 @@ def write_file(target: Path, data: bytes | memoryview) -> None:
         part.write_bytes(data)
 
 
-def swap_folder(part: Path, target: Path) -> None:
+def swap_folder(part: Path, target: Path, is_kept: Callable[[], bool] | None = None) -> None:
     """Rename a folder to the target, then remove the folder that was there.
 
-    A full folder cannot be replaced in one rename. If the second of the two fails, the first is undone.
+    A full folder cannot be replaced in one rename, so for a moment there is none at the target. If the second
+    of the two fails, the first is undone. With `is_kept`, a folder that another process has put there may
+    stay, and its readers see it all the time.
     """
-    if not target.exists():
+    try:
         part.rename(target)
+        return
+    except OSError:
+        if not target.exists():
+            raise
+    if is_kept is not None and is_kept():
         return
     old = part_beside(target)
     target.rename(old)

@@ -46,7 +46,8 @@ STORED, FUSED = "fp32", "ort"
 AUTO = "auto"
 """Stands for the result of `default_precision`."""
 DEFAULT_CPU_PRECISION = "int8"
-"""Used on a CPU if it is built. It costs the demo under one point of word error rate (docs/precision.md)."""
+"""Used on a CPU if it is built or a recipe makes it. It costs the demo under one point of word error rate
+(docs/precision.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +204,14 @@ def is_current(record: OrtBuildRecord | None, manifest: Manifest, precision: str
 
 
 def default_precision(bundle: Path, manifest: Manifest) -> str:
-    """The precision for a CPU if none is asked for: `DEFAULT_CPU_PRECISION` if built, else as stored."""
+    """The precision for a CPU if none is asked for: `DEFAULT_CPU_PRECISION` if there is one, else as stored.
+
+    There is one if it is built, or if the bundle has a recipe for it.
+    """
     if manifest.lowering == CUDA_LOWERING:
         return STORED
+    if recipe_record(bundle, manifest, DEFAULT_CPU_PRECISION) is not None:
+        return DEFAULT_CPU_PRECISION
     folder = graph_folder(bundle, DEFAULT_CPU_PRECISION, manifest.lowering)
     built = is_current(read_build_record(folder), manifest, DEFAULT_CPU_PRECISION)
     return DEFAULT_CPU_PRECISION if built else STORED

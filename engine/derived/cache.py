@@ -71,13 +71,18 @@ def make(folder: Path, record: OrtBuildRecord, bundle: Path, manifest: Manifest,
     """
     log.warning("making the %s weights of %s in %s, once", precision, manifest.name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+
+    def is_kept() -> bool:
+        """Another process was first."""
+        return is_intact(folder, record, bundle, manifest, precision)
+
     try:
-        with replacing_folder(folder) as made:
+        with replacing_folder(folder, is_kept) as made:
             fill(made, record, bundle, manifest, precision)
             if not is_intact(made, record, bundle, manifest, precision):
                 raise ValueError("the recipe makes other weights than its record lists")
     except OSError:
-        if not is_intact(folder, record, bundle, manifest, precision):  # another process may have been first
+        if not is_kept():
             raise
 
 

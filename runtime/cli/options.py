@@ -26,7 +26,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default=AUTO,
-        help="fp32; fp16, int8, int4 once built; demo: int8 too (default: int8 on a CPU if built, else fp32)",
+        help="fp32, int8 of the demo, or what was built (default: int8 on a CPU if there is one, else fp32)",
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
 

@@ -110,12 +110,12 @@ def test_codes_equal_eager_pytorch(demo: Valle2) -> None:
     from valle2.export import read_checkpoint
     from valle2.export.models.reference import generate, refine
 
-    checkpoint = read_checkpoint(CHECKPOINT)
+    checkpoint, exported = read_checkpoint(CHECKPOINT), Valle2.load("demo", precision="fp32")
     assert demo.front is not None
     for name in demo.voices()[:2]:
         voice = demo.voice(name)
         ids = demo.front.encode(f"{voice.transcript} Good morning.")
-        found = demo.generate_codes(ids, voice.codes, Settings(top_p=0.0, threshold=1.0))
+        found = exported.generate_codes(ids, voice.codes, Settings(top_p=0.0, threshold=1.0))
         text, prompt = np.append(ids, checkpoint.config.vocab_size), voice.codes[len(voice.codes) % 2 :]
         first, ended = generate(checkpoint.ar, text, prompt[:, 0], 150)
         assert ended and found.finish_reason == "eos"

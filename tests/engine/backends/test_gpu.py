@@ -225,7 +225,7 @@ def test_logits_of_smaller_precisions_stay_near(
 
 def test_the_embedded_model_speaks_as_on_the_cpu() -> None:
     need("ort")
-    here, there = Valle2.load("demo"), Valle2.load("demo", device=DEVICE)
+    here, there = (Valle2.load("demo", device=device, precision="fp32") for device in ("cpu", DEVICE))
     assert there.manifest.lowering == "portable"
     for name in here.voices():
         ours, theirs = (

@@ -107,10 +107,20 @@ def test_it_speaks_without_onnx_and_torch(toy: Path, capfd: pytest.CaptureFixtur
     assert line in runs[0].stderr.splitlines() and line not in runs[1].stderr
 
 
-def test_the_default_stays_what_it_was(toy: Path, home: Path) -> None:
+def test_it_is_the_default_of_a_cpu(toy: Path, bundle: Path) -> None:
     for _ in "before, after":
-        assert resolved(toy, "auto") == "fp32"
-        assert resolved(toy) == "int8"
+        assert resolved(toy, "auto") == "int8"
+    assert resolved(toy, "fp32") == "fp32"
+    assert resolved(bundle, "auto") == "fp32", "without a recipe"
+
+
+def test_the_default_where_nothing_can_be_kept(
+    toy: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.write_text("a file where the cache folder would be")
+    assert main(["say", "hello there", "-o", str(toy / "a.wav"), "--model", str(toy), "--json"]) == 0
+    found = capsys.readouterr()
+    assert json.loads(found.out)["precision"] == "fp32"
 
 
 def test_processes_at_the_same_time(toy: Path, home: Path) -> None:
@@ -125,18 +135,19 @@ def test_processes_at_the_same_time(toy: Path, home: Path) -> None:
 def test_the_first_of_two_stays(toy: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process makes the folder while this one does."""
     fill = cache.fill
-    inside = list[bool]()
+    inside = list[int]()
 
     def slow(made: Path, *rest: Any) -> None:
         fill(made, *rest)
         if not inside:
-            inside.append(True)
+            inside.append(0)
             assert resolved(toy) == "int8"
-            patched.setattr(Path, "exists", lambda path: False)  # it looked before the other was ready
+            inside[0] = kept(toy).stat().st_ino
 
     with monkeypatch.context() as patched:
         patched.setattr(cache, "fill", slow)
-        assert resolved(toy) == "int8" and inside
+        assert resolved(toy) == "int8"
+    assert inside == [kept(toy).stat().st_ino], "whoever reads the first one must never find it gone"
     assert [path.name for path in kept(toy).parent.iterdir()] == [kept(toy).name]
 
 
@@ -280,7 +291,7 @@ def test_the_demo_has_a_current_recipe(home: Path) -> None:
     assert resolved(demo) == "int8" and kept(demo).is_dir()
     small = sum(path.stat().st_size for path in recipe_folder(demo, "int8").iterdir())
     assert small < 300_000  # three graphs
-    with Valle2.load(precision="int8", threads=1) as tts, Valle2.load(threads=1) as full:
+    with Valle2.load(threads=1) as tts, Valle2.load(precision="fp32", threads=1) as full:
         assert (tts.precision, full.precision) == ("int8", "fp32")
         voice, settings = tts.voice("elm"), Settings(top_p=0.0, threshold=1.0)
         lengths = [len(each.synthesize("Good morning.", voice, settings).codes) for each in (tts, full)]
