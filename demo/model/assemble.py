@@ -47,11 +47,14 @@ def mean(work: Path, names: list[str]) -> dict[str, torch.Tensor]:
 def code_vectors(tables: torch.Tensor) -> torch.Tensor:
     """The tables of books 1 to 7 in as few dimensions R as they span: (8, 1024, D) -> (7, 1024, R).
 
-    A rotation keeps the distances, by which the NAR chooses its codes.
+    A rotation keeps the distances, by which the NAR chooses its codes. Every axis points to the side of its
+    largest component, because the signs that a decomposition returns differ between machines.
     """
     rows = tables[1:].flatten(0, 1)
     _, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
-    turned: torch.Tensor = rows @ axes[sizes > NEGLIGIBLE * sizes[0]].T
+    kept = axes[sizes > NEGLIGIBLE * sizes[0]]
+    largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))
+    turned: torch.Tensor = rows @ (kept * largest.sign()).T
     return turned.view(*tables[1:].shape[:2], -1)
 
 

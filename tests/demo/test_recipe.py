@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from demo import make
+from demo.model import assemble
 from demo.speech import recording, sentences, shards, speak
 from demo.training import batches, train
 from valle2.engine.bundle.contract import EOS_CODE
@@ -153,6 +154,19 @@ def test_an_unpacked_checkpoint_is_assembled_to_the_same(trained: Trained, run: 
     for name, value in expected.items():
         assert torch.equal(found[name], value), f"{name} is not what was unpacked"
     assert {path.name for path in (same / "voices").iterdir()} == {path.name for path in voices.iterdir()}
+
+
+def test_the_signs_of_a_decomposition_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables, decompose = torch.randn(8, 20, 6), torch.linalg.svd
+    found = assemble.code_vectors(tables)
+
+    def flipped(rows: Tensor, full_matrices: bool) -> tuple[Tensor, Tensor, Tensor]:
+        left, sizes, axes = decompose(rows, full_matrices=full_matrices)
+        signs = torch.tensor([1.0, -1.0] * 3)
+        return left * signs, sizes, axes * signs[:, None]
+
+    monkeypatch.setattr(torch.linalg, "svd", flipped)
+    assert torch.equal(assemble.code_vectors(tables), found)
 
 
 def test_another_group_size_starts_from_the_checkpoint(trained: Trained, run: Run, tmp_path: Path) -> None:
