@@ -20,7 +20,7 @@ from valle2.runtime.text.annotations.lexicon import WordFinder, check_lexicon
 from valle2.runtime.text.annotations.pronunciation import Inventory, readable
 from valle2.runtime.text.annotations.script import MAX_CHARACTERS, Script, need, read_script
 from valle2.runtime.text.annotations.ssml import Passage
-from valle2.runtime.text.normalise import normalise
+from valle2.runtime.text.normalise import NORMALISED, normalise
 from valle2.runtime.text.sentences import ended, speakable, split_sentences
 from valle2.runtime.text.written.memo import kept
 from valle2.runtime.types import Phones, SpokenSentence, SpokenText, WordSpan
@@ -271,7 +271,10 @@ class FrontEnd(ABC):
             finished = self.finish(piece)
             return self.count(finished) if speakable(finished) else 0
 
-        yield from map(self.finish, split_sentences(check_text(text), usual, most, count))
+        def prepare(pieces: list[str]) -> None:
+            self.prepare_all(list(map(self.finish, pieces)))
+
+        yield from map(self.finish, split_sentences(check_text(text), usual, most, count, prepare))
 
     def lines(self, text: Phones, most: int) -> Iterable[Phones]:
         """The lines of phones; one that does not fit is an error."""
@@ -280,6 +283,10 @@ class FrontEnd(ABC):
             if length > most:
                 raise TextError(f"a line of {length} phones; expected at most {most}: break the line")
             yield Phones(line)
+
+    def prepare_all(self, pieces: list[str]) -> None:
+        """Do the work for several pieces at once, so that `count` and `encode` find it done."""
+        NORMALISED.prepare(pieces)
 
     def count(self, piece: str) -> int:
         """Tokens of a piece of text."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import SPELLED, readable
@@ -69,20 +71,156 @@ SURELY_BY_SAMPLE = 1.0
 LONG, SAMPLE, VERY_LONG = 256, 64, 8
 """Characters of a sentence whose tokens are first estimated by a sample, characters of the sample, and times
 the limit from which on the estimate decides how often it is cut."""
+TOGETHER = 2048
+"""Characters of the sentences whose parts are counted together."""
 
 
-def split_sentences(text: str, usual: int, most: int, count: Callable[[str], int]) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a sentence.
+
+    Args:
+        estimate: its tokens by its share of a longer part; 0 if they are not known.
+        surely: times the limit. A part of a larger estimate is cut without counting its tokens.
+        is_new: whether it is many times too long has not been looked at.
+        fits: it is a piece that needs no cut.
+    """
+
+    text: str
+    estimate: float = 0.0
+    surely: float = SURELY_TOO_LONG
+    is_new: bool = True
+    fits: bool = False
+
+    @property
+    def inside_word(self) -> bool:
+        """Is it a word or a part of one?"""
+        return WORD_END.search(self.text) is None
+
+
+@dataclass(frozen=True, slots=True)
+class Cutter:
+    """Cuts sentences into about equal parts, at a clause near the middle or else between two words.
+
+    Args:
+        usual: tokens of a part. most: tokens of a part that is a single word.
+        count: tokens of a text, 0 if nothing in it can be spoken.
+        prepare: is told of the texts that `count` is asked for next.
+    """
+
+    usual: int
+    most: int
+    count: Callable[[str], int]
+    prepare: Callable[[list[str]], None]
+
+    def pieces(self, sentences: Iterable[str]) -> Iterator[str]:
+        """Pieces that fit, each as soon as it and those before it are found.
+
+        Raises:
+            TextError: a single character has more than `most` tokens.
+        """
+        waiting = deque(map(Part, sentences))
+        while waiting:
+            found = self.step(taken(waiting))
+            waiting.extendleft(reversed(found))
+            while waiting and waiting[0].fits:
+                yield waiting.popleft().text
+
+    def step(self, parts: list[Part]) -> list[Part]:
+        """The same text in parts each of which fits or has been cut."""
+        self.prepare([sample(part.text) for part in parts if is_unknown(part)])
+        parts = [part for whole in parts for part in self.cut_unseen(self.estimated(whole))]
+        self.prepare([part.text for part in parts if not part.fits and not is_unknown(part)])
+        return [part for whole in parts for part in self.counted(whole)]
+
+    def limit(self, part: Part) -> int:
+        """The most tokens of a part."""
+        return self.most if part.inside_word else self.usual
+
+    def estimated(self, part: Part) -> Part:
+        """The part with an estimate if it is many times too long by a sample."""
+        if not is_unknown(part):
+            return part
+        tokens = self.count(sample(part.text)) * len(part.text) / SAMPLE
+        if tokens > VERY_LONG * self.limit(part):
+            return Part(part.text, tokens, SURELY_BY_SAMPLE)
+        return replace(part, is_new=False)
+
+    def cut_unseen(self, part: Part) -> Iterator[Part]:
+        """The part in parts whose tokens have to be counted, or estimated by a sample."""
+        limit = self.limit(part)
+        if part.fits or is_unknown(part) or (part.estimate <= part.surely * limit and len(part.text) <= HOPELESS * limit):
+            yield part
+            return
+        for half in self.cut(part, part.estimate):
+            yield from self.cut_unseen(half)
+
+    def counted(self, part: Part) -> Sequence[Part]:
+        """The part if it fits, else its halves; nothing if nothing in it can be spoken."""
+        if part.fits or is_unknown(part):
+            return (part,)
+        tokens = self.count(part.text)
+        if tokens <= self.limit(part):
+            return (replace(part, fits=True),) if tokens else ()
+        return self.cut(part, tokens)
+
+    def cut(self, part: Part, tokens: float) -> Sequence[Part]:
+        """Both halves of a part. tokens: what it has, counted or estimated."""
+        text, inside_word = part.text, part.inside_word
+        if inside_word and (len(text) == 1 or SPELLED.search(text)):
+            raise TextError(
+                f"{readable(text)!r} is longer than the model's {self.most} tokens, which the prompt's text "
+                "leaves; use a shorter prompt"
+            )
+        at, density = len(text) // 2 if inside_word else middle(text), tokens / len(text)
+        halves = [Part(half, density * len(half), part.surely) for half in (text[:at].strip(), text[at:].strip())]
+        # how many tokens one word has does not follow from the words around it
+        return [
+            half if inside_word or not half.inside_word else replace(half, estimate=0.0)
+            for half in halves
+            if half.text
+        ]
+
+
+def split_sentences(
+    text: str,
+    usual: int,
+    most: int,
+    count: Callable[[str], int],
+    prepare: Callable[[list[str]], None] = lambda texts: None,
+) -> Iterator[str]:
     """Sentences of at most `usual` tokens; a single word may have up to `most`, and a longer one is cut.
 
     Each is given as soon as it is found, so that its user finds what `count` has kept of it.
 
     Args:
         count: tokens of a piece of text, 0 if nothing in it can be spoken.
+        prepare: is told of the texts that `count` is asked for next.
 
     Raises:
         TextError: a single character has more than `most` tokens.
     """
-    return (piece for sentence in sentences(text) for piece in fit(sentence, usual, most, count))
+    return Cutter(usual, most, count, prepare).pieces(sentences(text))
+
+
+def taken(parts: deque[Part]) -> list[Part]:
+    """Take the first parts, together of about `TOGETHER` characters."""
+    found, length = [], 0
+    while parts and length < TOGETHER:
+        found.append(parts.popleft())
+        length += len(found[-1].text)
+    return found
+
+
+def is_unknown(part: Part) -> bool:
+    """Is it long, and nothing known of its tokens?"""
+    return part.is_new and not part.estimate and len(part.text) > LONG
+
+
+def sample(text: str) -> str:
+    """What stands in the middle of a long text."""
+    start = (len(text) - SAMPLE) // 2
+    return text[start : start + SAMPLE]
 
 
 def sentences(text: str) -> list[str]:
@@ -184,52 +322,6 @@ def ends_line(gap: str, following: str, at_end: bool) -> bool | None:
     if not following_word and not at_end and len(following) < LOOKAHEAD:
         return None
     return not following_word[:1].islower()
-
-
-def fit(
-    sentence: str,
-    usual: int,
-    most: int,
-    count: Callable[[str], int],
-    estimate: float = 0.0,
-    surely: float = SURELY_TOO_LONG,
-) -> Iterator[str]:
-    """One sentence in about equal parts, cut at a clause near the middle or else between two words.
-
-    A single word may have up to `most` tokens; a longer one is cut in the middle.
-
-    Args:
-        estimate: tokens of the sentence by its share of a longer one; 0 if they are not known.
-        surely: times the limit. A sentence of a larger estimate is cut without counting its tokens.
-
-    Raises:
-        TextError: a single character has more than `most` tokens.
-    """
-    inside_word = not WORD_END.search(sentence)
-    limit = most if inside_word else usual
-    if not estimate and len(sentence) > LONG:
-        start = (len(sentence) - SAMPLE) // 2
-        sampled = count(sentence[start : start + SAMPLE]) * len(sentence) / SAMPLE
-        if sampled > VERY_LONG * limit:
-            estimate, surely = sampled, SURELY_BY_SAMPLE
-    counted = 0
-    if estimate <= surely * limit and len(sentence) <= HOPELESS * limit:
-        counted = count(sentence)
-        if counted <= limit:
-            if counted:
-                yield sentence
-            return
-    if inside_word and (len(sentence) == 1 or SPELLED.search(sentence)):
-        raise TextError(
-            f"{readable(sentence)!r} is longer than the model's {most} tokens, which the prompt's text "
-            "leaves; use a shorter prompt"
-        )
-    density = (counted or estimate) / len(sentence)
-    cut = len(sentence) // 2 if inside_word else middle(sentence)
-    for half in (sentence[:cut].strip(), sentence[cut:].strip()):
-        # how many tokens one word has does not follow from the words around it
-        known = density * len(half) if inside_word or WORD_END.search(half) else 0.0
-        yield from fit(half, usual, most, count, known, surely)
 
 
 def middle(sentence: str) -> int:

@@ -95,6 +95,10 @@ class TextFrontEnd(FrontEnd):
     def inventory(self) -> Inventory | None:
         return self.preparer.inventory if isinstance(self.preparer, PhonemePreparer) else None
 
+    def prepare_all(self, pieces: list[str]) -> None:
+        if self.only_latin:
+            super().prepare_all(pieces)
+
     def normalised(self, text: str) -> str:
         return super().normalised(text) if self.only_latin else self.prepare(text)
 

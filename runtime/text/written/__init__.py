@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, reduce
 from operator import or_
 from typing import NamedTuple
+
+from valle2.runtime.text.written.pieces import END
 
 Replacement = str | Callable[[re.Match[str]], str]
 SETS = {"0": string.digits, "A-Z": string.ascii_uppercase}
@@ -62,6 +64,18 @@ class RuleSet:
         self.characters = frozenset(self.bits)
         self.digit = self.bits.get("0", 0)
         self.usable = lru_cache(USABLE)(self.find_usable)
+
+    def apply_each(self, pieces: Sequence[str]) -> list[str]:
+        """`apply` of several pieces. Those that need the same rules are read as one text, see `pieces`."""
+        alike: dict[int, list[int]] = {}
+        for index, piece in enumerate(pieces):
+            alike.setdefault(self.sets_in(piece) & self.frequent, []).append(index)
+        found = list(pieces)
+        for indices in alike.values():
+            text = self.apply(END.join([pieces[index] for index in indices]))
+            for index, piece in zip(indices, text.split(END), strict=True):
+                found[index] = piece
+        return found
 
     def apply(self, text: str) -> str:
         """The text after each rule in turn."""

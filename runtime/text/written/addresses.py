@@ -6,6 +6,7 @@ import re
 
 from valle2.runtime.text.numerals import cardinal, digits
 from valle2.runtime.text.written import Rule
+from valle2.runtime.text.written.pieces import expression
 from valle2.runtime.text.written.vocabulary import COUNTRY_WORDS, DOMAINS, EXTENSIONS, SAID
 
 OPENING, CLOSING = "\"'<*~_", ".,!?;:'\">*~"
@@ -130,6 +131,6 @@ def marked(text: str) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(re.compile(r"\S+"), read),
-    Rule(re.compile(r"https?://(?:www\.)?|\bwww\.", re.I), " ", "./"),
+    Rule(expression(r"\S+"), read),
+    Rule(expression(r"https?://(?:www\.)?|\bwww\.", re.I), " ", "./"),
 )

@@ -6,6 +6,7 @@ import re
 
 from valle2.runtime.text.numerals import cardinal, clock, decade, ordinal, year
 from valle2.runtime.text.written import Rule, either
+from valle2.runtime.text.written.pieces import expression
 from valle2.runtime.text.written.vocabulary import MONTHS, SHORT_DAYS, SHORT_MONTHS, WORDS_TOO
 
 MONTH = either(MONTHS)
@@ -103,106 +104,106 @@ def lettered(match: re.Match[str]) -> str:
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        re.compile(rf"\b({MONTH}|{SHORT_MONTH})\.?\s?[-–]\s?({MONTH}|{SHORT_MONTH})\b"),
+        expression(rf"\b({MONTH}|{SHORT_MONTH})\.?\s?[-–]\s?({MONTH}|{SHORT_MONTH})\b"),
         lambda match: f"{full_month(match[1])} to {full_month(match[2])}",
         "-– ADFJMNOS",
     ),
-    Rule(re.compile(rf"\b({FULL_DAY})\s?[-–]\s?(?={FULL_DAY}\b)"), r"\1 to ", "-– FMSTW"),
+    Rule(expression(rf"\b({FULL_DAY})\s?[-–]\s?(?={FULL_DAY}\b)"), r"\1 to ", "-– FMSTW"),
     Rule(
-        re.compile(r"\b(Sat|Sun)\.(?=\s(?:and|or|to|through)\b)"), lambda match: SHORT_DAYS[match[1]], ". S"
+        expression(r"\b(Sat|Sun)\.(?=\s(?:and|or|to|through)\b)"), lambda match: SHORT_DAYS[match[1]], ". S"
     ),
     Rule(
-        re.compile(r"(?<![\w/.-])(\d{4})([-/])(\d{1,2})\2(\d{1,2})(?:(T)(?=\d\d:)|(?![\w/-]))(?!\.\d)"),
+        expression(r"(?<![\w/.-])(\d{4})([-/])(\d{1,2})\2(\d{1,2})(?:(T)(?=\d\d:)|(?![\w/-]))(?!\.\d)"),
         iso,
         "-/ 0",
     ),
-    Rule(re.compile(r"(?<=\d\d:\d\d)Z\b|(?<=\d\d:\d\d:\d\d)Z\b"), " U T C", ": 0 Z"),
+    Rule(expression(r"(?<=\d\d:\d\d)Z\b|(?<=\d\d:\d\d:\d\d)Z\b"), " U T C", ": 0 Z"),
     Rule(
-        re.compile(r"(?<![\w/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?![\w/-])(?!\.\d)"), numeric, "-./ 0"
+        expression(r"(?<![\w/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?![\w/-])(?!\.\d)"), numeric, "-./ 0"
     ),
     Rule(
-        re.compile(
+        expression(
             rf"\b({NEAR_DATE})\s(0?[1-9]|1[0-2])/(\d{{1,2}})\b(?![/\w]|\s(?:of|inch|cup|mile)|\.\d)", re.I
         ),
         near,
         "/ 0",
     ),
     Rule(
-        re.compile(rf"\b({SHORT_MONTH})\b\.?(?=\s?\d{{1,2}}(?!\d)|,?\s(?:19|20)\d\d\b)"),
+        expression(rf"\b({SHORT_MONTH})\b\.?(?=\s?\d{{1,2}}(?!\d)|,?\s(?:19|20)\d\d\b)"),
         lambda match: f"{SHORT_MONTHS[match[1].lower()]} ",
         "0 ADFJMNOS",
     ),
     Rule(
-        re.compile(
+        expression(
             rf"(?:(?<=\b\d\s)|(?<=\b\d\d\s)|(?<=\d(?:st|nd|rd|th)\s))({SHORT_MONTH})\b(?:\.(?=,?\s[\da-z]))?"
         ),
         lambda match: SHORT_MONTHS[match[1].lower()],
         "0 ADFJMNOS",
     ),
     Rule(
-        re.compile(r"\b(Mar|Apr|Jun|Jul|Sep)\.(?=\s[a-z]|,)"),
+        expression(r"\b(Mar|Apr|Jun|Jul|Sep)\.(?=\s[a-z]|,)"),
         lambda match: SHORT_MONTHS[match[1].lower()],
         ". AJMS",
     ),
     Rule(
-        re.compile(r"\b(Apr|Jul|Sep)\.(?=\s|$)"), lambda match: f"{SHORT_MONTHS[match[1].lower()]}.", ". AJS"
+        expression(r"\b(Apr|Jul|Sep)\.(?=\s|$)"), lambda match: f"{SHORT_MONTHS[match[1].lower()]}.", ". AJS"
     ),
     Rule(
-        re.compile(rf"\b({DAY})\b\.?\s?[-–]\s?({DAY})\b(?:\.(?=\s[a-z0-9]|,))?"),
+        expression(rf"\b({DAY})\b\.?\s?[-–]\s?({DAY})\b(?:\.(?=\s[a-z0-9]|,))?"),
         lambda match: f"{SHORT_DAYS[match[1]]} to {SHORT_DAYS[match[2]]}",
         "-– FMSTW",
     ),
     Rule(
-        re.compile(rf"\b({SURELY_DAY})\.(?=\s[a-z0-9]|,|\s(?:{MONTH}|{SHORT_MONTH})|\s(?:{DAY}))"),
+        expression(rf"\b({SURELY_DAY})\.(?=\s[a-z0-9]|,|\s(?:{MONTH}|{SHORT_MONTH})|\s(?:{DAY}))"),
         lambda match: SHORT_DAYS[match[1]],
         ". FMTW",
     ),
-    Rule(re.compile(rf"\b({SURELY_DAY})\."), lambda match: f"{SHORT_DAYS[match[1]]}.", ". FMTW"),
+    Rule(expression(rf"\b({SURELY_DAY})\."), lambda match: f"{SHORT_DAYS[match[1]]}.", ". FMTW"),
     Rule(
-        re.compile(
+        expression(
             r"\b(on|every|this|next|last|and|or|until|to|by|from|each)\s(Sat|Sun)\.(?=(\s[a-z0-9]|,)?)"
         ),
         lambda match: f"{match[1]} {SHORT_DAYS[match[2]]}{'' if match[3] else '.'}",
         ". S",
     ),
     Rule(
-        re.compile(rf"\b({DAY})\b\.?(?=,?\s(?:\d|{MONTH}))"),
+        expression(rf"\b({DAY})\b\.?(?=,?\s(?:\d|{MONTH}))"),
         lambda match: SHORT_DAYS[match[1]],
         "ADFJMNOS0 FMSTW",
     ),
-    Rule(re.compile(rf"\b(?:the\s)?(\d{{1,2}})(?:st|nd|rd|th)?\s({MONTH})\b"), day_of_month, "0 ADFJMNOS"),
+    Rule(expression(rf"\b(?:the\s)?(\d{{1,2}})(?:st|nd|rd|th)?\s({MONTH})\b"), day_of_month, "0 ADFJMNOS"),
     Rule(
-        re.compile(
+        expression(
             rf"\b({MONTH})\s{{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:\s?[-–]\s?(\d{{1,2}})(?:st|nd|rd|th)?)?\b(?![:.]\d|%|/)"
         ),
         month_day,
         "0 ADFJMNOS",
     ),
     Rule(
-        re.compile(
+        expression(
             r"(?<![\w:.])(?:(?P<at>\bat)\s)?(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d):(?P<seconds>[0-5]\d)(?![\d:])"
         ),
         seconds_too,
         ": 0",
     ),
     Rule(
-        re.compile(r"(?<![\w:.])(\d{1,3})\s?h\s?(\d{1,2})\s?m(?:ins?)?(?:\s?(\d{1,2})\s?s(?:ec)?)?\b"),
+        expression(r"(?<![\w:.])(\d{1,3})\s?h\s?(\d{1,2})\s?m(?:ins?)?(?:\s?(\d{1,2})\s?s(?:ec)?)?\b"),
         lettered,
         "0 m",
     ),
     Rule(
-        re.compile(rf"(?<![\w:.,/-])(\d{{1,2}}(?::\d\d)?)({HALF})?\s?[-–]\s?(?=\d{{1,2}}(?::\d\d|{HALF}))"),
+        expression(rf"(?<![\w:.,/-])(\d{{1,2}}(?::\d\d)?)({HALF})?\s?[-–]\s?(?=\d{{1,2}}(?::\d\d|{HALF}))"),
         r"\1\2 to ",
         "-– :Mm 0",
     ),
-    Rule(re.compile(r"(?<![\d.:])([01]?\d|2[0-4])\.([0-5]\d)(?=\s?[AaPp]\s?[Mm]\b)"), r"\1:\2", ". 0 Mm"),
-    Rule(re.compile(TIME), clock, ": 0"),
+    Rule(expression(r"(?<![\d.:])([01]?\d|2[0-4])\.([0-5]\d)(?=\s?[AaPp]\s?[Mm]\b)"), r"\1:\2", ". 0 Mm"),
+    Rule(expression(TIME), clock, ": 0"),
     Rule(
-        re.compile(r"\b(\d{1,2})\s?([ap])m\b", re.I), lambda match: f"{match[1]} {match[2].upper()} M", "0 Mm"
+        expression(r"\b(\d{1,2})\s?([ap])m\b", re.I), lambda match: f"{match[1]} {match[2].upper()} M", "0 Mm"
     ),
-    Rule(re.compile(r"(?<![\d:.])(\d{1,3}):(\d{1,3})(?![\d:.])"), r"\1 to \2", ": 0"),
+    Rule(expression(r"(?<![\d:.])(\d{1,3}):(\d{1,3})(?![\d:.])"), r"\1 to \2", ": 0"),
 )
 DECADES: tuple[Rule, ...] = (
-    Rule(re.compile(r"(?<=\ds)\s?[-–]\s?(?=\d{1,4}s\b)"), " to ", "-– 0 s"),
-    Rule(re.compile(r"(?:(?<!\w)')?\b(\d{1,4})'?s\b"), decade, "0 s"),
+    Rule(expression(r"(?<=\ds)\s?[-–]\s?(?=\d{1,4}s\b)"), " to ", "-– 0 s"),
+    Rule(expression(r"(?:(?<!\w)')?\b(\d{1,4})'?s\b"), decade, "0 s"),
 )

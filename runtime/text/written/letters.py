@@ -6,6 +6,7 @@ import re
 
 from valle2.runtime.text.numerals import cardinal, ordinal
 from valle2.runtime.text.written import Rule, either
+from valle2.runtime.text.written.pieces import END, after, expression
 from valle2.runtime.text.written.vocabulary import (
     ABBREVIATIONS,
     AT_THE_END,
@@ -66,9 +67,9 @@ def title(match: re.Match[str]) -> str:
 
 def expand(match: re.Match[str]) -> str:
     """An abbreviation in words; its full stop stays where the sentence ends with it."""
-    short, following = match[1].lower(), VISIBLE.search(match.string, match.end())
-    capital = following is not None and following[0].isupper()
-    ends = following is None or (capital and short in ENDING | {"st"})
+    short, found = match[1].lower(), VISIBLE.search(match.string, match.end())
+    following = found[0] if found else END
+    ends = following == END or (following.isupper() and short in ENDING | {"st"})
     return (AT_THE_END | ABBREVIATIONS)[short] + ("." if ends else "")
 
 
@@ -81,9 +82,9 @@ def roman(text: str) -> int:
 def after_name(match: re.Match[str]) -> str:
     """Henry VIII -> "Henry the eighth", Rocky III -> "Rocky three"; "The IV drip" stays."""
     name, numeral = match[1], match[2]
-    after = match.string[match.end() : match.end() + LONGEST_LOOK]
-    initial = len(numeral) == 1 and INITIAL_ENDS.match(after)
-    if initial or (numeral == "IV" and DRIPS.match(after)):
+    following = after(match, LONGEST_LOOK)
+    initial = len(numeral) == 1 and INITIAL_ENDS.match(following)
+    if initial or (numeral == "IV" and DRIPS.match(following)):
         return match[0]
     if name in RULERS:
         return f"{name} the {ordinal(roman(numeral))}"
@@ -123,49 +124,49 @@ def humps(match: re.Match[str]) -> str:
 
 
 ABBREVIATION_RULES: tuple[Rule, ...] = (
-    Rule(re.compile(r"\bw/o\b"), "without", "/ w"),
-    Rule(re.compile(r"(?<![\w/])w/(?:\s?)(?=\w)"), "with ", "/ w"),
-    Rule(re.compile(r"(?<![\w/])b/c\b"), "because", "/ b"),
-    Rule(re.compile(r"(?<![\w/])c/o\b"), "care of", "/ c"),
+    Rule(expression(r"\bw/o\b"), "without", "/ w"),
+    Rule(expression(r"(?<![\w/])w/(?:\s?)(?=\w)"), "with ", "/ w"),
+    Rule(expression(r"(?<![\w/])b/c\b"), "because", "/ b"),
+    Rule(expression(r"(?<![\w/])c/o\b"), "care of", "/ c"),
     Rule(
-        re.compile(r"\b([apAP])\.\s?[mM]\.(?=\s+[A-Z]|\s*$)"), lambda match: f"{match[1].upper()} M.", ". Mm"
+        expression(r"\b([apAP])\.\s?[mM]\.(?=\s+[A-Z]|\s*$)"), lambda match: f"{match[1].upper()} M.", ". Mm"
     ),
-    Rule(re.compile(r"\b([ap])\.\s?m\.", re.I), lambda match: f"{match[1].upper()} M", ". Mm"),
-    Rule(re.compile(r"\bPh\.\s?D\.?(?=(s?)\b|\W|$)"), "P H D", ". P"),
-    Rule(re.compile(r"\b([BM])\.\s?Sc\."), r"\1 S C", ". c"),
-    Rule(re.compile(rf"\b({either(PLAIN_TITLES)})\s(?=[A-Z])"), title, "DMP"),
-    Rule(re.compile(rf"\b((?i:{either(TITLES)}))\.\s+(?=[A-Z&])"), title, "."),
+    Rule(expression(r"\b([ap])\.\s?m\.", re.I), lambda match: f"{match[1].upper()} M", ". Mm"),
+    Rule(expression(r"\bPh\.\s?D\.?(?=(s?)\b|\W|$)"), "P H D", ". P"),
+    Rule(expression(r"\b([BM])\.\s?Sc\."), r"\1 S C", ". c"),
+    Rule(expression(rf"\b({either(PLAIN_TITLES)})\s(?=[A-Z])"), title, "DMP"),
+    Rule(expression(rf"\b((?i:{either(TITLES)}))\.\s+(?=[A-Z&])"), title, "."),
     Rule(
-        re.compile(rf"(?<!\d)(?<!\d )\b({either(BEFORE_NUMBER)})\.\s*(?=\d|[IVX]{{2}})", re.I),
+        expression(rf"(?<!\d)(?<!\d )\b({either(BEFORE_NUMBER)})\.\s*(?=\d|[IVX]{{2}})", re.I),
         lambda match: f"{BEFORE_NUMBER[match[1].lower()]} ",
         ".",
     ),
-    Rule(re.compile(r"(?<=\b[Tt]he )[Nn]o\.(?= of\b)"), "number", ". f"),
-    Rule(re.compile(r"\bet al\."), "et al", ". l"),
-    Rule(re.compile(rf"\b({either(ABBREVIATIONS.keys() | AT_THE_END.keys())})\.(?!\w)", re.I), expand, "."),
-    Rule(re.compile(r"\bvs\b"), "versus", "v s"),
-    Rule(re.compile(r"\betc\b"), "et cetera", "c t"),
-    Rule(re.compile(r"\bapprox\b"), "approximately", "x p"),
-    Rule(re.compile(r"#\s*(?=\d)"), "number ", "# 0"),
-    Rule(re.compile(r"§§?\s?"), " section ", "§"),
-    Rule(re.compile(r"\b([ACDFGJ])#(?!\w)"), r"\1 sharp", "# ACDFGJ"),
+    Rule(expression(r"(?<=\b[Tt]he )[Nn]o\.(?= of\b)"), "number", ". f"),
+    Rule(expression(r"\bet al\."), "et al", ". l"),
+    Rule(expression(rf"\b({either(ABBREVIATIONS.keys() | AT_THE_END.keys())})\.(?!\w)", re.I), expand, "."),
+    Rule(expression(r"\bvs\b"), "versus", "v s"),
+    Rule(expression(r"\betc\b"), "et cetera", "c t"),
+    Rule(expression(r"\bapprox\b"), "approximately", "x p"),
+    Rule(expression(r"#\s*(?=\d)"), "number ", "# 0"),
+    Rule(expression(r"§§?\s?"), " section ", "§"),
+    Rule(expression(r"\b([ACDFGJ])#(?!\w)"), r"\1 sharp", "# ACDFGJ"),
     Rule(
-        re.compile(r"\b([A-Z]{1,3})\s?&\s?([A-Z]{1,3})\b"),
+        expression(r"\b([A-Z]{1,3})\s?&\s?([A-Z]{1,3})\b"),
         lambda match: f"{' '.join(match[1])} and {' '.join(match[2])}",
         "& A-Z",
     ),
     Rule(
-        re.compile(r"\b((?:[A-Z]\.){2,})"), lambda match: " ".join(match[1].replace(".", "")) + " ", ". A-Z"
+        expression(r"\b((?:[A-Z]\.){2,})"), lambda match: " ".join(match[1].replace(".", "")) + " ", ". A-Z"
     ),
 )
 ROMAN_RULES: tuple[Rule, ...] = (
     Rule(
-        re.compile(rf"\b(World War|(?i:{either(PARTS)}))\s((?![ILC]\b){NUMERAL})\b(?!\.\w)"),
+        expression(rf"\b(World War|(?i:{either(PARTS)}))\s((?![ILC]\b){NUMERAL})\b(?!\.\w)"),
         lambda match: f"{match[1]} {cardinal(roman(match[2]))}",
         "CILVX",
     ),
     Rule(
-        re.compile(
+        expression(
             r"\b(World War|Part|Act|Chapter|Volume|Phase|Type) I"
             r"(?=[.,;:!?]|$|\s(?:was|is|ended|began|and|of)\b)"
         ),
@@ -173,16 +174,16 @@ ROMAN_RULES: tuple[Rule, ...] = (
         "I",
     ),
     Rule(
-        re.compile(rf"\b({NUMERAL})(?=\scentur)"),
+        expression(rf"\b({NUMERAL})(?=\scentur)"),
         lambda match: ordinal(roman(match[1])) if match[1] else match[0],
         "u c",
     ),
-    Rule(re.compile(rf"\b([A-Z][a-z]+)\s((?!I\b)(?=[IVX]){NUMERAL})\b(?![.-]\w)"), after_name, "IVX"),
+    Rule(expression(rf"\b([A-Z][a-z]+)\s((?!I\b)(?=[IVX]){NUMERAL})\b(?![.-]\w)"), after_name, "IVX"),
 )
 RULES: tuple[Rule, ...] = (
-    Rule(re.compile(rf"\b(?:{either(PARTLY_SPELT)})\b"), lambda match: PARTLY_SPELT[match[0]], "A-Z"),
+    Rule(expression(rf"\b(?:{either(PARTLY_SPELT)})\b"), lambda match: PARTLY_SPELT[match[0]], "A-Z"),
     Rule(
-        re.compile(
+        expression(
             r"\b[a-z]{2,30}(?:[A-Z][a-z]{1,30})+\b|\b(?:[A-Z][a-z]{1,30}){3,}\b"
             r"|(?<=#)(?:[A-Z][a-z]{1,30}){2,}\b"
         ),
@@ -190,12 +191,12 @@ RULES: tuple[Rule, ...] = (
         "A-Z",
     ),
     Rule(
-        re.compile(
+        expression(
             r"\b([Tt]he|[Oo]ur|[Yy]our|[Aa]n) IT\b"
             r"|\bIT(?= (?:department|support|team|staff|manager|industry)\b)"
         ),
         lambda match: f"{match[1]} I T" if match[1] else "I T",
         "I T",
     ),
-    Rule(re.compile(r"\b([A-Z]{2,5})((?:'?s)?)\b"), acronym, "A-Z"),
+    Rule(expression(r"\b([A-Z]{2,5})((?:'?s)?)\b"), acronym, "A-Z"),
 )

@@ -6,6 +6,7 @@ import re
 
 from valle2.runtime.text.numerals import NUMBER, money
 from valle2.runtime.text.written import Rule, either
+from valle2.runtime.text.written.pieces import after, before, expression
 from valle2.runtime.text.written.vocabulary import (
     ATTACHED_IS_OTHER,
     CODES,
@@ -49,7 +50,7 @@ HINTS = {unit: re.compile(pattern) for unit, pattern in NEEDS_A_HINT.items()}
 
 def describes(match: re.Match[str]) -> bool:
     """Does an amount describe the noun after it, as in "a $5 bill" and "a 60 W lamp"?"""
-    if not ARTICLE.search(match.string[max(0, match.start() - 24) : match.start()]):
+    if not ARTICLE.search(before(match, 24)):
         return False
     noun = NOUN_AFTER.match(match.string, match.end())
     return noun is not None and noun[1] not in NOT_DESCRIBED
@@ -118,7 +119,7 @@ def measure(match: re.Match[str]) -> str:
     if not name or not fits(match, unit):
         return match[0]
     spoken = POWERS.get(match["power"] or "", "") + (name if is_one(match, name) else many_of(name))
-    ends = unit.lower() not in DOTTED or not match.string[match.end() : match.end() + 2].strip()
+    ends = unit.lower() not in DOTTED or not after(match, 2).strip()
     dot = "." if match["dot"] and ends else ""
     scale = f" {match['scale']}" if match["scale"] else ""
     if len(amount) == 4 and amount.isdigit() and not amount.endswith("00"):
@@ -128,10 +129,10 @@ def measure(match: re.Match[str]) -> str:
 
 def is_one(match: re.Match[str], name: str) -> bool:
     """Is the unit in the singular: 1 km, 3/4 mile, a 5-km run, a 60 W lamp?"""
-    before = match.string[max(0, match.start() - 8) : match.start()]
-    if RANGE_BEFORE.search(before):
+    preceding = before(match, 8)
+    if RANGE_BEFORE.search(preceding):
         return False
-    if match["amount"] == "1" or FRACTION_BEFORE.search(before):
+    if match["amount"] == "1" or FRACTION_BEFORE.search(preceding):
         return True
     compound = match["scale"] or match["per"] or " per " in name
     return not compound and (match["joint"] == "-" or describes(match))
@@ -139,13 +140,13 @@ def is_one(match: re.Match[str], name: str) -> bool:
 
 def fits(match: re.Match[str], unit: str) -> bool:
     """Is it a unit here, and not a word, a name or an ending?"""
-    joint, after = match["joint"], match.string[match.end("unit") : match.end("unit") + 24]
+    joint = match["joint"]
     if unit in ATTACHED_IS_OTHER and not joint and (unit != "s" or "." not in match["amount"]):
         return False
     if joint == "-" and len(unit) == 1 and unit not in ("m", "g", "L", "W", "V"):
         return False
     hint = HINTS.get(unit if unit in UNITS else unit.lower())
-    return hint is None or match["per"] is not None or hint.match(after) is not None
+    return hint is None or match["per"] is not None or hint.match(after(match, 24, "unit")) is not None
 
 
 MEASURE = (
@@ -175,11 +176,10 @@ def power(match: re.Match[str]) -> str:
 def compared(match: re.Match[str]) -> str:
     """< and > between numbers or single letters; elsewhere a pause."""
     sign = match[1]
-    before = match.string[max(0, match.start() - 3) : match.start()].rstrip()
-    after = match.string[match.end() : match.end() + 3]
-    left = re.search(r"(?<![A-Za-z])[A-Za-z]$|[\d%]$", before) is not None
-    right = re.match(r"[\d.$€£-]|[A-Za-z](?![A-Za-z])", after) is not None
-    if right and (left or sign[0] == "<" or after[0].isdigit()):
+    preceding, following = before(match, 3).rstrip(), after(match, 3)
+    left = re.search(r"(?<![A-Za-z])[A-Za-z]$|[\d%]$", preceding) is not None
+    right = re.match(r"[\d.$€£-]|[A-Za-z](?![A-Za-z])", following) is not None
+    if right and (left or sign[0] == "<" or following[0].isdigit()):
         return f" {COMPARISONS[sign]} "
     return ", "
 
@@ -191,12 +191,12 @@ PER_GROUP = rf"(?:/(?P<per>{PER})\b)?"
 AMOUNT = rf"(?P<amount>{NUMBER})"
 SHORT = either(SCALES)
 MONEY_RULES: tuple[Rule, ...] = (
-    Rule(re.compile(r"(?<![\d.,])(\d{1,9}),(\d\d)(\s?[€£])(?!\d)"), european, ", £€ 0"),
-    Rule(re.compile(r"(?<=[$€£])\.(?=\d)"), "0.", ". $£€ 0"),
-    Rule(re.compile(r"\bRs\.?\s?(?=\d)"), "₹", "0 R"),
-    Rule(re.compile(rf"(?<=[\dKMBkmb])\s?[-–]\s?(?=(?:{SIGN})\d)"), " to ", "-– $£¥฿₦₩₪₫€₱₴₹₺₽₿ 0"),
+    Rule(expression(r"(?<![\d.,])(\d{1,9}),(\d\d)(\s?[€£])(?!\d)"), european, ", £€ 0"),
+    Rule(expression(r"(?<=[$€£])\.(?=\d)"), "0.", ". $£€ 0"),
+    Rule(expression(r"\bRs\.?\s?(?=\d)"), "₹", "0 R"),
+    Rule(expression(rf"(?<=[\dKMBkmb])\s?[-–]\s?(?=(?:{SIGN})\d)"), " to ", "-– $£¥฿₦₩₪₫€₱₴₹₺₽₿ 0"),
     Rule(
-        re.compile(
+        expression(
             rf"(?P<sign>{SIGN})\s?(?P<first>{NUMBER})\s?[-–]\s?{AMOUNT}"
             rf"(?:\s?(?P<scale>{SCALE})\b|(?P<short>{SHORT})\b)?(?![\w/-]|\.\d){PER_GROUP}"
         ),
@@ -204,7 +204,7 @@ MONEY_RULES: tuple[Rule, ...] = (
         "-– $£¥฿₦₩₪₫€₱₴₹₺₽₿ 0",
     ),
     Rule(
-        re.compile(
+        expression(
             rf"(?P<minus>(?<![\w)])-\s?)?(?:\b(?P<country>{either(COUNTRIES)})(?=\$))?(?P<sign>{SIGN})\s?"
             rf"(?P<minus2>-)?{AMOUNT}(?:[\s-]?(?P<scale>{SCALE})\b|\s?(?P<short>{SHORT})\b)?{PER_GROUP}"
         ),
@@ -212,7 +212,7 @@ MONEY_RULES: tuple[Rule, ...] = (
         "$£¥฿₦₩₪₫€₱₴₹₺₽₿ 0",
     ),
     Rule(
-        re.compile(
+        expression(
             rf"{START}{AMOUNT}(?:\s?(?P<scale>{SCALE})|(?P<short>{SHORT}))?\s?(?P<sign>{SIGN})(?!\d)"
             rf"{PER_GROUP}"
         ),
@@ -220,84 +220,84 @@ MONEY_RULES: tuple[Rule, ...] = (
         "$£¥฿₦₩₪₫€₱₴₹₺₽₿ 0",
     ),
     Rule(
-        re.compile(rf"{START}\b(\d{{1,6}})\s?¢"),
+        expression(rf"{START}\b(\d{{1,6}})\s?¢"),
         lambda match: f"{match[1]} cent{'' if match[1] == '1' else 's'}",
         "¢ 0",
     ),
-    Rule(re.compile(rf"\b(?P<code>{either(CODES)})\s?{AMOUNT}(?:\s?(?P<scale>{SCALE})\b)?"), coded, "0 A-Z"),
+    Rule(expression(rf"\b(?P<code>{either(CODES)})\s?{AMOUNT}(?:\s?(?P<scale>{SCALE})\b)?"), coded, "0 A-Z"),
     Rule(
-        re.compile(rf"{START}\b{AMOUNT}(?:\s(?P<scale>{SCALE}))?\s?(?P<code>{either(CODES)})\b"),
+        expression(rf"{START}\b{AMOUNT}(?:\s(?P<scale>{SCALE}))?\s?(?P<code>{either(CODES)})\b"),
         coded,
         "0 A-Z",
     ),
 )
 RULES: tuple[Rule, ...] = (
-    Rule(re.compile(r"""(?<![\d.,"'])(\d{1,2})'\s?(\d{1,2})(?:"|'')?(?![\w'"])"""), r"\1 foot \2 ", "' 0"),
+    Rule(expression(r"""(?<![\d.,"'])(\d{1,2})'\s?(\d{1,2})(?:"|'')?(?![\w'"])"""), r"\1 foot \2 ", "' 0"),
     Rule(
-        re.compile(r"""(?<![\d.,"'])(\d{1,3})'(?=\s?(?:[x×]\s?\d|tall\b|long\b|wide\b|high\b|deep\b))"""),
+        expression(r"""(?<![\d.,"'])(\d{1,3})'(?=\s?(?:[x×]\s?\d|tall\b|long\b|wide\b|high\b|deep\b))"""),
         r"\1 feet",
         "' adgx× 0",
     ),
     Rule(
-        re.compile(
+        expression(
             r"""(?<![\d,"'])(\d{1,3})"(?=\s?(?:[x×]\s?\d|(?:tall|long|wide|high|deep|thick|in diameter)\b))"""
         ),
         r"\1 inches",
         '" 0',
     ),
     Rule(
-        re.compile(
+        expression(
             r"""(?<![\d,"'])(\d{1,3})"(?=\s(?:pipe|screen|display|monitor|TV|board|bolt|nail|pizza|wheel)\b)"""
         ),
         r"\1 inch",
         '" 0 Tabcei',
     ),
-    Rule(re.compile(r"(?<=\d/\d)\"|(?<=\d/\d\d)\""), " inch", '" / 0'),
-    Rule(re.compile(r"(?<=\d)\s?[x×]\s?(?=10\^)"), " times ", "^ x× 0"),
+    Rule(expression(r"(?<=\d/\d)\"|(?<=\d/\d\d)\""), " inch", '" / 0'),
+    Rule(expression(r"(?<=\d)\s?[x×]\s?(?=10\^)"), " times ", "^ x× 0"),
     Rule(
-        re.compile(
+        expression(
             r"(?<=[\dm])(?<!\b0)\s?x\s?(?=\d)|(?<=\d)×(?=\d)|(?<=\d ft)\s?[x×]\s?(?=\d)"
             r"|(?<=s)\s?[x×]\s?(?=\d{1,4}\s?(?:feet|inches|\"|'))"
         ),
         " by ",
         "x× 0",
     ),
-    Rule(re.compile(r"(?<![\d.,])(\d{1,6}(?:\.\d{1,6})?)x\b(?!\s?[-+=*/^)])"), r"\1 times", "0 x"),
-    Rule(re.compile(rf"{START}(\d{{1,9}}(?:\.\d{{1,9}})?)[eE]([+-]?\d{{1,3}})\b"), r"\1 times 10^\2", "0 Ee"),
+    Rule(expression(r"(?<![\d.,])(\d{1,6}(?:\.\d{1,6})?)x\b(?!\s?[-+=*/^)])"), r"\1 times", "0 x"),
+    Rule(expression(rf"{START}(\d{{1,9}}(?:\.\d{{1,9}})?)[eE]([+-]?\d{{1,3}})\b"), r"\1 times 10^\2", "0 Ee"),
     Rule(
-        re.compile(
+        expression(
             rf"(?<=\d)(\s?(?:{either(UNITS)}))\s?[-–]\s?"
             rf"(?=\d{{1,9}}(?:\.\d{{1,9}})?\s?(?:{either(UNITS)})(?!\w))"
         ),
         r"\1 to ",
         "-– 0",
     ),
-    Rule(re.compile(r"(?<=\d)\s?°\s?([NSEW])\b"), lambda match: f" degrees {COMPASS[match[1]]}", "° 0 ENSW"),
-    Rule(re.compile(MEASURE), measure, "0"),
+    Rule(expression(r"(?<=\d)\s?°\s?([NSEW])\b"), lambda match: f" degrees {COMPASS[match[1]]}", "° 0 ENSW"),
+    Rule(expression(MEASURE), measure, "0"),
     Rule(
-        re.compile(r"(?<![\w/])(km|m|mi|ft|MB|GB|KB|Mb|Gb)/(h|s|sec|min|hr)\b"),
+        expression(r"(?<![\w/])(km|m|mi|ft|MB|GB|KB|Mb|Gb)/(h|s|sec|min|hr)\b"),
         lambda match: f"{many_of(unit_name(match[1]))} per {DENOMINATORS[match[2]]}",
         "/ chis",
     ),
     Rule(
-        re.compile(rf"(?<=\bper )({either(UNITS)})\^?([23])\b"),
+        expression(rf"(?<=\bper )({either(UNITS)})\^?([23])\b"),
         lambda match: f"{'square' if match[2] == '2' else 'cubic'} {UNITS[match[1]]}",
         "0 p",
     ),
     Rule(
-        re.compile(
+        expression(
             rf"(?<![\w.,])(\d{{1,6}}(?:\.\d{{1,6}})?)([kKMB])\b"
             rf"(?=\s(?!(?:{NOT_COUNTED})\b)[a-z]+s\b|\s(?:people|men|women)\b)"
         ),
         lambda match: f"{match[1]} {SCALES[match[2]]}",
         "0 es",
     ),
-    Rule(re.compile(r"(?<!\w)(\d{1,9}|[A-Za-z]{1,2})\^([+-]?(?:\d{1,6}|[a-z]\b))"), power, "^"),
-    Rule(re.compile(r"~\s?(?=[\d$€£])"), "about ", "~ $£€0"),
-    Rule(re.compile(r"[-=]>|→|⇒"), " to ", ">→⇒"),
-    Rule(re.compile(r"!="), " does not equal ", "! ="),
-    Rule(re.compile(r"=="), " equals ", "="),
-    Rule(re.compile(r"\s?([<>]=?)\s?"), compared, "<>"),
-    Rule(re.compile(r"(?<=\d)\s\*\s?(?=\d)|(?<=\d)\*(?=\d)"), " times ", "* 0"),
-    Rule(re.compile(r"(?<=\d)\s/\s(?=\d)"), " divided by ", "/ 0"),
+    Rule(expression(r"(?<!\w)(\d{1,9}|[A-Za-z]{1,2})\^([+-]?(?:\d{1,6}|[a-z]\b))"), power, "^"),
+    Rule(expression(r"~\s?(?=[\d$€£])"), "about ", "~ $£€0"),
+    Rule(expression(r"[-=]>|→|⇒"), " to ", ">→⇒"),
+    Rule(expression(r"!="), " does not equal ", "! ="),
+    Rule(expression(r"=="), " equals ", "="),
+    Rule(expression(r"\s?([<>]=?)\s?"), compared, "<>"),
+    Rule(expression(r"(?<=\d)\s\*\s?(?=\d)|(?<=\d)\*(?=\d)"), " times ", "* 0"),
+    Rule(expression(r"(?<=\d)\s/\s(?=\d)"), " divided by ", "/ 0"),
 )
