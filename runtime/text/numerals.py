@@ -21,7 +21,7 @@ IRREGULAR = {
 }  # fmt: skip
 Currency = tuple[str, str, str, str]
 """One, many, and a hundredth in one and many; empty where hundredths are read as decimals."""
-NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+NUMBER = r"\d(?:\d{0,2}(?:,\d{3})+|\d*)(?:\.\d+)?"
 
 
 def cardinal(value: int) -> str:

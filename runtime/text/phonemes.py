@@ -32,6 +32,7 @@ SHORTEST_PART, LONGEST_PART = 3, 40
 """Letters of a word that is looked for in a compound."""
 CACHED = 8192
 """Words whose pronunciation is kept: splitting a text counts the tokens of the same words several times."""
+A_VOWEL, A_CONSONANT = "A", "b"
 CLITICS = frozenset(["the", "a", "an", "to", "in", "am", "i"])
 BEFORE_VERB = """
 to will would can could may might must shall should do does did don't doesn't didn't can't won't
@@ -88,6 +89,11 @@ def small_word(token: str) -> str:
     return "" if token in PUNCTUATION else token.strip("'").lower()
 
 
+def kind_of(sounds: str) -> str:
+    """Sounds of the same kind as others, as far as a word before them can tell."""
+    return sounds and (A_VOWEL if starts_with_vowel(sounds) else A_CONSONANT)
+
+
 def starts_with_vowel(phonemes: str) -> bool:
     """Do "the" and "to" take their form before a vowel? They do not before a reduced vowel."""
     return phonemes.lstrip(STRESS)[:1] in VOWELS - REDUCED
@@ -137,6 +143,7 @@ class Pronouncer:
         self.entry = lru_cache(CACHED)(lambda word: lexicon.get(word, ""))
         self.word = lru_cache(CACHED)(self.pronounce)
         self.token = lru_cache(CACHED)(self.anywhere)
+        self.token_in = lru_cache(CACHED)(self.in_place)
 
     def __call__(self, text: str) -> str:
         """Normalised text -> phonemes, with a space between words and punctuation attached."""
@@ -151,8 +158,7 @@ class Pronouncer:
                 continue
             spoken = self.token(token)
             if spoken is None:
-                place = Place(small_word(tokens[index - 1]) if index else "", small_word(following), sounds)
-                spoken = self.compounded(token.strip("'"), place)
+                spoken = self.token_in(token, tokens[index - 1] if index else "", following, kind_of(sounds))
             if spoken:
                 out += spoken, " "
                 following, sounds = token, spoken
@@ -168,6 +174,10 @@ class Pronouncer:
         if (len(parts) < 2 or self.usual(word.lower())) and (one in CLITICS or "\t" in self.entry(one)):
             return None
         return self.compounded(word, Place())
+
+    def in_place(self, token: str, previous: str, following: str, sounds: str) -> str:
+        """The sounds of a token between two others. sounds: see `kind_of`. `token_in` caches it."""
+        return self.compounded(token.strip("'"), Place(small_word(previous), small_word(following), sounds))
 
     def spelt(self, letters: str) -> str:
         """Letters read one by one as one word, the last one stressed: "B B C"."""

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import SPELLED, readable
@@ -71,31 +71,30 @@ SURELY_BY_SAMPLE = 1.0
 LONG, SAMPLE, VERY_LONG = 256, 64, 8
 """Characters of a sentence whose tokens are first estimated by a sample, characters of the sample, and times
 the limit from which on the estimate decides how often it is cut."""
+NEAR_WORD = 16
+"""Characters from the middle in which a word's end is looked for first."""
 TOGETHER = 2048
 """Characters of the sentences whose parts are counted together."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """A part of a sentence.
 
     Args:
+        in_word: it is a word or a part of one.
         estimate: its tokens by its share of a longer part; 0 if they are not known.
         surely: times the limit. A part of a larger estimate is cut without counting its tokens.
-        is_new: whether it is many times too long has not been looked at.
+        is_long: it is to be estimated by a sample.
         fits: it is a piece that needs no cut.
     """
 
     text: str
+    in_word: bool
     estimate: float = 0.0
     surely: float = SURELY_TOO_LONG
-    is_new: bool = True
+    is_long: bool = False
     fits: bool = False
-
-    @property
-    def inside_word(self) -> bool:
-        """Is it a word or a part of one?"""
-        return WORD_END.search(self.text) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,9 @@ class Cutter:
         Raises:
             TextError: a single character has more than `most` tokens.
         """
-        waiting = deque(map(Part, sentences))
+        waiting = deque(
+            Part(text, WORD_END.search(text) is None, is_long=len(text) > LONG) for text in sentences
+        )
         while waiting:
             found = self.step(taken(waiting))
             waiting.extendleft(reversed(found))
@@ -127,59 +128,66 @@ class Cutter:
                 yield waiting.popleft().text
 
     def step(self, parts: list[Part]) -> list[Part]:
-        """The same text in parts each of which fits or has been cut."""
-        self.prepare([sample(part.text) for part in parts if is_unknown(part)])
-        parts = [part for whole in parts for part in self.cut_unseen(self.estimated(whole))]
-        self.prepare([part.text for part in parts if not part.fits and not is_unknown(part)])
-        return [part for whole in parts for part in self.counted(whole)]
+        """The same text in parts. Each fits, has been cut, or is long and has to be estimated."""
+        self.prepare([sample(part.text) for part in parts if part.is_long])
+        cut: list[Part] = []
+        for part in parts:
+            if part.is_long:
+                self.estimate(part)
+            self.cut_unseen(part, cut)
+        self.prepare([part.text for part in cut if not (part.fits or part.is_long)])
+        found: list[Part] = []
+        for part in cut:
+            self.cut_counted(part, found)
+        return found
+
+    def estimate(self, part: Part) -> None:
+        """Estimate the tokens of a long part if it is many times too long by a sample."""
+        tokens = self.count(sample(part.text)) * len(part.text) / SAMPLE
+        if tokens > VERY_LONG * self.limit(part):
+            part.estimate, part.surely = tokens, SURELY_BY_SAMPLE
+        part.is_long = False
 
     def limit(self, part: Part) -> int:
         """The most tokens of a part."""
-        return self.most if part.inside_word else self.usual
+        return self.most if part.in_word else self.usual
 
-    def estimated(self, part: Part) -> Part:
-        """The part with an estimate if it is many times too long by a sample."""
-        if not is_unknown(part):
-            return part
-        tokens = self.count(sample(part.text)) * len(part.text) / SAMPLE
-        if tokens > VERY_LONG * self.limit(part):
-            return Part(part.text, tokens, SURELY_BY_SAMPLE)
-        return replace(part, is_new=False)
-
-    def cut_unseen(self, part: Part) -> Iterator[Part]:
-        """The part in parts whose tokens have to be counted, or estimated by a sample."""
+    def cut_unseen(self, part: Part, found: list[Part]) -> None:
+        """Add a part, or its halves if it is too long by its estimate."""
         limit = self.limit(part)
-        if part.fits or is_unknown(part) or (part.estimate <= part.surely * limit and len(part.text) <= HOPELESS * limit):
-            yield part
+        too_long = part.estimate > part.surely * limit or len(part.text) > HOPELESS * limit
+        if part.fits or part.is_long or not too_long:
+            found.append(part)
             return
-        for half in self.cut(part, part.estimate):
-            yield from self.cut_unseen(half)
+        for half in self.halves(part, part.estimate):
+            self.cut_unseen(half, found)
 
-    def counted(self, part: Part) -> Sequence[Part]:
-        """The part if it fits, else its halves; nothing if nothing in it can be spoken."""
-        if part.fits or is_unknown(part):
-            return (part,)
-        tokens = self.count(part.text)
-        if tokens <= self.limit(part):
-            return (replace(part, fits=True),) if tokens else ()
-        return self.cut(part, tokens)
+    def cut_counted(self, part: Part, found: list[Part]) -> None:
+        """Add a part if it fits, else its halves; nothing if nothing in it can be spoken."""
+        if not (part.fits or part.is_long):
+            tokens = self.count(part.text)
+            if tokens > self.limit(part):
+                found += self.halves(part, tokens)
+                return
+            part.fits = tokens > 0
+            if not tokens:
+                return
+        found.append(part)
 
-    def cut(self, part: Part, tokens: float) -> Sequence[Part]:
-        """Both halves of a part. tokens: what it has, counted or estimated."""
-        text, inside_word = part.text, part.inside_word
-        if inside_word and (len(text) == 1 or SPELLED.search(text)):
+    def halves(self, part: Part, tokens: float) -> Iterator[Part]:
+        """Cut a part in two. tokens: what it has, counted or estimated."""
+        text, in_word = part.text, part.in_word
+        if in_word and (len(text) == 1 or SPELLED.search(text)):
             raise TextError(
                 f"{readable(text)!r} is longer than the model's {self.most} tokens, which the prompt's text "
                 "leaves; use a shorter prompt"
             )
-        at, density = len(text) // 2 if inside_word else middle(text), tokens / len(text)
-        halves = [Part(half, density * len(half), part.surely) for half in (text[:at].strip(), text[at:].strip())]
-        # how many tokens one word has does not follow from the words around it
-        return [
-            half if inside_word or not half.inside_word else replace(half, estimate=0.0)
-            for half in halves
-            if half.text
-        ]
+        cut, density = len(text) // 2 if in_word else middle(text), tokens / len(text)
+        for half in filter(None, (text[:cut].strip(), text[cut:].strip())):
+            a_word = in_word or WORD_END.search(half) is None
+            # how many tokens one word has does not follow from the words around it
+            estimate = density * len(half) if in_word or not a_word else 0.0
+            yield Part(half, a_word, estimate, part.surely, not estimate and len(half) > LONG)
 
 
 def split_sentences(
@@ -210,11 +218,6 @@ def taken(parts: deque[Part]) -> list[Part]:
         found.append(parts.popleft())
         length += len(found[-1].text)
     return found
-
-
-def is_unknown(part: Part) -> bool:
-    """Is it long, and nothing known of its tokens?"""
-    return part.is_new and not part.estimate and len(part.text) > LONG
 
 
 def sample(text: str) -> str:
@@ -326,15 +329,27 @@ def ends_line(gap: str, following: str, at_end: bool) -> bool | None:
 
 def middle(sentence: str) -> int:
     """Where to cut between words: after the clause nearest the middle if it is near, else after a word."""
+    cut = nearest(CLAUSE_END, sentence, MIDDLE * len(sentence))
+    reach = NEAR_WORD
+    while not cut:
+        cut = nearest(WORD_END, sentence, reach)
+        reach *= NEAR_WORD
+    return cut
+
+
+def nearest(ends: re.Pattern[str], sentence: str, reach: float) -> int:
+    """The end of a match that is nearest the middle, at most `reach` characters from it; 0 if there is none."""
     half = len(sentence) / 2
-
-    def from_middle(end: int) -> float:
-        return abs(end - half)
-
-    clause = min((match.end() for match in CLAUSE_END.finditer(sentence)), key=from_middle, default=0)
-    if clause and from_middle(clause) <= MIDDLE * len(sentence):
-        return clause
-    return min((match.end() for match in WORD_END.finditer(sentence)), key=from_middle)
+    start, found = max(0, int(half - reach)), 0
+    while start and sentence[start - 1].isspace():
+        start -= 1
+    for match in ends.finditer(sentence, start):
+        end = match.end()
+        if abs(end - half) < abs(found - half):
+            found = end
+        if end >= half:
+            break
+    return found if found and abs(found - half) <= reach else 0
 
 
 def ended(piece: str) -> str:

@@ -50,12 +50,13 @@ def read(match: re.Match[str]) -> str:
 
 def address(core: str) -> str:
     """The words of a web or mail address, or nothing if it is none."""
-    rest = SCHEME.sub("", core, count=1)
-    if MAIL.fullmatch(rest):
+    rest = SCHEME.sub("", core, count=1) if ":" in core else core
+    if "@" in rest and MAIL.fullmatch(rest):
         name, _, host = rest.partition("@")
         return f"{marked(name)} at {dotted(host)}"
-    web = rest != core or rest.lower().startswith("www.")
-    rest = re.sub(r"^www\.", "", rest, flags=re.I)
+    host_begins = rest[:4].lower() == "www."
+    web = rest != core or host_begins
+    rest = rest[4:] if host_begins else rest
     found = LOCAL.fullmatch(rest) or HOST.fullmatch(rest)
     if found is None:
         return marked(rest.rstrip("/")) if web and rest else ""
@@ -75,6 +76,8 @@ def address(core: str) -> str:
 
 def numbers(core: str) -> str:
     """The words of an IP address or a version, or nothing if it is neither."""
+    if core.count(".") < 2 and core[:1] not in ("v", "V"):
+        return ""
     if THOUSANDS.fullmatch(core):
         return cardinal(int(core.replace(".", "")))
     found = IP.fullmatch(core)
@@ -131,6 +134,6 @@ def marked(text: str) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(expression(r"\S+"), read),
+    Rule(expression(rf"(?<!\S)(?:[vV]\S+|[^\s.@/\\:]*(?:[@/\\]\S*|[.:]\S*[^\s{re.escape(CLOSING)}]\S*))"), read),
     Rule(expression(r"https?://(?:www\.)?|\bwww\.", re.I), " ", "./"),
 )

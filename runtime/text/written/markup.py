@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from valle2.runtime.text.written import Rule, RuleSet
 from valle2.runtime.text.written.memo import kept
+from valle2.runtime.text.written.pieces import END, expression
 from valle2.runtime.text.written.vocabulary import listed
 
 TAGS = """
@@ -45,6 +47,13 @@ FENCE_OPTIONS = r"(?:[ \t]{1,3}(?:[\w-]{1,30}=[^\s`]{1,100}|\{[^{}\n]{0,100}\}))
 NUMBERED = re.compile(r"^[ \t]{0,8}(\d{1,3})[.)][ \t]+(?=\S)", re.M)
 ITEM = re.compile(r"^[ \t]{0,8}[-*+•‣◦▪][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)", re.M)
 ROW = re.compile(r"^[ \t]{0,3}\|([^\n]*)\|[ \t]*$", re.M)
+
+
+def entity(match: re.Match[str]) -> str:
+    """What an entity stands for."""
+    return html.unescape(match[0]).replace(END, " ")
+
+
 BLOCK_RULES: tuple[Rule, ...] = (
     Rule(
         re.compile(
@@ -73,22 +82,22 @@ BLOCK_RULES: tuple[Rule, ...] = (
 )
 """Markup that reaches over lines and sentences."""
 RULES: tuple[Rule, ...] = (
-    Rule(re.compile(r"^[ \t]{0,8}[-*+][ \t]\[[ xX]\][ \t]", re.M), "", "[ ] *+-"),
-    Rule(re.compile(r"^[ \t]{0,3}(?:```|~~~)[\w+#-]{0,30}", re.M), " ", "`~"),
-    Rule(re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+", re.M), "", "#"),
-    Rule(re.compile(r"^[ \t]{0,3}>[ \t]+(?=\S)", re.M), "", ">"),
-    Rule(ENTITY, lambda match: html.unescape(match[0]), "& ;"),
-    Rule(re.compile(r"\((\d{3})\)[\s-]?(?=\d{3}[-.\s]\d{4})"), r"\1-", "( ) 0"),
-    Rule(re.compile(r"[™®℠]"), "", "®℠™"),
-    Rule(re.compile(r"№\s?"), "number ", "№"),
+    Rule(expression(r"^[ \t]{0,8}[-*+][ \t]\[[ xX]\][ \t]", re.M), "", "[ ] *+-"),
+    Rule(expression(r"^[ \t]{0,3}(?:```|~~~)[\w+#-]{0,30}", re.M), " ", "`~"),
+    Rule(expression(r"^[ \t]{0,3}#{1,6}[ \t]+", re.M), "", "#"),
+    Rule(expression(r"^[ \t]{0,3}>[ \t]+(?=\S)", re.M), "", ">"),
+    Rule(ENTITY, entity, "& ;"),
+    Rule(expression(r"\((\d{3})\)[\s-]?(?=\d{3}[-.\s]\d{4})"), r"\1-", "( ) 0"),
+    Rule(expression(r"[™®℠]"), "", "®℠™"),
+    Rule(expression(r"№\s?"), "number ", "№"),
     Rule(
-        re.compile(r"[⁰¹²³⁴-⁹⁺⁻]{1,12}"), lambda match: f"^{match[0].translate(SUPERSCRIPTS)}", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
+        expression(r"[⁰¹²³⁴-⁹⁺⁻]{1,12}"), lambda match: f"^{match[0].translate(SUPERSCRIPTS)}", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
     ),
-    Rule(re.compile(r"(?<=\d)(?=[¼½¾⅐-⅞])"), " and ", "0 ¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"),
-    Rule(re.compile(r"″|′′|''(?=\s|$)"), '"', "'′″"),
+    Rule(expression(r"(?<=\d)(?=[¼½¾⅐-⅞])"), " and ", "0 ¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"),
+    Rule(expression(r"″|′′|''(?=\s|$)"), '"', "'′″"),
     Rule(re.compile("′"), "'", "′"),
-    Rule(re.compile(r"(?<=[\d\s])−(?=\s)"), " minus ", "−"),
-    Rule(re.compile(r"(?<=\s)−|^−"), " minus ", "−"),
+    Rule(expression(r"(?<=[\d\s])−(?=\s)"), " minus ", "−"),
+    Rule(expression(r"(?<=\s)−|^−"), " minus ", "−"),
 )
 BLOCKS_TO_TEXT, SIGNS_TO_TEXT = RuleSet(BLOCK_RULES), RuleSet(RULES)
 
@@ -155,10 +164,18 @@ def said_for_tag(tag: str) -> str:
 @kept
 def plain(text: str) -> str:
     """The text without markup and invisible characters; control characters become spaces."""
-    text = without_blocks(text)
+    return plain_together([text])
+
+
+def plain_together(texts: Sequence[str]) -> str:
+    """`plain` of several texts, with `END` between them."""
+    text = END.join([without_blocks(text).replace(END, " ") for text in texts])
     if not text.isascii() or SIGN.search(text):
         text = SIGNS_TO_TEXT.apply(text)
-    return text if text.isprintable() else "".join(map(visible, text))
+    if text.isprintable():
+        return text
+    seen = {ord(character): visible(character) for character in set(text) if not character.isprintable()}
+    return text.translate(seen | {ord(END): END})
 
 
 def tag_name(tag: str) -> str:
@@ -167,8 +184,6 @@ def tag_name(tag: str) -> str:
 
 
 def visible(character: str) -> str:
-    """The character; nothing for an invisible one, and a space for a control character."""
-    if character.isprintable():
-        return character
+    """What stands for a character that is not printable: a space for a control character, or nothing."""
     category = unicodedata.category(character)
     return "" if category == "Cf" else " " if category == "Cc" else character

@@ -52,12 +52,8 @@ class Kept(Generic[Result]):
         """Drop all results."""
         self.short, self.long = Recent[Result](SHORT_TEXTS), Recent[Result](LONG_TEXTS)
 
-    def of_length(self, text: str) -> Recent[Result]:
-        """Where the result of a text is kept."""
-        return self.short if len(text) <= SHORT else self.long
-
     def __call__(self, text: str) -> Result:
-        recent = self.of_length(text)
+        recent = self.short if len(text) <= SHORT else self.long
         try:
             return recent.newer[text]
         except KeyError:

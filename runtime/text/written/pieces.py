@@ -18,7 +18,7 @@ ITEM = re.compile(r"\\(?P<escaped>.)|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<oth
 
 
 def expression(pattern: str, flags: int = 0) -> re.Pattern[str]:
-    """Compile an expression that reads each piece as a text of its own. It may not use lookbehind over `^`."""
+    """Compile an expression that reads each piece as a text of its own."""
     return re.compile(ITEM.sub(within, pattern), flags)
 
 
