@@ -14,7 +14,6 @@ from valle2.runtime.text.written import (
     RuleSet,
     addresses,
     dates,
-    either,
     letters,
     markup,
     numbers,
@@ -44,16 +43,17 @@ TIDY = (
     (re.compile(r"(?<![A-Za-z])-+|-+(?![A-Za-z])"), " "),
     (re.compile(r"(?<![A-Za-z])'+(?![A-Za-z])"), " "),
     (re.compile(r" {2,}"), " "),
-    (re.compile(r" ([,.?!;:])"), r"\1"),
-    (re.compile(r"([,;:])[,;:]+"), r"\1"),
+    (re.compile(r" (?=[,.?!;:])"), ""),
+    (re.compile(r"(?<=[,;:])[,;:]+"), ""),
     (re.compile(r"[,;:](?=[.?!])|(?<=[.?!;:,])[,.;:]+"), ""),
-    (re.compile(r"([,.?!;:])(?=[A-Za-z])"), r"\1 "),
+    (re.compile(r"(?<=[,.?!;:])(?=[A-Za-z])"), " "),
 )
 """What leaves only speakable characters, each punctuation mark once and after its word."""
 IN_WORDS = RuleSet(RULES)
 DASH, SPACES = re.compile(r"\s-+\s(?![\d$€£¥₹])"), re.compile(r"\s+")
-SYMBOL = re.compile(either(SYMBOLS))
-CAPITALS, NOT_ASCII = re.compile(r"[A-Z]{2}"), re.compile(r"[^\x00-\x7f]+")
+FIRST_OF_SYMBOLS = "".join({symbol[0] for symbol in SYMBOLS})
+SYMBOL = re.compile(f"[{re.escape(FIRST_OF_SYMBOLS)}](?:(?<=°)[CF])?")
+CAPITALS = re.compile(r"[A-Z]{2}")
 
 
 def normalise(text: str) -> str:
@@ -84,12 +84,17 @@ NORMALISED = Kept(lambda text: normalise_each([text])[0], normalise_each)
 
 def fold(text: str) -> str:
     """Accented letters without their accents, everything else that is not ASCII as a space."""
-    return text if text.isascii() else NOT_ASCII.sub(folded, unicodedata.normalize("NFKD", text))
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFKD", text)
+    return text.translate({ord(character): folded(character) for character in set(text)})
 
 
-def folded(match: re.Match[str]) -> str:
-    """A space for each character that is no mark of the one before it."""
-    return "".join(" " for character in match[0] if not unicodedata.combining(character))
+def folded(character: str) -> str:
+    """What stands for a character: nothing for a mark of the one before it, a space for others."""
+    if character.isascii():
+        return character
+    return "" if unicodedata.combining(character) else " "
 
 
 def tidy(text: str) -> str:

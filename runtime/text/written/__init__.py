@@ -21,7 +21,7 @@ SETS = {"0": string.digits, "A-Z": string.ascii_uppercase}
 """How `Rule.needs` writes the sets of all digits and of all capitals."""
 FREQUENT, USABLE = 10, 1024
 """Sets by which usable rules are looked up, and combinations of them for which the rules are kept."""
-DIGIT = re.compile(r"\d")
+DIGIT, GROUP = re.compile(r"\d"), re.compile(r"\\(\d)")
 
 
 class Rule(NamedTuple):
@@ -49,7 +49,7 @@ class RuleSet:
         sets = sorted({needed for rule in listed for needed in rule.needs.split()})
         bit = {needed: 1 << index for index, needed in enumerate(sets)}
         self.rules = [
-            (index, rule.pattern, rule.replacement, sum(map(bit.__getitem__, rule.needs.split())))
+            (index, rule.pattern, filled(rule.replacement), sum(map(bit.__getitem__, rule.needs.split())))
             for index, rule in enumerate(listed)
         ]
         """Index, pattern, replacement, and the bits of the needed sets."""
@@ -108,6 +108,15 @@ class RuleSet:
             found: the bits of the frequent sets of which the text has a character.
         """
         return [rule for rule in self.rules if not rule[3] & self.frequent & ~found]
+
+
+def filled(replacement: Replacement) -> Replacement:
+    """A function for a template such as `\\1 to \\2`, which `re` fills slowly before Python 3.12."""
+    if not isinstance(replacement, str) or "\\" not in replacement:
+        return replacement
+    first, *rest = GROUP.split(replacement)
+    pairs = [(int(group), text) for group, text in zip(rest[::2], rest[1::2], strict=True)]
+    return lambda match: first + "".join([(match[group] or "") + text for group, text in pairs])
 
 
 def needed_characters(needed: str) -> str:
