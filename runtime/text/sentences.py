@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from valle2.runtime.errors import TextError
@@ -338,7 +338,7 @@ def middle(sentence: str) -> int:
 
 
 def nearest(ends: re.Pattern[str], sentence: str, reach: float) -> int:
-    """The end of a match that is nearest the middle, at most `reach` characters from it; 0 if there is none."""
+    """The end of the match nearest the middle, at most `reach` characters from it; 0 if there is none."""
     half = len(sentence) / 2
     start, found = max(0, int(half - reach)), 0
     while start and sentence[start - 1].isspace():

@@ -10,7 +10,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, reduce
+from functools import cached_property, lru_cache, reduce
 from operator import or_
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ SETS = {"0": string.digits, "A-Z": string.ascii_uppercase}
 """How `Rule.needs` writes the sets of all digits and of all capitals."""
 FREQUENT, USABLE = 10, 1024
 """Sets by which usable rules are looked up, and combinations of them for which the rules are kept."""
+HINTED = 64
+"""Characters above which a rule is searched by its hint first."""
 DIGIT, GROUP = re.compile(r"\d"), re.compile(r"\\(\d)")
 
 
@@ -31,11 +33,35 @@ class Rule(NamedTuple):
         needs: characters without which the expression cannot match: sets of characters with spaces between
             them. A text must have a character of each set. In a set, 0 stands for every digit; A-Z by itself
             stands for every capital.
+        begins: characters with one of which each match begins, as in a set of an expression.
     """
 
     pattern: re.Pattern[str]
     replacement: Replacement
     needs: str = ""
+    begins: str = ""
+
+
+class Hint:
+    """Says whether a rule matches in a long text, in a third of the time of a search in vain.
+
+    `re` runs over characters that begin no match if an expression begins with a set of characters, but not
+    if it begins by looking behind. So the set is matched first, and then the rule from one character before.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+
+    def matches(self, text: str) -> bool:
+        """May the rule match in a text?"""
+        return not self.rule.begins or self.pattern.search(text) is not None
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """The rule after its first character. Made for the first long text."""
+        pattern, flags = self.rule.pattern.pattern, self.rule.pattern.flags
+        whole = f"(?i:{pattern})" if flags & re.I else pattern
+        return re.compile(rf"[{self.rule.begins}](?<=(?={whole})[\s\S])")
 
 
 class RuleSet:
@@ -49,10 +75,16 @@ class RuleSet:
         sets = sorted({needed for rule in listed for needed in rule.needs.split()})
         bit = {needed: 1 << index for index, needed in enumerate(sets)}
         self.rules = [
-            (index, rule.pattern, filled(rule.replacement), sum(map(bit.__getitem__, rule.needs.split())))
+            (
+                index,
+                rule.pattern,
+                filled(rule.replacement),
+                sum(map(bit.__getitem__, rule.needs.split())),
+                Hint(rule),
+            )
             for index, rule in enumerate(listed)
         ]
-        """Index, pattern, replacement, and the bits of the needed sets."""
+        """Index, pattern, replacement, the bits of the needed sets, and the hint."""
         often = Counter(needed for rule in listed for needed in rule.needs.split()).most_common(FREQUENT)
         self.frequent = sum(bit[needed] for needed, _ in often)
         """The bits of the sets that most rules need."""
@@ -82,8 +114,8 @@ class RuleSet:
         found, start = self.sets_in(text), 0
         while True:
             looked_up = found & self.frequent
-            for index, pattern, replacement, needed in self.usable(looked_up):
-                if index < start or needed & ~found:
+            for index, pattern, replacement, needed, hint in self.usable(looked_up):
+                if index < start or needed & ~found or (len(text) > HINTED and not hint.matches(text)):
                     continue
                 before, text = text, pattern.sub(replacement, text)
                 if text is not before:
@@ -101,7 +133,7 @@ class RuleSet:
             return found | self.digit
         return found
 
-    def find_usable(self, found: int) -> list[tuple[int, re.Pattern[str], Replacement, int]]:
+    def find_usable(self, found: int) -> list[tuple[int, re.Pattern[str], Replacement, int, Hint]]:
         """The rules whose frequent needs a text meets. `usable` caches them.
 
         Args:

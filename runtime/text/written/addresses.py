@@ -134,6 +134,8 @@ def marked(text: str) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(expression(rf"(?<!\S)(?:[vV]\S+|[^\s.@/\\:]*(?:[@/\\]\S*|[.:]\S*[^\s{re.escape(CLOSING)}]\S*))"), read),
-    Rule(expression(r"https?://(?:www\.)?|\bwww\.", re.I), " ", "./"),
+    Rule(
+        expression(rf"(?<!\S)(?:[vV]\S+|[^\s.@/\\:]*(?:[@/\\]\S*|[.:]\S*[^\s{re.escape(CLOSING)}]\S*))"), read
+    ),
+    Rule(expression(r"https?://(?:www\.)?|\bwww\.", re.I), " ", "./", "HWhw"),
 )

@@ -107,17 +107,21 @@ RULES: tuple[Rule, ...] = (
         expression(rf"\b({MONTH}|{SHORT_MONTH})\.?\s?[-–]\s?({MONTH}|{SHORT_MONTH})\b"),
         lambda match: f"{full_month(match[1])} to {full_month(match[2])}",
         "-– ADFJMNOS",
+        "ADFJMNOS",
     ),
-    Rule(expression(rf"\b({FULL_DAY})\s?[-–]\s?(?={FULL_DAY}\b)"), r"\1 to ", "-– FMSTW"),
+    Rule(expression(rf"\b({FULL_DAY})\s?[-–]\s?(?={FULL_DAY}\b)"), r"\1 to ", "-– FMSTW", "FMSTW"),
     Rule(
-        expression(r"\b(Sat|Sun)\.(?=\s(?:and|or|to|through)\b)"), lambda match: SHORT_DAYS[match[1]], ". S"
+        expression(r"\b(Sat|Sun)\.(?=\s(?:and|or|to|through)\b)"),
+        lambda match: SHORT_DAYS[match[1]],
+        ". S",
+        "S",
     ),
     Rule(
         expression(r"(?<![\w/.-])(\d{4})([-/])(\d{1,2})\2(\d{1,2})(?:(T)(?=\d\d:)|(?![\w/-]))(?!\.\d)"),
         iso,
         "-/ 0",
     ),
-    Rule(expression(r"(?<=\d\d:\d\d)Z\b|(?<=\d\d:\d\d:\d\d)Z\b"), " U T C", ": 0 Z"),
+    Rule(expression(r"(?<=\d\d:\d\d)Z\b|(?<=\d\d:\d\d:\d\d)Z\b"), " U T C", ": 0 Z", "Z"),
     Rule(
         expression(r"(?<![\w/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?![\w/-])(?!\.\d)"), numeric, "-./ 0"
     ),
@@ -127,11 +131,13 @@ RULES: tuple[Rule, ...] = (
         ),
         near,
         "/ 0",
+        "ABDFOSUabdfosu",
     ),
     Rule(
         expression(rf"\b({SHORT_MONTH})\b\.?(?=\s?\d{{1,2}}(?!\d)|,?\s(?:19|20)\d\d\b)"),
         lambda match: f"{SHORT_MONTHS[match[1].lower()]} ",
         "0 ADFJMNOS",
+        "ADFJMNOS",
     ),
     Rule(
         expression(
@@ -139,45 +145,60 @@ RULES: tuple[Rule, ...] = (
         ),
         lambda match: SHORT_MONTHS[match[1].lower()],
         "0 ADFJMNOS",
+        "ADFJMNOS",
     ),
     Rule(
         expression(r"\b(Mar|Apr|Jun|Jul|Sep)\.(?=\s[a-z]|,)"),
         lambda match: SHORT_MONTHS[match[1].lower()],
         ". AJMS",
+        "AJMS",
     ),
     Rule(
-        expression(r"\b(Apr|Jul|Sep)\.(?=\s|$)"), lambda match: f"{SHORT_MONTHS[match[1].lower()]}.", ". AJS"
+        expression(r"\b(Apr|Jul|Sep)\.(?=\s|$)"),
+        lambda match: f"{SHORT_MONTHS[match[1].lower()]}.",
+        ". AJS",
+        "AJS",
     ),
     Rule(
         expression(rf"\b({DAY})\b\.?\s?[-–]\s?({DAY})\b(?:\.(?=\s[a-z0-9]|,))?"),
         lambda match: f"{SHORT_DAYS[match[1]]} to {SHORT_DAYS[match[2]]}",
         "-– FMSTW",
+        "FMSTW",
     ),
     Rule(
         expression(rf"\b({SURELY_DAY})\.(?=\s[a-z0-9]|,|\s(?:{MONTH}|{SHORT_MONTH})|\s(?:{DAY}))"),
         lambda match: SHORT_DAYS[match[1]],
         ". FMTW",
+        "FMTW",
     ),
-    Rule(expression(rf"\b({SURELY_DAY})\."), lambda match: f"{SHORT_DAYS[match[1]]}.", ". FMTW"),
+    Rule(expression(rf"\b({SURELY_DAY})\."), lambda match: f"{SHORT_DAYS[match[1]]}.", ". FMTW", "FMTW"),
     Rule(
         expression(
             r"\b(on|every|this|next|last|and|or|until|to|by|from|each)\s(Sat|Sun)\.(?=(\s[a-z0-9]|,)?)"
         ),
         lambda match: f"{match[1]} {SHORT_DAYS[match[2]]}{'' if match[3] else '.'}",
         ". S",
+        "abeflnotu",
     ),
     Rule(
         expression(rf"\b({DAY})\b\.?(?=,?\s(?:\d|{MONTH}))"),
         lambda match: SHORT_DAYS[match[1]],
         "ADFJMNOS0 FMSTW",
+        "FMSTW",
     ),
-    Rule(expression(rf"\b(?:the\s)?(\d{{1,2}})(?:st|nd|rd|th)?\s({MONTH})\b"), day_of_month, "0 ADFJMNOS"),
+    Rule(
+        expression(rf"\b(?:the\s)?(\d{{1,2}})(?:st|nd|rd|th)?\s({MONTH})\b"),
+        day_of_month,
+        "0 ADFJMNOS",
+        r"\dt",
+    ),
     Rule(
         expression(
             rf"\b({MONTH})\s{{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:\s?[-–]\s?(\d{{1,2}})(?:st|nd|rd|th)?)?\b(?![:.]\d|%|/)"
         ),
         month_day,
         "0 ADFJMNOS",
+        "ADFJMNOS",
     ),
     Rule(
         expression(
@@ -185,25 +206,33 @@ RULES: tuple[Rule, ...] = (
         ),
         seconds_too,
         ": 0",
+        r"\da",
     ),
     Rule(
         expression(r"(?<![\w:.])(\d{1,3})\s?h\s?(\d{1,2})\s?m(?:ins?)?(?:\s?(\d{1,2})\s?s(?:ec)?)?\b"),
         lettered,
         "0 m",
+        r"\d",
     ),
     Rule(
         expression(rf"(?<![\w:.,/-])(\d{{1,2}}(?::\d\d)?)({HALF})?\s?[-–]\s?(?=\d{{1,2}}(?::\d\d|{HALF}))"),
         r"\1\2 to ",
         "-– :Mm 0",
+        r"\d",
     ),
-    Rule(expression(r"(?<![\d.:])([01]?\d|2[0-4])\.([0-5]\d)(?=\s?[AaPp]\s?[Mm]\b)"), r"\1:\2", ". 0 Mm"),
-    Rule(expression(TIME), clock, ": 0"),
     Rule(
-        expression(r"\b(\d{1,2})\s?([ap])m\b", re.I), lambda match: f"{match[1]} {match[2].upper()} M", "0 Mm"
+        expression(r"(?<![\d.:])([01]?\d|2[0-4])\.([0-5]\d)(?=\s?[AaPp]\s?[Mm]\b)"), r"\1:\2", ". 0 Mm", r"\d"
     ),
-    Rule(expression(r"(?<![\d:.])(\d{1,3}):(\d{1,3})(?![\d:.])"), r"\1 to \2", ": 0"),
+    Rule(expression(TIME), clock, ": 0", r"\d"),
+    Rule(
+        expression(r"\b(\d{1,2})\s?([ap])m\b", re.I),
+        lambda match: f"{match[1]} {match[2].upper()} M",
+        "0 Mm",
+        r"\d",
+    ),
+    Rule(expression(r"(?<![\d:.])(\d{1,3}):(\d{1,3})(?![\d:.])"), r"\1 to \2", ": 0", r"\d"),
 )
 DECADES: tuple[Rule, ...] = (
-    Rule(expression(r"(?<=\ds)\s?[-–]\s?(?=\d{1,4}s\b)"), " to ", "-– 0 s"),
-    Rule(expression(r"(?:(?<!\w)')?\b(\d{1,4})'?s\b"), decade, "0 s"),
+    Rule(expression(r"(?<=\ds)\s?[-–]\s?(?=\d{1,4}s\b)"), " to ", "-– 0 s", r"\s–-"),
+    Rule(expression(r"(?:(?<!\w)')?\b(\d{1,4})'?s\b"), decade, "0 s", r"\d'"),
 )

@@ -124,39 +124,52 @@ def humps(match: re.Match[str]) -> str:
 
 
 ABBREVIATION_RULES: tuple[Rule, ...] = (
-    Rule(expression(r"\bw/o\b"), "without", "/ w"),
-    Rule(expression(r"(?<![\w/])w/(?:\s?)(?=\w)"), "with ", "/ w"),
-    Rule(expression(r"(?<![\w/])b/c\b"), "because", "/ b"),
-    Rule(expression(r"(?<![\w/])c/o\b"), "care of", "/ c"),
+    Rule(expression(r"\bw/o\b"), "without", "/ w", "w"),
+    Rule(expression(r"(?<![\w/])w/(?:\s?)(?=\w)"), "with ", "/ w", "w"),
+    Rule(expression(r"(?<![\w/])b/c\b"), "because", "/ b", "b"),
+    Rule(expression(r"(?<![\w/])c/o\b"), "care of", "/ c", "c"),
     Rule(
-        expression(r"\b([apAP])\.\s?[mM]\.(?=\s+[A-Z]|\s*$)"), lambda match: f"{match[1].upper()} M.", ". Mm"
+        expression(r"\b([apAP])\.\s?[mM]\.(?=\s+[A-Z]|\s*$)"),
+        lambda match: f"{match[1].upper()} M.",
+        ". Mm",
+        "APap",
     ),
-    Rule(expression(r"\b([ap])\.\s?m\.", re.I), lambda match: f"{match[1].upper()} M", ". Mm"),
-    Rule(expression(r"\bPh\.\s?D\.?(?=(s?)\b|\W|$)"), "P H D", ". P"),
-    Rule(expression(r"\b([BM])\.\s?Sc\."), r"\1 S C", ". c"),
-    Rule(expression(rf"\b({either(PLAIN_TITLES)})\s(?=[A-Z])"), title, "DMP"),
-    Rule(expression(rf"\b((?i:{either(TITLES)}))\.\s+(?=[A-Z&])"), title, "."),
+    Rule(expression(r"\b([ap])\.\s?m\.", re.I), lambda match: f"{match[1].upper()} M", ". Mm", "APap"),
+    Rule(expression(r"\bPh\.\s?D\.?(?=(s?)\b|\W|$)"), "P H D", ". P", "P"),
+    Rule(expression(r"\b([BM])\.\s?Sc\."), r"\1 S C", ". c", "BM"),
+    Rule(expression(rf"\b({either(PLAIN_TITLES)})\s(?=[A-Z])"), title, "DMP", "DMP"),
+    Rule(expression(rf"\b((?i:{either(TITLES)}))\.\s+(?=[A-Z&])"), title, ".", "CDFGHLMPRScdfghlmprs"),
     Rule(
         expression(rf"(?<!\d)(?<!\d )\b({either(BEFORE_NUMBER)})\.\s*(?=\d|[IVX]{{2}})", re.I),
         lambda match: f"{BEFORE_NUMBER[match[1].lower()]} ",
         ".",
+        "ACEFNPSTVacefnpstv",
     ),
-    Rule(expression(r"(?<=\b[Tt]he )[Nn]o\.(?= of\b)"), "number", ". f"),
-    Rule(expression(r"\bet al\."), "et al", ". l"),
-    Rule(expression(rf"\b({either(ABBREVIATIONS.keys() | AT_THE_END.keys())})\.(?!\w)", re.I), expand, "."),
-    Rule(expression(r"\bvs\b"), "versus", "v s"),
-    Rule(expression(r"\betc\b"), "et cetera", "c t"),
-    Rule(expression(r"\bapprox\b"), "approximately", "x p"),
+    Rule(expression(r"(?<=\b[Tt]he )[Nn]o\.(?= of\b)"), "number", ". f", "Nn"),
+    Rule(expression(r"\bet al\."), "et al", ". l", "e"),
+    Rule(
+        expression(rf"\b({either(ABBREVIATIONS.keys() | AT_THE_END.keys())})\.(?!\w)", re.I),
+        expand,
+        ".",
+        "A-JL-ORSUVa-jl-orsuv",
+    ),
+    Rule(expression(r"\bvs\b"), "versus", "v s", "v"),
+    Rule(expression(r"\betc\b"), "et cetera", "c t", "e"),
+    Rule(expression(r"\bapprox\b"), "approximately", "x p", "a"),
     Rule(expression(r"#\s*(?=\d)"), "number ", "# 0"),
     Rule(expression(r"§§?\s?"), " section ", "§"),
-    Rule(expression(r"\b([ACDFGJ])#(?!\w)"), r"\1 sharp", "# ACDFGJ"),
+    Rule(expression(r"\b([ACDFGJ])#(?!\w)"), r"\1 sharp", "# ACDFGJ", "ACDFGJ"),
     Rule(
         expression(r"\b([A-Z]{1,3})\s?&\s?([A-Z]{1,3})\b"),
         lambda match: f"{' '.join(match[1])} and {' '.join(match[2])}",
         "& A-Z",
+        "A-Z",
     ),
     Rule(
-        expression(r"\b((?:[A-Z]\.){2,})"), lambda match: " ".join(match[1].replace(".", "")) + " ", ". A-Z"
+        expression(r"\b((?:[A-Z]\.){2,})"),
+        lambda match: " ".join(match[1].replace(".", "")) + " ",
+        ". A-Z",
+        "A-Z",
     ),
 )
 ROMAN_RULES: tuple[Rule, ...] = (
@@ -164,6 +177,7 @@ ROMAN_RULES: tuple[Rule, ...] = (
         expression(rf"\b(World War|(?i:{either(PARTS)}))\s((?![ILC]\b){NUMERAL})\b(?!\.\w)"),
         lambda match: f"{match[1]} {cardinal(roman(match[2]))}",
         "CILVX",
+        "A-DFLPS-Wa-dflps-w",
     ),
     Rule(
         expression(
@@ -172,16 +186,22 @@ ROMAN_RULES: tuple[Rule, ...] = (
         ),
         r"\1 one",
         "I",
+        "ACPTVW",
     ),
     Rule(
         expression(rf"\b({NUMERAL})(?=\scentur)"),
         lambda match: ordinal(roman(match[1])) if match[1] else match[0],
         "u c",
     ),
-    Rule(expression(rf"\b([A-Z][a-z]+)\s((?!I\b)(?=[IVX]){NUMERAL})\b(?![.-]\w)"), after_name, "IVX"),
+    Rule(expression(rf"\b([A-Z][a-z]+)\s((?!I\b)(?=[IVX]){NUMERAL})\b(?![.-]\w)"), after_name, "IVX", "A-Z"),
 )
 RULES: tuple[Rule, ...] = (
-    Rule(expression(rf"\b(?:{either(PARTLY_SPELT)})\b"), lambda match: PARTLY_SPELT[match[0]], "A-Z"),
+    Rule(
+        expression(rf"\b(?:{either(PARTLY_SPELT)})\b"),
+        lambda match: PARTLY_SPELT[match[0]],
+        "A-Z",
+        "ABDIJM-PWim",
+    ),
     Rule(
         expression(
             r"\b[a-z]{2,30}(?:[A-Z][a-z]{1,30})+\b|\b(?:[A-Z][a-z]{1,30}){3,}\b"
@@ -189,6 +209,7 @@ RULES: tuple[Rule, ...] = (
         ),
         humps,
         "A-Z",
+        "A-Za-z",
     ),
     Rule(
         expression(
@@ -197,6 +218,7 @@ RULES: tuple[Rule, ...] = (
         ),
         lambda match: f"{match[1]} I T" if match[1] else "I T",
         "I T",
+        "AIOTYaoty",
     ),
-    Rule(expression(r"\b([A-Z]{2,5})((?:'?s)?)\b"), acronym, "A-Z"),
+    Rule(expression(r"\b([A-Z]{2,5})((?:'?s)?)\b"), acronym, "A-Z", "A-Z"),
 )

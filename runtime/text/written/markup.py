@@ -48,12 +48,6 @@ NUMBERED = re.compile(r"^[ \t]{0,8}(\d{1,3})[.)][ \t]+(?=\S)", re.M)
 ITEM = re.compile(r"^[ \t]{0,8}[-*+•‣◦▪][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)", re.M)
 ROW = re.compile(r"^[ \t]{0,3}\|([^\n]*)\|[ \t]*$", re.M)
 
-
-def entity(match: re.Match[str]) -> str:
-    """What an entity stands for."""
-    return html.unescape(match[0]).replace(END, " ")
-
-
 BLOCK_RULES: tuple[Rule, ...] = (
     Rule(
         re.compile(
@@ -86,7 +80,7 @@ RULES: tuple[Rule, ...] = (
     Rule(expression(r"^[ \t]{0,3}(?:```|~~~)[\w+#-]{0,30}", re.M), " ", "`~"),
     Rule(expression(r"^[ \t]{0,3}#{1,6}[ \t]+", re.M), "", "#"),
     Rule(expression(r"^[ \t]{0,3}>[ \t]+(?=\S)", re.M), "", ">"),
-    Rule(ENTITY, entity, "& ;"),
+    Rule(ENTITY, lambda match: html.unescape(match[0]), "& ;"),
     Rule(expression(r"\((\d{3})\)[\s-]?(?=\d{3}[-.\s]\d{4})"), r"\1-", "( ) 0"),
     Rule(expression(r"[™®℠]"), "", "®℠™"),
     Rule(expression(r"№\s?"), "number ", "№"),

@@ -41,7 +41,8 @@ def slash(match: re.Match[str]) -> str:
     if (top, bottom) in (("24", "7"), ("9", "11"), ("20", "20")) or (first + second == 100 and second >= 10):
         return f"{cardinal(first)} {cardinal(second)}"
     if first == second or (
-        first <= second and (SCORED.search(before(match, LONGEST_LOOK)) or STARS.match(match.string, match.end()))
+        first <= second
+        and (SCORED.search(before(match, LONGEST_LOOK)) or STARS.match(match.string, match.end()))
     ):
         return f"{cardinal(first)} out of {cardinal(second)}"
     return fraction(first, second)
@@ -63,8 +64,8 @@ def value(text: str) -> float:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(expression(r"(?<![\w/])24/7/365(?![\w/])"), "twenty four seven three sixty five", "/ 0"),
-    Rule(expression(r"(?<![\w/.-])24-7(?![\w/.-])"), "twenty four seven", "- 0"),
+    Rule(expression(r"(?<![\w/])24/7/365(?![\w/])"), "twenty four seven three sixty five", "/ 0", "2"),
+    Rule(expression(r"(?<![\w/.-])24-7(?![\w/.-])"), "twenty four seven", "- 0", "2"),
     Rule(
         expression(
             r"(?<![\w+.,-])\+\d{1,3}(?:[\s.-]\(?\d{1,4}\)?){2,5}(?![\w.,-]*\d)|(?<![\w.,-])\+\d{8,15}(?!\d)"
@@ -72,29 +73,33 @@ RULES: tuple[Rule, ...] = (
         phone,
         "+ 0",
     ),
-    Rule(expression(r"(?<![\w.,/-])(?:1[\s.-])?\d{3}[\s.-]\d{3}[\s.-]\d{4}(?![\w-])"), phone, "0"),
-    Rule(expression(r"(?<=\b[Cc]all )\d{3} \d{4}(?![\w-])"), spaced_digits, "0 l"),
+    Rule(expression(r"(?<![\w.,/-])(?:1[\s.-])?\d{3}[\s.-]\d{3}[\s.-]\d{4}(?![\w-])"), phone, "0", r"\d"),
+    Rule(expression(r"(?<=\b[Cc]all )\d{3} \d{4}(?![\w-])"), spaced_digits, "0 l", r"\d"),
     Rule(
         expression(r"(?<![\w.,/-])1-(800|888|877|866|900)-(?=[A-Z])"),
         lambda match: f"one {cardinal(int(match[1])) if match[1] in ('800', '900') else digits(match[1])} ",
         "- 0",
+        "1",
     ),
-    Rule(expression(r"(?<![\w.,/-])\d{3}-\d{4}(?![\w-])"), spaced_digits, "- 0"),
+    Rule(expression(r"(?<![\w.,/-])\d{3}-\d{4}(?![\w-])"), spaced_digits, "- 0", r"\d"),
     Rule(
         expression(r"(?<![\w.,/-])\d{1,7}(?:-\d{1,7}){2,6}(?:-[\dX])?(?![\w-])"),
         lambda match: spaced_digits(match) + (" X" if match[0].endswith("X") else ""),
         "- 0",
+        r"\d",
     ),
-    Rule(expression(r"(?<![\w.,/-])\d{4}(?: \d{4}){2,4}(?![\w-])"), spaced_digits, "0"),
+    Rule(expression(r"(?<![\w.,/-])\d{4}(?: \d{4}){2,4}(?![\w-])"), spaced_digits, "0", r"\d"),
     Rule(
         expression(r"(?<=\bISBN)(:?\s)(\d{9,13})(X?)\b"),
         lambda match: f"{match[1]}{digits(match[2])} {match[3]}",
         "0 B",
+        r"\s:",
     ),
     Rule(
         expression(r"\b([A-Z]{2})\s(\d{5})(?:-(\d{4}))?(?![\w,-]|\.\d)"),
         lambda match: " ".join([*match[1], digits(match[2] + (match[3] or ""))]),
         "0 A-Z",
+        "A-Z",
     ),
     Rule(
         expression(
@@ -102,6 +107,7 @@ RULES: tuple[Rule, ...] = (
         ),
         lambda match: match[1] + digits(match[2]),
         "0 aeg",
+        "CDPRcdpr",
     ),
     Rule(
         expression(
@@ -109,21 +115,25 @@ RULES: tuple[Rule, ...] = (
         ),
         r"\1 out of \2",
         ". / 0",
+        r"\d",
     ),
-    Rule(expression(r"(?<![\d/.,])(\d{1,4}) (?=\d{1,2}/\d{1,2}(?![\d/]))"), r"\1 and ", "/ 0"),
-    Rule(expression(r"(?<![\w/.,])(\d{1,3})/(\d{1,3})(?![\d/]|[.,]\d)"), slash, "/ 0"),
-    Rule(expression(r"\b([A-Z])-([A-Z])\b(?<=A-Z)"), r"\1 to \2", "- Z"),
-    Rule(expression(rf"(?<![\d.,])({NUMBER})(\s*)[-–](\s*)(?=\d)"), range_or_minus, "-– 0"),
-    Rule(expression(r"(?<=percent)\s?[-–]\s?(?=\d)"), " to ", "-– 0 p"),
-    Rule(expression(r"(?<![\w.])-(?=\d|\.\d)"), "minus ", "- 0"),
+    Rule(expression(r"(?<![\d/.,])(\d{1,4}) (?=\d{1,2}/\d{1,2}(?![\d/]))"), r"\1 and ", "/ 0", r"\d"),
+    Rule(expression(r"(?<![\w/.,])(\d{1,3})/(\d{1,3})(?![\d/]|[.,]\d)"), slash, "/ 0", r"\d"),
+    Rule(expression(r"\b([A-Z])-([A-Z])\b(?<=A-Z)"), r"\1 to \2", "- Z", "A-Z"),
+    Rule(expression(rf"(?<![\d.,])({NUMBER})(\s*)[-–](\s*)(?=\d)"), range_or_minus, "-– 0", r"\d"),
+    Rule(expression(r"(?<=percent)\s?[-–]\s?(?=\d)"), " to ", "-– 0 p", r"\s–-"),
+    Rule(expression(r"(?<![\w.])-(?=\d|\.\d)"), "minus ", "- 0", "-"),
     Rule(
         expression(r"(?<![\d.,])(\d{1,9}|\d{1,3}(?:,\d{3}){1,3})(?:st|nd|rd|th)\b", re.I),
         lambda match: ordinal(int(match[1].replace(",", ""))),
         "0 DHSdhs",
+        r"\d",
     ),
 )
 LAST: tuple[Rule, ...] = (
-    Rule(expression(r"(?<![\d.])\.(\d{1,30})(?!\d)"), lambda match: f" point {digits(match[1])} ", ". 0"),
-    Rule(expression(rf"({NUMBER})"), lambda match: f" {number(match[1])} ", "0"),
+    Rule(
+        expression(r"(?<![\d.])\.(\d{1,30})(?!\d)"), lambda match: f" point {digits(match[1])} ", ". 0", "."
+    ),
+    Rule(expression(rf"({NUMBER})"), lambda match: f" {number(match[1])} ", "0", r"\d"),
 )
 """What reads each number that is left."""

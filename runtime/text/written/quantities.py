@@ -191,10 +191,10 @@ PER_GROUP = rf"(?:/(?P<per>{PER})\b)?"
 AMOUNT = rf"(?P<amount>{NUMBER})"
 SHORT = either(SCALES)
 MONEY_RULES: tuple[Rule, ...] = (
-    Rule(expression(r"(?<![\d.,])(\d{1,9}),(\d\d)(\s?[€£])(?!\d)"), european, ", £€ 0"),
-    Rule(expression(r"(?<=[$€£])\.(?=\d)"), "0.", ". $£€ 0"),
-    Rule(expression(r"\bRs\.?\s?(?=\d)"), "₹", "0 R"),
-    Rule(expression(rf"(?<=[\dKMBkmb])\s?[-–]\s?(?=(?:{SIGN})\d)"), " to ", "-– $£¥฿₦₩₪₫€₱₴₹₺₽₿ 0"),
+    Rule(expression(r"(?<![\d.,])(\d{1,9}),(\d\d)(\s?[€£])(?!\d)"), european, ", £€ 0", r"\d"),
+    Rule(expression(r"(?<=[$€£])\.(?=\d)"), "0.", ". $£€ 0", "."),
+    Rule(expression(r"\bRs\.?\s?(?=\d)"), "₹", "0 R", "R"),
+    Rule(expression(rf"(?<=[\dKMBkmb])\s?[-–]\s?(?=(?:{SIGN})\d)"), " to ", "-– $£¥฿₦₩₪₫€₱₴₹₺₽₿ 0", r"\s–-"),
     Rule(
         expression(
             rf"(?P<sign>{SIGN})\s?(?P<first>{NUMBER})\s?[-–]\s?{AMOUNT}"
@@ -202,6 +202,7 @@ MONEY_RULES: tuple[Rule, ...] = (
         ),
         price,
         "-– $£¥฿₦₩₪₫€₱₴₹₺₽₿ 0",
+        "$R£¥฿₦₩₪₫€₱₴₹₺₽₿",
     ),
     Rule(
         expression(
@@ -210,6 +211,7 @@ MONEY_RULES: tuple[Rule, ...] = (
         ),
         price,
         "$£¥฿₦₩₪₫€₱₴₹₺₽₿ 0",
+        "$ACHNRSU£¥฿₦₩₪₫€₱₴₹₺₽₿-",
     ),
     Rule(
         expression(
@@ -218,25 +220,39 @@ MONEY_RULES: tuple[Rule, ...] = (
         ),
         price,
         "$£¥฿₦₩₪₫€₱₴₹₺₽₿ 0",
+        r"\d",
     ),
     Rule(
         expression(rf"{START}\b(\d{{1,6}})\s?¢"),
         lambda match: f"{match[1]} cent{'' if match[1] == '1' else 's'}",
         "¢ 0",
+        r"\d",
     ),
-    Rule(expression(rf"\b(?P<code>{either(CODES)})\s?{AMOUNT}(?:\s?(?P<scale>{SCALE})\b)?"), coded, "0 A-Z"),
+    Rule(
+        expression(rf"\b(?P<code>{either(CODES)})\s?{AMOUNT}(?:\s?(?P<scale>{SCALE})\b)?"),
+        coded,
+        "0 A-Z",
+        "A-EGIJMNPSU",
+    ),
     Rule(
         expression(rf"{START}\b{AMOUNT}(?:\s(?P<scale>{SCALE}))?\s?(?P<code>{either(CODES)})\b"),
         coded,
         "0 A-Z",
+        r"\d",
     ),
 )
 RULES: tuple[Rule, ...] = (
-    Rule(expression(r"""(?<![\d.,"'])(\d{1,2})'\s?(\d{1,2})(?:"|'')?(?![\w'"])"""), r"\1 foot \2 ", "' 0"),
+    Rule(
+        expression(r"""(?<![\d.,"'])(\d{1,2})'\s?(\d{1,2})(?:"|'')?(?![\w'"])"""),
+        r"\1 foot \2 ",
+        "' 0",
+        r"\d",
+    ),
     Rule(
         expression(r"""(?<![\d.,"'])(\d{1,3})'(?=\s?(?:[x×]\s?\d|tall\b|long\b|wide\b|high\b|deep\b))"""),
         r"\1 feet",
         "' adgx× 0",
+        r"\d",
     ),
     Rule(
         expression(
@@ -244,6 +260,7 @@ RULES: tuple[Rule, ...] = (
         ),
         r"\1 inches",
         '" 0',
+        r"\d",
     ),
     Rule(
         expression(
@@ -251,9 +268,10 @@ RULES: tuple[Rule, ...] = (
         ),
         r"\1 inch",
         '" 0 Tabcei',
+        r"\d",
     ),
-    Rule(expression(r"(?<=\d/\d)\"|(?<=\d/\d\d)\""), " inch", '" / 0'),
-    Rule(expression(r"(?<=\d)\s?[x×]\s?(?=10\^)"), " times ", "^ x× 0"),
+    Rule(expression(r"(?<=\d/\d)\"|(?<=\d/\d\d)\""), " inch", '" / 0', '"'),
+    Rule(expression(r"(?<=\d)\s?[x×]\s?(?=10\^)"), " times ", "^ x× 0", r"\sx×"),
     Rule(
         expression(
             r"(?<=[\dm])(?<!\b0)\s?x\s?(?=\d)|(?<=\d)×(?=\d)|(?<=\d ft)\s?[x×]\s?(?=\d)"
@@ -261,9 +279,15 @@ RULES: tuple[Rule, ...] = (
         ),
         " by ",
         "x× 0",
+        r"\sx×",
     ),
-    Rule(expression(r"(?<![\d.,])(\d{1,6}(?:\.\d{1,6})?)x\b(?!\s?[-+=*/^)])"), r"\1 times", "0 x"),
-    Rule(expression(rf"{START}(\d{{1,9}}(?:\.\d{{1,9}})?)[eE]([+-]?\d{{1,3}})\b"), r"\1 times 10^\2", "0 Ee"),
+    Rule(expression(r"(?<![\d.,])(\d{1,6}(?:\.\d{1,6})?)x\b(?!\s?[-+=*/^)])"), r"\1 times", "0 x", r"\d"),
+    Rule(
+        expression(rf"{START}(\d{{1,9}}(?:\.\d{{1,9}})?)[eE]([+-]?\d{{1,3}})\b"),
+        r"\1 times 10^\2",
+        "0 Ee",
+        r"\d",
+    ),
     Rule(
         expression(
             rf"(?<=\d)(\s?(?:{either(UNITS)}))\s?[-–]\s?"
@@ -271,18 +295,26 @@ RULES: tuple[Rule, ...] = (
         ),
         r"\1 to ",
         "-– 0",
+        r"\s%AGJ-NPTVWb-ik-uwy°Ωμ‰",
     ),
-    Rule(expression(r"(?<=\d)\s?°\s?([NSEW])\b"), lambda match: f" degrees {COMPASS[match[1]]}", "° 0 ENSW"),
-    Rule(expression(MEASURE), measure, "0"),
+    Rule(
+        expression(r"(?<=\d)\s?°\s?([NSEW])\b"),
+        lambda match: f" degrees {COMPASS[match[1]]}",
+        "° 0 ENSW",
+        r"\s°",
+    ),
+    Rule(expression(MEASURE), measure, "0", r"\d"),
     Rule(
         expression(r"(?<![\w/])(km|m|mi|ft|MB|GB|KB|Mb|Gb)/(h|s|sec|min|hr)\b"),
         lambda match: f"{many_of(unit_name(match[1]))} per {DENOMINATORS[match[2]]}",
         "/ chis",
+        "GKMfkm",
     ),
     Rule(
         expression(rf"(?<=\bper )({either(UNITS)})\^?([23])\b"),
         lambda match: f"{'square' if match[2] == '2' else 'cubic'} {UNITS[match[1]]}",
         "0 p",
+        "%AGJ-NPTVWb-ik-uwy°Ωμ‰",
     ),
     Rule(
         expression(
@@ -291,13 +323,14 @@ RULES: tuple[Rule, ...] = (
         ),
         lambda match: f"{match[1]} {SCALES[match[2]]}",
         "0 es",
+        r"\d",
     ),
-    Rule(expression(r"(?<!\w)(\d{1,9}|[A-Za-z]{1,2})\^([+-]?(?:\d{1,6}|[a-z]\b))"), power, "^"),
-    Rule(expression(r"~\s?(?=[\d$€£])"), "about ", "~ $£€0"),
-    Rule(expression(r"[-=]>|→|⇒"), " to ", ">→⇒"),
-    Rule(expression(r"!="), " does not equal ", "! ="),
-    Rule(expression(r"=="), " equals ", "="),
-    Rule(expression(r"\s?([<>]=?)\s?"), compared, "<>"),
-    Rule(expression(r"(?<=\d)\s\*\s?(?=\d)|(?<=\d)\*(?=\d)"), " times ", "* 0"),
-    Rule(expression(r"(?<=\d)\s/\s(?=\d)"), " divided by ", "/ 0"),
+    Rule(expression(r"(?<!\w)(\d{1,9}|[A-Za-z]{1,2})\^([+-]?(?:\d{1,6}|[a-z]\b))"), power, "^", r"\dA-Za-z"),
+    Rule(expression(r"~\s?(?=[\d$€£])"), "about ", "~ $£€0", "~"),
+    Rule(expression(r"[-=]>|→|⇒"), " to ", ">→⇒", "=→⇒-"),
+    Rule(expression(r"!="), " does not equal ", "! =", "!"),
+    Rule(expression(r"=="), " equals ", "=", "="),
+    Rule(expression(r"\s?([<>]=?)\s?"), compared, "<>", r"\s<>"),
+    Rule(expression(r"(?<=\d)\s\*\s?(?=\d)|(?<=\d)\*(?=\d)"), " times ", "* 0", r"\s*"),
+    Rule(expression(r"(?<=\d)\s/\s(?=\d)"), " divided by ", "/ 0", r"\s"),
 )

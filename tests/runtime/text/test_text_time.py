@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ from valle2.runtime.text.sentences import split_sentences
 from valle2.runtime.text.table import parse_table
 from valle2.runtime.text.tokenizer import TextFrontEnd
 from valle2.runtime.text.written import Rule, RuleSet, either, markup
+from valle2.runtime.text.written.pieces import END, expression
 
 MOST = 20.0
 """Times the reference work that a text may take. The slowest takes 8 to 10 times as long."""
@@ -101,9 +105,100 @@ def test_a_rule_that_is_skipped_would_change_nothing(rules: tuple[Rule, ...]) ->
     fast = RuleSet(rules)
     for text in pieces():
         expected = text
-        for pattern, replacement, _ in rules:
-            expected = pattern.sub(replacement, expected)
+        for rule in rules:
+            expected = rule.pattern.sub(rule.replacement, expected)
         assert fast.apply(text) == expected
+
+
+def test_pieces_that_are_read_together_are_read_as_alone() -> None:
+    """What stands beside a piece, however it ends or begins, does not change how it is read."""
+    rng = random.Random(1)
+    texts = [text for text in pieces() if len(text) <= 512]
+    alone = dict(zip(texts, (normaliser.normalise_each([text])[0] for text in texts), strict=True))
+    for _ in range(3):
+        rng.shuffle(texts)
+        assert normaliser.normalise_each(texts) == [alone[text] for text in texts]
+
+
+def test_a_mark_between_pieces_that_a_text_holds_is_a_space() -> None:
+    for text in ("a\x01b", "a &#1; b", "a &#x01; b", "<b>a\x01</b>b", "\x01a b\x01"):
+        assert normaliser.normalise_each([text, text]) == ["a b", "a b"]
+        assert normaliser.normalise(text) == "a b"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "found"),
+    [
+        (r"a$", f"a{END}ba", [0, 3]),
+        (r"^a", f"a{END}ab", [0, 2]),
+        (r"\S+", f"a{END}b", [0, 2]),
+        (r"a\W", f"a{END}a.", [2]),
+        (r"[^b]+", f"a{END}c", [0, 2]),
+        (r"a.", f"a{END}ac", [2]),
+        (r"[\]$^.]a", f"$a{END}.a", [0, 3]),
+        (r"\$\.\^", f"$.^{END}", [0]),
+        (r"(?<!\S)a", f"ba{END}a", [3]),
+    ],
+)
+def test_an_expression_reads_each_piece_as_a_text(pattern: str, text: str, found: list[int]) -> None:
+    assert [match.start() for match in expression(pattern).finditer(text)] == found
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="re has its parser since then")
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, id=rule.begins) for rule in normaliser.RULES if rule.begins]
+)
+def test_a_rule_names_all_characters_that_it_begins_with(rule: Rule) -> None:
+    """A rule that gets a word with another first letter is not searched for that word in a long text."""
+    parser: Any = import_module("re._parser")
+    first, may_be_empty = first_items(parser.parse(rule.pattern.pattern, rule.pattern.flags), parser)
+    assert not may_be_empty
+    begins = re.compile(f"[{rule.begins}]")
+    same = first & {r"\d", r"\s", r"\w"}
+    assert all(item in rule.begins for item in same)
+    cases = [str.lower, str.upper] if rule.pattern.flags & re.I else [str]
+    assert all(begins.match(case(item)) for item in first - same for case in cases)
+
+
+def first_items(tree: Any, parser: Any) -> tuple[set[str], bool]:
+    """What a part of a parsed expression can begin with: characters and classes; and may it be empty?"""
+    found: set[str] = set()
+    for kind, value in tree:
+        items, empty = first_of(str(kind), value, parser)
+        found |= items
+        if not empty:
+            return found, False
+    return found, True
+
+
+def first_of(kind: str, value: Any, parser: Any) -> tuple[set[str], bool]:
+    """The same of one item."""
+    if kind == "LITERAL":
+        return {chr(value)}, False
+    if kind == "RANGE":
+        return set(map(chr, range(value[0], value[1] + 1))), False
+    if kind == "CATEGORY":
+        return {rf"\{str(value).removeprefix('CATEGORY_')[0].lower()}"}, False
+    if kind == "IN":
+        return set.union(*(first_of(str(each), inner, parser)[0] for each, inner in value)), False
+    if kind == "SUBPATTERN":
+        flags = value[1]
+        found, empty = first_items(value[3], parser)
+        return (found | set(map(str.swapcase, found)) if flags & re.I else found), empty
+    if kind == "BRANCH":
+        branches = [first_items(each, parser) for each in value[1]]
+        return set.union(*(found for found, _ in branches)), any(empty for _, empty in branches)
+    if kind == "MAX_REPEAT":
+        found, empty = first_items(value[2], parser)
+        return found, empty or not value[0]
+    assert kind in ("AT", "ASSERT", "ASSERT_NOT"), kind
+    return set(), True
+
+
+def test_letters_that_are_small_or_capital_forms_of_others_are_read() -> None:
+    """Ignoring case, a dotless i matches an i, and it is in no table."""
+    assert normaliser.normalise("F\u0131g. 5 and \u0131nc. x") == "figure five and incorporated x"
+    assert normaliser.normalise("f\u0130g. 5") == "figure five"
 
 
 def test_a_digit_of_another_script_is_a_digit() -> None:
