@@ -126,7 +126,8 @@ def latency(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
 
     model, frames = model_and_frames(args)
     measure = args.repeats, args.seed, args.threads
-    found = latency.latency(model, args.text, *measure, frames=frames, **load_options(args))
+    chosen = {"frames": frames, "first_codebooks": args.codebooks}
+    found = latency.latency(model, args.text, *measure, **chosen, **load_options(args))
     return found, latency.table
 
 
