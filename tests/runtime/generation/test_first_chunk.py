@@ -118,6 +118,14 @@ def test_later_chunks_hear_all_codebooks_and_no_pass_is_added(
     assert np.array_equal(second.fresh, speech.codes[FRAMES : FRAMES + len(second.fresh)])
 
 
+def test_less_than_half_of_the_passes_come_before_the_first_audio(
+    tts: Valle2, voice: Prompt, states: list[NARState]
+) -> None:
+    with tts.stream(TEXT, voice, SETTINGS, first_chunk_seconds=SECONDS) as stream:
+        assert len(next(stream))
+        assert len(states) == FIRST_CHUNK_CODEBOOKS - 1 < (ALL - 1) / 2
+
+
 def test_the_default(tts: Valle2, voice: Prompt) -> None:
     usual = streamed(tts, voice, SETTINGS).codes
     given = streamed(tts, voice, replace(SETTINGS, first_chunk_codebooks=FIRST_CHUNK_CODEBOOKS)).codes
