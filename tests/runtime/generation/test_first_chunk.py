@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import edit_manifest, toy_checkpoint, write_toy
 from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.export import export_checkpoint
-from valle2.runtime import Prompt, Request, Settings, Speech, Valle2
+from valle2.runtime import Prompt, Request, Settings, Speech, Stream, Valle2
 from valle2.runtime.audio.chunks import chunk_sizes
 from valle2.runtime.generation import engine
 from valle2.runtime.generation.nar_runner import NARState
@@ -162,7 +162,7 @@ def test_company_changes_no_code(tts: Valle2, voice: Prompt) -> None:
     """Streams that start in each other's midst, with different settings, and one that is cancelled."""
     settings = [replace(SETTINGS, seed=seed, first_chunk_codebooks=few) for seed, few in enumerate((2, 3, 8))]
     alone = [streamed(tts, voice, each) for each in settings]
-    started, pending = [], list(settings)
+    started, pending = list[Stream](), list(settings)
     other = tts.stream(TEXT, voice, replace(SETTINGS, seed=9), first_chunk_seconds=SECONDS)
     next(other)
     while pending or not all(stream.done for stream in started):
