@@ -126,7 +126,10 @@ def latency(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
 
     model, frames = model_and_frames(args)
     measure = args.repeats, args.seed, args.threads
-    found = latency.latency(model, args.text, *measure, frames=frames, **load_options(args))
+    options = load_options(args)
+    found = latency.latency(
+        model, args.text, *measure, frames=frames, first_codebooks=args.codebooks, **options
+    )
     return found, latency.table
 
 

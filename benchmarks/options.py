@@ -92,7 +92,10 @@ OPTIONS = (
     ),
     option("--text", (*SPEAKING, "serve"), "text to speak (default: the quick brown fox)", default=TEXT),
     option(
-        "--seconds", ("batch", "memory", "throughput"), "length of the speech with --size full", type=float
+        "--seconds",
+        ("batch", "latency", "memory", "throughput"),
+        "length of the speech with --size full",
+        type=float,
     ),
     option(
         "--lengths", ("lengths",), "lengths in seconds of speech, such as 2.5,5,10,20", type=positive_numbers
@@ -136,6 +139,14 @@ OPTIONS = (
         type=positive_integers,
         default=[],
         metavar="2,4",
+    ),
+    option(
+        "--codebooks",
+        ("latency",),
+        "numbers of codebooks of a stream's first chunk to time as well, such as 8,4,3,2",
+        type=positive_integers,
+        default=[],
+        metavar="8,3",
     ),
     option("--engine", ON_A_DEVICE, "ort, tensorrt, tensorrt-rtx ... (default: ort)", default="ort"),
     option("--slots", MANY_REQUESTS, "rows of the batch (default: 8)", type=int, default=8),

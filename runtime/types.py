@@ -39,6 +39,8 @@ def worst_reason(reasons: Iterable[str]) -> str:
     return next((reason for reason in reversed(CUT_OFF) if reason in found), EOS)
 
 
+FIRST_CHUNK_CODEBOOKS = 3
+"""Codebooks of a stream's first chunk, unless the settings say otherwise (docs/quality.md)."""
 MEANINGS = {
     "top_p": "0 is argmax, 1 the full distribution",
     "window": "codes in which the repetition rule counts repeats",
@@ -50,7 +52,7 @@ MEANINGS = {
     "loop_frames": "frames without a new code after which speech is cut off as a loop, 0 never",
     "retries": "times a failed sentence is made again; -1: once, unless a seed is given",
     "codebooks": "0 computes all of the model's",
-    "first_chunk_codebooks": "0 computes as many as in later chunks",
+    "first_chunk_codebooks": f"0 computes {FIRST_CHUNK_CODEBOOKS}, or fewer if codebooks is less",
     "nar_prompt_seconds": "0 gives the NAR the whole prompt",
 }
 """What a setting means, for error messages and `--help`."""
@@ -81,7 +83,9 @@ class Settings:
             for 0 with a seed of your own. Of a stream only what has not been sent is decoded again.
         codebooks: how many the speech has, 0 for all. Each codebook after the first costs a pass of the NAR
             and adds detail.
-        first_chunk_codebooks: the same for the first chunk of a stream; 0 for as many as `codebooks`.
+        first_chunk_codebooks: how many the first chunk of a stream has; fewer make it come sooner. 0 takes
+            `FIRST_CHUNK_CODEBOOKS`, or `codebooks` if that is less, or all if the bundle has no neutral
+            codes. The second chunk's passes compute the others, which later chunks then hear.
         nar_prompt_seconds: how much of the prompt the NAR hears, counted from its end; 0 for all. The AR
             always hears the whole prompt. Each pass of the NAR gets shorter.
 

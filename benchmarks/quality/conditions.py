@@ -20,7 +20,7 @@ LARGE_TOP_P = 0.8
 SAMPLES = 5
 PROMPT_SECONDS = (1.0, 3.0, 5.0, 10.0)
 FEWER_CODEBOOKS = (6, 4, 3, 2)
-FIRST_CHUNK_CODEBOOKS = (4, 2)
+FIRST_CHUNK_CODEBOOKS = (8, 4, 3, 2)
 NAR_PROMPT_SECONDS = (3.0, 2.0, 1.0)
 
 
@@ -36,7 +36,7 @@ class Condition:
         codebooks: of the speech, 0 for all. prepared: recordings are prepared as the runtime does.
         form: what is done to the recordings first, one of `forms.FORMS`.
         nar_prompt_seconds: how much of the prompt the NAR hears, 0 for all.
-        first_chunk_codebooks: of a stream's first chunk, 0 for as many as of the others.
+        first_chunk_codebooks: of a stream's first chunk, 0 for the runtime's own number.
     """
 
     model: str
@@ -133,9 +133,8 @@ def codebooks(plan: Plan) -> list[Condition]:
 
 
 def first_chunks(plan: Plan) -> list[Condition]:
-    """Streams whose first chunk has fewer codebooks, which later chunks hear."""
-    numbers = (0, *FIRST_CHUNK_CODEBOOKS)
-    return [plan.base(streamed=True, first_chunk_codebooks=number) for number in numbers]
+    """Streams whose first chunk has all codebooks, and fewer."""
+    return [plan.base(streamed=True, first_chunk_codebooks=number) for number in FIRST_CHUNK_CODEBOOKS]
 
 
 def nar_prompts(plan: Plan) -> list[Condition]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,10 @@ def beside_whole(result: Result, axis: str) -> dict[str, dict[str, Figure]]:
     return rows | {name: summarise(control), "streamed - whole": difference(control, streamed)}
 
 
-def beside_first(result: Result, axis: str) -> dict[str, dict[str, Figure]]:
-    """Every precision, and its difference from the first in pairs."""
+def beside_first(result: Result, axis: str, field: str) -> dict[str, dict[str, Figure]]:
+    """Every condition, and its difference from the first in pairs. field: what differs between them."""
     rows, conditions = summaries(result, axis), result["conditions"]
-    found = [(conditions[name]["condition"]["precision"], scores_of(result, name)) for name in rows]
+    found = [(conditions[name]["condition"][field], scores_of(result, name)) for name in rows]
     if not found:
         return rows
     first, base = found[0]
@@ -132,7 +133,8 @@ def by_voice(result: Result) -> str:
 
 ROWS: dict[str, Callable[[Result, str], dict[str, dict[str, Figure]]]] = {
     "candidates": candidate_rows,
-    "precision": beside_first,
+    "precision": partial(beside_first, field="precision"),
+    "first-chunks": partial(beside_first, field="first_chunk_codebooks"),
     "streaming": beside_whole,
     "robustness": by_category,
 }

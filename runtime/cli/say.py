@@ -40,7 +40,11 @@ SETTINGS = (
     ("loop-frames", int, "frames without a new code after which a sentence is cut off as a loop; 0 never"),
     ("retries", int, "times a sentence is made again if it fails; needed with --seed"),
     ("codebooks", int, "codebooks of the speech; fewer are faster, 0 takes all"),
-    ("first-chunk-codebooks", int, "codebooks of the first chunk of --stream"),
+    (
+        "first-chunk-codebooks",
+        int,
+        "codebooks of the first chunk of --stream; fewer come sooner, 8 takes all",
+    ),
     ("nar-prompt-seconds", float, "end of the prompt that the NAR hears; less is faster, 0 takes all"),
 )
 

@@ -11,7 +11,7 @@ from valle2.runtime.generation.alignment import FILE, AlignmentTable, spoken_id
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.nar_runner import NARRunner
 from valle2.runtime.generation.token_layout import Text, TokenLayout
-from valle2.runtime.types import Codes, Settings
+from valle2.runtime.types import FIRST_CHUNK_CODEBOOKS, Codes, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,19 @@ class LoadedModel:
                 f"nar_prompt_seconds is {settings.nar_prompt_seconds:g}, but {self.path} has no codec, which "
                 "says how many frames a second has; leave it at 0"
             )
+
+    def codebooks(self, settings: Settings, *, first_chunk: bool) -> int:
+        """How many codebooks the NAR gives a chunk.
+
+        Args:
+            first_chunk: it is the first that the listener of a stream hears.
+        """
+        wanted = min(settings.codebooks, self.layout.codebooks) or self.layout.codebooks
+        if not first_chunk:
+            return wanted
+        if settings.first_chunk_codebooks:
+            return min(settings.first_chunk_codebooks, self.layout.codebooks)
+        return wanted if self.neutral is None else min(wanted, FIRST_CHUNK_CODEBOOKS)
 
     def nar_prompt_frames(self, settings: Settings, prompt: Codes) -> int:
         """How many frames at the end of a prompt (P, Q) the NAR hears."""

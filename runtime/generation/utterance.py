@@ -74,6 +74,7 @@ class Utterance(Closing):
         self.kept = 0
         self.silent: set[int] = set()
         self.taken = 0
+        self.begun = self.known = 0
         self.done = False
 
     @property
@@ -152,6 +153,7 @@ class Utterance(Closing):
         """Its audio is silent and none of it has been given out: take another attempt. Is there one?"""
         self.silent.add(self.kept)
         self.context, self.taken, self.done = self.prompt_context, 0, False
+        self.begun = self.known = 0
         return self.retry() or self.keep_first()
 
     def keep_first(self) -> bool:
@@ -165,6 +167,10 @@ class Utterance(Closing):
 
         The NAR sees what came before a chunk as part of its prompt. So chunks end at the same frames whether
         or not speech has ended by now, which depends on the requests beside it.
+
+        A first chunk may have fewer codebooks than the rest (`Settings.first_chunk_codebooks`). Then the
+        second chunk's state computes those that it lacks, in the same passes. So later chunks hear the first
+        as if it had had all codebooks. Its audio has been given out and does not change.
         """
         kept = self.best.codes[: self.settings.max_frames or None]
         end = self.taken + frames if frames else len(kept)
@@ -172,16 +178,19 @@ class Utterance(Closing):
         self.done = ended and (not frames or end > len(kept))
         end = min(end, len(kept))
         first = np.array(kept[self.taken : end], np.int64)
-        books = self.settings.codebooks
-        if frames and not self.index and not self.taken:
-            books = self.settings.first_chunk_codebooks or books
-        return self.model.nar.start(self.nar_text, self.context, first, books, self.model.neutral)
+        first_chunk = bool(frames) and not self.index and not self.taken
+        books = self.model.codebooks(self.settings, first_chunk=first_chunk)
+        return self.model.nar.start(
+            self.nar_text, self.context, first, books, self.model.neutral, self.begun, self.known
+        )
 
     def finish_chunk(self, state: NARState) -> Codes:
         """The codes (T, Q) of a chunk that the NAR has completed; the next chunk continues them."""
+        lacks_some = state.codebooks < self.model.codebooks(self.settings, first_chunk=False)
+        self.begun, self.known = (len(state.fresh), state.codebooks) if lacks_some else (0, 0)
         self.context = state.codes
-        self.taken += len(state.target)
-        return state.target
+        self.taken += len(state.fresh)
+        return state.fresh
 
     @property
     def best(self) -> Sequence:

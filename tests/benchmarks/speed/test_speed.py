@@ -35,8 +35,14 @@ def rows(found: dict[str, object], name: str) -> list[dict[str, Any]]:
 
 
 def test_latency(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found: dict[str, object] = measured(capsys, bundle, "latency", "--repeats", "2", "--threads", "1")
-    stages, first = found["stages"], found["first_audio"]
+    args = ("latency", "--repeats", "2", "--threads", "1", "--codebooks", "8,2")
+    found: dict[str, object] = measured(capsys, bundle, *args)
+    stages, first, chunks = found["stages"], found["first_audio"], found["first_chunks"]
+    assert isinstance(chunks, dict) and list(chunks) == ["8", "2"]
+    for one in chunks.values():
+        parts = sum(one[name] for name in ("prefill", "steps", "nar", "codec"))
+        assert parts == pytest.approx(one["first_audio"], abs=0.1) and min(one["nar"], one["codec"]) > 0
+    assert chunks["2"]["nar"] < chunks["8"]["nar"]
     assert isinstance(stages, dict) and isinstance(first, dict)
     parts = sum(stages[name]["p50"] for name in ("prefill", "ar", "nar", "codec"))
     assert 0 < parts <= stages["total"]["p95"] * 1.05

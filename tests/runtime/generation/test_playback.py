@@ -83,7 +83,8 @@ def test_a_first_chunk_goes_before_a_stream_with_slack(two: Valle2, voice: Promp
     state = next(state for state in engine.requests if state.id == old)
     state.playback.due += 60.0
     whole = engine.add(two.encode(Request("hello there", voice, replace(LONG, max_frames=8))))
-    new = engine.add(two.encode(Request("hello there", voice, LONG), 0.2))
+    all_codebooks = replace(LONG, first_chunk_codebooks=8)
+    new = engine.add(two.encode(Request("hello there", voice, all_codebooks), 0.2))
     order.clear()
     while not any(isinstance(event, AudioChunk) and event.request == new for event in events):
         events = engine.step()
