@@ -4,10 +4,10 @@
     request = engine.add(encoded)
     for event in engine.step(): ...
 
-A step decodes one group of every row, prefills one chunk of the next sequence, and then does one piece of
-one request's own work: a NAR pass or a call of the codec. A long request does not hold up the streams beside
-it: free rows and that work go to the request whose listener needs audio first (`generation.playback`). The
-order does not change any request's codes. One thread may use an engine.
+A step decodes one group of every row, prefills one chunk of the next sequence, and then makes one call of
+the NAR or the codec. A long request does not hold up the streams beside it: free rows and that call go to the
+request whose listener needs audio first (`generation.playback`). On a GPU others may share the call
+(`generation.joint_calls`). The order does not change any request's codes. One thread may use an engine.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from valle2.runtime.audio.stretch import TimeStretcher
 from valle2.runtime.errors import SynthesisError
 from valle2.runtime.generation.alignment import Aligner
 from valle2.runtime.generation.ar_runner import ARRunner
+from valle2.runtime.generation.joint_calls import Call, CodecCall, JointCalls, NARCall
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.playback import Playback
 from valle2.runtime.generation.scheduler import Scheduler
@@ -146,6 +147,7 @@ class SynthesisState:
         events: the engine's list, which gets this request's events.
         samples: of the audio given out.
         playback: when its listener needs audio next.
+        wait_for: what it needs next. call: of the NAR or the codec, where it waits for its turn.
         work: `SynthesisEngine.speak`, suspended until it gets what it waits for.
     """
 
@@ -156,6 +158,7 @@ class SynthesisState:
     timings: Timings = field(default_factory=Timings)
     samples: int = 0
     wait_for: WaitFor = WaitFor.STEP
+    call: Call | None = None
     work: Generator[WaitFor, None, str] | None = None
 
     def emit(self, audio: Audio, codes: Codes, words: tuple[Word, ...] = ()) -> None:
@@ -181,6 +184,7 @@ class SynthesisEngine:
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.scheduler = Scheduler(model.ar.rows)
+        self.joint_calls = JointCalls(model.joint_limits)
         self.requests: list[SynthesisState] = []
         self.events: list[Event] = []
         self.ids = itertools.count()
@@ -262,14 +266,13 @@ class SynthesisEngine:
                         yield WaitFor.STEP
                     chunk = sentence.next_chunk(frames)
                     for codebook in chunk.passes:
-                        yield WaitFor.TURN
-                        with timings.stage("nar"):
-                            model.nar.run(chunk, codebook)
+                        yield from self.take_turn(state, NARCall(model.nar, chunk, codebook))
                     codes, audio = sentence.finish_chunk(chunk), np.zeros(0, np.float32)
                     if decoder:
-                        yield WaitFor.TURN
+                        call = CodecCall(decoder, codes, last=sentence.done)
+                        yield from self.take_turn(state, call)
                         with timings.stage("codec"):
-                            audio = decoder.add(codes, last=sentence.done)
+                            audio = decoder.finish(call.wave, last=sentence.done)
                             loudest = max(loudest, float(np.abs(audio).max(initial=0.0)))
                             if stretcher:
                                 audio = stretcher.add(audio, last=sentence.done)
@@ -291,6 +294,19 @@ class SynthesisEngine:
         if request.end_pause and not request.codes_only:
             self.emit_pause(state, request.end_pause)
         return worst_reason(reasons)
+
+    def take_turn(self, state: SynthesisState, call: Call) -> Generator[WaitFor, None, None]:
+        """Wait until the engine has made this call, alone or with others.
+
+        Raises:
+            Exception: what the call failed with.
+        """
+        state.call = call
+        yield WaitFor.TURN
+        state.call = None
+        setattr(state.timings, call.stage, getattr(state.timings, call.stage) + call.seconds)
+        if call.error:
+            raise call.error
 
     def open_chunks(self, request: EncodedRequest) -> tuple[ChunkDecoder | None, Generator[int, None, None]]:
         """How a sentence's codes become audio, and the frames of its chunks."""
@@ -337,14 +353,20 @@ class SynthesisEngine:
     # -- all requests ---------------------------------------------------------------------------
 
     def advance_requests(self) -> None:
-        """Let requests use the new codes; then the one that is due first runs the NAR or the codec once."""
+        """Let requests use the new codes; then make the call that is due first, and others with it."""
         for state in [state for state in self.requests if state.wait_for is WaitFor.STEP]:
             self.advance(state)
         ready = [state for state in self.requests if state.wait_for is WaitFor.TURN]
-        if ready:
-            first = min(ready, key=lambda state: state.playback.due)
-            first.playback.take_turn(time.perf_counter())
-            self.advance(first)
+        if not ready:
+            return
+        ready.sort(key=lambda state: state.playback.due)
+        calls = [state.call for state in ready if state.call]
+        chosen = self.joint_calls.choose(calls, [state.playback.waits for state in ready])
+        now = time.perf_counter()
+        self.joint_calls.run([calls[index] for index in chosen])
+        for state in [ready[index] for index in chosen]:
+            state.playback.take_turn(now)
+            self.advance(state)
 
     def advance(self, state: SynthesisState) -> None:
         """Run one request to its next wait. Its error is its own."""

@@ -64,6 +64,7 @@ class Provider:
         options: its options; the value `CACHE` stands for the folder of compiled engines.
         captures: whether it can replay bound calls as CUDA graphs.
         chunk: positions that the runtime prefills between two steps.
+        joint_chunks: requests that share a call of the NAR or the codec.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
     captures: bool = False
     chunk: int = PREFILL_CHUNK
+    joint_chunks: int = 1
 
     @property
     def compiles(self) -> bool:
@@ -103,6 +105,8 @@ NAR_ROW_SINCE = (1, 30)
 """The first ONNX Runtime whose `GroupQueryAttention` also attends to what follows, as `nar_row` needs."""
 GPU_CHUNK = 512
 """On a GPU a call's time depends on its kernel launches, not on its positions (docs/notes/gpu.md)."""
+GPU_JOINT_CHUNKS = 8
+"""On a GPU short rows cost little more together than one alone. On a CPU joining saves nothing."""
 PROVIDERS: dict[tuple[str, str], Provider] = {
     ("ort", "cpu"): Provider(CPU, "onnxruntime"),
     ("ort", "cuda"): Provider(
@@ -116,6 +120,7 @@ PROVIDERS: dict[tuple[str, str], Provider] = {
         },
         captures=True,
         chunk=GPU_CHUNK,
+        joint_chunks=GPU_JOINT_CHUNKS,
     ),
     ("ort-tensorrt", "cuda"): Provider(
         "TensorrtExecutionProvider",
