@@ -29,7 +29,7 @@ from valle2.engine import (
     read_manifest,
 )
 from valle2.engine.backends.ort.memory import trim_heap
-from valle2.engine.bundle.contract import AR, FUSED_DECODER, NAR, NAR_ROW, PREFILL, STEP
+from valle2.engine.bundle.contract import AR, FUSED_DECODER, NAR, NAR_BATCH, NAR_ROW, PREFILL, STEP
 from valle2.engine.bundle.hub import fetch_bundle, parse_id
 from valle2.engine.bundle.manifest import FILE_NAME
 from valle2.engine.bundle.precisions import AUTO, SOURCES
@@ -121,6 +121,7 @@ class Valle2(Closing):
         engine: str = "ort",
         fallback: bool = False,
         chunks_per_call: int = 0,
+        steps_per_read: int = 1,
     ) -> Valle2:
         """Open a bundle.
 
@@ -137,6 +138,7 @@ class Valle2(Closing):
             fallback: let ONNX Runtime run elsewhere what its provider on "cuda" does not take.
             chunks_per_call: requests that may share a call of the NAR or the codec; 0 for 8 on "cuda" and 1
                 on a "cpu". In "fp16" a request's codes may depend on who shares its calls.
+            steps_per_read: the most AR steps that run before their codes are read; more than 1 is for "cuda".
 
         Raises:
             ManifestError: no bundle there, or a damaged one. HubError: not on the hub, or not to be had.
@@ -144,7 +146,7 @@ class Valle2(Closing):
         """
         if slots < 1 or threads < 0:
             raise SettingsError(f"slots is {slots}, threads {threads}; expected slots >= 1, threads >= 0")
-        asked = Placement(device, engine, precision, threads, fallback, chunks_per_call)
+        asked = Placement(device, engine, precision, threads, fallback, chunks_per_call, steps_per_read)
         path = find_model(model)
         placement, manifest = asked.resolve(path, read_manifest(path))
         return cls(path, manifest, slots, placement)
@@ -583,9 +585,9 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
     encoder = graphs.pop("codec_encoder", None)
     stepped = STEP if STEP in graphs else AR
     joint_chunks = placement.joint_chunks(slots)
-    joint = None
+    several, joint = graphs.pop(NAR_BATCH, graphs[NAR]), None
     if NAR_ROW in graphs and joint_chunks > 1:
-        joint = open_backend(graphs[NAR].folder, graphs[NAR].spec, placement)
+        joint = open_backend(several.folder, several.spec, placement)
     for name in (NAR_ROW, FUSED_DECODER):
         if name in graphs:
             graphs[SOURCES[name]] = graphs.pop(name)
@@ -604,6 +606,7 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
         whole_text=layout.whole_text,
         decoder=backends.get(STEP),
         prefiller=backends.get(PREFILL),
+        steps_per_read=placement.steps_per_read,
     )
     if ar.decoder.captures_calls:
         ar.warm_up()

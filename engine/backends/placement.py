@@ -15,7 +15,7 @@ from valle2.engine.backends.ort.providers import (
     runs_nar_row,
 )
 from valle2.engine.backends.trt.api import TARGETS, lowerings_here
-from valle2.engine.bundle.contract import BUILT_GRAPHS, NAR_ROW, PREFILL, STEP
+from valle2.engine.bundle.contract import BUILT_GRAPHS, NAR_BATCH, NAR_ROW, PREFILL, STEP
 from valle2.engine.bundle.manifest import Manifest
 from valle2.engine.bundle.precisions import (
     AUTO,
@@ -37,6 +37,9 @@ ENGINE_DEVICES: dict[str, tuple[str, ...]] = {
 """The devices that each engine runs on."""
 
 
+MAX_STEPS_PER_READ = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """What executes the graphs of a model.
@@ -52,6 +55,8 @@ class Placement:
         fallback: whether ONNX Runtime may run nodes on another provider than the engine's.
         chunks_per_call: requests that may share a call of the NAR or the codec. 0 for what suits the engine,
             which is 8 for "ort" on "cuda" and for TensorRT's engine files, and 1 otherwise.
+        steps_per_read: the most AR steps that run before their codes are read. More than 1 is for "cuda", and
+            makes loading slower: each step between two sets of buffers is a CUDA graph of its own.
 
     Raises:
         BackendError: an unknown engine, a device or precision that it does not take, or a negative number.
@@ -63,6 +68,7 @@ class Placement:
     threads: int = 0
     fallback: bool = False
     chunks_per_call: int = 0
+    steps_per_read: int = 1
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINE_DEVICES:
@@ -78,6 +84,8 @@ class Placement:
             raise BackendError(
                 f"chunks_per_call is {self.chunks_per_call}; expected 0 for the engine's own, or more"
             )
+        if not 1 <= self.steps_per_read <= MAX_STEPS_PER_READ:
+            raise BackendError(f"steps_per_read is {self.steps_per_read}; expected 1 to {MAX_STEPS_PER_READ}")
         if self.engine == ORT and self.precision != AUTO:
             check_precision(self.precision)
         provider = PROVIDERS.get((self.engine, self.device))
@@ -131,9 +139,8 @@ class Placement:
         """
         found = find_graphs(bundle, manifest, self.precision if self.engine == ORT else STORED)
         if self.device != "cpu":
-            if NAR_ROW in found and not runs_nar_row():
-                found.pop(NAR_ROW)
-            return found
+            absent = () if runs_nar_row() else (NAR_ROW, NAR_BATCH)
+            return {name: graph for name, graph in found.items() if name not in absent}
         if STEP in found and self.precision != "fp16":
             raise BackendError(
                 f"the {self.precision} graphs of the lowering {manifest.lowering} are for CUDA; "

@@ -205,11 +205,17 @@ class SynthesisEngine:
         An error of the AR step ends every request, since all of them need it.
         """
         try:
-            self.steps += advance_rows(self.scheduler, self.model.ar)
+            self.steps += advance_rows(self.scheduler, self.model.ar, self.steps_at_once)
         except Exception as error:
             self.fail(error)
         self.advance_requests()
         return self.collect()
+
+    @property
+    def steps_at_once(self) -> int:
+        """The most AR steps before their codes are read: one while there is other work between steps."""
+        waits = any(state.wait_for is WaitFor.TURN for state in self.requests)
+        return 1 if waits or self.scheduler.prefills else self.model.ar.steps_per_read
 
     def cancel(self, request: RequestId) -> None:
         """End a request without another event; its rows are free before the next step."""
@@ -361,8 +367,8 @@ class SynthesisEngine:
             return
         ready.sort(key=lambda state: state.playback.due)
         calls = [state.call for state in ready if state.call]
-        chosen = self.joint_calls.choose(calls, [state.playback.waits for state in ready])
         now = time.perf_counter()
+        chosen = self.joint_calls.choose(calls, [state.playback for state in ready], now)
         self.joint_calls.run([calls[index] for index in chosen])
         for state in [ready[index] for index in chosen]:
             state.playback.take_turn(now)
@@ -400,30 +406,37 @@ class SynthesisEngine:
         return found
 
 
-def advance_rows(scheduler: Scheduler, ar: ARRunner) -> int:
+def advance_rows(scheduler: Scheduler, ar: ARRunner, most: int = 1) -> int:
     """Decode one group of every row that decodes; then one prefill chunk of the next sequence.
 
     After its last chunk a sequence joins the rows that decode. An error of a chunk fails only that sequence.
 
+    Args:
+        most: groups to decode before they are read. A sequence that has ended among them takes no more, and
+            one whose end is rejected goes on from there. So the codes are those of one group at a time.
+
     Returns:
-        How many AR steps were run: 0 or 1.
+        How many AR steps were run.
     """
     retire(scheduler, ar)
-    decoding = scheduler.decoding()
+    decoding, number = scheduler.decoding(), 0
     if decoding:
         count = decoding[-1].row + 1
         busy = {sequence.row for sequence in decoding}
         began = time.perf_counter()
-        ar.step(count, tuple(row for row in range(count) if row not in busy))
-        output = ar.output()
-        codes, log_probs = output.codes[:count].tolist(), output.log_probs[:count].tolist()
-        seconds = time.perf_counter() - began
+        number = min(most, *(sequence.step_limit - sequence.steps for sequence in decoding))
+        outputs = ar.steps(number, count, tuple(row for row in range(count) if row not in busy))
+        drawn = [(one.codes[:count].tolist(), one.log_probs[:count].tolist()) for one in outputs]
+        seconds = (time.perf_counter() - began) / number
         for sequence in decoding:
-            sequence.decode_seconds += seconds
-            take_group(ar, sequence, codes[sequence.row], log_probs[sequence.row])
+            for back, (codes, log_probs) in zip(reversed(range(number)), drawn, strict=True):
+                sequence.decode_seconds += seconds
+                kept = take_group(ar, sequence, codes[sequence.row], log_probs[sequence.row], back=back)
+                if sequence.finished or not kept:
+                    break
         retire(scheduler, ar)
     prefill_next(scheduler, ar)
-    return int(bool(decoding))
+    return number
 
 
 def prefill_next(scheduler: Scheduler, ar: ARRunner) -> None:
@@ -448,12 +461,27 @@ def prefill_next(scheduler: Scheduler, ar: ARRunner) -> None:
 
 
 def take_group(
-    ar: ARRunner, sequence: Sequence, codes: list[int], log_probs: list[float], *, prefilled: bool = False
-) -> None:
-    """Give a sequence the group that was drawn for it, drawn again if it ends the speech too early."""
-    if sequence.ends_early(codes):
-        codes, log_probs = ar.redraw(sequence, codes, prefilled=prefilled)
+    ar: ARRunner,
+    sequence: Sequence,
+    codes: list[int],
+    log_probs: list[float],
+    *,
+    prefilled: bool = False,
+    back: int = 0,
+) -> bool:
+    """Give a sequence the group that was drawn for it, drawn again if it ends the speech too early.
+
+    Args:
+        back: how many steps came after that of the group.
+
+    Returns:
+        Whether the group is as it was drawn.
+    """
+    early = sequence.ends_early(codes)
+    if early:
+        codes, log_probs = ar.redraw(sequence, codes, prefilled=prefilled, back=back)
     sequence.append(codes, log_probs)
+    return not early
 
 
 def retire(scheduler: Scheduler, ar: ARRunner) -> None:

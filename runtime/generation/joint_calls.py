@@ -1,8 +1,8 @@
 """Which requests share one call of the NAR or the codec, and what happens when such a call fails.
 
 The engine serves the request that is due first. Requests that wait for the same kind of call may join it, so
-that a GPU launches its kernels once for all of them. Joining changes no request's codes in float32, and it
-never makes a request wait for another one. It holds no queue and no array.
+that a GPU launches its kernels once for all of them. Joining changes no request's codes in float32. A request
+with a listener never waits for another to join. This module holds no queue and no array.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from valle2.runtime.audio.chunks import ChunkDecoder
 from valle2.runtime.generation.nar_runner import NARRunner, NARState
+from valle2.runtime.generation.playback import Playback
 from valle2.runtime.types import Codes
 
 log = logging.getLogger("valle2")
@@ -47,11 +48,13 @@ ALONE = JointLimits()
 class Call(ABC):
     """One request's next call of the NAR or the codec.
 
-    stage: the field of `Timings` that counts its seconds. error: why it failed, None if it did not. seconds:
-    what the call took, in full for every request that shared it.
+    stage: the field of `Timings` that counts its seconds. order: what comes later among the calls of a chunk.
+    error: why it failed, None if it did not. seconds: what the call took, in full for every request that
+    shared it.
     """
 
     stage: ClassVar[str]
+    order: int = 0
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -83,7 +86,7 @@ class NARCall(Call):
 
     def __init__(self, runner: NARRunner, chunk: NARState, codebook: int) -> None:
         super().__init__()
-        self.runner, self.chunk, self.codebook = runner, chunk, codebook
+        self.runner, self.chunk, self.codebook, self.order = runner, chunk, codebook, codebook
 
     @property
     def key(self) -> Hashable:
@@ -143,25 +146,44 @@ class JointCalls:
     def __init__(self, limits: JointLimits) -> None:
         self.limits = limits
 
-    def choose(self, calls: Sequence[Call], urgent: Sequence[bool]) -> list[int]:
+    def choose(self, calls: Sequence[Call], playbacks: Sequence[Playback], now: float) -> list[int]:
         """Choose the calls that run together.
 
         Args:
-            calls: those that wait, in the order in which they are due. urgent: whether the listener of each
-                waits for its first audio.
+            calls: those that wait, in the order in which they are due. playbacks: of their requests.
+            now: on the clock of the playbacks.
 
         Returns:
-            Indices into `calls`. The first is 0: the call that is due first always runs.
+            Indices into `calls`: of the one that leads, and of those that join it.
         """
-        chosen, lengths, hurry = [0], [calls[0].lengths], urgent[0]
-        for index, call in enumerate(calls[1:], 1):
+        lead = self.lead(calls, playbacks, now)
+        chosen, lengths, urgent = [lead], [calls[lead].lengths], playbacks[lead].waits
+        for index, call in enumerate(calls):
             if len(chosen) >= self.limits.chunks:
                 break
-            wanted, pressing = [*lengths, call.lengths], hurry or urgent[index]
-            if call.key == calls[0].key and self.fits(wanted, urgent=pressing):
+            wanted, hurry = [*lengths, call.lengths], urgent or playbacks[index].waits
+            if index != lead and call.key == calls[lead].key and self.fits(wanted, urgent=hurry):
                 chosen.append(index)
-                lengths, hurry = wanted, pressing
+                lengths, urgent = wanted, hurry
         return chosen
+
+    def lead(self, calls: Sequence[Call], playbacks: Sequence[Playback], now: float) -> int:
+        """The call that runs in any case: the first one, which is due before all others.
+
+        If nobody listens to its request and it is not overdue, requests that fit it and are at earlier
+        codebooks catch up with it, so that they share the passes that are left.
+        """
+        first = calls[0]
+        if self.limits.chunks == 1 or not playbacks[0].whole or playbacks[0].due < now:
+            return 0
+        near = [
+            index
+            for index, call in enumerate(calls)
+            if playbacks[index].whole
+            and call.stage == first.stage
+            and self.fits([first.lengths, call.lengths], urgent=False)
+        ]
+        return min([0, *near[: self.limits.chunks]], key=lambda index: calls[index].order)
 
     def fits(self, lengths: Sequence[tuple[int, ...]], *, urgent: bool) -> bool:
         """Are rows of these lengths within the limits?"""

@@ -102,7 +102,8 @@ SINCE = {"ort": (1, 32), "portable": (1, 25), "primitive": (1, 23)}
 `Attention` of opset 24. "primitive" has opset 18, and an older release than 1.23 was not tried.
 """
 NAR_ROW_SINCE = (1, 30)
-"""The first ONNX Runtime whose `GroupQueryAttention` also attends to what follows, as `nar_row` needs."""
+"""The first ONNX Runtime whose `GroupQueryAttention` also attends to what follows, as `nar_row` and
+`nar_batch` need."""
 GPU_CHUNK = 512
 """On a GPU a call's time depends on its kernel launches, not on its positions (docs/notes/gpu.md)."""
 GPU_JOINT_CHUNKS = 8
@@ -193,7 +194,7 @@ def both_installed() -> bool:
 
 
 def runs_nar_row() -> bool:
-    """Whether the installed ONNX Runtime runs the graph `nar_row`, if a build has it."""
+    """Whether the installed ONNX Runtime runs `nar_row` and `nar_batch`, if a build has them."""
     return release(str(load_onnxruntime().__version__)) >= NAR_ROW_SINCE
 
 
