@@ -29,7 +29,7 @@ from valle2.engine import (
     read_manifest,
 )
 from valle2.engine.backends.ort.memory import trim_heap
-from valle2.engine.bundle.contract import AR, FUSED_DECODER, NAR, NAR_ROW, PREFILL, STEP
+from valle2.engine.bundle.contract import AR, FUSED_DECODER, NAR, NAR_BATCH, NAR_ROW, PREFILL, STEP
 from valle2.engine.bundle.hub import fetch_bundle, parse_id
 from valle2.engine.bundle.manifest import FILE_NAME
 from valle2.engine.bundle.precisions import AUTO, SOURCES
@@ -44,6 +44,7 @@ from valle2.runtime.errors import ModelError, PromptError, SettingsError
 from valle2.runtime.generation.alignment import read_alignment
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.engine import EncodedRequest, Failed, RequestId, Sentence, SynthesisEngine
+from valle2.runtime.generation.joint_calls import JointLimits
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.nar_runner import NARRunner
 from valle2.runtime.generation.token_layout import TokenLayout, check_prompt, check_text
@@ -119,6 +120,8 @@ class Valle2(Closing):
         slots: int = SLOTS,
         engine: str = "ort",
         fallback: bool = False,
+        chunks_per_call: int = 0,
+        steps_per_read: int = 1,
     ) -> Valle2:
         """Open a bundle.
 
@@ -133,6 +136,9 @@ class Valle2(Closing):
             engine: "ort", or "tensorrt" / "tensorrt-rtx" with what `valle2 build` made, on "cuda";
                 "ort-tensorrt" / "ort-tensorrt-rtx" are these providers of ONNX Runtime.
             fallback: let ONNX Runtime run elsewhere what its provider on "cuda" does not take.
+            chunks_per_call: requests that may share a call of the NAR or the codec; 0 for 8 on "cuda" and 1
+                on a "cpu". In "fp16" a request's codes may depend on who shares its calls.
+            steps_per_read: the most AR steps that run before their codes are read; more than 1 is for "cuda".
 
         Raises:
             ManifestError: no bundle there, or a damaged one. HubError: not on the hub, or not to be had.
@@ -140,7 +146,7 @@ class Valle2(Closing):
         """
         if slots < 1 or threads < 0:
             raise SettingsError(f"slots is {slots}, threads {threads}; expected slots >= 1, threads >= 0")
-        asked = Placement(device, engine, precision, threads, fallback)
+        asked = Placement(device, engine, precision, threads, fallback, chunks_per_call, steps_per_read)
         path = find_model(model)
         placement, manifest = asked.resolve(path, read_manifest(path))
         return cls(path, manifest, slots, placement)
@@ -578,6 +584,10 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
     graphs = placement.locate_graphs(path, manifest)
     encoder = graphs.pop("codec_encoder", None)
     stepped = STEP if STEP in graphs else AR
+    joint_chunks = placement.joint_chunks(slots)
+    several, joint = graphs.pop(NAR_BATCH, graphs[NAR]), None
+    if NAR_ROW in graphs and joint_chunks > 1:
+        joint = open_backend(several.folder, several.spec, placement)
     for name in (NAR_ROW, FUSED_DECODER):
         if name in graphs:
             graphs[SOURCES[name]] = graphs.pop(name)
@@ -596,6 +606,7 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
         whole_text=layout.whole_text,
         decoder=backends.get(STEP),
         prefiller=backends.get(PREFILL),
+        steps_per_read=placement.steps_per_read,
     )
     if ar.decoder.captures_calls:
         ar.warm_up()
@@ -613,7 +624,15 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
     alignment = read_alignment(path, manifest.files)
     neutral = np.array(manifest.codec[NEUTRAL], np.int64) if NEUTRAL in manifest.codec else None
     return LoadedModel(
-        ar, NARRunner(backends[NAR]), codec, layout, manifest.sizes, neutral, str(path), alignment
+        ar,
+        NARRunner(backends[NAR], joint),
+        codec,
+        layout,
+        manifest.sizes,
+        neutral,
+        str(path),
+        alignment,
+        JointLimits(joint_chunks),
     )
 
 

@@ -65,11 +65,13 @@ class Backend(Closing):
     """One loaded graph. Closing it frees its device memory.
 
     spec: its entry in the manifest. captures_calls: whether bound calls are captured, for which the first two
-    calls of each binding pay.
+    calls of each binding pay. waits: whether a bound call may return only when the device has finished it.
+    Without it a backend may return earlier; calls still run one after another.
     """
 
     spec: GraphSpec
     captures_calls: bool = False
+    waits: bool = True
 
     def run(self, feeds: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
         """Run the graph once.

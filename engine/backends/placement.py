@@ -8,9 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from valle2.engine.backends.ort.providers import PROVIDERS, lowerings_for, runs_nar_row
+from valle2.engine.backends.ort.providers import (
+    GPU_JOINT_CHUNKS,
+    PROVIDERS,
+    lowerings_for,
+    runs_nar_row,
+)
 from valle2.engine.backends.trt.api import TARGETS, lowerings_here
-from valle2.engine.bundle.contract import BUILT_GRAPHS, NAR_ROW, PREFILL, STEP
+from valle2.engine.bundle.contract import BUILT_GRAPHS, NAR_BATCH, NAR_ROW, PREFILL, STEP
 from valle2.engine.bundle.manifest import Manifest
 from valle2.engine.bundle.precisions import (
     AUTO,
@@ -32,6 +37,9 @@ ENGINE_DEVICES: dict[str, tuple[str, ...]] = {
 """The devices that each engine runs on."""
 
 
+MAX_STEPS_PER_READ = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """What executes the graphs of a model.
@@ -45,9 +53,13 @@ class Placement:
             is "int8" for "ort" on a CPU if that is built, and "fp32" otherwise.
         threads: CPU threads, 0 for all cores.
         fallback: whether ONNX Runtime may run nodes on another provider than the engine's.
+        chunks_per_call: requests that may share a call of the NAR or the codec. 0 for what suits the engine,
+            which is 8 for "ort" on "cuda" and for TensorRT's engine files, and 1 otherwise.
+        steps_per_read: the most AR steps that run before their codes are read. More than 1 is for "cuda", and
+            makes loading slower: each step between two sets of buffers is a CUDA graph of its own.
 
     Raises:
-        BackendError: an unknown engine, a device or precision that it does not take, or negative threads.
+        BackendError: an unknown engine, a device or precision that it does not take, or a negative number.
     """
 
     device: str = "cpu"
@@ -55,6 +67,8 @@ class Placement:
     precision: str = AUTO
     threads: int = 0
     fallback: bool = False
+    chunks_per_call: int = 0
+    steps_per_read: int = 1
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINE_DEVICES:
@@ -66,6 +80,12 @@ class Placement:
             raise BackendError(f"unknown device {self.device!r} for engine {self.engine!r}; expected {known}")
         if self.threads < 0:
             raise BackendError(f"threads is {self.threads}; expected 0 for all cores, or more")
+        if self.chunks_per_call < 0:
+            raise BackendError(
+                f"chunks_per_call is {self.chunks_per_call}; expected 0 for the engine's own, or more"
+            )
+        if not 1 <= self.steps_per_read <= MAX_STEPS_PER_READ:
+            raise BackendError(f"steps_per_read is {self.steps_per_read}; expected 1 to {MAX_STEPS_PER_READ}")
         if self.engine == ORT and self.precision != AUTO:
             check_precision(self.precision)
         provider = PROVIDERS.get((self.engine, self.device))
@@ -79,6 +99,16 @@ class Placement:
         """Positions that the runtime prefills in one call. A TensorRT engine is built for no more."""
         provider = PROVIDERS.get((self.engine, self.device))
         return provider.chunk if provider else PREFILL_CHUNK
+
+    def joint_chunks(self, slots: int) -> int:
+        """Requests that share a call of the NAR or the codec at most.
+
+        Args:
+            slots: rows of the AR batch. A TensorRT engine is built for no more.
+        """
+        provider = PROVIDERS.get((self.engine, self.device))
+        usual = provider.joint_chunks if provider else GPU_JOINT_CHUNKS
+        return min(self.chunks_per_call or usual, slots)
 
     def resolve(self, bundle: Path, manifest: Manifest) -> tuple[Placement, Manifest]:
         """The placement with a precision in place of "auto", and the manifest with the graphs that it runs.
@@ -109,9 +139,8 @@ class Placement:
         """
         found = find_graphs(bundle, manifest, self.precision if self.engine == ORT else STORED)
         if self.device != "cpu":
-            if NAR_ROW in found and not runs_nar_row():
-                found.pop(NAR_ROW)
-            return found
+            absent = () if runs_nar_row() else (NAR_ROW, NAR_BATCH)
+            return {name: graph for name, graph in found.items() if name not in absent}
         if STEP in found and self.precision != "fp16":
             raise BackendError(
                 f"the {self.precision} graphs of the lowering {manifest.lowering} are for CUDA; "

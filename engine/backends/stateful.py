@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,23 @@ class Stateful:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the next chunk; returns the outputs without the states. Raises what `Backend.run` raises."""
-        found = self.backend.run({**feeds, "started": np.array(self.started), **self.states})
-        self.states = {name: found.pop(name + OUT_SUFFIX) for name in self.states}
-        self.started = True
-        return found
+        return run_together([self], feeds)
+
+
+def run_together(sequences: Sequence[Stateful], feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run the next chunk of several sequences of one graph, which all have started or all have not.
+
+    Args:
+        feeds: with a row for each sequence.
+
+    Returns:
+        The outputs without the states. Each sequence keeps its own; after an error it keeps the one it had.
+    """
+    first = sequences[0]
+    joined = {name: np.concatenate([one.states[name] for one in sequences]) for name in first.states}
+    found = first.backend.run({**feeds, "started": np.array(first.started), **joined})
+    states = {name: found.pop(name + OUT_SUFFIX) for name in joined}
+    for row, one in enumerate(sequences):
+        one.states = {name: state[row : row + 1] for name, state in states.items()}
+        one.started = True
+    return found

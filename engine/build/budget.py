@@ -139,13 +139,16 @@ def fused_step(
 ) -> dict[str, float]:
     """A step of `ar_step` after the longest text and all frames of the query.
 
-    AR and NAR stay in float16, the AR for prefills, so its weights are there twice. A step reads the caches
-    as far as they are filled.
+    AR and NAR stay in float16, the AR for prefills, so its weights are there twice. So are those of the NAR,
+    which has a graph for one row and one for several, unless there is one slot. A step reads the caches as
+    far as they are filled.
 
     Args:
         models: the graphs by name. now: their memory in the precision of the query.
     """
-    kept = sum(weight_bytes(models[name], "fp16")[0] - now[name].weights for name in ("ar", "nar"))
+    half = {name: weight_bytes(models[name], "fp16")[0] for name in ("ar", "nar")}
+    kept = sum(held - now[name].weights for name, held in half.items())
+    kept += half["nar"] * (query.limits.max_batch > 1)
     weights, read = weight_bytes(models["ar"], query.precision)
     filled = positions(manifest, query.limits.max_frames or manifest.sizes["max_frames"])
     moved = read + now["ar"].cache * filled // manifest.cache_length

@@ -16,6 +16,7 @@ from valle2.engine.backends.ort.providers import NAR_ROW_SINCE, lowerings_for, r
 from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.codec import codec_graph
 from valle2.engine.build.cuda.nar import nar_graph
+from valle2.engine.build.cuda.nar_batch import nar_batch_graph
 from valle2.engine.build.cuda.reader import UnsupportedGraphError
 from valle2.engine.build.cuda.step import step_graph, written_spec
 from valle2.engine.build.external_data import write_graph
@@ -25,7 +26,7 @@ from valle2.engine.build.prefill import check_prefill, prefill_graph
 from valle2.engine.build.quantize import quantise
 from valle2.engine.build.recipe import write_recipe
 from valle2.engine.build.rotary import fuse_rotary
-from valle2.engine.bundle.contract import BUILT_GRAPHS, FUSED_DECODER, NAR_ROW, PREFILL, STEP
+from valle2.engine.bundle.contract import BUILT_GRAPHS, FUSED_DECODER, NAR_BATCH, NAR_ROW, PREFILL, STEP
 from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.graph_file import readable
 from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest
@@ -76,6 +77,7 @@ ALL = BuildOptions()
 WRITERS: dict[str, Callable[[onnx.ModelProto, Mapping[str, int]], onnx.ModelProto]] = {
     STEP: lambda source, sizes: step_graph(source, sizes, MAX_WINDOW),
     NAR_ROW: nar_graph,
+    NAR_BATCH: nar_batch_graph,
     FUSED_DECODER: codec_graph,
 }
 """By graph, the function that writes it from its source and the manifest's sizes."""
@@ -249,6 +251,8 @@ def build_fused(
 ) -> tuple[dict[str, Any], GraphSpec]:
     """Rewrite one graph for CUDA. It is first compared with its source, in float32 on the CPU.
 
+    The NAR of several rows reads the weights that it shares with that of one row from that one's file.
+
     Args:
         bundle: the folder with the source. folder: where the graph goes. spec: of the source.
         sizes: the manifest's. graph: the graph that is written.
@@ -260,7 +264,7 @@ def build_fused(
         UnsupportedGraphError: the source has a form without a fused version.
         BackendError: the new graph computes something else than its source.
     """
-    if graph == NAR_ROW and not runs_nar_row():
+    if graph in (NAR_ROW, NAR_BATCH) and not runs_nar_row():
         raise UnsupportedGraphError(f"it needs onnxruntime {'.'.join(map(str, NAR_ROW_SINCE))} or newer")
     with readable(bundle / spec.file):
         source = load_graph(bundle / spec.file, STORED)
@@ -269,5 +273,6 @@ def build_fused(
         replaced = quantise(model, replace(method, kind="blocks")) if method.bits < FUSED_HALF.bits else 0
         convert(model, PRECISIONS["fp16"])
         made = written_spec(model, f"{graph}.onnx")
-        write_graph(model, folder / made.file)
+        row = folder / f"{NAR_ROW}.onnx"
+        write_graph(model, folder / made.file, row if graph == NAR_BATCH and row.is_file() else None)
     return sizes_row(replaced, (bundle, spec.graph), (folder, graph)), made

@@ -11,11 +11,13 @@ STEP = "ar_step"
 """The AR for one new position of every row. `valle2 build` makes it for CUDA."""
 NAR_ROW = "nar_row"
 """The NAR for one row without padding. `valle2 build` makes it for CUDA."""
+NAR_BATCH = "nar_batch"
+"""The NAR for several rows of different lengths. `valle2 build` makes it for CUDA."""
 FUSED_DECODER = "codec_decoder_fused"
 """The codec's decoder with fewer nodes, in float32. `valle2 build` makes it for CUDA."""
 PREFILL = "ar_prefill"
 """The AR for many new positions of one row; it only fills the caches. `valle2 build` makes it for a CPU."""
-BUILT_GRAPHS = (STEP, NAR_ROW, FUSED_DECODER, PREFILL)
+BUILT_GRAPHS = (STEP, NAR_ROW, NAR_BATCH, FUSED_DECODER, PREFILL)
 """Graphs that no bundle lists."""
 GRAPHS = (AR, NAR, ENCODER, DECODER, STREAM)
 REQUIRED_GRAPHS = (AR, NAR)

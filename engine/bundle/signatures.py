@@ -20,6 +20,7 @@ from valle2.engine.bundle.contract import (
     GRAPHS,
     LOGITS,
     NAR,
+    NAR_BATCH,
     NAR_ROW,
     OUT_SUFFIX,
     PREFILL,
@@ -119,7 +120,7 @@ def signature_of(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_len
         return step_tensors(sizes, cache_length, 0)
     if name == PREFILL:
         return prefill_tensors(sizes, cache_length)
-    if name in (NAR, NAR_ROW):
+    if name in (NAR, NAR_ROW, NAR_BATCH):
         return nar_tensors(sizes.get("codebooks", CODEBOOKS), one_row=name == NAR_ROW)
     audio, codes = (FLOAT, ("batch", "samples")), (INT, ("batch", "frames", CODEBOOKS))
     if name == ENCODER:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
 from valle2.engine import Backend
-from valle2.engine.backends.stateful import Stateful
+from valle2.engine.backends.stateful import Stateful, run_together
 from valle2.engine.bundle.contract import CODEBOOKS
 from valle2.runtime.audio.codec import Codec
 from valle2.runtime.audio.io import faded
@@ -39,12 +41,44 @@ def chunk_sizes(first_chunk_seconds: float, frame_rate: float) -> Generator[int,
         seconds = min(seconds * GROWTH, LONGEST_SECONDS)
 
 
-class OverlapDecoder:
+class ChunkDecoder(ABC):
+    """Decodes one sentence's codes chunk by chunk.
+
+    A call is `begin`, `decode` and `finish`. `decode` may take rows of several sentences, whose decoders have
+    equal keys and whose rows have one length.
+    """
+
+    @property
+    @abstractmethod
+    def key(self) -> Hashable:
+        """Decoders of equal keys can share a call of the graph."""
+
+    @abstractmethod
+    def begin(self, codes: Codes, *, last: bool) -> Codes:
+        """Take the next codes (T, Q) int64; returns those to decode now, which may be none."""
+
+    @abstractmethod
+    def decode(self, rows: Codes, decoders: Sequence[Any]) -> Audio:
+        """Decode what `begin` returned to each of the decoders: (B, T, Q) int64 -> (B, N) float32."""
+
+    @abstractmethod
+    def finish(self, wave: Audio, *, last: bool) -> Audio:
+        """The audio (N,) float32 that is final now. wave: this sentence's row of what `decode` returned."""
+
+    def add(self, codes: Codes, *, last: bool) -> Audio:
+        """Decode the next codes (T, Q) int64; returns the audio (N,) float32 that is final now."""
+        row = self.begin(codes, last=last)
+        return self.finish(self.decode(row[None], [self])[0], last=last)
+
+
+class OverlapDecoder(ChunkDecoder):
     """Decodes one sentence's codes chunk by chunk with any codec.
 
     A chunk is decoded with the frames before it as context. Its last frames are held back and decoded again
     with the next chunk; the two versions are cross-faded.
     """
+
+    key = "overlap"
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
@@ -52,13 +86,21 @@ class OverlapDecoder:
         self.sent = 0
         self.tail = np.zeros(0, np.float32)
 
-    def add(self, codes: Codes, *, last: bool) -> Audio:
-        """Decode the next codes (T, Q) int64; returns the audio (N,) float32 that is final now."""
-        hop, first = self.codec.hop, not self.sent
+    @property
+    def start(self) -> int:
+        """The first frame that is decoded with the next chunk."""
+        return max(0, self.sent - CONTEXT_FRAMES)
+
+    def begin(self, codes: Codes, *, last: bool) -> Codes:
         self.codes = np.concatenate([self.codes, codes])
-        start = max(0, self.sent - CONTEXT_FRAMES)
+        return self.codes[self.start :]
+
+    def decode(self, rows: Codes, decoders: Sequence[OverlapDecoder]) -> Audio:
+        return self.codec.decode_rows(rows)
+
+    def finish(self, wave: Audio, *, last: bool) -> Audio:
+        hop, first, start = self.codec.hop, not self.sent, self.start
         end = len(self.codes) if last else max(self.sent, len(self.codes) - HELD_FRAMES)
-        wave = self.codec.decode(self.codes[start:])
         audio = wave[(self.sent - start) * hop : (end - start) * hop].copy()
         size = min(len(self.tail), len(audio))
         ramp = np.linspace(0, 1, size, dtype=np.float32)
@@ -68,29 +110,39 @@ class OverlapDecoder:
         return faded(audio, self.codec.sample_rate, first=first, last=last)
 
 
-class StatefulDecoder:
+class StatefulDecoder(ChunkDecoder):
     """Decodes one sentence's codes chunk by chunk with a causal codec, whose state is handed on.
 
-    Its audio is final at once and equals that of the whole sentence.
+    Its audio is final at once and equals that of the whole sentence. The first chunk waits until it covers
+    what the decoder mirrors.
     """
 
     def __init__(self, codec: Codec, stream: Backend) -> None:
         self.codec = codec
         self.decoder = Stateful(stream)
         self.waiting = np.zeros((0, CODEBOOKS), np.int64)
+        self.started = False
 
-    def add(self, codes: Codes, *, last: bool) -> Audio:
-        """As `OverlapDecoder.add`. The first chunk waits until it covers what the decoder mirrors."""
+    @property
+    def key(self) -> Hashable:
+        return "stateful", self.decoder.started
+
+    def begin(self, codes: Codes, *, last: bool) -> Codes:
         self.waiting = np.concatenate([self.waiting, codes])
-        first = not self.decoder.started
-        if not len(self.waiting) or (first and not last and len(self.waiting) < MIRRORED_FRAMES):
-            return np.zeros(0, np.float32)
-        audio = np.asarray(self.decoder.run({"codes": self.waiting[None]})["audio"][0])
-        self.waiting = self.waiting[:0]
-        return faded(audio, self.codec.sample_rate, first=first, last=last)
+        if not self.decoder.started and not last and len(self.waiting) < MIRRORED_FRAMES:
+            return self.waiting[:0]
+        taken, self.waiting = self.waiting, self.waiting[:0]
+        return taken
 
+    def decode(self, rows: Codes, decoders: Sequence[StatefulDecoder]) -> Audio:
+        if not rows.shape[1]:
+            return np.zeros((len(rows), 0), np.float32)
+        found = run_together([one.decoder for one in decoders], {"codes": rows})
+        return np.asarray(found["audio"])
 
-ChunkDecoder = OverlapDecoder | StatefulDecoder
+    def finish(self, wave: Audio, *, last: bool) -> Audio:
+        first, self.started = not self.started, self.started or len(wave) > 0
+        return faded(wave, self.codec.sample_rate, first=first, last=last) if len(wave) else wave
 
 
 def chunk_decoder(codec: Codec, first_chunk_seconds: float) -> ChunkDecoder:

@@ -56,10 +56,15 @@ class Codec:
 
     def decode(self, codes: Codes) -> Audio:
         """(T, 8) int64 -> (T * hop,) float32."""
-        if not len(codes):
-            return np.zeros(0, np.float32)
-        audio = self.decoder.run({"codes": codes[None]})["audio"]
-        return np.asarray(sized(self.decoder.spec, "audio", audio, (1, len(codes) * self.hop))[0])
+        return np.asarray(self.decode_rows(codes[None])[0])
+
+    def decode_rows(self, codes: Codes) -> Audio:
+        """Rows of one length: (B, T, 8) int64 -> (B, T * hop) float32."""
+        rows, frames, _ = codes.shape
+        if not frames:
+            return np.zeros((rows, 0), np.float32)
+        audio = self.decoder.run({"codes": codes})["audio"]
+        return np.asarray(sized(self.decoder.spec, "audio", audio, (rows, frames * self.hop)))
 
     def close(self) -> None:
         """Free the graphs' memory."""

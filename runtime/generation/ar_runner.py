@@ -2,8 +2,9 @@
 
 `ARRunner` holds the arrays and no policy: the scheduler says which rows run and when they stop. Each row is
 at a position of its own, and the others may step between two chunks of a row's prefill. The small outputs of
-a step are the inputs of the next one, so two sets of buffers swap roles. The KV caches are updated in place
-and never copied. Axes: B rows, G codes of a group.
+a step are the inputs of the next one, so sets of buffers swap roles: two, or more where several steps run
+before their codes are read. The KV caches are updated in place and never copied. Axes: B rows, G codes of a
+group.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class ARRunner:
         decoder: the graph of a step, where it is another than the graph of the prefill.
         prefiller: a graph that fills a row's caches and draws nothing, where there is one. `backend` then
             computes a prefill's last position.
+        steps_per_read: the most steps that run before their codes are read.
 
     Memory is reserved for every row's longest sequence; on a CPU it is only used where it is touched.
     """
@@ -84,9 +86,11 @@ class ARRunner:
         whole_text: bool = False,
         decoder: Backend | None = None,
         prefiller: Backend | None = None,
+        steps_per_read: int = 1,
     ) -> None:
         self.backend, self.rows, self.chunk, self.whole_text = backend, rows, chunk, whole_text
         self.decoder, self.prefiller = decoder or backend, prefiller
+        self.steps_per_read = steps_per_read
         self.group_size = sizes["group_size"]
         self.max_groups = sizes["max_frames"] // self.group_size
         self.capacity = cache_length or sizes["max_text"] + 1 + self.max_groups
@@ -106,10 +110,7 @@ class ARRunner:
             "text": self.zeros("text", (rows, 1)),
             "new_lengths": self.filled("new_lengths", np.ones(rows)),
         }
-        self.outputs = {
-            "finished": self.zeros("finished", (rows,)),
-            "log_probs": self.zeros("log_probs", (rows, group)),
-        }
+        self.outputs = {"finished": self.zeros("finished", (rows,))}
         shapes = {
             "codes": (rows, 1, group),
             "past_lengths": (rows,),
@@ -117,7 +118,9 @@ class ARRunner:
             "history": (rows, window),
         }
         self.prefill_logits = self.logits_buffer(backend)
-        self.states = [{name: self.zeros(name, shapes[name]) for name in STATE} for _ in range(2)]
+        sets = 1 + steps_per_read
+        self.states = [{name: self.zeros(name, shapes[name]) for name in STATE} for _ in range(sets)]
+        self.log_probs = [self.zeros("log_probs", (rows, group)) for _ in range(sets)]
         self.turn = 0
         self.prefills: dict[int, PrefillState] = {}
         self.prefilled = np.zeros(rows, np.int64)
@@ -129,6 +132,7 @@ class ARRunner:
         for buffers in (self.bound, self.prefills, self.caches, self.fixed, self.step_inputs, self.outputs):
             buffers.clear()
         self.states.clear()
+        self.log_probs.clear()
         self.backend.close()
         if self.decoder is not self.backend:
             self.decoder.close()
@@ -184,6 +188,7 @@ class ARRunner:
         end = state.ends[state.chunks]
         only = slice(row, row + 1)
         drawn = {f"{name}{OUT_SUFFIX}": buffer.rows(only) for name, buffer in self.states[self.turn].items()}
+        drawn["log_probs"] = self.log_probs[self.turn].rows(only)
         inputs = state.inputs | self.chunk_inputs(state.prefix, start, end)
         if self.prefiller and end < state.ends[-1]:
             self.bind_named(self.prefiller, inputs, state.outputs)()
@@ -251,14 +256,39 @@ class ARRunner:
         Idle rows among them compute a position that nobody reads, behind what they have prefilled.
         """
         self.park(idle)
-        key = (count, self.turn)
+        key, following = (count, self.turn), self.set_of(-1)
         if key not in self.bound:
-            self.bound[key] = self.bind(count, self.states[self.turn], self.states[1 - self.turn])
+            self.bound[key] = self.bind(count, self.turn, following)
         self.bound[key]()
-        self.turn = 1 - self.turn
+        self.turn = following
+
+    def steps(self, number: int, count: int, idle: tuple[int, ...] = ()) -> list[StepOutput]:
+        """Decode several groups of rows 0..count-1, and read them together.
+
+        On a device each step is enqueued before the one before it has ended, and the host waits for the last
+        alone. It also waits between steps if it has to move idle rows back (see `park`).
+
+        Args:
+            number: of steps, at most `steps_per_read`.
+
+        Returns:
+            What each step drew, the earliest first.
+        """
+        moves = bool(idle) and self.decoder is self.backend
+        try:
+            for step in range(number):
+                self.decoder.waits = moves or step == number - 1
+                self.step(count, idle)
+        finally:
+            self.decoder.waits = True
+        return [self.output(back) for back in reversed(range(number))]
+
+    def set_of(self, back: int) -> int:
+        """Which set of buffers holds what was drawn `back` steps before the latest; -1 for the next step."""
+        return (self.turn - back) % len(self.states)
 
     def warm_up(self) -> None:
-        """Take steps with every number of rows, all of them idle, in both directions of the swap.
+        """Take steps with every number of rows, all of them idle, from every set of buffers to the next.
 
         A backend that captures calls does so at the second call of a binding, for a third of a second. After
         this no request waits for it.
@@ -286,26 +316,29 @@ class ARRunner:
                 past.rows(slice(row, row + 1)).write(np.array([place], self.dtypes["past_lengths"]))
         self.parked = places
 
-    def output(self) -> StepOutput:
-        """What the latest step drew, or a row's prefill."""
-        return StepOutput(self.states[self.turn]["codes"].read()[:, 0], self.outputs["log_probs"].read())
+    def output(self, back: int = 0) -> StepOutput:
+        """What a step drew, or a row's prefill. back: how many steps came after it."""
+        held = self.set_of(back)
+        return StepOutput(self.states[held]["codes"].read()[:, 0], self.log_probs[held].read())
 
     def redraw(
-        self, sequence: Sequence, drawn: list[int], *, prefilled: bool
+        self, sequence: Sequence, drawn: list[int], *, prefilled: bool, back: int = 0
     ) -> tuple[list[int], list[float]]:
-        """Draw a row's latest group again, because it ends the speech too early.
+        """Draw a row's group again, because it ends the speech too early. The row goes on from there.
 
-        Logits stay on the device at every other step. So the latest call of the row is run once more, which
-        writes the same positions again. The codes before `<eos>` stay as they are.
+        Logits stay on the device at every other step. So this call of the row is run once more, which writes
+        the same positions again. The codes before `<eos>` stay as they are. What later steps have drawn for
+        this row is forgotten: its position moves back, and the next steps write there again.
 
         Args:
             sequence: before it takes the group. drawn: the G codes of it.
             prefilled: whether the group is that of the row's prefill, whose logits are still there.
+            back: how many steps came after that of the group.
 
         Returns:
             The G codes and their log-probabilities, which the row continues with.
         """
-        logits = self.prefill_logits.read() if prefilled else self.latest_logits(sequence.row)
+        logits = self.prefill_logits.read() if prefilled else self.step_logits(sequence.row, back)
         logits = np.asarray(logits[0], np.float32)
         before = drawn.index(EOS_CODE)
         history = np.concatenate([sequence.prompt, np.array(sequence.codes + drawn[:before], np.int64)])
@@ -322,23 +355,25 @@ class ARRunner:
         group = [*drawn[:before], *codes.tolist()]
         group += [EOS_CODE] * (self.group_size - len(group))
         if not ended:
-            self.continue_with(sequence.row, group, history)
+            self.continue_with(sequence.row, group, history, back)
         norms = logits.max(axis=1) + np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1))
         return group, (logits[range(self.group_size), group] - norms).tolist()
 
-    def continue_with(self, row: int, group: list[int], history: Codes) -> None:
-        """Replace what a row's latest call drew. group: G codes. history: (N,), all codes of the row."""
+    def continue_with(self, row: int, group: list[int], history: Codes, back: int) -> None:
+        """Replace what a row drew. group: G codes. history: (N,), codes of the row. back: see `redraw`."""
         state, only = self.states[self.turn], slice(row, row + 1)
+        for name in ("past_lengths", "steps") if back else ():
+            state[name].rows(only).write(self.states[self.set_of(back)][name].rows(only).read())
         kept = np.full((1, state["history"].shape[1]), EMPTY, np.int64)
         tail = history[-kept.shape[1] :]
         kept[0, kept.shape[1] - len(tail) :] = tail
         for name, values in {"codes": np.array([[group]]), "history": kept}.items():
             state[name].rows(only).write(values.astype(self.dtypes[name]))
 
-    def latest_logits(self, row: int) -> NDArray[Any]:
-        """(1, G, 1025): the logits of a row's latest step, which is run once more."""
+    def step_logits(self, row: int, back: int) -> NDArray[Any]:
+        """(1, G, 1025): the logits of a row's step, which is run once more. back: see `redraw`."""
         only, logits = slice(row, row + 1), self.logits_buffer(self.decoder)
-        inputs = {**self.fixed, **self.step_inputs, **self.caches, **self.states[1 - self.turn]}
+        inputs = {**self.fixed, **self.step_inputs, **self.caches, **self.states[self.set_of(back + 1)]}
         outputs = {f"{name}{OUT_SUFFIX}": cache.rows(only) for name, cache in self.caches.items()}
         rows = {name: buffer.rows(only) for name, buffer in inputs.items()}
         self.bind_named(self.decoder, rows, outputs | {LOGITS: logits})()
@@ -349,11 +384,12 @@ class ARRunner:
         dtype = next(tensor.dtype for tensor in backend.spec.outputs if tensor.name == LOGITS)
         return backend.buffer((1, self.group_size, CODEBOOK_SIZE + 1), dtype)
 
-    def bind(self, count: int, state_in: Mapping[str, Buffer], state_out: Mapping[str, Buffer]) -> Step:
-        """Bind one direction of the swap; a cache is input and output at the same address."""
+    def bind(self, count: int, source: int, target: int) -> Step:
+        """Bind a step from one set of buffers to another; a cache is input and output at the same address."""
         rows = slice(0, count)
-        inputs = {**self.fixed, **self.step_inputs, **self.caches, **state_in}
-        drawn = {f"{name}{OUT_SUFFIX}": b for name, b in {**state_out, **self.caches}.items()}
+        inputs = {**self.fixed, **self.step_inputs, **self.caches, **self.states[source]}
+        drawn = {f"{name}{OUT_SUFFIX}": b for name, b in {**self.states[target], **self.caches}.items()}
+        drawn["log_probs"] = self.log_probs[target]
         return self.bind_named(
             self.decoder,
             {name: buffer.rows(rows) for name, buffer in inputs.items()},

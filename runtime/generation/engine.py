@@ -4,10 +4,10 @@
     request = engine.add(encoded)
     for event in engine.step(): ...
 
-A step decodes one group of every row, prefills one chunk of the next sequence, and then does one piece of
-one request's own work: a NAR pass or a call of the codec. A long request does not hold up the streams beside
-it: free rows and that work go to the request whose listener needs audio first (`generation.playback`). The
-order does not change any request's codes. One thread may use an engine.
+A step decodes one group of every row, prefills one chunk of the next sequence, and then makes one call of
+the NAR or the codec. A long request does not hold up the streams beside it: free rows and that call go to the
+request whose listener needs audio first (`generation.playback`). On a GPU others may share the call
+(`generation.joint_calls`). The order does not change any request's codes. One thread may use an engine.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from valle2.runtime.audio.stretch import TimeStretcher
 from valle2.runtime.errors import SynthesisError
 from valle2.runtime.generation.alignment import Aligner
 from valle2.runtime.generation.ar_runner import ARRunner
+from valle2.runtime.generation.joint_calls import Call, CodecCall, JointCalls, NARCall
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.playback import Playback
 from valle2.runtime.generation.scheduler import Scheduler
@@ -146,6 +147,7 @@ class SynthesisState:
         events: the engine's list, which gets this request's events.
         samples: of the audio given out.
         playback: when its listener needs audio next.
+        wait_for: what it needs next. call: of the NAR or the codec, where it waits for its turn.
         work: `SynthesisEngine.speak`, suspended until it gets what it waits for.
     """
 
@@ -156,6 +158,7 @@ class SynthesisState:
     timings: Timings = field(default_factory=Timings)
     samples: int = 0
     wait_for: WaitFor = WaitFor.STEP
+    call: Call | None = None
     work: Generator[WaitFor, None, str] | None = None
 
     def emit(self, audio: Audio, codes: Codes, words: tuple[Word, ...] = ()) -> None:
@@ -181,6 +184,7 @@ class SynthesisEngine:
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.scheduler = Scheduler(model.ar.rows)
+        self.joint_calls = JointCalls(model.joint_limits)
         self.requests: list[SynthesisState] = []
         self.events: list[Event] = []
         self.ids = itertools.count()
@@ -201,11 +205,17 @@ class SynthesisEngine:
         An error of the AR step ends every request, since all of them need it.
         """
         try:
-            self.steps += advance_rows(self.scheduler, self.model.ar)
+            self.steps += advance_rows(self.scheduler, self.model.ar, self.steps_at_once)
         except Exception as error:
             self.fail(error)
         self.advance_requests()
         return self.collect()
+
+    @property
+    def steps_at_once(self) -> int:
+        """The most AR steps before their codes are read: one while there is other work between steps."""
+        waits = any(state.wait_for is WaitFor.TURN for state in self.requests)
+        return 1 if waits or self.scheduler.prefills else self.model.ar.steps_per_read
 
     def cancel(self, request: RequestId) -> None:
         """End a request without another event; its rows are free before the next step."""
@@ -262,14 +272,13 @@ class SynthesisEngine:
                         yield WaitFor.STEP
                     chunk = sentence.next_chunk(frames)
                     for codebook in chunk.passes:
-                        yield WaitFor.TURN
-                        with timings.stage("nar"):
-                            model.nar.run(chunk, codebook)
+                        yield from self.take_turn(state, NARCall(model.nar, chunk, codebook))
                     codes, audio = sentence.finish_chunk(chunk), np.zeros(0, np.float32)
                     if decoder:
-                        yield WaitFor.TURN
+                        call = CodecCall(decoder, codes, last=sentence.done)
+                        yield from self.take_turn(state, call)
                         with timings.stage("codec"):
-                            audio = decoder.add(codes, last=sentence.done)
+                            audio = decoder.finish(call.wave, last=sentence.done)
                             loudest = max(loudest, float(np.abs(audio).max(initial=0.0)))
                             if stretcher:
                                 audio = stretcher.add(audio, last=sentence.done)
@@ -291,6 +300,19 @@ class SynthesisEngine:
         if request.end_pause and not request.codes_only:
             self.emit_pause(state, request.end_pause)
         return worst_reason(reasons)
+
+    def take_turn(self, state: SynthesisState, call: Call) -> Generator[WaitFor, None, None]:
+        """Wait until the engine has made this call, alone or with others.
+
+        Raises:
+            Exception: what the call failed with.
+        """
+        state.call = call
+        yield WaitFor.TURN
+        state.call = None
+        setattr(state.timings, call.stage, getattr(state.timings, call.stage) + call.seconds)
+        if call.error:
+            raise call.error
 
     def open_chunks(self, request: EncodedRequest) -> tuple[ChunkDecoder | None, Generator[int, None, None]]:
         """How a sentence's codes become audio, and the frames of its chunks."""
@@ -337,14 +359,20 @@ class SynthesisEngine:
     # -- all requests ---------------------------------------------------------------------------
 
     def advance_requests(self) -> None:
-        """Let requests use the new codes; then the one that is due first runs the NAR or the codec once."""
+        """Let requests use the new codes; then make the call that is due first, and others with it."""
         for state in [state for state in self.requests if state.wait_for is WaitFor.STEP]:
             self.advance(state)
         ready = [state for state in self.requests if state.wait_for is WaitFor.TURN]
-        if ready:
-            first = min(ready, key=lambda state: state.playback.due)
-            first.playback.take_turn(time.perf_counter())
-            self.advance(first)
+        if not ready:
+            return
+        ready.sort(key=lambda state: state.playback.due)
+        calls = [state.call for state in ready if state.call]
+        now = time.perf_counter()
+        chosen = self.joint_calls.choose(calls, [state.playback for state in ready], now)
+        self.joint_calls.run([calls[index] for index in chosen])
+        for state in [ready[index] for index in chosen]:
+            state.playback.take_turn(now)
+            self.advance(state)
 
     def advance(self, state: SynthesisState) -> None:
         """Run one request to its next wait. Its error is its own."""
@@ -378,30 +406,37 @@ class SynthesisEngine:
         return found
 
 
-def advance_rows(scheduler: Scheduler, ar: ARRunner) -> int:
+def advance_rows(scheduler: Scheduler, ar: ARRunner, most: int = 1) -> int:
     """Decode one group of every row that decodes; then one prefill chunk of the next sequence.
 
     After its last chunk a sequence joins the rows that decode. An error of a chunk fails only that sequence.
 
+    Args:
+        most: groups to decode before they are read. A sequence that has ended among them takes no more, and
+            one whose end is rejected goes on from there. So the codes are those of one group at a time.
+
     Returns:
-        How many AR steps were run: 0 or 1.
+        How many AR steps were run.
     """
     retire(scheduler, ar)
-    decoding = scheduler.decoding()
+    decoding, number = scheduler.decoding(), 0
     if decoding:
         count = decoding[-1].row + 1
         busy = {sequence.row for sequence in decoding}
         began = time.perf_counter()
-        ar.step(count, tuple(row for row in range(count) if row not in busy))
-        output = ar.output()
-        codes, log_probs = output.codes[:count].tolist(), output.log_probs[:count].tolist()
-        seconds = time.perf_counter() - began
+        number = min(most, *(sequence.step_limit - sequence.steps for sequence in decoding))
+        outputs = ar.steps(number, count, tuple(row for row in range(count) if row not in busy))
+        drawn = [(one.codes[:count].tolist(), one.log_probs[:count].tolist()) for one in outputs]
+        seconds = (time.perf_counter() - began) / number
         for sequence in decoding:
-            sequence.decode_seconds += seconds
-            take_group(ar, sequence, codes[sequence.row], log_probs[sequence.row])
+            for back, (codes, log_probs) in zip(reversed(range(number)), drawn, strict=True):
+                sequence.decode_seconds += seconds
+                kept = take_group(ar, sequence, codes[sequence.row], log_probs[sequence.row], back=back)
+                if sequence.finished or not kept:
+                    break
         retire(scheduler, ar)
     prefill_next(scheduler, ar)
-    return int(bool(decoding))
+    return number
 
 
 def prefill_next(scheduler: Scheduler, ar: ARRunner) -> None:
@@ -426,12 +461,27 @@ def prefill_next(scheduler: Scheduler, ar: ARRunner) -> None:
 
 
 def take_group(
-    ar: ARRunner, sequence: Sequence, codes: list[int], log_probs: list[float], *, prefilled: bool = False
-) -> None:
-    """Give a sequence the group that was drawn for it, drawn again if it ends the speech too early."""
-    if sequence.ends_early(codes):
-        codes, log_probs = ar.redraw(sequence, codes, prefilled=prefilled)
+    ar: ARRunner,
+    sequence: Sequence,
+    codes: list[int],
+    log_probs: list[float],
+    *,
+    prefilled: bool = False,
+    back: int = 0,
+) -> bool:
+    """Give a sequence the group that was drawn for it, drawn again if it ends the speech too early.
+
+    Args:
+        back: how many steps came after that of the group.
+
+    Returns:
+        Whether the group is as it was drawn.
+    """
+    early = sequence.ends_early(codes)
+    if early:
+        codes, log_probs = ar.redraw(sequence, codes, prefilled=prefilled, back=back)
     sequence.append(codes, log_probs)
+    return not early
 
 
 def retire(scheduler: Scheduler, ar: ARRunner) -> None:

@@ -9,6 +9,7 @@ from valle2.runtime.audio.codec import Codec
 from valle2.runtime.errors import ModelError, SettingsError
 from valle2.runtime.generation.alignment import FILE, AlignmentTable, spoken_id
 from valle2.runtime.generation.ar_runner import ARRunner
+from valle2.runtime.generation.joint_calls import ALONE, JointLimits
 from valle2.runtime.generation.nar_runner import NARRunner
 from valle2.runtime.generation.token_layout import Text, TokenLayout
 from valle2.runtime.types import FIRST_CHUNK_CODEBOOKS, Codes, Settings
@@ -23,6 +24,7 @@ class LoadedModel:
         layout: where text, marks and codes stand in the model's input. sizes: the manifest's.
         neutral: (Q,) int64, the codes that stand for those not computed; None in a bundle that names none.
         path: the bundle's folder, for messages. alignment: finds the words' times, None in a bundle without.
+        joint_limits: which calls of the NAR and the codec several requests share.
     """
 
     ar: ARRunner
@@ -33,6 +35,7 @@ class LoadedModel:
     neutral: Codes | None
     path: str
     alignment: AlignmentTable | None = None
+    joint_limits: JointLimits = ALONE
 
     def need_codec(self) -> Codec:
         """The codec.

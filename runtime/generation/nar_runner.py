@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,15 +51,17 @@ class NARRunner:
     """The NAR graph.
 
     Args:
-        backend: the loaded graph.
+        backend: the loaded graph. joint: the graph of several rows, where `backend` takes only one.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
+    def __init__(self, backend: Backend, joint: Backend | None = None) -> None:
+        self.backend, self.joint = backend, joint or backend
 
     def close(self) -> None:
         """Free the graph's memory."""
         self.backend.close()
+        if self.joint is not self.backend:
+            self.joint.close()
 
     def start(
         self,
@@ -87,24 +90,39 @@ class NARRunner:
         wanted = min(codebooks, codes.shape[1]) if codebooks else codes.shape[1]
         return NARState(text, codes, len(prompt) - begun, wanted, begun, known)
 
-    def run(self, state: NARState, codebook: int) -> None:
-        """Compute one codebook from those before it, and fill it in."""
-        inputs = NARInputs(
-            text=state.text[None],
-            text_lengths=np.array([len(state.text)]),
-            codes=state.codes[None],
-            prompt_lengths=np.array([state.prompt_length]),
-            frame_lengths=np.array([len(state.codes)]),
-            stage=np.array(codebook),
-        )
-        found = self.backend.run(inputs.feeds(), ("codes_out",))["codes_out"]
-        column = sized(self.backend.spec, "codes_out", found, (1, len(state.target)))[0]
-        first = state.begun if codebook < state.known else 0
-        state.target[first:, codebook] = column[first:]
+    def run(self, states: Sequence[NARState], codebook: int) -> None:
+        """Compute one codebook of each state from those before it, and fill it in.
+
+        Rows of several states are padded to the longest text and the most frames among them.
+        """
+        inputs = padded(states, codebook)
+        backend = self.backend if len(states) == 1 else self.joint
+        least = int(inputs.prompt_lengths.min())
+        shape = len(states), inputs.codes.shape[1] - least
+        found = backend.run(inputs.feeds(), ("codes_out",))["codes_out"]
+        rows = sized(backend.spec, "codes_out", found, shape)
+        for state, row in zip(states, rows, strict=True):
+            start = state.prompt_length - least
+            column = row[start : start + len(state.target)]
+            first = state.begun if codebook < state.known else 0
+            state.target[first:, codebook] = column[first:]
 
     def refine(self, text: Codes, prompt: Codes, first: Codes) -> Codes:
         """All passes without a pause: (T, Q) int64. See `start` for the arguments."""
         state = self.start(text, prompt, first)
         for codebook in state.passes:
-            self.run(state, codebook)
+            self.run([state], codebook)
         return state.target
+
+
+def padded(states: Sequence[NARState], codebook: int) -> NARInputs[Codes]:
+    """The inputs of one pass over these states, with zeros as padding."""
+    text_lengths = np.array([len(state.text) for state in states])
+    frame_lengths = np.array([len(state.codes) for state in states])
+    text = np.zeros((len(states), text_lengths.max()), np.int64)
+    codes = np.zeros((len(states), frame_lengths.max(), states[0].codes.shape[1]), np.int64)
+    for row, state in enumerate(states):
+        text[row, : len(state.text)] = state.text
+        codes[row, : len(state.codes)] = state.codes
+    prompt_lengths = np.array([state.prompt_length for state in states])
+    return NARInputs(text, text_lengths, codes, prompt_lengths, frame_lengths, np.array(codebook))

@@ -33,6 +33,11 @@ class Playback:
         """The deadline of a request that enters the engine now."""
         return cls(now + (WHOLE_SECONDS if whole else FIRST_CHUNK_SECONDS), whole)
 
+    @property
+    def waits(self) -> bool:
+        """Does somebody wait for the first audio?"""
+        return not self.whole and not self.playing
+
     def take_turn(self, now: float) -> None:
         """Take note of a turn to run the NAR or the codec. Whole requests share what streams leave."""
         if self.whole:

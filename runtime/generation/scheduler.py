@@ -46,6 +46,13 @@ class Scheduler:
         self.rows[sequence.row] = sequence
         return sequence
 
+    @property
+    def prefills(self) -> bool:
+        """Is a prefill under way, or does one begin with the next call of `next_prefill`?"""
+        if self.waiting and None in self.rows:
+            return True
+        return any(sequence and sequence.status is Status.PREFILL for sequence in self.rows)
+
     def retire(self) -> list[Sequence]:
         """Free the rows of finished sequences and forget those that wait in vain; returns the former."""
         freed = [sequence for sequence in self.rows if sequence and sequence.finished]

@@ -64,6 +64,7 @@ class Provider:
         options: its options; the value `CACHE` stands for the folder of compiled engines.
         captures: whether it can replay bound calls as CUDA graphs.
         chunk: positions that the runtime prefills between two steps.
+        joint_chunks: requests that share a call of the NAR or the codec.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
     captures: bool = False
     chunk: int = PREFILL_CHUNK
+    joint_chunks: int = 1
 
     @property
     def compiles(self) -> bool:
@@ -100,9 +102,12 @@ SINCE = {"ort": (1, 32), "portable": (1, 25), "primitive": (1, 23)}
 `Attention` of opset 24. "primitive" has opset 18, and an older release than 1.23 was not tried.
 """
 NAR_ROW_SINCE = (1, 30)
-"""The first ONNX Runtime whose `GroupQueryAttention` also attends to what follows, as `nar_row` needs."""
+"""The first ONNX Runtime whose `GroupQueryAttention` also attends to what follows, as `nar_row` and
+`nar_batch` need."""
 GPU_CHUNK = 512
 """On a GPU a call's time depends on its kernel launches, not on its positions (docs/notes/gpu.md)."""
+GPU_JOINT_CHUNKS = 8
+"""On a GPU short rows cost little more together than one alone. On a CPU joining saves nothing."""
 PROVIDERS: dict[tuple[str, str], Provider] = {
     ("ort", "cpu"): Provider(CPU, "onnxruntime"),
     ("ort", "cuda"): Provider(
@@ -116,6 +121,7 @@ PROVIDERS: dict[tuple[str, str], Provider] = {
         },
         captures=True,
         chunk=GPU_CHUNK,
+        joint_chunks=GPU_JOINT_CHUNKS,
     ),
     ("ort-tensorrt", "cuda"): Provider(
         "TensorrtExecutionProvider",
@@ -188,7 +194,7 @@ def both_installed() -> bool:
 
 
 def runs_nar_row() -> bool:
-    """Whether the installed ONNX Runtime runs the graph `nar_row`, if a build has it."""
+    """Whether the installed ONNX Runtime runs `nar_row` and `nar_batch`, if a build has them."""
     return release(str(load_onnxruntime().__version__)) >= NAR_ROW_SINCE
 
 

@@ -45,6 +45,8 @@ CAPTURE_OPTION = "enable_cuda_graph"
 """The option of a session that captures bound calls as CUDA graphs."""
 CAPTURE_ID, NO_CAPTURE = "gpu_graph_id", -1
 """The option of a call that names its CUDA graph, and the value that runs the call without one."""
+NO_WAIT = "disable_synchronize_execution_providers"
+"""The option of a call that returns while the device works."""
 CAPTURE_REFUSED = "cannot use the graph capture feature"
 
 
@@ -222,13 +224,14 @@ class OrtBackend(Backend):
                 "export the bundle again"
             ) from None
         run, denormals_as_zeros = self.session.run_with_iobinding, self.denormals_as_zeros
-        now, later = self.run_options(NO_CAPTURE), self.run_options(next(self.capture_ids))
+        now, later = self.run_options(NO_CAPTURE), self.run_options(capture := next(self.capture_ids))
+        ahead = self.run_options(capture, waits=False)
 
         def step() -> None:
             nonlocal now
             try:
                 with denormals_as_zeros:
-                    run(binding, now)
+                    run(binding, now if self.waits or now is not later else ahead)
             except Exception as error:
                 raise BackendError(f"{self.spec.file} failed: {first_line(error)}") from None
             now = later
@@ -243,12 +246,19 @@ class OrtBackend(Backend):
             assert isinstance(buffer, OrtBuffer), "buffer of another backend"
             by_value(name, buffer.value)
 
-    def run_options(self, capture: int) -> ort.RunOptions | None:
-        """The options of a call. capture: number of its CUDA graph, which the first such call captures."""
+    def run_options(self, capture: int, *, waits: bool = True) -> ort.RunOptions | None:
+        """The options of a call.
+
+        Args:
+            capture: number of its CUDA graph, which the first such call captures. waits: it returns only when
+                the device has finished. An ONNX Runtime that cannot replay without waiting ignores this.
+        """
         if not self.captures_calls:
             return None
         options = ort.RunOptions()
         options.add_run_config_entry(CAPTURE_ID, str(capture))
+        if not waits:
+            options.add_run_config_entry(NO_WAIT, "1")
         return options
 
     def close(self) -> None:

@@ -53,13 +53,13 @@ def nar_graph(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelPro
         write_pick(graph, GraphReader(made), blocks[-1].picked),
     )
     replace_nodes(made, hidden, graph, result)
-    for rewrite in OPTIONAL:
-        with suppress(UnsupportedGraphError, KeyError, IndexError, ValueError):
-            rewrite(made, sizes)
     for value in made.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == BATCH_AXIS:
                 dim.dim_value = 1
+    for rewrite in OPTIONAL:
+        with suppress(UnsupportedGraphError, KeyError, IndexError, ValueError):
+            rewrite(made, sizes)
     return made
 
 

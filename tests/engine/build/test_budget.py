@@ -55,14 +55,17 @@ def test_the_cache_of_a_row_and_what_a_step_moves(
 def test_a_fused_step_reads_what_is_filled(
     fixed_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The weights of the AR are there twice. Only the lowering of CUDA has such a step."""
+    """The weights of the AR are there twice, and with several slots the NAR's. Only CUDA has such a step."""
     monkeypatch.setattr(module, "MB", 1.0)
     folder = fixed_bundles["portable"]
     manifest = read_manifest(folder)
     model = read_graph(folder / manifest.graphs["ar"].file)
     ar = graph_memory(manifest, "ar", model, BudgetQuery(Limits(9, 100), "fp16"), 9)
     whole, part = (budget_of(folder, limits=Limits(9, frames), bandwidth=1e6) for frames in (0, 100))
-    assert part["fused"]["more_mb"] == ar.weights
+    nar = read_graph(folder / manifest.graphs["nar"].file)
+    twice = graph_memory(manifest, "nar", nar, BudgetQuery(Limits(9, 100), "fp16"), 9).weights
+    assert part["fused"]["more_mb"] == ar.weights + twice
+    assert budget_of(folder, limits=Limits(1, 100))["fused"]["more_mb"] == ar.weights
     filled = manifest.sizes["max_text"] + 1 + 100 // manifest.sizes["group_size"]
     assert part["fused"]["step_mb"] == ar.read + ar.cache * filled // manifest.cache_length
     assert part["fused"]["step_mb"] < whole["fused"]["step_mb"] == whole["step"]["mb"]

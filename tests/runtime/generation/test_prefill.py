@@ -65,12 +65,14 @@ class Machine:
     """An AR graph in arithmetic, its slots and batch, and the order of steps and chunks.
 
     widths: new positions of every chunk. clock: a second passes in every call. fails: at which chunk, how.
+    at_once: steps before their codes are read.
     """
 
     group: int = 2
     chunk: int = 7
     count: int = 3
     whole_text: bool = False
+    at_once: int = 1
     log: list[str] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
     fails: dict[int, Exception] = field(default_factory=dict)
@@ -79,7 +81,14 @@ class Machine:
     def __post_init__(self) -> None:
         backend, sizes = FakeBackend(SPEC, self.graph), SIZES | {"group_size": self.group}
         self.runner = ARRunner(
-            backend, sizes, 0, self.count, WINDOW, chunk=self.chunk, whole_text=self.whole_text
+            backend,
+            sizes,
+            0,
+            self.count,
+            WINDOW,
+            chunk=self.chunk,
+            whole_text=self.whole_text,
+            steps_per_read=self.at_once,
         )
         self.scheduler = Scheduler(self.count)
         self.step, self.prefill_chunk = self.runner.step, self.runner.prefill_chunk
@@ -140,7 +149,7 @@ class Machine:
         return self.scheduler.add(replace(row, step_limit=steps, codes=[]))
 
     def turn(self) -> None:
-        advance_rows(self.scheduler, self.runner)
+        advance_rows(self.scheduler, self.runner, self.at_once)
 
     def finish(self, *sequences: Sequence) -> None:
         while not all(sequence.finished for sequence in sequences):

@@ -18,11 +18,12 @@ from valle2.engine import BackendError, Placement, open_backend
 from valle2.engine.backends.ort.providers import PROVIDERS
 from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.nar import nar_graph
+from valle2.engine.build.cuda.nar_batch import nar_batch_graph
 from valle2.engine.build.cuda.nodes import count_nodes
 from valle2.engine.build.cuda.step import written_spec
 from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.precision import convert, load_graph
-from valle2.engine.bundle.contract import LOGITS, NAR_ROW
+from valle2.engine.bundle.contract import LOGITS, NAR_BATCH, NAR_ROW
 from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.engine.bundle.signatures import check_graph
 from valle2.export.bundle import graph_spec
@@ -44,6 +45,8 @@ NARROW = ("narrow",)
 """Styles whose heads are too narrow for `GroupQueryAttention`. They have 8 numbers, the others 16."""
 FEWEST = {"paper": (7, 26), "rotary": (9, 31), "length": (7, 26), "stages": (7, 24), "last": (7, 42)}
 """Nodes a layer and beside the layers, at most."""
+FEWEST_OF_BATCH = {"paper": (7, 52), "rotary": (9, 92), "length": (7, 52), "stages": (7, 47), "last": (7, 70)}
+"""The same of the graph of several rows, whose positions are moved."""
 Make = Callable[[str], tuple[NARModel, Path]]
 
 
@@ -113,6 +116,73 @@ def test_it_has_few_nodes(made: Make, style: str) -> None:
     assert beside <= MOST_BESIDE
     before = count_nodes(stored)
     assert before["per_layer"] > 2 * layer and before["beside"] > 2 * beside
+
+
+def ragged(rows: int, stage: int, rng: np.random.Generator) -> NARInputs[torch.Tensor]:
+    """Rows of different lengths of text, prompt and speech, the first one without padding."""
+    text, frames = rng.integers(3, 12, rows), rng.integers(9, 24, rows)
+    text[0], frames[0] = 12, 24
+    return NARInputs(
+        text=torch.from_numpy(rng.integers(0, 30, (rows, 12))),
+        text_lengths=torch.from_numpy(text),
+        codes=torch.from_numpy(rng.integers(0, 1024, (rows, 24, 8))),
+        prompt_lengths=torch.from_numpy(frames // 3 * (stage % 3)),
+        frame_lengths=torch.from_numpy(frames),
+        stage=torch.tensor(stage),
+    )
+
+
+def of_target(inputs: NARInputs[torch.Tensor], values: np.ndarray) -> np.ndarray:
+    """What was computed for frames of the targets, without padding."""
+    prompts, frames = inputs.prompt_lengths.numpy()[:, None], inputs.frame_lengths.numpy()[:, None]
+    places = prompts.min() + np.arange(values.shape[1])
+    chosen: np.ndarray = values[(places >= prompts) & (places < frames)]
+    return chosen
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("style", "half"), [*((style, False) for style in STYLES), ("paper", True), ("rotary", True)]
+)
+def test_rows_of_different_lengths(made: Make, style: str, half: bool, tmp_path: Path) -> None:
+    model, path = made(style)
+    graph = nar_batch_graph(load_graph(path, "fp32"), model.config.sizes())
+    if half:
+        convert(graph, onnx.TensorProto.FLOAT16)
+    spec = written_spec(graph, f"{NAR_BATCH}.onnx")
+    check_graph(NAR_BATCH, spec, model.config.sizes(), 0)
+    write_graph(graph, tmp_path / spec.file)
+    rng = np.random.default_rng(0)
+    with open_backend(tmp_path, spec) as backend:
+        for stage in range(1, 8):
+            inputs = ragged((1, 2, 4, 8)[stage % 4], stage, rng)
+            expected = model(inputs)
+            found = backend.run(inputs.map(torch.Tensor.numpy).feeds())
+            differ = of_target(inputs, found[LOGITS]) - of_target(inputs, expected.numpy())
+            assert np.abs(differ).max() < (0.05 if half else 1e-4)
+            wanted = of_target(inputs, model.choose(expected, inputs).numpy())
+            assert (of_target(inputs, found["codes_out"]) == wanted).mean() >= (0.9 if half else 1.0)
+
+
+@pytest.mark.parametrize("style", FEWEST_OF_BATCH)
+def test_a_batch_has_few_nodes(made: Make, style: str) -> None:
+    model, path = made(style)
+    counts = count_nodes(nar_batch_graph(load_graph(path, "fp32"), model.config.sizes()))
+    layer, beside = FEWEST_OF_BATCH[style]
+    assert counts["per_layer"] <= layer <= MOST_PER_LAYER and counts["beside"] <= beside, counts
+
+
+def test_a_wrong_graph_of_a_batch_is_refused(made: Make) -> None:
+    """One that looks at the padding."""
+    model, path = made("paper")
+    spec, sizes = graph_spec(path, exported(model, "portable")), model.config.sizes()
+    graph = nar_batch_graph(load_graph(path, "fp32"), sizes)
+    check_fused(path.parent, spec, graph, sizes)
+    for node in graph.graph.node:
+        if node.op_type == "Attention":
+            del node.input[3]
+    with pytest.raises(BackendError, match=r"differs from nar\.onnx in logits"):
+        check_fused(path.parent, spec, graph, sizes)
 
 
 def test_a_wrong_graph_is_refused(made: Make) -> None:
