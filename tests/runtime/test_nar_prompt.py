@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,10 +27,10 @@ def first_passes(tts: Valle2, monkeypatch: pytest.MonkeyPatch) -> list[NARState]
     """The states of all first passes of the NAR, from now on."""
     found, run = list[NARState](), tts.model.nar.run
 
-    def noted(state: NARState, codebook: int) -> None:
+    def noted(states: Sequence[NARState], codebook: int) -> None:
         if codebook == 1:
-            found.append(replace(state, codes=state.codes.copy()))
-        run(state, codebook)
+            found.extend(replace(state, codes=state.codes.copy()) for state in states)
+        run(states, codebook)
 
     monkeypatch.setattr(tts.model.nar, "run", noted)
     return found

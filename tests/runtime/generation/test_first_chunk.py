@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,9 @@ def states(tts: Valle2, monkeypatch: pytest.MonkeyPatch) -> list[NARState]:
     """The state of every pass of the NAR."""
     found, run = list[NARState](), tts.model.nar.run
 
-    def noted(state: NARState, codebook: int) -> None:
-        found.append(state)
-        run(state, codebook)
+    def noted(states: Sequence[NARState], codebook: int) -> None:
+        found.extend(states)
+        run(states, codebook)
 
     monkeypatch.setattr(tts.model.nar, "run", noted)
     return found
