@@ -20,7 +20,7 @@ from valle2.runtime.text.annotations.lexicon import WordFinder, check_lexicon
 from valle2.runtime.text.annotations.pronunciation import Inventory, readable
 from valle2.runtime.text.annotations.script import MAX_CHARACTERS, Script, need, read_script
 from valle2.runtime.text.annotations.ssml import Passage
-from valle2.runtime.text.normalise import NORMALISED, normalise
+from valle2.runtime.text.normalise import normalise, prepare
 from valle2.runtime.text.sentences import ended, speakable, split_sentences
 from valle2.runtime.text.written.memo import kept
 from valle2.runtime.types import Phones, SpokenSentence, SpokenText, WordSpan
@@ -73,6 +73,7 @@ class FrontEnd(ABC):
         self.symbols = {index: symbol for symbol, index in table.items()}
         self.max_tokens = max_tokens
         self.encoded = kept(self.encode_text)
+        self.finished = kept(self.finish)
 
     @property
     def vocab_size(self) -> int:
@@ -268,13 +269,13 @@ class FrontEnd(ABC):
         usual = min(most, self.max_tokens)
 
         def count(piece: str) -> int:
-            finished = self.finish(piece)
+            finished = self.finished(piece)
             return self.count(finished) if speakable(finished) else 0
 
-        def prepare(pieces: list[str]) -> None:
-            self.prepare_all(list(map(self.finish, pieces)))
+        def prepare_all(pieces: list[str]) -> None:
+            self.prepare_all([self.finished(piece) for piece in pieces])
 
-        yield from map(self.finish, split_sentences(check_text(text), usual, most, count, prepare))
+        yield from map(self.finished, split_sentences(check_text(text), usual, most, count, prepare_all))
 
     def lines(self, text: Phones, most: int) -> Iterable[Phones]:
         """The lines of phones; one that does not fit is an error."""
@@ -286,10 +287,10 @@ class FrontEnd(ABC):
 
     def prepare_all(self, pieces: list[str]) -> None:
         """Do the work for several pieces at once, so that `count` and `encode` find it done."""
-        NORMALISED.prepare(pieces)
+        prepare(pieces)
 
     def count(self, piece: str) -> int:
-        """Tokens of a piece of text."""
+        """Tokens of a piece of text that can be spoken."""
         return len(self.encoded(piece))
 
     def finish(self, text: str) -> str:

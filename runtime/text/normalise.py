@@ -67,7 +67,7 @@ def normalise(text: str) -> str:
 
 def normalise_each(texts: Sequence[str]) -> list[str]:
     """`normalise` of several texts, which takes less time than one by one if they are short."""
-    text = unicodedata.normalize("NFKC", markup.plain_together(texts)).translate(PUNCTUATION)
+    text = unicodedata.normalize("NFKC", END.join(map(markup.plain, texts))).translate(PUNCTUATION)
     text = SPACES.sub(" ", DASH.sub(", ", text))
     pieces = text.split(END)
     if CAPITALS.search(text):
@@ -76,6 +76,12 @@ def normalise_each(texts: Sequence[str]) -> list[str]:
     text = SYMBOL.sub(lambda match: SYMBOLS[match[0]], text)
     text = tidy(fold(text.replace("–", ", ")))
     return [piece.lstrip(" ,;:").strip() for piece in text.split(END)]
+
+
+def prepare(texts: list[str]) -> None:
+    """Normalise texts at once, so that `normalise` and `markup.plain` of each find their results."""
+    markup.PLAIN.prepare(texts)
+    NORMALISED.prepare(texts)
 
 
 NORMALISED = Kept(lambda text: normalise_each([text])[0], normalise_each)

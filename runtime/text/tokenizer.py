@@ -160,8 +160,8 @@ class TextFrontEnd(FrontEnd):
         return tuple(out)
 
     def count(self, piece: str) -> int:
-        """Tokens of a piece; of one that is too long for `encode`, its characters."""
-        prepared = self.prepare(check_text(piece))
+        """Tokens of a piece that can be spoken; of one that is too long for `encode`, its characters."""
+        prepared = self.prepare(piece)
         if len(self.by_code) > 1 or len(prepared) > self.longest:
             return len(prepared)
         return len(self.prepared_ids(piece, prepared))

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from valle2.runtime.text.written import Rule, RuleSet
-from valle2.runtime.text.written.memo import kept
+from valle2.runtime.text.written.memo import Kept
 from valle2.runtime.text.written.pieces import END, expression
 from valle2.runtime.text.written.vocabulary import listed
 
@@ -155,10 +155,9 @@ def said_for_tag(tag: str) -> str:
     return "" if name in INLINE else " "
 
 
-@kept
 def plain(text: str) -> str:
     """The text without markup and invisible characters; control characters become spaces."""
-    return plain_together([text])
+    return PLAIN(text)
 
 
 def plain_together(texts: Sequence[str]) -> str:
@@ -170,6 +169,10 @@ def plain_together(texts: Sequence[str]) -> str:
         return text
     seen = {ord(character): visible(character) for character in set(text) if not character.isprintable()}
     return text.translate(seen | {ord(END): END})
+
+
+PLAIN = Kept(lambda text: plain_together([text]), lambda texts: plain_together(texts).split(END))
+"""`plain`, which keeps its last results."""
 
 
 def tag_name(tag: str) -> str:
