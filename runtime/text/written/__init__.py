@@ -98,16 +98,20 @@ class RuleSet:
         self.usable = lru_cache(USABLE)(self.find_usable)
 
     def apply_each(self, pieces: Sequence[str]) -> list[str]:
-        """`apply` of several pieces. Those that need the same rules are read as one text, see `pieces`."""
-        alike: dict[int, list[int]] = {}
-        for index, piece in enumerate(pieces):
-            alike.setdefault(self.sets_in(piece) & self.frequent, []).append(index)
-        found = list(pieces)
-        for indices in alike.values():
-            text = self.apply(END.join([pieces[index] for index in indices]))
-            for index, piece in zip(indices, text.split(END), strict=True):
-                found[index] = piece
-        return found
+        """`apply` of several pieces. A rule reads all that meet its needs as one text, see `pieces`."""
+        texts, found = list(pieces), list(map(self.sets_in, pieces))
+        for _, pattern, replacement, needed, hint in self.rules:
+            chosen = [index for index, sets in enumerate(found) if needed & sets == needed]
+            joined = END.join([texts[index] for index in chosen])
+            if not joined or (len(joined) > HINTED and not hint.matches(joined)):
+                continue
+            changed = pattern.sub(replacement, joined)
+            if changed is joined:
+                continue
+            for index, text in zip(chosen, changed.split(END), strict=True):
+                if text != texts[index]:
+                    texts[index], found[index] = text, self.sets_in(text)
+        return texts
 
     def apply(self, text: str) -> str:
         """The text after each rule in turn."""
