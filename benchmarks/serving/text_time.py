@@ -30,6 +30,28 @@ MONTHS = ("Jan", "Feb.", "March", "May", "Sept", "December")
 SHORT = ("etc.", "Mr.", "Dr.", "St.", "vs.", "No. 5", "e.g.", "Inc.", "p.", "a.m.", "Jan.", "Mon.", "U.S.")
 UNITS = ("km/h", "kg", "m^2", "°C", "GB/s", "sq ft", "%", "in")
 SIGNS = "$€£¥₹%°×÷±≤≥≠≈→∞√π©§ß&+=@№™⅓½²"
+READ = """
+etc. Mr.␣A St. e.g. a.m. BBC U.S.A. Ph.D. No.␣5 vs w/o w/␣x #5 §5 C# R&D Henry␣VIII Chapter␣X
+XIVth␣century Jan-Feb Mon-Tue 2024-01-15 1/15/2024 on␣12/25 Jan␣5 5␣Jan May␣5-7 1:30:45 2h␣30m 9-5␣pm
+9.30␣am 9am 3:2 5,50␣€ $.50 Rs.␣5 $5-10 -$1.5M 5¢ 100␣USD USD␣100 5'11" 5"␣pipe 1/2" 3x4 1e9 5␣km␣-␣6␣km
+5°␣N km/h per␣m2 5k␣items x^2 ~5 -> != == < 2*3 2␣/␣3 90s 24/7 +1␣800␣555␣0199 555-123-4567
+1234␣5678␣9012 ISBN␣9783161484100 CA␣90210 call␣911 1.5/2.5 5␣1/2 3/4 A-Z 5-10 -5 5th .5 1,234,567 JPEG
+maxTokens OECD https://a.b/c a@b.com file.txt /usr/lib/x C:\\a 1.2.3.4 v1.2.3 #HashTag 😀 👨‍👩‍👧 é Łódź
+œuvre ﬁ ① ½ ² ™ №␣5 ’s “a” (a) [a] {a} <b>a</b> **a** `a` |␣a␣| --- ![a](b) &#65; <!--␣a␣--> <br> 中文
+こんにちは 한국어 Привет عربي हिन्दी ไทย Ελληνικά עברית ı İ ß … — – · • 'tis rock-n-roll [tomato](/təˈmeɪtoʊ/)
+zxqvkj I.␣I. 2nd hello... a, ∞ √2 ±5 á́ €5-€6 5€-6€ 5␣million gave␣1/2 a␣5␣m 5␣m␣wide 7pm 5.5% 100°F
+5MB/s 3D 16:9 AT&T 00:00 99:99 9/11 50/50 007 1.000.000 1␣000␣000 ½␣cup .. -- '' (( & @ ^ * _
+"""
+TRIGGERS = tuple(trigger.replace("␣", " ") for trigger in READ.split())
+"""What each of the rules reads, other scripts, and markup."""
+ELEMENTS = (
+    "<phoneme alphabet='ipa' ph='təˈmeɪtoʊ'>tomato</phoneme> ",
+    "<sub alias='$5,000.50 on 1/2/2020'>x</sub> ",
+    "<break time='1ms'/>a. ",
+    "<s>$5</s>",
+    "<prosody rate='90%'>5 km</prosody> ",
+)
+"""Elements of SSML that are read."""
 SEPARATORS = (" ", ", ", ". ", "")
 
 
@@ -87,6 +109,9 @@ KINDS: dict[str, Callable[[random.Random], str]] = {
     "scripts": lambda rng: of_range(rng, 0x20, 0xD7FF),
     "symbols": lambda rng: of_range(rng, 0x1F000, 0x1FAFF),
     "accents": lambda rng: f"a{of_range(rng, 0x300, 0x36F)}",
+    "everything": lambda rng: "".join(
+        rng.choice("123456789") if character.isdigit() else character for character in rng.choice(TRIGGERS)
+    ),
     "old forms": lambda rng: of_range(rng, 0xF900, 0xFFEF),
 }
 """Makers of one part of a random text."""
@@ -122,8 +147,12 @@ def filled(make: Callable[[random.Random], str], separator: str, length: int, rn
 
 
 def repeated_texts(length: int) -> Iterator[tuple[str, str]]:
-    """Names and texts of `hostile`, and prose."""
+    """Names and texts of `hostile`, prose, and each of `TRIGGERS` and `ELEMENTS`."""
     yield "prose", (PROSE * length)[:length]
+    for trigger in TRIGGERS:
+        yield f"{trigger} repeated", (trigger * length)[:length]
+    for element in ELEMENTS:
+        yield f"{element} repeated", f"<speak>{element * ((length - 15) // len(element))}</speak>"
     for text in hostile.texts(length):
         yield repr(text[:32]), text
 

@@ -79,6 +79,8 @@ class Place(NamedTuple):
 
 def users_sounds(word: str) -> str:
     """The user's pronunciation that a lower-case word stands for, with its 's; nothing for other words."""
+    if not word.startswith("qx"):
+        return ""
     stem = word.removesuffix("'s")
     sounds = sounds_in(stem)
     return plural(sounds) if sounds and stem != word else sounds

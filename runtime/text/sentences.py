@@ -73,7 +73,7 @@ LONG, SAMPLE, VERY_LONG = 256, 64, 8
 the limit from which on the estimate decides how often it is cut."""
 NEAR_WORD = 16
 """Characters from the middle in which a word's end is looked for first."""
-TOGETHER = 2048
+TOGETHER = 4096
 """Characters of the sentences whose parts are counted together."""
 
 

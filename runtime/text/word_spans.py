@@ -12,15 +12,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 
-from valle2.runtime.text.normalise import normalise
+from valle2.runtime.text.normalise import normalise, prepare
 from valle2.runtime.text.phonemes import TOKEN, users_sounds
 from valle2.runtime.text.written.markup import plain
 from valle2.runtime.types import WordSpan
 
 LETTERS = re.compile(r"[^\w\s]{0,8}([A-Za-z']+(?:-[A-Za-z']+)*)[^\w\s]{0,8}", re.A)
 """A written word that is spoken as it is written."""
+LETTER = re.compile(r"[A-Za-z]")
 FULL_STOPS = "."
 AFTER_WORD = re.compile(r"[^\w\s]*")
+MOST_WORDS = 1024
+"""Words of a text that are normalised at once, so that `written_words` finds them done."""
 NEAR = 200
 """Characters of a text in which the next word is looked for: words that are not spoken stand between."""
 
@@ -38,7 +41,7 @@ def spoken_words(text: str) -> list[str]:
 
     A word with a user's pronunciation of several words is there as often.
     """
-    words = [match[0] for match in TOKEN.finditer(normalise(text)) if any(map(str.isalpha, match[0]))]
+    words = [token for token in TOKEN.findall(normalise(text)) if LETTER.search(token)]
     return [word for word in words for _ in range(max(1, len(users_sounds(word.lower()).split())))]
 
 
@@ -91,8 +94,10 @@ class WrittenText:
     """
 
     def __init__(self, text: str) -> None:
-        self.text = " ".join(plain(text).split())
+        words = plain(text).split()
+        self.text = " ".join(words)
         self.at = 0
+        prepare([word for word in dict.fromkeys(words[:MOST_WORDS]) if not LETTERS.fullmatch(word)])
 
     def restore(self, words: Sequence[WordSpan]) -> tuple[WordSpan, ...]:
         """The words of the next sentence. A word that is not found stays as it is."""

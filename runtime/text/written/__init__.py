@@ -99,6 +99,8 @@ class RuleSet:
 
     def apply_each(self, pieces: Sequence[str]) -> list[str]:
         """`apply` of several pieces. A rule reads all that meet its needs as one text, see `pieces`."""
+        if len(pieces) == 1:
+            return [self.apply(pieces[0])]
         texts, found = list(pieces), list(map(self.sets_in, pieces))
         for _, pattern, replacement, needed, hint in self.rules:
             chosen = [index for index, sets in enumerate(found) if needed & sets == needed]
