@@ -21,6 +21,8 @@ SETS = {"0": string.digits, "A-Z": string.ascii_uppercase}
 """How `Rule.needs` writes the sets of all digits and of all capitals."""
 FREQUENT, USABLE = 10, 1024
 """Sets by which usable rules are looked up, and combinations of them for which the rules are kept."""
+ALIKE = 100
+"""Changed pieces above which each counts as having the characters of all of them."""
 HINTED = 64
 """Characters above which a rule is searched by its hint first."""
 DIGIT, GROUP = re.compile(r"\d"), re.compile(r"\\(\d)")
@@ -110,9 +112,10 @@ class RuleSet:
             changed = pattern.sub(replacement, joined)
             if changed is joined:
                 continue
-            for index, text in zip(chosen, changed.split(END), strict=True):
-                if text != texts[index]:
-                    texts[index], found[index] = text, self.sets_in(text)
+            new = [pair for pair in zip(chosen, changed.split(END), strict=True) if pair[1] != texts[pair[0]]]
+            sets = self.sets_in("".join([text for _, text in new])) if len(new) > ALIKE else 0
+            for index, text in new:
+                texts[index], found[index] = text, sets or self.sets_in(text)
         return texts
 
     def apply(self, text: str) -> str:
