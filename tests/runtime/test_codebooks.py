@@ -23,9 +23,9 @@ def passes(tts: Valle2, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The codebook of every pass of the NAR."""
     found, run = list[int](), tts.model.nar.run
 
-    def noted(state: Any, codebook: int) -> None:
-        found.append(codebook)
-        run(state, codebook)
+    def noted(states: Any, codebook: int) -> None:
+        found.extend(codebook for _ in states)
+        run(states, codebook)
 
     monkeypatch.setattr(tts.model.nar, "run", noted)
     return found

@@ -80,9 +80,9 @@ def states(tts: Valle2, monkeypatch: pytest.MonkeyPatch) -> list[NARState]:
     """The state of every pass of the NAR."""
     found, run = list[NARState](), tts.model.nar.run
 
-    def noted(states: Sequence[NARState], codebook: int) -> None:
-        found.extend(states)
-        run(states, codebook)
+    def noted(rows: Sequence[NARState], codebook: int) -> None:
+        found.extend(rows)
+        run(rows, codebook)
 
     monkeypatch.setattr(tts.model.nar, "run", noted)
     return found
@@ -176,6 +176,31 @@ def test_company_changes_no_code(tts: Valle2, voice: Prompt) -> None:
         assert np.array_equal(stream.speech().codes, speech.codes)
         assert np.allclose(stream.speech().audio, speech.audio, atol=1e-5)
     assert not tts.engine.busy and tts.engine.scheduler.active == 0
+
+
+def test_a_chunk_that_completes_the_first_shares_passes_with_others(tts: Valle2, voice: Prompt) -> None:
+    """Rows of one pass are a second chunk, a first chunk and a whole sentence, of other lengths."""
+    runner, neutral, random = tts.model.nar, tts.model.neutral, np.random.default_rng(0)
+    text, first = random.integers(0, 20, 12), random.integers(0, 1024, 40)
+
+    def rows() -> list[NARState]:
+        begun = runner.start(text, voice.codes, first[:8], 3, neutral)
+        for codebook in begun.passes:
+            runner.run([begun], codebook)
+        second = runner.start(text, begun.codes, first[8:25], ALL, neutral, len(begun.fresh), begun.codebooks)
+        return [
+            second,
+            runner.start(text[:9], voice.codes[:20], first[:8], ALL, neutral),
+            runner.start(text, voice.codes, first, ALL, neutral),
+        ]
+
+    alone, together = rows(), rows()
+    for codebook in range(1, ALL):
+        runner.run(together, codebook)
+        for state in alone:
+            runner.run([state], codebook)
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one.codes, other.codes)
 
 
 @pytest.mark.parametrize("frames", [1, FRAMES - 1, FRAMES, FRAMES + 1])
