@@ -18,7 +18,7 @@ from valle2.engine.bundle.specs import TensorSpec
 from valle2.export import export_checkpoint
 from valle2.runtime import Prompt, Request, Settings, Valle2
 from valle2.runtime.generation.engine import AudioChunk, Done, Failed, SynthesisEngine
-from valle2.runtime.generation.joint_calls import Call, JointCalls, JointLimits
+from valle2.runtime.generation.joint_calls import MOST_YIELDS, Call, JointCalls, JointLimits
 from valle2.runtime.generation.nar_runner import NARState
 from valle2.runtime.generation.playback import Playback
 from valle2.runtime.types import Audio, Codes
@@ -255,29 +255,32 @@ def test_bounds(lengths: list[tuple[int, ...]], urgent: str, chosen: list[int]) 
     calls = JointCalls(JointLimits(3, 1000, 500, 0.25))
     waiting = [Waiting(one) for one in lengths]
     playbacks = [Playback(whole=sign == ".") for sign in urgent]
-    assert calls.choose(waiting, playbacks, 1.0) == chosen
+    assert calls.choose(waiting, playbacks) == chosen
 
 
 def test_calls_of_other_keys_do_not_join() -> None:
     calls = [Waiting((5, 5), key) for key in (1, 2, 1, 2)]
     playbacks = [Playback()] * 4
-    assert JointCalls(JointLimits(4)).choose(calls, playbacks, 1.0) == [0, 2]
-    assert JointCalls(JointLimits()).choose(calls, playbacks, 1.0) == [0]
+    assert JointCalls(JointLimits(4)).choose(calls, playbacks) == [0, 2]
+    assert JointCalls(JointLimits()).choose(calls, playbacks) == [0]
 
 
 def test_whole_requests_catch_up_with_the_one_that_is_due() -> None:
-    """One at an earlier codebook goes first, unless the request is heard, overdue, or too different."""
+    """One at an earlier codebook goes first, unless the one that is due is heard or has waited often."""
     limits = JointLimits(4)
     calls = [Waiting((9, 90), order, order) for order in (5, 5, 2, 3, 2)]
     whole = [Playback(due=10.0 + index, whole=True) for index in range(5)]
-    assert JointCalls(limits).choose(calls, whole, 1.0) == [2, 4]
-    assert JointCalls(limits).choose(calls, whole, 10.5) == [0, 1], "the first one is overdue"
-    assert JointCalls(JointLimits(2)).choose(calls, whole, 1.0) == [0, 1], "more than can join"
-    assert JointCalls(JointLimits()).choose(calls, whole, 1.0) == [0]
+    assert JointCalls(limits).choose(calls, whole) == [2, 4]
+    assert calls[0].yielded == 1
+    calls[0].yielded = MOST_YIELDS
+    assert JointCalls(limits).choose(calls, whole) == [0, 1], "it has yielded long enough"
+    calls[0].yielded = 0
+    assert JointCalls(JointLimits(2)).choose(calls, whole) == [0, 1], "more than can join"
+    assert JointCalls(JointLimits()).choose(calls, whole) == [0]
     heard = [Playback(due=10.0 + index) for index in range(5)]
-    assert JointCalls(limits).choose(calls, heard, 1.0) == [0, 1]
+    assert JointCalls(limits).choose(calls, heard) == [0, 1]
     calls[2] = calls[4] = Waiting((9, 10), 2, 2)
-    assert JointCalls(JointLimits(5)).choose(calls, whole, 1.0) == [3]
+    assert JointCalls(JointLimits(5)).choose(calls, whole) == [3]
 
 
 def test_the_request_that_is_due_first_is_in_every_call(eight: Valle2) -> None:
