@@ -102,7 +102,10 @@ class NARCall(Call):
         return len(self.chunk.text), len(self.chunk.codes)
 
     def run(self, others: Sequence[NARCall]) -> None:
-        self.runner.run([self.chunk, *(call.chunk for call in others)], self.codebook)
+        if others:
+            self.runner.run_together([self.chunk, *(call.chunk for call in others)], self.codebook)
+        else:
+            self.runner.run(self.chunk, self.codebook)
 
 
 class CodecCall(Call):

@@ -21,7 +21,7 @@ from valle2.runtime.generation.engine import AudioChunk, Done, Failed, Synthesis
 from valle2.runtime.generation.joint_calls import MOST_YIELDS, Call, JointCalls, JointLimits
 from valle2.runtime.generation.nar_runner import NARState
 from valle2.runtime.generation.playback import Playback
-from valle2.runtime.types import Audio, Codes
+from valle2.runtime.types import Audio
 
 FRAMES = (16, 14, 20, 9, 31, 8, 25, 12)
 TEXTS = ("hello there", "a fox", "the apple the fox", "there")
@@ -56,7 +56,7 @@ def run(
     seconds: float,
     limits: JointLimits,
     between: Callable[[SynthesisEngine], None] = lambda engine: None,
-) -> tuple[list[Codes | Exception], list[Audio], Rows]:
+) -> tuple[list[Any], list[Audio], Rows]:
     """Codes or error and audio of each request, and how many rows each call of NAR and codec had."""
     engine, rows = tts.engine, Rows(nar=[], codec=[])
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +68,7 @@ def run(
         while engine.busy:
             events += engine.step()
             between(engine)
-    codes: list[Codes | Exception] = []
+    codes: list[Any] = []
     audio = []
     for identifier in ids:
         own = [event for event in events if event.request == identifier]
@@ -89,11 +89,11 @@ def counting(call: Callable[..., Any], rows: list[int]) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def alone(eight: Valle2) -> Callable[[float], tuple[list[Codes | Exception], list[Audio]]]:
+def alone(eight: Valle2) -> Callable[[float], tuple[list[Any], list[Audio]]]:
     """By seconds of the first chunk, what each request gives by itself."""
-    kept: dict[float, tuple[list[Codes | Exception], list[Audio]]] = {}
+    kept: dict[float, tuple[list[Any], list[Audio]]] = {}
 
-    def made(seconds: float) -> tuple[list[Codes | Exception], list[Audio]]:
+    def made(seconds: float) -> tuple[list[Any], list[Audio]]:
         if seconds not in kept:
             codes, audio, rows = run(eight, requests(eight, 8), seconds, JointLimits())
             assert set(rows["nar"]) == set(rows["codec"]) == {1}
@@ -107,7 +107,7 @@ def alone(eight: Valle2) -> Callable[[float], tuple[list[Codes | Exception], lis
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_codes_and_audio_are_those_of_each_alone(
     eight: Valle2,
-    alone: Callable[[float], tuple[list[Codes], list[Audio]]],
+    alone: Callable[[float], tuple[list[Any], list[Audio]]],
     count: int,
     seconds: float,
 ) -> None:
@@ -149,7 +149,7 @@ def test_group_sizes(group_size: int, tmp_path: Path) -> None:
 
 
 def test_a_request_that_is_cancelled_between_two_passes_leaves_the_others(
-    eight: Valle2, alone: Callable[[float], tuple[list[Codes], list[Audio]]]
+    eight: Valle2, alone: Callable[[float], tuple[list[Any], list[Audio]]]
 ) -> None:
     left: list[int] = []
 
@@ -179,7 +179,7 @@ def test_a_request_that_is_cancelled_between_two_passes_leaves_the_others(
 
 
 def test_an_error_of_one_row_is_its_own(
-    eight: Valle2, alone: Callable[[float], tuple[list[Codes], list[Audio]]], caplog: pytest.LogCaptureFixture
+    eight: Valle2, alone: Callable[[float], tuple[list[Any], list[Audio]]], caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = eight.model.nar.backend
     call, broken = backend.run_checked, FRAMES[1]
@@ -199,7 +199,7 @@ def test_an_error_of_one_row_is_its_own(
 
 
 def test_joint_calls_that_fail_run_alone_and_get_smaller(
-    eight: Valle2, alone: Callable[[float], tuple[list[Codes], list[Audio]]]
+    eight: Valle2, alone: Callable[[float], tuple[list[Any], list[Audio]]]
 ) -> None:
     backend, calls = eight.model.nar.backend, JointCalls(EVERY)
     call, sizes = backend.run_checked, list[int]()
@@ -348,8 +348,8 @@ def test_padding_is_zeros_and_nothing_of_it_comes_back(eight: Valle2, voice: Pro
     ]
     alone = [NARState(one.text, one.codes.copy(), one.prompt_length, one.codebooks) for one in states]
     for codebook in range(1, 8):
-        nar.run(states, codebook)
+        nar.run_together(states, codebook)
         for one in alone:
-            nar.run([one], codebook)
+            nar.run(one, codebook)
     for together, single in zip(states, alone, strict=True):
         assert np.array_equal(together.codes, single.codes)
