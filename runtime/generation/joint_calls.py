@@ -102,10 +102,7 @@ class NARCall(Call):
         return len(self.chunk.text), len(self.chunk.codes)
 
     def run(self, others: Sequence[NARCall]) -> None:
-        if others:
-            self.runner.run_together([self.chunk, *(call.chunk for call in others)], self.codebook)
-        else:
-            self.runner.run(self.chunk, self.codebook)
+        self.runner.run([self.chunk, *(call.chunk for call in others)], self.codebook)
 
 
 class CodecCall(Call):

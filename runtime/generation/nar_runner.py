@@ -90,11 +90,7 @@ class NARRunner:
         wanted = min(codebooks, codes.shape[1]) if codebooks else codes.shape[1]
         return NARState(text, codes, len(prompt) - begun, wanted, begun, known)
 
-    def run(self, state: NARState, codebook: int) -> None:
-        """Compute one codebook from those before it, and fill it in."""
-        self.run_together([state], codebook)
-
-    def run_together(self, states: Sequence[NARState], codebook: int) -> None:
+    def run(self, states: Sequence[NARState], codebook: int) -> None:
         """Compute one codebook of each state from those before it, and fill it in.
 
         Rows of several states are padded to the longest text and the most frames among them.
@@ -115,7 +111,7 @@ class NARRunner:
         """All passes without a pause: (T, Q) int64. See `start` for the arguments."""
         state = self.start(text, prompt, first)
         for codebook in state.passes:
-            self.run(state, codebook)
+            self.run([state], codebook)
         return state.target
 
 

@@ -106,7 +106,7 @@ def time_passes(tts: Valle2, states: list[NARState], repeats: int, clock: Callab
         rows = [replace(state, codes=state.codes.copy()) for state in states]
         for codebook in rows[0].passes:
             for group in [rows] if together else [[row] for row in rows]:
-                nar.run_together(group, codebook)
+                nar.run(group, codebook)
         return [row.target[:, 1:] for row in rows]
 
     ms, codes = in_turns({"alone": lambda: run(False), "together": lambda: run(True)}, repeats, clock)

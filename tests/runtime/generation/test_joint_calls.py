@@ -348,8 +348,8 @@ def test_padding_is_zeros_and_nothing_of_it_comes_back(eight: Valle2, voice: Pro
     ]
     alone = [NARState(one.text, one.codes.copy(), one.prompt_length, one.codebooks) for one in states]
     for codebook in range(1, 8):
-        nar.run_together(states, codebook)
+        nar.run(states, codebook)
         for one in alone:
-            nar.run(one, codebook)
+            nar.run([one], codebook)
     for together, single in zip(states, alone, strict=True):
         assert np.array_equal(together.codes, single.codes)

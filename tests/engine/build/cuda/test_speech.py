@@ -56,7 +56,7 @@ def test_speech_is_that_of_the_exported_graphs(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(placements, "select_variant", variant)
     rows: list[int] = []
-    run = NARRunner.run_together
+    run = NARRunner.run
 
     def counted(self: NARRunner, states: Sequence[NARState], codebook: int) -> None:
         rows.append(len(states))
@@ -64,7 +64,7 @@ def test_speech_is_that_of_the_exported_graphs(tmp_path: Path, monkeypatch: pyte
         run(self, states, codebook)
 
     expected = spoken(bundle, "fp32")
-    monkeypatch.setattr(NARRunner, "run_together", counted)
+    monkeypatch.setattr(NARRunner, "run", counted)
     monkeypatch.setattr(Placement, "locate_graphs", locate)
     found = spoken(bundle, "fp16")
     assert used >= {STEP, NAR_ROW, NAR_BATCH, FUSED_DECODER} and {1, 2, 3} & set(rows) > {1}
