@@ -368,7 +368,7 @@ class SynthesisEngine:
         ready.sort(key=lambda state: state.playback.due)
         calls = [state.call for state in ready if state.call]
         now = time.perf_counter()
-        chosen = self.joint_calls.choose(calls, [state.playback for state in ready], now)
+        chosen = self.joint_calls.choose(calls, [state.playback for state in ready])
         self.joint_calls.run([calls[index] for index in chosen])
         for state in [ready[index] for index in chosen]:
             state.playback.take_turn(now)

@@ -24,6 +24,10 @@ from valle2.runtime.types import Codes
 log = logging.getLogger("valle2")
 
 
+MOST_YIELDS = 7
+"""Another request needs no more passes than this to catch up."""
+
+
 @dataclass(frozen=True, slots=True)
 class JointLimits:
     """Bounds of a joint call.
@@ -49,12 +53,13 @@ class Call(ABC):
     """One request's next call of the NAR or the codec.
 
     stage: the field of `Timings` that counts its seconds. order: what comes later among the calls of a chunk.
-    error: why it failed, None if it did not. seconds: what the call took, in full for every request that
-    shared it.
+    yielded: how often others went before it although it was due. error: why it failed, None if it did not.
+    seconds: what the call took, in full for every request that shared it.
     """
 
     stage: ClassVar[str]
     order: int = 0
+    yielded: int = 0
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -146,17 +151,17 @@ class JointCalls:
     def __init__(self, limits: JointLimits) -> None:
         self.limits = limits
 
-    def choose(self, calls: Sequence[Call], playbacks: Sequence[Playback], now: float) -> list[int]:
+    def choose(self, calls: Sequence[Call], playbacks: Sequence[Playback]) -> list[int]:
         """Choose the calls that run together.
 
         Args:
             calls: those that wait, in the order in which they are due. playbacks: of their requests.
-            now: on the clock of the playbacks.
 
         Returns:
             Indices into `calls`: of the one that leads, and of those that join it.
         """
-        lead = self.lead(calls, playbacks, now)
+        lead = self.lead(calls, playbacks)
+        calls[0].yielded += bool(lead)
         chosen, lengths, urgent = [lead], [calls[lead].lengths], playbacks[lead].waits
         for index, call in enumerate(calls):
             if len(chosen) >= self.limits.chunks:
@@ -167,14 +172,14 @@ class JointCalls:
                 lengths, urgent = wanted, hurry
         return chosen
 
-    def lead(self, calls: Sequence[Call], playbacks: Sequence[Playback], now: float) -> int:
+    def lead(self, calls: Sequence[Call], playbacks: Sequence[Playback]) -> int:
         """The call that runs in any case: the first one, which is due before all others.
 
-        If nobody listens to its request and it is not overdue, requests that fit it and are at earlier
-        codebooks catch up with it, so that they share the passes that are left.
+        If nobody listens to its request, others that fit it and are at earlier codebooks catch up with it, so
+        that they share the passes that are left. It yields so `MOST_YIELDS` times at most.
         """
         first = calls[0]
-        if self.limits.chunks == 1 or not playbacks[0].whole or playbacks[0].due < now:
+        if self.limits.chunks == 1 or not playbacks[0].whole or first.yielded >= MOST_YIELDS:
             return 0
         near = [
             index

@@ -21,7 +21,7 @@ from valle2.engine.backends.ort.providers import lowerings_for
 from valle2.engine.build.cuda.reader import UnsupportedGraphError
 from valle2.engine.build.cuda.sampler import CLASSES
 from valle2.engine.build.ort import build_fused, build_graph
-from valle2.engine.bundle.contract import EOS_CODE, LOGITS, NAR_ROW, OUT_SUFFIX, STEP
+from valle2.engine.bundle.contract import EOS_CODE, LOGITS, NAR_BATCH, NAR_ROW, OUT_SUFFIX, STEP
 from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.engine.bundle.precisions import CUDA_LOWERING, CUDA_METHODS, METHODS, Method
 from valle2.export import ARModel, ModelConfig, NARModel
@@ -110,6 +110,10 @@ def compare_precisions(
             half = Path(name) / "fp16", tensors
             for precision, methods in CUDA_METHODS.items():
                 yield f"{precision}, fused", compare_fused(setup, stored, spec, half, model, methods)
+            if isinstance(model, NARModel):
+                methods = CUDA_METHODS["fp16"]
+                found = compare_fused(setup, stored, spec, half, model, methods, rows=max(BATCHES))
+                yield "fp16, fused, several rows", found
 
 
 def compare_graph(
@@ -139,12 +143,13 @@ def compare_fused(
     half: tuple[Path, GraphSpec],
     model: ARModel | NARModel,
     methods: Mapping[str, Method],
+    rows: int = 1,
 ) -> Result:
     """The graph of fused operators: its logits, and for the AR the codes of steps after prefills.
 
-    half: folder and tensors of the AR graph in half precision.
+    half: folder and tensors of the AR graph in half precision. rows: of the NAR, of different lengths.
     """
-    name = STEP if isinstance(model, ARModel) else NAR_ROW
+    name = STEP if isinstance(model, ARModel) else NAR_BATCH if rows > 1 else NAR_ROW
     sizes, placement = model.config.sizes(), Placement(setup.device, threads=setup.threads)
     same = 1.0
     try:
@@ -156,7 +161,7 @@ def compare_fused(
                     with open_backend(*half, placement) as prefill:
                         same = equal_codes(model, prefill, fused)
                 else:
-                    difference = one_row(model, fused)
+                    difference = nar_logits(model, fused, rows)
     except (BackendError, UnsupportedGraphError) as error:
         return {"right": False, "error": str(error)}
     bits = methods[name].bits
@@ -203,22 +208,27 @@ def step_logits(model: ARModel, fused: Backend) -> float:
 
 
 @torch.no_grad()
-def one_row(model: NARModel, fused: Backend) -> float:
-    """The greatest difference of the logits over all stages. The graph takes one row without padding."""
+def nar_logits(model: NARModel, fused: Backend, rows: int) -> float:
+    """The greatest difference of the logits over all stages. The rows have different lengths."""
     draws, worst = np.random.default_rng(0), 0.0
     for stage in range(1, model.config.codebooks):
+        frames = 40 + stage - 7 * np.arange(rows)
         inputs = NARInputs(
-            text=draws.integers(0, model.config.nar_text_rows, (1, 9)),
-            text_lengths=np.array([9]),
-            codes=draws.integers(0, 1024, (1, 40 + stage, model.config.codebooks)),
-            prompt_lengths=np.array([12]),
-            frame_lengths=np.array([40 + stage]),
+            text=draws.integers(0, model.config.nar_text_rows, (rows, 9)),
+            text_lengths=9 - np.arange(rows),
+            codes=draws.integers(0, 1024, (rows, 40 + stage, model.config.codebooks)),
+            prompt_lengths=12 - 2 * np.arange(rows),
+            frame_lengths=frames,
             stage=np.array(stage),
         )
         feeds = {tensor.name for tensor in fused.spec.inputs}
         given = {name: value for name, value in inputs.feeds().items() if name in feeds}
         found = fused.run(given, (LOGITS,))[LOGITS]
-        worst = max(worst, float(np.abs(found - model(inputs.map(torch.from_numpy)).numpy()).max()))
+        differ = np.abs(found - model(inputs.map(torch.from_numpy)).numpy())
+        least = int(inputs.prompt_lengths.min())
+        for row, end in enumerate(frames):
+            start = int(inputs.prompt_lengths[row])
+            worst = max(worst, float(differ[row, start - least : end - least].max()))
     return worst
 
 

@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 
 from valle2.benchmarks.fullsize import TEXT
 from valle2.benchmarks.speed.on_gpu.setup import NotHereError, Result, Setup
+from valle2.engine.bundle.precisions import STORED
 from valle2.engine.errors import BackendError
 
 PACKAGES = (
@@ -227,6 +228,41 @@ def throughput_rows(found: Result) -> list[tuple[str, Any]]:
     ]
 
 
+def joint(setup: Setup) -> Result:
+    """Calls that requests share, and steps that are read together, beside one at a time."""
+    from valle2.benchmarks.speed.on_gpu.joint import time_joint
+
+    return time_joint(setup)
+
+
+def joint_rows(found: Result) -> list[tuple[str, Any]]:
+    def beside(row: Result) -> str:
+        same = f", codes as alone {row['same_codes']:.2%}" if "same_codes" in row else ""
+        return f"{row['together_ms']} ms together, {row['alone_ms']} ms one at a time{same}"
+
+    return [
+        *(
+            (f"{name}, {row['precision']}, {row['kind']}, rows {row['rows']}", beside(row))
+            for name in ("nar", "codec")
+            for row in found[name]
+        ),
+        *((f"requests at once, {row['precision']}, {row['rows']}", beside(row)) for row in found["requests"]),
+        *(
+            (
+                f"AR step, {row['precision']}, rows {row['rows']}, by steps a read",
+                ", ".join(f"{count}: {ms} ms" for count, ms in row["ms"].items()),
+            )
+            for row in found["steps"]
+        ),
+    ]
+
+
+def wrong_joint(found: Result) -> str:
+    rows = [row for name in ("nar", "requests") for row in found[name] if row["precision"] == STORED]
+    wrong = [row for row in rows if row["same_codes"] < 1]
+    return f"{len(wrong)} of {len(rows)} joint calls in fp32 give other codes" if wrong else ""
+
+
 def compare(setup: Setup) -> Result:
     """The runtime and eager PyTorch in turns, in the same precision."""
     need_torch()
@@ -361,6 +397,7 @@ PARTS: dict[str, Part] = {
     "steps": Part(steps, steps_rows, 90, "model"),
     "latency": Part(latency, latency_rows, 60, "model"),
     "throughput": Part(throughput, throughput_rows, 150, "model"),
+    "joint": Part(joint, joint_rows, 90, "model", wrong_joint),
     "compare": Part(compare, compare_rows, 90, "model"),
     "compiled": Part(compiled, compiled_rows, 90, "model"),
     "prefill": Part(prefill, prefill_rows, 40, "model"),

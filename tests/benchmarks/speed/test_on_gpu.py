@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from valle2.benchmarks.speed.on_gpu import __main__ as command
+from valle2.benchmarks.speed.on_gpu import joint
 from valle2.benchmarks.speed.on_gpu.parts import PARTS
 from valle2.benchmarks.speed.on_gpu.setup import NotHereError, Setup
 from valle2.engine.errors import BackendError
+from valle2.runtime import Valle2
 
 SETUP = Setup("cpu", "", 1)
 WRITE = "import json, sys; json.dump({value}, open(sys.argv[1], 'w'))"
@@ -136,3 +139,18 @@ def test_a_trial_on_a_cpu_runs_every_part_that_can(tmp_path: Path) -> None:
     assert list(found) == list(PARTS)
     skipped = {name for name, row in found.items() if row["status"] == "skipped"}
     assert skipped == {"tensorrt", "tests"}
+
+
+def test_joint_calls_are_timed_beside_calls_of_one_row(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint, "TEXT", "hello there")
+    monkeypatch.setattr(joint, "ROWS", (2, 3))
+    with Valle2.load(bundle, threads=1, slots=3, chunks_per_call=3, steps_per_read=4) as tts:
+        rows = joint.time_model(tts, 12, 1, on_gpu=False)
+    found: dict[str, list[dict[str, Any]]]
+    found = {name: [{"precision": "fp32"} | row for row in part] for name, part in rows.items()}
+    assert {len(found[name]) for name in ("nar", "codec")} == {4} and len(found["requests"]) == 2
+    assert list(found["steps"][0]["ms"]) == ["1", "2", "4"]
+    assert all(row["same_codes"] == 1 for name in ("nar", "requests") for row in found[name])
+    assert not PARTS["joint"].wrong(found) and len(PARTS["joint"].rows(found)) == 12
+    found["nar"][0]["same_codes"] = 0.5
+    assert PARTS["joint"].wrong(found) == "1 of 6 joint calls in fp32 give other codes"

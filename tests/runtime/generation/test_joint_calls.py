@@ -18,10 +18,10 @@ from valle2.engine.bundle.specs import TensorSpec
 from valle2.export import export_checkpoint
 from valle2.runtime import Prompt, Request, Settings, Valle2
 from valle2.runtime.generation.engine import AudioChunk, Done, Failed, SynthesisEngine
-from valle2.runtime.generation.joint_calls import Call, JointCalls, JointLimits
+from valle2.runtime.generation.joint_calls import MOST_YIELDS, Call, JointCalls, JointLimits
 from valle2.runtime.generation.nar_runner import NARState
 from valle2.runtime.generation.playback import Playback
-from valle2.runtime.types import Audio, Codes
+from valle2.runtime.types import Audio
 
 FRAMES = (16, 14, 20, 9, 31, 8, 25, 12)
 TEXTS = ("hello there", "a fox", "the apple the fox", "there")
@@ -56,7 +56,7 @@ def run(
     seconds: float,
     limits: JointLimits,
     between: Callable[[SynthesisEngine], None] = lambda engine: None,
-) -> tuple[list[Codes | Exception], list[Audio], Rows]:
+) -> tuple[list[Any], list[Audio], Rows]:
     """Codes or error and audio of each request, and how many rows each call of NAR and codec had."""
     engine, rows = tts.engine, Rows(nar=[], codec=[])
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +68,7 @@ def run(
         while engine.busy:
             events += engine.step()
             between(engine)
-    codes: list[Codes | Exception] = []
+    codes: list[Any] = []
     audio = []
     for identifier in ids:
         own = [event for event in events if event.request == identifier]
@@ -89,11 +89,11 @@ def counting(call: Callable[..., Any], rows: list[int]) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def alone(eight: Valle2) -> Callable[[float], tuple[list[Codes | Exception], list[Audio]]]:
+def alone(eight: Valle2) -> Callable[[float], tuple[list[Any], list[Audio]]]:
     """By seconds of the first chunk, what each request gives by itself."""
-    kept: dict[float, tuple[list[Codes | Exception], list[Audio]]] = {}
+    kept: dict[float, tuple[list[Any], list[Audio]]] = {}
 
-    def made(seconds: float) -> tuple[list[Codes | Exception], list[Audio]]:
+    def made(seconds: float) -> tuple[list[Any], list[Audio]]:
         if seconds not in kept:
             codes, audio, rows = run(eight, requests(eight, 8), seconds, JointLimits())
             assert set(rows["nar"]) == set(rows["codec"]) == {1}
@@ -107,7 +107,7 @@ def alone(eight: Valle2) -> Callable[[float], tuple[list[Codes | Exception], lis
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_codes_and_audio_are_those_of_each_alone(
     eight: Valle2,
-    alone: Callable[[float], tuple[list[Codes], list[Audio]]],
+    alone: Callable[[float], tuple[list[Any], list[Audio]]],
     count: int,
     seconds: float,
 ) -> None:
@@ -149,7 +149,7 @@ def test_group_sizes(group_size: int, tmp_path: Path) -> None:
 
 
 def test_a_request_that_is_cancelled_between_two_passes_leaves_the_others(
-    eight: Valle2, alone: Callable[[float], tuple[list[Codes], list[Audio]]]
+    eight: Valle2, alone: Callable[[float], tuple[list[Any], list[Audio]]]
 ) -> None:
     left: list[int] = []
 
@@ -179,7 +179,7 @@ def test_a_request_that_is_cancelled_between_two_passes_leaves_the_others(
 
 
 def test_an_error_of_one_row_is_its_own(
-    eight: Valle2, alone: Callable[[float], tuple[list[Codes], list[Audio]]], caplog: pytest.LogCaptureFixture
+    eight: Valle2, alone: Callable[[float], tuple[list[Any], list[Audio]]], caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = eight.model.nar.backend
     call, broken = backend.run_checked, FRAMES[1]
@@ -199,7 +199,7 @@ def test_an_error_of_one_row_is_its_own(
 
 
 def test_joint_calls_that_fail_run_alone_and_get_smaller(
-    eight: Valle2, alone: Callable[[float], tuple[list[Codes], list[Audio]]]
+    eight: Valle2, alone: Callable[[float], tuple[list[Any], list[Audio]]]
 ) -> None:
     backend, calls = eight.model.nar.backend, JointCalls(EVERY)
     call, sizes = backend.run_checked, list[int]()
@@ -255,29 +255,32 @@ def test_bounds(lengths: list[tuple[int, ...]], urgent: str, chosen: list[int]) 
     calls = JointCalls(JointLimits(3, 1000, 500, 0.25))
     waiting = [Waiting(one) for one in lengths]
     playbacks = [Playback(whole=sign == ".") for sign in urgent]
-    assert calls.choose(waiting, playbacks, 1.0) == chosen
+    assert calls.choose(waiting, playbacks) == chosen
 
 
 def test_calls_of_other_keys_do_not_join() -> None:
     calls = [Waiting((5, 5), key) for key in (1, 2, 1, 2)]
     playbacks = [Playback()] * 4
-    assert JointCalls(JointLimits(4)).choose(calls, playbacks, 1.0) == [0, 2]
-    assert JointCalls(JointLimits()).choose(calls, playbacks, 1.0) == [0]
+    assert JointCalls(JointLimits(4)).choose(calls, playbacks) == [0, 2]
+    assert JointCalls(JointLimits()).choose(calls, playbacks) == [0]
 
 
 def test_whole_requests_catch_up_with_the_one_that_is_due() -> None:
-    """One at an earlier codebook goes first, unless the request is heard, overdue, or too different."""
+    """One at an earlier codebook goes first, unless the one that is due is heard or has waited often."""
     limits = JointLimits(4)
     calls = [Waiting((9, 90), order, order) for order in (5, 5, 2, 3, 2)]
     whole = [Playback(due=10.0 + index, whole=True) for index in range(5)]
-    assert JointCalls(limits).choose(calls, whole, 1.0) == [2, 4]
-    assert JointCalls(limits).choose(calls, whole, 10.5) == [0, 1], "the first one is overdue"
-    assert JointCalls(JointLimits(2)).choose(calls, whole, 1.0) == [0, 1], "more than can join"
-    assert JointCalls(JointLimits()).choose(calls, whole, 1.0) == [0]
+    assert JointCalls(limits).choose(calls, whole) == [2, 4]
+    assert calls[0].yielded == 1
+    calls[0].yielded = MOST_YIELDS
+    assert JointCalls(limits).choose(calls, whole) == [0, 1], "it has yielded long enough"
+    calls[0].yielded = 0
+    assert JointCalls(JointLimits(2)).choose(calls, whole) == [0, 1], "more than can join"
+    assert JointCalls(JointLimits()).choose(calls, whole) == [0]
     heard = [Playback(due=10.0 + index) for index in range(5)]
-    assert JointCalls(limits).choose(calls, heard, 1.0) == [0, 1]
+    assert JointCalls(limits).choose(calls, heard) == [0, 1]
     calls[2] = calls[4] = Waiting((9, 10), 2, 2)
-    assert JointCalls(JointLimits(5)).choose(calls, whole, 1.0) == [3]
+    assert JointCalls(JointLimits(5)).choose(calls, whole) == [3]
 
 
 def test_the_request_that_is_due_first_is_in_every_call(eight: Valle2) -> None:

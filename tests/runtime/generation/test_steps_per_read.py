@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from valle2.runtime import Prompt, Request, Settings, Speech, Valle2
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.repetition import LoopDetector
 from valle2.runtime.generation.sampling import uniforms
-from valle2.runtime.generation.sequence import Sequence as Row
+from valle2.runtime.generation.sequence import Sequence
 from valle2.runtime.types import EOS
 
 TEXT, PLAIN = "hello there", Settings(top_p=1.0, threshold=1.0, loop_frames=0)
@@ -65,7 +65,7 @@ def expected(load: Load, voice: Prompt) -> list[Speech]:
     return spoken(load(1), requests(voice))
 
 
-def spoken(tts: Valle2, asked: Sequence[Request]) -> list[Speech]:
+def spoken(tts: Valle2, asked: list[Request]) -> list[Speech]:
     """The requests side by side, so that their ends fall on every step of a read."""
     return list(tts.synthesize_batch(asked))
 
@@ -108,7 +108,7 @@ class Ending(Machine):
                 group[group[0] % len(group)] = EOS_CODE
         return found
 
-    def speak(self, settings: Settings, least: int) -> list[Row]:
+    def speak(self, settings: Settings, least: int) -> list[Sequence]:
         """Ragged rows, more than the machine has places for."""
         redraw = self.runner.redraw
 

@@ -309,6 +309,28 @@ def test_an_unknown_form_is_no_reason_to_fail(made: Make, kind: str) -> None:
         step_graph(model, found.sizes, WINDOW)
 
 
+def test_steps_that_are_read_together(made: Make, tmp_path: Path) -> None:
+    """The same codes and log-probabilities as when each is read, beside a row that stays idle."""
+    found = made(2, "paper")
+    rows, drawn = parity.ragged_rows(found.model, Settings(), 10), []
+    decoder = found.decoder(tmp_path)
+    for at_once in (1, 3):
+        prefill = open_backend(found.folder, found.spec)
+        runner = ARRunner(prefill, found.sizes, CAPACITY, 3, WINDOW, decoder=decoder, steps_per_read=at_once)
+        runner.enter(0, rows[0])
+        runner.enter(2, rows[2])
+        drawn.append(
+            [
+                (output.codes[[0, 2]].copy(), output.log_probs[[0, 2]].copy())
+                for _ in range(6 // at_once)
+                for output in runner.steps(at_once, 3, (1,))
+            ]
+        )
+        assert decoder.waits and runner.states[runner.turn]["past_lengths"].read()[1] == 0
+    for one, other in zip(*drawn, strict=True):
+        assert np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
+
+
 def test_idle_rows_cost_the_host_nothing(made: Make, tmp_path: Path) -> None:
     """A row that stays idle is written once. Its position does not move."""
     found = made(2, "paper")
