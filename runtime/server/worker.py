@@ -385,7 +385,7 @@ class Worker:
                 seconds = time.perf_counter() - began
                 self.metrics.step_seconds.observe(seconds)
                 self.measure(events, seconds, tts.need_codec().frame_rate)
-                self.deliver(events)
+                self.deliver(events, tts)
             self.last_turn = time.perf_counter()
             self.update_gauges(tts)
 
@@ -459,7 +459,7 @@ class Worker:
         with self.changed:
             self.admission.speed.add(made, seconds)
 
-    def deliver(self, events: list[Event]) -> None:
+    def deliver(self, events: list[Event], tts: Valle2) -> None:
         """Give each reply its new audio, and its end."""
         for event in events:
             reply = self.running.get(event.request)
@@ -468,6 +468,7 @@ class Worker:
             if isinstance(event, AudioChunk):
                 reply.timings = event.timings
                 self.metrics.record_chunk(reply)  # before the client's thread can run
+                reply.note_audio(len(event.audio) / tts.sample_rate, reply.last_at)
                 reply.put(event.audio, event.words)
             else:
                 del self.running[event.request]
