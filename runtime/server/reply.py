@@ -116,6 +116,8 @@ class Reply:
     def put(self, audio: Audio, words: tuple[Word, ...] = ()) -> None:
         """Add the next piece of audio (N,) float32, and the words whose times are certain with it."""
         with self.changed:
+            if self.error:  # it was cut off
+                return
             self.words += words
             self.pieces.append(audio)
             self.samples += len(audio)
@@ -126,6 +128,14 @@ class Reply:
         """Add no more pieces. error: why the request failed, None if it did not."""
         with self.changed:
             self.error, self.ended = self.error or error, True
+        self.notify()
+
+    def cut(self, error: Exception) -> None:
+        """Forget the audio that has not been read, and end with an error, also after the end."""
+        with self.changed:
+            self.error, self.unread = error, 0
+            self.pieces.clear()
+        self.cancel()
         self.notify()
 
     def notify(self) -> None:
