@@ -80,7 +80,7 @@ def test_a_failure_stays_with_its_request(worker: Worker) -> None:
 
 def test_out_of_memory_is_one_requests_error(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker.tts and worker.tts.codec
-    decode, calls = worker.tts.codec.decode, []
+    decode, calls = worker.tts.codec.decode_rows, []
 
     def once(codes: np.ndarray) -> np.ndarray:
         calls.append(1)
@@ -88,7 +88,7 @@ def test_out_of_memory_is_one_requests_error(worker: Worker, monkeypatch: pytest
             raise MemoryError("no more")
         return decode(codes)
 
-    monkeypatch.setattr(worker.tts.codec, "decode", once)
+    monkeypatch.setattr(worker.tts.codec, "decode_rows", once)
     replies = [ask(worker), ask(worker, seed=4)]
     ended = []
     for reply in replies:
