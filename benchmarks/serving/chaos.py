@@ -1,18 +1,22 @@
 """What a server promises, judged while attackers and four times its capacity of requests are at it.
 
-`attacks` runs the attackers in a process of their own. Here are the judges: health checks, and listeners, who
-speak with the server as good clients do and compare what they hear with what each seed gave before. Memory
-and descriptors are noted all the time. After the attack nothing may be left of it. Then the server is
-restarted under a second attack. Soak: many short requests, to see whether memory grows.
+`attacks` runs the attackers in a process of their own. Here are the judges: health checks, in another
+process, and listeners, who speak with the server as good clients do and compare what they hear with what each
+seed gave before. Memory and descriptors are noted all the time. After the attack nothing may be left of it.
+Then the server is restarted under a second attack. Soak: many short requests, to see whether memory grows.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from statistics import mean
 from typing import Any
 
@@ -24,6 +28,8 @@ from valle2.benchmarks.serving.client import ServerProcess, address, get, listen
 SHORT_TEXT = "Hello."
 SETTLE_SECONDS = 60.0
 POLL_SECONDS = 0.1
+NICE = 15
+"""By how much health checks go before other processes, where the system allows it."""
 SAMPLE_SECONDS = 0.25
 LISTENERS, SEEDS, REPEATED = 4, 4, 3
 """Good clients, the seeds that they ask for, and how often the text stands in their requests."""
@@ -74,30 +80,62 @@ class Listener:
                 self.different += heard.whole and heard.data != wanted[body]
 
 
+class HealthPolls:
+    """Health checks from a process of its own, which is ready when this object is made.
+
+    Threads of this process would delay them, and its priority is as high as the system lets it be.
+
+    Attributes:
+        answers: status and seconds of each check. late: seconds by which the process woke too late for it.
+    """
+
+    def __init__(self, port: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.here, there = context.Pipe()
+        self.process = context.Process(target=poll_health, args=(port, there), daemon=True)
+        self.answers: list[tuple[int, float]] = []
+        self.late: list[float] = []
+        self.process.start()
+        self.here.recv()
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self.here.send("start")
+
+    def stop(self) -> None:
+        """Ask no more, and note what was found."""
+        self.here.send("stop")
+        self.answers, self.late = self.here.recv()
+        self.process.join()
+
+
+def poll_health(port: int, other: Connection) -> None:
+    """Ask for health checks from a first message to a second one; answer with what they found."""
+    with suppress(AttributeError, OSError):
+        os.nice(-NICE)
+    answers, late = list[tuple[int, float]](), list[float]()
+    other.send("ready")
+    other.recv()
+    due = time.perf_counter()
+    while not other.poll(max(0.0, due - time.perf_counter())):
+        began = time.perf_counter()
+        late.append(began - due)
+        status = get(port, "/health")[0]
+        answers.append((status, time.perf_counter() - began))
+        due = max(due + POLL_SECONDS, time.perf_counter())
+    other.send((answers, late))
+
+
 @dataclass(slots=True)
 class Watch:
-    """What is noted of the server over time.
+    """Memory and descriptors of the server over time.
 
     Args:
-        polls: status and seconds of each health check. late: seconds by which this process woke too late.
         memory: (seconds since the beginning, bytes). most_descriptors: at any time.
     """
 
-    polls: list[tuple[int, float]] = field(default_factory=list)
-    late: list[float] = field(default_factory=list)
     memory: list[tuple[float, int]] = field(default_factory=list)
     most_descriptors: int = 0
-
-    def poll_health(self, server: ServerProcess, stop: threading.Event) -> None:
-        """Ask the listener for health checks until told to stop."""
-        due = time.perf_counter()
-        while not stop.is_set():
-            due = max(due + POLL_SECONDS, time.perf_counter())
-            stop.wait(due - time.perf_counter())
-            began = time.perf_counter()
-            self.late.append(began - due)
-            status = get(server.health_port, "/health")[0]
-            self.polls.append((status, time.perf_counter() - began))
 
     def sample(self, server: ServerProcess, stop: threading.Event) -> None:
         """Note memory and descriptors until told to stop."""
@@ -137,15 +175,17 @@ def chaos(
     watch, stop = Watch(), threading.Event()
     listeners = [Listener(address(FIRST_ADDRESS - 1 - index)) for index in range(LISTENERS)]
     threads = [
-        threading.Thread(target=watch.poll_health, args=(server, stop)),
         threading.Thread(target=watch.sample, args=(server, stop)),
         *(threading.Thread(target=one.run, args=(server, wanted, samples, stop)) for one in listeners),
     ]
+    health = HealthPolls(server.health_port)
     with Attack(server.port, load, seed) as attack:
+        health.start()
         for thread in threads:
             thread.start()
         time.sleep(seconds)
         stop.set()
+        health.stop()
         for thread in threads:
             thread.join()
     after = settled(server, bodies[0], wanted, samples, before)
@@ -154,7 +194,7 @@ def chaos(
         time.sleep(min(seconds, RESTART_SECONDS))
     again = settled(server, bodies[0], wanted, samples, before)
     kinds = {kind: added(found, second.result[kind]) for kind, found in attack.result.items()}
-    figures = watched(watch, before) | heard_by(listeners) | after
+    figures = watched(watch, health, before) | heard_by(listeners) | after
     figures |= {f"restarted_{name}": value for name, value in again.items()}
     statuses = [kind["statuses"] for kind in kinds.values()] + [figures["listener_statuses"]]
     figures["other_5xx"] = sum(
@@ -164,13 +204,13 @@ def chaos(
     return figures | {"criteria": criteria(figures), "attacks": kinds}
 
 
-def watched(watch: Watch, before: int) -> dict[str, Any]:
+def watched(watch: Watch, health: HealthPolls, before: int) -> dict[str, Any]:
     """Figures of the health checks, the memory and the descriptors. before: descriptors at the beginning."""
     return {
-        "health_polls": len(watch.polls),
-        "health_other_than_200": sum(status != 200 for status, _ in watch.polls),
-        "health_slowest_ms": round(1000 * max((took for _, took in watch.polls), default=0.0), 1),
-        "judge_latest_ms": round(1000 * max(watch.late, default=0.0), 1),
+        "health_polls": len(health.answers),
+        "health_other_than_200": sum(status != 200 for status, _ in health.answers),
+        "health_slowest_ms": round(1000 * max((took for _, took in health.answers), default=0.0), 1),
+        "judge_latest_ms": round(1000 * max(health.late, default=0.0), 1),
         "memory_mib": round(max((size for _, size in watch.memory), default=0) / 2**20, 1),
         "memory_growth_mib": watch.grown_mib(),
         "descriptors_before": before,

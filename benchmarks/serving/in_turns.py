@@ -21,6 +21,10 @@ class InTurns(Playback):
     def of(cls, now: float, whole: bool) -> InTurns:
         return cls(now, whole)
 
+    def goes_before(self, other: Playback) -> bool:
+        """Steps delay no turn."""
+        return False
+
     def take_turn(self, now: float) -> None:
         self.due = now
 

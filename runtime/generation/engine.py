@@ -6,8 +6,9 @@
 
 A step decodes one group of every row, prefills one chunk of the next sequence, and then makes one call of
 the NAR or the codec. A long request does not hold up the streams beside it: free rows and that call go to the
-request whose listener needs audio first (`generation.playback`). On a GPU others may share the call
-(`generation.joint_calls`). The order does not change any request's codes. One thread may use an engine.
+request whose listener needs audio first (`generation.playback`). If that request still decodes, the step ends
+without a call. On a GPU others may share the call (`generation.joint_calls`). The order does not change any
+request's codes. One thread may use an engine.
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ class Stats:
 class WaitFor(Enum):
     """What a request needs next."""
 
+    ROW = "a free row"
     STEP = "an AR step, which all rows share"
     TURN = "its turn to run the NAR or the codec"
 
@@ -269,7 +271,7 @@ class SynthesisEngine:
                 while not sentence.done:
                     frames = next(sizes)
                     while not sentence.has(frames):
-                        yield WaitFor.STEP
+                        yield WaitFor.STEP if sentence.has_row else WaitFor.ROW
                     chunk = sentence.next_chunk(frames)
                     for codebook in chunk.passes:
                         yield from self.take_turn(state, NARCall(model.nar, chunk, codebook))
@@ -360,12 +362,12 @@ class SynthesisEngine:
 
     def advance_requests(self) -> None:
         """Let requests use the new codes; then make the call that is due first, and others with it."""
-        for state in [state for state in self.requests if state.wait_for is WaitFor.STEP]:
+        for state in [state for state in self.requests if state.wait_for is not WaitFor.TURN]:
             self.advance(state)
         ready = [state for state in self.requests if state.wait_for is WaitFor.TURN]
-        if not ready:
-            return
         ready.sort(key=lambda state: state.playback.due)
+        if not ready or self.must_yield(ready[0]):
+            return
         calls = [state.call for state in ready if state.call]
         now = time.perf_counter()
         chosen = self.joint_calls.choose(calls, [state.playback for state in ready])
@@ -373,6 +375,11 @@ class SynthesisEngine:
         for state in [ready[index] for index in chosen]:
             state.playback.take_turn(now)
             self.advance(state)
+
+    def must_yield(self, state: SynthesisState) -> bool:
+        """Does a request that is due before this one wait for AR steps? A call would delay them."""
+        steps = (other for other in self.requests if other.wait_for is WaitFor.STEP)
+        return any(other.playback.goes_before(state.playback) for other in steps)
 
     def advance(self, state: SynthesisState) -> None:
         """Run one request to its next wait. Its error is its own."""

@@ -38,6 +38,13 @@ class Playback:
         """Does somebody wait for the first audio?"""
         return not self.whole and not self.playing
 
+    def goes_before(self, other: Playback) -> bool:
+        """May this request's AR steps delay a call of the NAR or the codec for the other one?
+
+        A whole request's steps delay nobody: they are as many as its sentence needs.
+        """
+        return not self.whole and self.due < other.due
+
     def take_turn(self, now: float) -> None:
         """Take note of a turn to run the NAR or the codec. Whole requests share what streams leave."""
         if self.whole:

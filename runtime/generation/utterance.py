@@ -16,7 +16,7 @@ from valle2.runtime.generation.playback import Playback
 from valle2.runtime.generation.repetition import LoopDetector
 from valle2.runtime.generation.sampling import best_candidate, uniforms
 from valle2.runtime.generation.scheduler import Scheduler
-from valle2.runtime.generation.sequence import Sequence
+from valle2.runtime.generation.sequence import Sequence, Status
 from valle2.runtime.generation.token_layout import Text
 from valle2.runtime.types import EOS, MAX_FRAMES, Codes, Settings, Timings
 
@@ -115,6 +115,11 @@ class Utterance(Closing):
         """Cancel its rows."""
         for sequence in self.attempts[-1]:
             sequence.cancel()
+
+    @property
+    def has_row(self) -> bool:
+        """Does a candidate decode or prefill? Otherwise AR steps do not advance the sentence."""
+        return any(one.status in (Status.PREFILL, Status.DECODE) for one in self.candidates)
 
     def has(self, frames: int) -> bool:
         """Are the codes of a chunk of `frames` frames there? 0: only once speech has ended.

@@ -2,7 +2,8 @@
 
 Earlier requests finish first: at most `Limits.slots` are decoded at once, and the others wait. A request is
 refused at once if the server cannot keep its time limits with it. Clients take turns: the next request to
-start is one of the client that has the fewest under way. This module knows no thread; `Worker` calls it under
+start is one of the client that has the fewest under way. It starts if the engine then still makes the audio
+of all running streams in time, or after a while. This module knows no thread; `Worker` calls it under
 its lock.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from valle2.runtime.generation.engine import EncodedRequest
 from valle2.runtime.server.keys import Client
@@ -28,6 +30,8 @@ LEAST_LEFT = 0.05
 """The part of its estimate that a request counts as having left, however much has been made of it."""
 SHARED_TIME = 0.8
 """The part of `request_seconds` that requests may fill. The rest is for other clients' first requests."""
+HELD = 1 / 12
+"""The part of `wait_seconds` for which a request is held back so that running streams do not fall behind."""
 PATIENCE = 0.5
 """The part of `wait_seconds` after which later requests no longer go before one that does not fit yet."""
 
@@ -66,6 +70,34 @@ class Pace(Ratio):
     def value(self) -> float:
         """The ratio, within bounds that no request can move."""
         return min(max(super().value, SECONDS_PER_SYMBOL / PACE_RANGE), SECONDS_PER_SYMBOL * PACE_RANGE)
+
+
+class Demand(NamedTuple):
+    """What one listener needs from now on. Seconds of audio need `rate` times as many seconds of speech.
+
+    Args:
+        slack: seconds until it needs the next chunk. chunk: speech of that. rest: speech after that.
+    """
+
+    slack: float
+    rate: float
+    chunk: float
+    rest: float
+
+    @classmethod
+    def of(cls, reply: Reply, left: float, now: float) -> Demand:
+        """left: seconds of speech that are still to be decoded."""
+        chunk = min(reply.next_chunk, left)
+        return cls(reply.slack(now), reply.work.decoded_rate, chunk, left - chunk)
+
+    @property
+    def last(self) -> float:
+        """Seconds until it needs its last chunk."""
+        return self.slack + self.rest / self.rate
+
+    def until(self, time: float) -> float:
+        """Seconds of speech that it needs within so many seconds."""
+        return self.chunk + min((time - self.slack) * self.rate, self.rest) if time >= self.slack else 0.0
 
 
 class Admission:
@@ -258,7 +290,7 @@ class Admission:
         """The next request to decode, if one may begin now: of the client with the fewest under way.
 
         Of two such clients it is the one that has waited longer since its last start. A request that does not
-        fit beside those under way lets others go first for a while.
+        fit beside those under way lets others go first for a while. One that is held back lets nobody pass.
         """
         started = list(self.in_stage(Stage.STARTED))
         under_way = [reply.client for reply in started]
@@ -267,6 +299,8 @@ class Admission:
         for reply in heads:
             if not self.may_start(reply, started):
                 continue
+            if self.is_held(reply, started, now):
+                return None
             if self.fits(reply, started, now):
                 self.starts[reply.client] = max(self.starts.values(), default=0) + 1
                 reply.stage, reply.started_at = Stage.STARTED, now
@@ -287,6 +321,35 @@ class Admission:
         others = [other.client for other in beside if other.client != reply.client]
         crowded = len(set(others)) < len(others)
         return crowded and len(others) == len(beside) < 2 * slots
+
+    def is_held(self, reply: Reply, beside: list[Reply], now: float) -> bool:
+        """Must a request wait because streams would fall behind? It waits for a part of its time at most.
+
+        One that begins beside the several requests of another client does not wait for them.
+        """
+        if reply.whole or len(beside) >= self.limits.slots or self.keeps_up([*beside, reply], now):
+            return False
+        reply.held_since = reply.held_since or now
+        return now - reply.held_since < HELD * self.limits.wait_seconds
+
+    def keeps_up(self, replies: list[Reply], now: float) -> bool:
+        """Does the engine make the audio of these requests as fast as their listeners play it?
+
+        It serves first who needs audio first. So no listener waits if, until any time, the engine makes as
+        much as the listeners need by then: what they play until then, and the chunk that goes on from there.
+        Only the times at which a listener needs its next or its last chunk have to be looked at, because
+        between them the need grows steadily.
+
+        Whole requests have no listener. An engine slower than one stream keeps up with none, and is not asked
+        to.
+        """
+        streams = [reply for reply in replies if not reply.whole]
+        speed = self.speed.value
+        if len(streams) < 2 or speed < 1.0 or self.speed.measured < MEASURED_SECONDS:
+            return True
+        demands = [Demand.of(reply, self.left(reply), now) for reply in streams]
+        times = [time for demand in demands for time in (demand.slack, demand.last)]
+        return all(sum(demand.until(time) for demand in demands) <= speed * time for time in times)
 
     def fits(self, reply: Reply, beside: list[Reply], now: float = 0.0) -> bool:
         """Would a request and those beside it end within `request_seconds`, each of its start?

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
+from valle2.runtime.audio.chunks import GROWTH, LONGEST_SECONDS
 from valle2.runtime.generation.engine import EncodedRequest, RequestId
 from valle2.runtime.server.keys import Client
 from valle2.runtime.types import Audio, Request, Timings, Word
@@ -35,6 +36,11 @@ class Work(NamedTuple):
     audio: float = 0.0
     decoded: float = 0.0
     ids: int = 0
+
+    @property
+    def decoded_rate(self) -> float:
+        """Seconds of speech to decode for a second that the listener plays."""
+        return self.decoded / self.audio if self.decoded and self.audio else 1.0
 
 
 class Reply:
@@ -67,6 +73,9 @@ class Reply:
         self.whole = False
         self.made = 0.0  # seconds of speech decoded, candidates included
         self.started_at = 0.0
+        self.held_since = 0.0
+        self.plays_until = 0.0  # when its listener has played all audio so far
+        self.next_chunk = 0.0  # seconds of speech in the next chunk, at most; 0 before the first
         self.warnings: tuple[str, ...] = ()
         self.words: tuple[Word, ...] = ()
         self.finish_reason = ""
@@ -84,6 +93,16 @@ class Reply:
         self.listeners: list[Callable[[], None]] = []
         self.on_cancel = on_cancel
 
+    def note_audio(self, seconds: float, now: float) -> None:
+        """Take note of audio, which the listener plays after what it has, or at once."""
+        if seconds:
+            self.plays_until = max(self.plays_until, now) + seconds
+            self.next_chunk = min(GROWTH * seconds, LONGEST_SECONDS)
+
+    def slack(self, now: float) -> float:
+        """Seconds until the listener needs more audio; below 0 it waits for it. It begins at the first."""
+        return self.plays_until - now if self.plays_until else self.made / self.work.decoded_rate
+
     @property
     def cancelled(self) -> bool:
         return bool(self.cancelled_at)
@@ -97,6 +116,8 @@ class Reply:
     def put(self, audio: Audio, words: tuple[Word, ...] = ()) -> None:
         """Add the next piece of audio (N,) float32, and the words whose times are certain with it."""
         with self.changed:
+            if self.error:  # it was cut off
+                return
             self.words += words
             self.pieces.append(audio)
             self.samples += len(audio)
@@ -107,6 +128,14 @@ class Reply:
         """Add no more pieces. error: why the request failed, None if it did not."""
         with self.changed:
             self.error, self.ended = self.error or error, True
+        self.notify()
+
+    def cut(self, error: Exception) -> None:
+        """Forget the audio that has not been read, and end with an error, also after the end."""
+        with self.changed:
+            self.error, self.unread = error, 0
+            self.pieces.clear()
+        self.cancel()
         self.notify()
 
     def notify(self) -> None:

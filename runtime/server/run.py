@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import logging
 import os
 import socket
@@ -55,6 +56,12 @@ SILENCE = 3.0
 """Times `step_seconds` without a turn of any Python thread, after which the process ends itself."""
 TICKS = 10
 """uvicorn's ticks in a second."""
+SWITCH_SECONDS = 0.001
+"""How long a Python thread may keep the interpreter while another one waits for it. With Python's 5 ms the
+engine and health checks would wait that long again and again while a flood keeps the event loop busy."""
+COLLECTIONS = (700, 10, 3)
+"""When the garbage collector looks at young, older and all objects. With Python's (700, 10, 10) those of a
+thousand answered requests come together, and one look takes three times as long."""
 STUCK_STATUS = 70
 """The exit status if the engine thread hangs and cannot be ended (sysexits.h: a fault of the program)."""
 
@@ -80,6 +87,7 @@ class Server(uvicorn.Server):
     ) -> None:
         self.worker, self.limits = worker, worker.limits
         self.address, self.announced = "", False
+        self.frozen: Valle2 | None = None  # the model whose objects the garbage collector leaves out
         config = uvicorn.Config(
             app,
             http="h11",
@@ -140,9 +148,13 @@ class Server(uvicorn.Server):
         """
         if counter % TICKS == 0 and self.address:
             faulthandler.dump_traceback_later(SILENCE * self.worker.limits.step_seconds, exit=True)
-        if self.address and self.worker.state is WorkerState.READY and not self.announced:
-            self.announced = True
-            print(f"serving on {self.address}", file=sys.stderr, flush=True)
+        if self.address and self.worker.state is WorkerState.READY:
+            if self.frozen is not self.worker.tts:
+                self.frozen = self.worker.tts
+                freeze_objects()
+            if not self.announced:
+                self.announced = True
+                print(f"serving on {self.address}", file=sys.stderr, flush=True)
         ends = await super().on_tick(counter)
         if self.worker.failure and self.address:
             self.config.timeout_graceful_shutdown, ends = FAILED_SECONDS, True
@@ -209,6 +221,18 @@ class HealthThread:
         self.thread.join(FAILED_SECONDS)
 
 
+def freeze_objects() -> None:
+    """Let the garbage collector leave out all objects that there are now: the model, the app, the libraries.
+
+    No thread of the process runs while it looks at them all, which takes 0.1 s, and requests make it do so
+    every few seconds. Called again for a new model, it frees the old one's first.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTIONS)
+
+
 def serve(
     load: Callable[[int], Valle2],
     limits: Limits,
@@ -238,6 +262,7 @@ def serve(
     """
     set_up_logging(log_format)
     limit_logs()
+    sys.setswitchinterval(SWITCH_SECONDS)
     faulthandler.enable()  # a crash of native code names the Python line that called it
     limits = replace(limits, connections=most_connections(limits.connections))
     listener = open_listener(host, port, limits.stall_seconds)

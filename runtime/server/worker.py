@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from typing import Any
+from weakref import WeakSet
 
 from valle2.engine.errors import QueueFullError, Valle2Error
 from valle2.runtime.audio.chunks import FIRST_CHUNK_SECONDS
@@ -47,6 +48,8 @@ LOADING_JOIN_SECONDS = 5.0
 NOBODY = Client()
 """The client of requests that come without one."""
 STOPPING = "the server is stopping; try again in a few seconds"
+UNREAD_REPLIES = 8
+"""All replies together may keep the unread audio of so many that keep `unread_seconds`."""
 MAX_UPLOADS = 4
 """Recordings that are being read or wait for it."""
 
@@ -89,6 +92,7 @@ class Worker:
         self.load, self.limits, self.metrics = load, limits, metrics or Metrics()
         self.admission = Admission(limits)
         self.running: dict[RequestId, Reply] = {}
+        self.unread = WeakSet[Reply]()  # replies whose audio may not be read yet, also after their end
         self.text_thread = ThreadPoolExecutor(1, "valle2-text")
         self.voice_thread = ThreadPoolExecutor(1, "valle2-voice")
         self.uploads = 0
@@ -149,6 +153,8 @@ class Worker:
                 raise
         if displaced:
             self.close_reply(displaced, self.admission.displaced())
+        with self.changed:
+            self.unread.add(reply)
         note_reply(reply, tts.sample_rate)
         self.text_thread.submit(self.encode_next, tts)
         return reply
@@ -385,7 +391,7 @@ class Worker:
                 seconds = time.perf_counter() - began
                 self.metrics.step_seconds.observe(seconds)
                 self.measure(events, seconds, tts.need_codec().frame_rate)
-                self.deliver(events)
+                self.deliver(events, tts)
             self.last_turn = time.perf_counter()
             self.update_gauges(tts)
 
@@ -459,7 +465,7 @@ class Worker:
         with self.changed:
             self.admission.speed.add(made, seconds)
 
-    def deliver(self, events: list[Event]) -> None:
+    def deliver(self, events: list[Event], tts: Valle2) -> None:
         """Give each reply its new audio, and its end."""
         for event in events:
             reply = self.running.get(event.request)
@@ -468,12 +474,28 @@ class Worker:
             if isinstance(event, AudioChunk):
                 reply.timings = event.timings
                 self.metrics.record_chunk(reply)  # before the client's thread can run
+                reply.note_audio(len(event.audio) / tts.sample_rate, reply.last_at)
                 reply.put(event.audio, event.words)
+                self.bound_unread(tts.sample_rate)
             else:
                 del self.running[event.request]
                 if isinstance(event, Done):
                     reply.finish_reason = event.finish_reason
                 self.close_reply(reply, event.error if isinstance(event, Failed) else None)
+
+    def bound_unread(self, rate: int) -> None:
+        """Cut off the reader who has the most to read, if all of them together have too much. rate: Hz.
+
+        A reader who is slow but steady may take hours, and the memory of its audio as long.
+        """
+        most = UNREAD_REPLIES * self.limits.unread_seconds
+        with self.changed:
+            replies = list(self.unread)
+        if sum(reply.unread for reply in replies) > most * rate:
+            largest = max(replies, key=lambda reply: reply.unread)
+            largest.cut(
+                SlowReaderError(f"more than {most:g} s of audio of all clients were not read; read faster")
+            )
 
     def close_reply(self, reply: Reply, error: Exception | None) -> None:
         """End a reply and count it. Does nothing if it has ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,9 @@ from valle2.runtime.tts import MIN_PROMPT_SECONDS, Valle2
 from valle2.runtime.types import Prompt
 from valle2.runtime.types import Request as SpeechRequest
 
+VOICE_FILES = ThreadPoolExecutor(1, "valle2-voices")
+"""Lists of voices are read here, one after the other. In the framework's forty threads they would keep the
+interpreter from the engine."""
 PAGE = Path(__file__).with_name("page")
 CONTENT_POLICY = {
     "default-src": "'none'",
@@ -224,14 +228,18 @@ def add_speech(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
 def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
     """Add the routes that list, upload and delete voices."""
 
+    async def listing() -> list[dict[str, Any]]:
+        tts = worker.need_ready()
+        return await asyncio.get_running_loop().run_in_executor(VOICE_FILES, store.listing, tts)
+
     @app.get("/v1/voices")
-    def voices() -> dict[str, Any]:
-        return {"voices": store.listing(worker.need_ready())}
+    async def voices() -> dict[str, Any]:
+        return {"voices": await listing()}
 
     @app.get("/v1/audio/voices")
-    def audio_voices() -> dict[str, Any]:
+    async def audio_voices() -> dict[str, Any]:
         """The list with an `id` for each voice, as Open WebUI reads it."""
-        voices = store.listing(worker.need_ready())
+        voices = await listing()
         return {"voices": [{"id": voice["name"], **voice} for voice in voices]}
 
     @app.post("/v1/voices", status_code=201, openapi_extra=FORM_BODY)
@@ -248,8 +256,9 @@ def add_voices(app: FastAPI, worker: Worker, store: VoiceStore) -> None:
         return {"name": name, "seconds": seconds, "warnings": list(made.warnings)}
 
     @app.delete("/v1/voices/{name}")
-    def remove(name: str) -> dict[str, Any]:
-        store.remove(worker.need_ready(), name)
+    async def remove(name: str) -> dict[str, Any]:
+        tts = worker.need_ready()
+        await asyncio.get_running_loop().run_in_executor(VOICE_FILES, store.remove, tts, name)
         return {"deleted": name}
 
 

@@ -58,9 +58,9 @@ POLL_SECONDS = 0.1
 """How often a session looks at its time limits and at the state of the server."""
 REFUSED = "the server is stopping and takes no more text; connect again"
 MAX_WARNINGS = 100
+"""Warnings that are kept for one message."""
 SETTINGS = ("seed", "min_frames", "max_frames", "loop_frames", "retries")
 """Settings that the first message may carry."""
-"""Warnings that one message lists."""
 
 
 class Mark(Enum):
@@ -316,7 +316,7 @@ class Session:
 
     def outcome(self) -> dict[str, Any]:
         """The finish reason over the sentences since the last such message, and their warnings, each once."""
-        warnings, reason = list(self.warnings)[:MAX_WARNINGS], worst_reason(self.reasons)
+        warnings, reason = list(self.warnings), worst_reason(self.reasons)
         self.warnings, self.reasons = {}, set()
         return {"finish_reason": reason, "warnings": warnings}
 
@@ -352,7 +352,9 @@ class Session:
                     listed = [described(Word(one.text, began + one.start, began + one.end)) for one in words]
                     await self.send({"type": "words", "words": listed})
             self.reasons.add(reply.finish_reason)
-            self.warnings |= dict.fromkeys(reply.warnings)
+            for warning in reply.warnings:
+                if len(self.warnings) < MAX_WARNINGS:
+                    self.warnings[warning] = None
         finally:
             reply.cancel()
             self.reply = None

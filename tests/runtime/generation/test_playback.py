@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Sequence_
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from valle2.runtime import Prompt, Request, Settings, Valle2
 from valle2.runtime.generation.engine import AudioChunk, Event, SynthesisState, WaitFor
+from valle2.runtime.generation.joint_calls import Call
 from valle2.runtime.generation.playback import FIRST_CHUNK_SECONDS, WHOLE_SECONDS, Playback
 from valle2.runtime.generation.scheduler import Scheduler
 from valle2.runtime.generation.sequence import Sequence
 
 LONG = Settings(top_p=1.0, threshold=1.0, max_frames=200, seed=4)
+
+
+class NoCall(Call):
+    """A call that does nothing."""
+
+    stage = "nar"
+
+    @property
+    def key(self) -> str:
+        return ""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return (1,)
+
+    def run(self, others: Sequence_[Any]) -> None:
+        pass
 
 
 @pytest.fixture
@@ -88,10 +108,44 @@ def test_a_first_chunk_goes_before_a_stream_with_slack(two: Valle2, voice: Promp
     order.clear()
     while not any(isinstance(event, AudioChunk) and event.request == new for event in events):
         events = engine.step()
-    turns = [identifier for identifier in order if identifier == new]
-    began = order.index(new)
-    assert len(turns) == 8 and order[began:] == turns, "another request had a turn between the first's"
+    assert order == [new] * 8, "another request had a turn before the new one's first chunk"
     assert {old, whole} & {state.id for state in engine.requests}
+
+
+@pytest.mark.parametrize(
+    ("wait_for", "due", "whole", "called"),
+    [
+        (WaitFor.STEP, 1.0, False, False),
+        (WaitFor.STEP, 3.0, False, True),
+        (WaitFor.STEP, 1.0, True, True),
+        (WaitFor.ROW, 1.0, False, True),
+    ],
+)
+def test_a_call_waits_for_the_steps_of_a_listener_who_is_due_before(
+    two: Valle2, voice: Prompt, wait_for: WaitFor, due: float, whole: bool, called: bool
+) -> None:
+    """A NAR pass between two AR steps would keep the listener waiting; steps for nobody keep no call."""
+    engine, turns = two.engine, list[int]()
+    for _ in range(2):
+        engine.add(two.encode(Request("hello there", voice, LONG), 0.2))
+    decoding, ready = engine.requests
+    decoding.wait_for, decoding.playback = wait_for, Playback(due, whole)
+    ready.wait_for, ready.playback, ready.call = WaitFor.TURN, Playback(2.0), NoCall()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine, "advance", lambda state: turns.append(state.id))
+        engine.advance_requests()
+    assert (ready.id in turns) is called
+    for state in list(engine.requests):
+        engine.cancel(state.id)
+
+
+def test_a_request_without_a_row_waits_for_one(two: Valle2, voice: Prompt) -> None:
+    engine = two.engine
+    for _ in range(3):
+        engine.add(two.encode(Request("hello there", voice, LONG), 0.2))
+    for _ in range(3):
+        engine.step()
+    assert [state.wait_for for state in engine.requests] == [WaitFor.STEP, WaitFor.STEP, WaitFor.ROW]
 
 
 def test_the_order_changes_no_codes(two: Valle2, voice: Prompt) -> None:

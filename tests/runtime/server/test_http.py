@@ -270,7 +270,7 @@ def test_another_sites_page_is_refused(server: tuple[str, Worker]) -> None:
 def test_disconnect_frees_the_slot(server: tuple[str, Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     base, worker = server
     assert worker.tts and worker.tts.codec
-    decode: Callable[[np.ndarray], np.ndarray] = worker.tts.codec.decode
+    decode: Callable[[np.ndarray], np.ndarray] = worker.tts.codec.decode_rows
     left, calls = threading.Event(), 0
 
     def first_at_once(codes: np.ndarray) -> np.ndarray:
@@ -281,7 +281,7 @@ def test_disconnect_frees_the_slot(server: tuple[str, Worker], monkeypatch: pyte
         return decode(codes)
 
     text = LONG * 4
-    monkeypatch.setattr(worker.tts.codec, "decode", first_at_once)
+    monkeypatch.setattr(worker.tts.codec, "decode_rows", first_at_once)
     body = {"input": text, "voice": "amber", "response_format": "pcm"}
     with httpx.stream("POST", f"{base}/v1/audio/speech", json=body, timeout=60) as response:
         pieces = response.iter_raw()  # kept, because dropping it closes the connection
@@ -300,7 +300,7 @@ def test_an_error_after_the_first_byte_aborts(
 ) -> None:
     worker = server[1]
     assert worker.tts and worker.tts.codec
-    decode: Callable[[np.ndarray], np.ndarray] = worker.tts.codec.decode
+    decode: Callable[[np.ndarray], np.ndarray] = worker.tts.codec.decode_rows
     calls: list[int] = []
 
     def second_fails(codes: np.ndarray) -> np.ndarray:
@@ -309,7 +309,7 @@ def test_an_error_after_the_first_byte_aborts(
             raise BackendError("the device is gone")
         return decode(codes)
 
-    monkeypatch.setattr(worker.tts.codec, "decode", second_fails)
+    monkeypatch.setattr(worker.tts.codec, "decode_rows", second_fails)
     with pytest.raises(httpx.RemoteProtocolError):
         speak(server[0], input=LONG, response_format="pcm")
 

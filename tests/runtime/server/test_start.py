@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -18,12 +20,14 @@ from tests.runtime.server.conftest import wait_until
 from valle2.benchmarks.serving.client import ServerProcess
 from valle2.runtime.cli.main import main
 from valle2.runtime.server import run
+from valle2.runtime.server.http.app import make_app
 from valle2.runtime.server.keys import Keys
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.store import VoiceStore
 from valle2.runtime.server.worker import Worker
 from valle2.runtime.tts import Valle2
 
+FREEZE = run.freeze_objects
 BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "no model": (["--model", "/nonexistent"], "unknown model"),
     "no bundle": (["--model", "{folder}"], "manifest"),
@@ -88,6 +92,34 @@ def test_a_native_crash_ends_the_process_and_a_supervisor_starts_it_again(bundle
             served.start()  # as `Restart=on-failure` does
 
 
+def test_the_garbage_collector_leaves_out_each_model_that_is_loaded(
+    worker: Worker, load: Callable[[int], Valle2], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collection of all objects holds up every thread of the server."""
+    listening = run.open_listener("127.0.0.1", 0, 1.0)
+    server = run.Server(make_app(worker, VoiceStore(tmp_path)), worker, listening, lifespan="off")
+    server.address, frozen, thresholds = "http://here", list[int](), gc.get_threshold()
+
+    def freeze() -> None:
+        FREEZE()
+        frozen.append(len(gc.get_objects()))
+
+    monkeypatch.setattr(run, "freeze_objects", freeze)
+    before = len(gc.get_objects())
+    try:
+        for _ in range(2):
+            asyncio.run(server.on_tick(1))
+        assert len(frozen) == 1 and frozen[0] < before / 10
+        worker.tts = load(2)  # as after a restart of the engine
+        asyncio.run(server.on_tick(1))
+        assert len(frozen) == 2 and gc.get_threshold() == run.COLLECTIONS
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
+        listening.close()
+        os.close(server.port.spare)
+
+
 def test_a_hung_engine_ends_the_process(
     load: Callable[[int], Valle2], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,4 +144,6 @@ def test_a_hung_engine_ends_the_process(
     with pytest.raises(Exit):
         run.serve(load, limits, "127.0.0.1", 0, store, Keys())
     said = capfd.readouterr().err
+    gc.unfreeze()
+    assert sys.getswitchinterval() == pytest.approx(run.SWITCH_SECONDS)
     assert ends == [run.STUCK_STATUS] and "serving on" in said and "hangs" in said

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -16,6 +17,7 @@ pytest.importorskip("fastapi", reason="needs the extra: serve")
 
 from safetensors import SafetensorError
 
+from tests.runtime.server.conftest import serving
 from valle2.runtime import Prompt, Valle2
 from valle2.runtime.errors import PromptError, SettingsError
 from valle2.runtime.server import store
@@ -29,6 +31,7 @@ from valle2.runtime.server.store import (
     VoiceStore,
     VoiceTakenError,
 )
+from valle2.runtime.server.worker import Worker
 
 
 def test_a_server_sees_what_another_deletes_and_replaces(tts: Valle2, voice: Prompt, tmp_path: Path) -> None:
@@ -173,3 +176,23 @@ def test_a_voice_deleted_meanwhile(
     for act in (voices.find, voices.remove):
         with pytest.raises(UnknownVoiceError):
             act(tts, "mine")
+
+
+def test_lists_are_read_one_after_the_other(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In many threads at once they would keep the interpreter from the engine."""
+    reading, most = list[int](), list[int]()
+
+    def listing(self: VoiceStore, tts: Valle2) -> list[object]:
+        reading.append(1)
+        most.append(len(reading))
+        time.sleep(0.02)
+        reading.pop()
+        return []
+
+    monkeypatch.setattr(VoiceStore, "listing", listing)
+    with serving(worker, tmp_path) as address, ThreadPoolExecutor(8) as pool:
+        paths = ["/v1/voices", "/v1/audio/voices"] * 6
+        answers = list(pool.map(lambda path: urlopen(address + path).read(), paths))
+    assert answers == [b'{"voices":[]}'] * 12 and most == [1] * 12

@@ -11,9 +11,10 @@ import pytest
 
 from tests.runtime.server.conftest import LONG, break_engine, idle, wait_until
 from valle2.engine.errors import QueueFullError
-from valle2.runtime import Request, Settings, Valle2
+from valle2.runtime import Prompt, Request, Settings, Valle2
 from valle2.runtime.generation.engine import Event
 from valle2.runtime.server.admission import Ratio
+from valle2.runtime.server.keys import Client
 from valle2.runtime.server.limits import Limits
 from valle2.runtime.server.reply import Reply
 from valle2.runtime.server.worker import (
@@ -79,7 +80,7 @@ def test_a_failure_stays_with_its_request(worker: Worker) -> None:
 
 def test_out_of_memory_is_one_requests_error(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker.tts and worker.tts.codec
-    decode, calls = worker.tts.codec.decode, []
+    decode, calls = worker.tts.codec.decode_rows, []
 
     def once(codes: np.ndarray) -> np.ndarray:
         calls.append(1)
@@ -87,7 +88,7 @@ def test_out_of_memory_is_one_requests_error(worker: Worker, monkeypatch: pytest
             raise MemoryError("no more")
         return decode(codes)
 
-    monkeypatch.setattr(worker.tts.codec, "decode", once)
+    monkeypatch.setattr(worker.tts.codec, "decode_rows", once)
     replies = [ask(worker), ask(worker, seed=4)]
     ended = []
     for reply in replies:
@@ -138,6 +139,29 @@ def test_time_speech_and_reading_are_bounded(
         assert idle(worker)
     finally:
         worker.stop()
+
+
+def test_the_unread_audio_of_all_clients_is_bounded(load: Callable[[int], Valle2]) -> None:
+    """Readers who are slow but steady keep audio for hours after it was made."""
+    worker = Worker(load, Limits(unread_seconds=1.0))
+    voice = Prompt(np.zeros((1, 8), np.int64), "a")
+    replies = [Reply(Request("a", voice, Settings()), 0.4, worker.drop, Client()) for _ in range(4)]
+    worker.unread.update(replies)
+    for reply, size in zip(replies, (30, 40, 9, 0), strict=True):
+        reply.put(np.zeros(size, np.float32))
+    for reply in replies[:3]:
+        reply.end()
+    worker.bound_unread(10)
+    assert not any(reply.error for reply in replies)
+    replies[3].put(np.zeros(2, np.float32))
+    worker.bound_unread(10)
+    assert [bool(reply.error) for reply in replies] == [False, True, False, False]
+    with pytest.raises(SlowReaderError, match="more than 8 s of audio of all clients"):
+        list(replies[1])
+    replies[3].cut(SlowReaderError("slow"))
+    replies[3].put(np.zeros(5, np.float32))
+    assert replies[3].cancelled and not replies[3].pieces and not replies[3].unread
+    assert sum(map(len, replies[0])) == 30
 
 
 def test_draining_ends_streams_and_takes_nothing(worker: Worker) -> None:
