@@ -6,6 +6,7 @@ fails before that, the old content stays as it was.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -19,6 +20,8 @@ from valle2.engine.errors import Valle2Error
 
 PART_SUFFIX = ".part"
 """Of the names that content has while it is written: hidden, random, and short enough for any file system."""
+OCCUPIED = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
+"""What systems answer to a folder's rename if something else than an empty folder has the name."""
 READ_BYTES = 2**20
 """Bytes of a file that are read at once."""
 
@@ -114,8 +117,8 @@ def swap_folder(part: Path, target: Path, is_kept: Callable[[], bool] | None = N
     try:
         part.rename(target)
         return
-    except OSError:
-        if not target.exists():
+    except OSError as error:
+        if error.errno not in OCCUPIED or not target.exists():
             raise
     if is_kept is not None and is_kept():
         return

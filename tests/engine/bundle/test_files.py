@@ -105,7 +105,7 @@ def test_a_failure_while_writing_leaves_the_folder(folder: Path, error: type[Bas
     assert list(folder.parent.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize("failing", [1, 2])
+@pytest.mark.parametrize("failing", [1, 2, 3])
 def test_a_failed_rename_brings_the_folder_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
