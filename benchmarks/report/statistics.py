@@ -31,8 +31,8 @@ def ratio_percentiles(values: Sequence[float], *points: int) -> dict[str, float]
 
 
 def share(amount: float, rate: float, seconds: float) -> float | None:
-    """`amount` over what `rate` allows in `seconds`; None where no rate was measured."""
-    return round(amount / rate / seconds, 3) if rate else None
+    """`amount` over what `rate` allows in `seconds`, in three digits; None where no rate was measured."""
+    return float(f"{amount / rate / seconds:.3g}") if rate else None
 
 
 def slope(points: Mapping[int, float]) -> float:
