@@ -21,7 +21,7 @@ from valle2.runtime import Request, Settings, Speech, Valle2
 from valle2.runtime.generation.nar_runner import NARRunner, NARState
 from valle2.runtime.tts import find_model
 
-TEXT, SETTINGS = "Good morning.", Settings(seed=3, max_frames=120)
+TEXT, SETTINGS = "Good morning.", Settings(seed=4, max_frames=120)
 
 
 SHORT = "Good morning.", "It rains today.", "Two cats."
