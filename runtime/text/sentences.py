@@ -62,15 +62,20 @@ LOOKAHEAD = 8
 """Characters after a mark that decide whether a sentence goes on there."""
 MIDDLE = 0.3
 """How far from the middle, as a share of the length, a clause's end is preferred to a word's."""
+DIGIT, DIGIT_LENGTH = re.compile(r"\d"), 6
+"""Letters that a digit is read with, about: "4096" is "four thousand ninety six"."""
+MANY_DIGITS = 1.5
+"""Letters that a text of many digits is read with, for each of its characters."""
 HOPELESS = 8
 """Characters a token, above which a sentence is cut without counting its tokens."""
 SURELY_TOO_LONG = 1.5
 """A part is cut without counting its tokens if it has so many times the limit by its share of the whole."""
 SURELY_BY_SAMPLE = 1.0
 """The same in a sentence that is many times too long, so that few parts are counted in vain."""
-LONG, SAMPLE, VERY_LONG = 256, 64, 8
-"""Characters of a sentence whose tokens are first estimated by a sample, characters of the sample, and times
-the limit from which on the estimate decides how often it is cut."""
+LONG, SAMPLE, VERY_LONG, VERY_LONG_IN_DIGITS = 256, 64, 8, 2
+"""Characters of a sentence whose tokens are first estimated by a sample; characters of the sample; times the
+limit from which on the estimate decides how often it is cut, and the same for a text of many digits, which is
+costly to read."""
 NEAR_WORD = 16
 """Characters from the middle in which a word's end is looked for first."""
 TOGETHER = 4096
@@ -119,7 +124,7 @@ class Cutter:
             TextError: a single character has more than `most` tokens.
         """
         waiting = deque(
-            Part(text, WORD_END.search(text) is None, is_long=len(text) > LONG) for text in sentences
+            Part(text, WORD_END.search(text) is None, is_long=is_long(text)) for text in sentences
         )
         while waiting:
             found = self.step(taken(waiting))
@@ -143,8 +148,10 @@ class Cutter:
 
     def estimate(self, part: Part) -> None:
         """Estimate the tokens of a long part if it is many times too long by a sample."""
-        tokens = self.count(sample(part.text)) * len(part.text) / SAMPLE
-        if tokens > VERY_LONG * self.limit(part):
+        seen = sample(part.text)
+        tokens = self.count(seen) * spoken_length(part.text) / spoken_length(seen)
+        times = VERY_LONG_IN_DIGITS if many_digits(part.text) else VERY_LONG
+        if tokens > times * self.limit(part):
             part.estimate, part.surely = tokens, SURELY_BY_SAMPLE
         part.is_long = False
 
@@ -182,12 +189,13 @@ class Cutter:
                 f"{readable(text)!r} is longer than the model's {self.most} tokens, which the prompt's text "
                 "leaves; use a shorter prompt"
             )
-        cut, density = len(text) // 2 if in_word else middle(text), tokens / len(text)
+        cut = len(text) // 2 if in_word else middle(text)
+        density = tokens / spoken_length(text)
         for half in filter(None, (text[:cut].strip(), text[cut:].strip())):
             a_word = in_word or WORD_END.search(half) is None
             # how many tokens one word has does not follow from the words around it
-            estimate = density * len(half) if in_word or not a_word else 0.0
-            yield Part(half, a_word, estimate, part.surely, not estimate and len(half) > LONG)
+            estimate = density * spoken_length(half) if in_word or not a_word else 0.0
+            yield Part(half, a_word, estimate, part.surely, not estimate and is_long(half))
 
 
 def split_sentences(
@@ -218,6 +226,21 @@ def taken(parts: deque[Part]) -> list[Part]:
         found.append(parts.popleft())
         length += len(found[-1].text)
     return found
+
+
+def spoken_length(text: str) -> int:
+    """About how many letters a text is read with."""
+    return len(text) + (DIGIT_LENGTH - 1) * len(DIGIT.findall(text))
+
+
+def is_long(text: str) -> bool:
+    """Are a text's tokens estimated first, because it is costly to count them?"""
+    return len(text) > LONG or (len(text) > SAMPLE and many_digits(text))
+
+
+def many_digits(text: str) -> bool:
+    """Is a text read with many more letters than it is written with?"""
+    return spoken_length(text) > MANY_DIGITS * len(text)
 
 
 def sample(text: str) -> str:

@@ -25,7 +25,7 @@ from valle2.runtime import Request, Valle2
 from valle2.runtime.text import normalise as normaliser
 from valle2.runtime.text.annotations.unread import CONTEXTS, SIGNS, kind_of, spoken_in
 from valle2.runtime.text.letter_rules import LetterRules
-from valle2.runtime.text.sentences import split_sentences
+from valle2.runtime.text.sentences import SAMPLE, split_sentences
 from valle2.runtime.text.table import parse_table
 from valle2.runtime.text.tokenizer import TextFrontEnd
 from valle2.runtime.text.written import Rule, RuleSet, either, markup
@@ -263,3 +263,20 @@ def test_a_word_among_others_is_not_cut_by_an_estimate() -> None:
     text = f"{'8 ' * 40}{long_word} " * 20
     parts = split_sentences(text, 30, 60, lambda piece: sum(8 if c.isdigit() else 1 for c in piece))
     assert sum(long_word in part for part in parts) == 20
+
+
+@pytest.mark.parametrize("part", ["1:30:45 ", "5,432 km/h ", "2024-01-15 and ", "$1,234.50 ", "12 / 7 = 3 "])
+@pytest.mark.parametrize("length", [100, 250, 900, 4000])
+def test_a_sentence_of_numbers_is_cut_before_it_is_read_whole(part: str, length: int) -> None:
+    """Its estimate takes a digit as several letters, so few parts are read that are then cut."""
+    read: list[str] = []
+
+    def count(piece: str) -> int:
+        read.append(piece)
+        return sum(7 if character.isdigit() else 1 for character in piece)
+
+    text = (part * length)[:length].strip()
+    parts = list(split_sentences(text, 80, 300, count))
+    assert "".join("".join(parts).split()) == "".join(text.split())
+    assert sum(map(len, read)) < 1.5 * length + SAMPLE
+    assert all(count(piece) <= 80 for piece in parts)
