@@ -24,6 +24,7 @@ from valle2.benchmarks.report.statistics import growth, longest_wait, percentile
 from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.serving.attacks import FIRST_ADDRESS, Attack, Load
 from valle2.benchmarks.serving.client import ServerProcess, address, get, listen, speech_body, wait
+from valle2.engine.errors import Valle2Error
 
 SHORT_TEXT = "Hello."
 SETTLE_SECONDS = 60.0
@@ -96,7 +97,8 @@ class HealthPolls:
         self.answers: list[tuple[int, float]] = []
         self.late: list[float] = []
         self.process.start()
-        self.here.recv()
+        there.close()  # so that nothing is waited for if the process dies
+        self.receive()
 
     def start(self) -> None:
         """Begin to ask."""
@@ -105,8 +107,19 @@ class HealthPolls:
     def stop(self) -> None:
         """Ask no more, and note what was found."""
         self.here.send("stop")
-        self.answers, self.late = self.here.recv()
+        self.answers, self.late = self.receive()
         self.process.join()
+
+    def receive(self) -> Any:
+        """What the process says next.
+
+        Raises:
+            Valle2Error: it has ended.
+        """
+        try:
+            return self.here.recv()
+        except EOFError:
+            raise Valle2Error("the process of the health checks has ended; its error is above") from None
 
 
 def poll_health(port: int, other: Connection) -> None:

@@ -86,17 +86,27 @@ class ServerProcess:
 
     Args:
         module: what `python -m` runs; by default the command line.
+        drain_seconds: for running streams after SIGTERM, 0 for the server's default.
 
     Attributes:
         health_port: of the listener for health checks alone. It is kept over a restart as well.
     """
 
-    def __init__(self, model: str, slots: int, threads: int, module: str = COMMAND_LINE) -> None:
+    def __init__(
+        self,
+        model: str,
+        slots: int,
+        threads: int,
+        module: str = COMMAND_LINE,
+        drain_seconds: float = 0.0,
+    ) -> None:
         self.module = module
         self.folder = tempfile.TemporaryDirectory()
         self.options = ["--model", model, "--slots", str(slots), "--threads", str(threads)]
         self.health_port, self.port = free_port(), 0
         self.options += ["--voices-dir", self.folder.name, "--health-port", str(self.health_port)]
+        if drain_seconds:
+            self.options += ["--drain-seconds", f"{drain_seconds:g}"]
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.tracebacks = 0
         self.process: subprocess.Popen[str] | None = None

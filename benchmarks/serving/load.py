@@ -29,6 +29,7 @@ from valle2.benchmarks.serving.chaos import chaos, soak
 from valle2.benchmarks.serving.chaos import table as chaos_table
 from valle2.benchmarks.serving.client import Answer, ServerProcess, listen, on_time, speech_body
 from valle2.runtime import Settings, Valle2
+from valle2.runtime.server.limits import Limits
 
 POINTS = (50, 95, 99)
 DISCONNECT_SECONDS = 10.0
@@ -60,7 +61,9 @@ def serve(
     tts = Valle2.load(model, threads=threads)
     samples = tts.need_codec().sample_rate
     progress("starting the server")
-    with ServerProcess(model, slots, threads) as server:
+    # clients that do not read hold up a restart as long as it may take
+    drain_seconds = min(chaos_seconds, Limits().drain_seconds)
+    with ServerProcess(model, slots, threads, drain_seconds=drain_seconds) as server:
         progress("first audio and disconnects")
         first = first_audio(server, tts, text, seed, repeats)
         gone = disconnects(server, text, seed, repeats, samples)

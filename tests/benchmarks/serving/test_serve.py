@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from io import BytesIO
@@ -17,7 +18,7 @@ pytest.importorskip("fastapi", reason="needs the extra: serve")
 from valle2.benchmarks.cli import check_criteria
 from valle2.benchmarks.report.statistics import silences
 from valle2.benchmarks.serving.attacks import LENGTH
-from valle2.benchmarks.serving.chaos import Watch, criteria, failed, settled
+from valle2.benchmarks.serving.chaos import HealthPolls, Watch, criteria, failed, settled
 from valle2.benchmarks.serving.chaos import table as chaos_table
 from valle2.benchmarks.serving.client import Answer, ServerProcess, address
 from valle2.benchmarks.serving.hostile import recordings, texts
@@ -33,7 +34,7 @@ from valle2.runtime.errors import PromptError
 
 @pytest.mark.serial
 def test_a_short_run(bundle: Path) -> None:
-    result = serve(str(bundle), "hello there", 3, 2, 5.0, 3, 1, 2, chaos_seconds=3.0, soak_requests=4)
+    result = serve(str(bundle), "hello there", 3, 2, 5.0, 3, 1, 2, chaos_seconds=6.0, soak_requests=4)
     assert json.loads(json.dumps(result)) == result
     assert result["open_loop"]["statuses"] == {"200": 3} and not result["open_loop"]["cut"]
     chaos, soak = result["chaos"], result["soak"]
@@ -201,3 +202,10 @@ def test_a_server_that_ended_is_an_error_with_its_log() -> None:
     server.folder.cleanup()
     with pytest.raises(Valle2Error, match="ended with status 3; its log: what it said"):
         settled(server, b"", {}, 24000, 0)
+
+
+def test_a_process_of_health_checks_that_dies_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = "valle2.benchmarks.serving.chaos.poll_health"
+    monkeypatch.setattr(process, os.getpid)  # takes no arguments, so the process fails
+    with pytest.raises(Valle2Error, match="health checks has ended"):
+        HealthPolls(1)
