@@ -326,6 +326,7 @@ def endings(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
         args.prompts,
         args.requests,
         args.retries,
+        args.codebooks,
         args.seed,
         args.threads,
         args.precision,

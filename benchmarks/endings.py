@@ -24,7 +24,7 @@ from valle2.benchmarks.report.provenance import measured_on
 from valle2.benchmarks.report.tables import markdown
 from valle2.benchmarks.stages import load_model
 from valle2.engine.errors import Valle2Error
-from valle2.runtime import Prompt, Request, Speech, Valle2
+from valle2.runtime import Prompt, Request, Settings, Speech, Valle2
 from valle2.runtime.audio.levels import frame_levels
 from valle2.runtime.errors import SynthesisError
 from valle2.runtime.generation.repetition import LoopDetector
@@ -77,6 +77,7 @@ def endings(
     prompts: Path | None,
     requests: int,
     retries: int,
+    codebooks: int,
     seed: int,
     threads: int,
     precisions: Sequence[str],
@@ -88,21 +89,23 @@ def endings(
     Args:
         sentences: lines of text, of which the random texts are made. prompts: recordings of further voices,
             each with its words in a .txt file. retries: of each sentence.
+        codebooks: of the speech, 0 for all. The NAR does not decide how a request ends.
 
     Raises:
         Valle2Error: the file was made from other inputs, or one of the inputs cannot be used.
     """
     lines = read_sentences(sentences, 10**9)
     inputs = {"model": model_hash(model), "lines": len(lines), "prompts": hashes(prompts)}
-    inputs |= {"retries": retries, "seed": seed}
+    inputs |= {"retries": retries, "seed": seed, "codebooks": codebooks}
     result = resumed(out, inputs)
     for precision in precisions:
         rows = result["rows"].setdefault(precision, [])
         with load_model(model, threads=threads, precision=precision, slots=SLOTS) as tts:
+            settings = replace(tts.settings(), retries=retries, codebooks=codebooks)
             voices = [*map(tts.voice, tts.voices()), *recorded(tts, prompts)]
             while len(rows) < requests:
                 numbers = range(len(rows), min(len(rows) + BATCH, requests))
-                made = [random_request(tts, lines, voices, seed, number, retries) for number in numbers]
+                made = [random_request(settings, lines, voices, seed, number) for number in numbers]
                 rows.extend(list(astuple(one)) for one in spoken(tts, made))
                 save(out, result)
                 progress(f"{precision}: {len(rows)} of {requests}")
@@ -125,7 +128,9 @@ def resumed(out: Path, inputs: Result) -> Result:
     except (OSError, ValueError, KeyError, TypeError):
         raise Valle2Error(f"{out} is no file of `bench endings`; pass another --out") from None
     if not same:
-        raise Valle2Error(f"{out} has results of another model, text, seed or prompts; pass another --out")
+        raise Valle2Error(
+            f"{out} has results of another model, text, seed, prompts or codebooks; pass another --out"
+        )
     return empty | {"rows": kept["rows"]}
 
 
@@ -136,12 +141,12 @@ def recorded(tts: Valle2, folder: Path | None) -> list[Prompt]:
 
 
 def random_request(
-    tts: Valle2, lines: Sequence[str], voices: Sequence[Prompt], seed: int, number: int, retries: int
+    settings: Settings, lines: Sequence[str], voices: Sequence[Prompt], seed: int, number: int
 ) -> Request:
     """The request of a number: always the same one."""
     source = random.Random(f"{seed} {number}")
-    settings = replace(tts.settings(), seed=seed + number, retries=retries)
-    return Request(random_text(source, lines), source.choice(voices), settings)
+    text, voice = random_text(source, lines), source.choice(voices)
+    return Request(text, voice, replace(settings, seed=seed + number))
 
 
 def random_text(source: random.Random, lines: Sequence[str]) -> str:

@@ -148,6 +148,13 @@ OPTIONS = (
         default=[],
         metavar="8,3",
     ),
+    option(
+        "--codebooks",
+        ENDINGS,
+        "codebooks of the speech, 0 for all: the NAR does not decide how a request ends (default: 0)",
+        type=int,
+        default=0,
+    ),
     option("--engine", ON_A_DEVICE, "ort, tensorrt, tensorrt-rtx ... (default: ort)", default="ort"),
     option("--slots", MANY_REQUESTS, "rows of the batch (default: 8)", type=int, default=8),
     option("--requests", MANY_REQUESTS, "requests of the loop (default: 40)", type=int, default=40),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,8 @@ def test_silence_that_counts_as_a_success_is_found() -> None:
 
 
 def test_reasons_are_counted(tts: Valle2, monkeypatch: pytest.MonkeyPatch) -> None:
-    voices = [tts.voice(tts.default_voice())]
-    requests = [endings.random_request(tts, LINES, voices, 0, number, 1) for number in range(6)]
+    voices, settings = [tts.voice(tts.default_voice())], replace(tts.settings(), retries=1)
+    requests = [endings.random_request(settings, LINES, voices, 0, number) for number in range(6)]
     found = endings.spoken(tts, requests)
     assert {one.reason for one in found} <= {EOS, MAX_FRAMES, REPETITION} and all(one.frames for one in found)
     assert all(bool(one.text) == (one.reason != EOS or one.silent) for one in found)
@@ -95,7 +96,14 @@ def test_a_file_is_continued_and_one_of_other_inputs_refused(
     assert main([*args, "--requests", "5", "--out", str(whole)]) == 0
     assert json.loads(whole.read_text())["rows"] == second["rows"]
     assert main([*args, "--requests", "5", "--seed", "7"]) == 1
-    assert "results of another model, text, seed or prompts" in capsys.readouterr().err
+    assert "results of another model, text, seed, prompts or codebooks" in capsys.readouterr().err
+    few = tmp_path / "few.json"
+    assert main([*args, "--requests", "5", "--codebooks", "2", "--out", str(few)]) == 0
+    kept = [COLUMNS.index(name) for name in ("reason", "retries", "frames", "run")]
+    fewer, all_books = json.loads(few.read_text())["rows"]["fp32"], second["rows"]["fp32"]
+    assert [[row[at] for at in kept] for row in fewer] == [[row[at] for at in kept] for row in all_books]
+    assert main([*args, "--requests", "5", "--codebooks", "9", "--out", str(tmp_path / "nine.json")]) == 1
+    assert "codebooks" in capsys.readouterr().err
     out.write_text("{}")
     with pytest.raises(Valle2Error, match="no file of"):
         endings.resumed(out, {})
