@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from valle2.engine.build.cuda.nar_input import drop_text_masks, join_tail, move_
 from valle2.engine.build.cuda.nar_output import fuse_choice, fuse_head
 from valle2.engine.build.cuda.reader import Block, GraphReader, Norm, UnsupportedGraphError
 from valle2.engine.build.cuda.rewrite import replace_nodes
-from valle2.engine.build.cuda.step import MAX_HEAD, ROTARY_STEP
+from valle2.engine.build.cuda.step import takes_rotary
 from valle2.engine.build.cuda.writer import GraphWriter
 from valle2.engine.bundle.contract import LOGITS
 from valle2.engine.bundle.nar_inputs import BATCH_AXIS
@@ -43,13 +44,13 @@ def nar_graph(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelPro
     except (KeyError, IndexError, ValueError) as error:
         raise UnsupportedGraphError(f"its form is unknown ({type(error).__name__}: {error})") from None
     graph = GraphWriter()
-    rotary = write_rotary(graph, source, blocks[0], sizes)
+    seen = whole_row(graph, source, blocks[0], sizes)
     result = graph.blocks(
         source,
         "",
         blocks,
         last,
-        lambda *packed: attend(graph, blocks, sizes, rotary, *packed),
+        lambda source, name, layer: attend(graph, blocks[layer], sizes, seen, source, name),
         write_pick(graph, GraphReader(made), blocks[-1].picked),
     )
     replace_nodes(made, hidden, graph, result)
@@ -115,16 +116,36 @@ def write_pick(graph: GraphWriter, reader: GraphReader, places: str) -> Callable
     return pick
 
 
-def write_rotary(graph: GraphWriter, source: str, block: Block, sizes: Mapping[str, int]) -> list[str]:
-    """The last inputs of `GroupQueryAttention`: lengths and rotary tables. None where it is not used."""
-    width = block.qkv.weight.shape[1] // 3 // sizes["nar_heads"]
-    if block.rotary is None or width % ROTARY_STEP or width > MAX_HEAD:
-        return []
+@dataclass(frozen=True, slots=True)
+class SeenPositions:
+    """Which positions of its row an attention sees, as names of tensors.
+
+    Args:
+        places: the rotary positions (B, S), or a number that the first position of a row has.
+        ends: gives the last position of each row (B,) and S, both int32, as `GroupQueryAttention` takes them.
+        lengths: positions that are seen of each row, (B,) int32. Empty where all are.
+    """
+
+    places: str
+    ends: Callable[[], list[str]]
+    lengths: str = ""
+
+
+def whole_row(graph: GraphWriter, source: str, block: Block, sizes: Mapping[str, int]) -> SeenPositions:
+    """All positions of the one row (1, S, d) are seen."""
+    if block.rotary is None or not takes_rotary(head_width(block, sizes)):
+        return SeenPositions(block.places, list)
     count = graph.op("Shape", [source], "row_length", start=1, end=2)
     count = graph.cast(count, "row_length_32", TensorProto.INT32)
     last = graph.op("Sub", [count, graph.const("one_32", np.array([1], np.int32))], "last_position")
     total = graph.op("Squeeze", [count, graph.ints(0)], "row_total")
-    return [last, total, *rotary_tables(graph, block)]
+    rotary_tables(graph, block)
+    return SeenPositions(block.places, lambda: [last, total])
+
+
+def head_width(block: Block, sizes: Mapping[str, int]) -> int:
+    """Numbers of one head of a block."""
+    return block.qkv.weight.shape[1] // 3 // sizes["nar_heads"]
 
 
 def rotary_tables(graph: GraphWriter, block: Block) -> list[str]:
@@ -132,35 +153,27 @@ def rotary_tables(graph: GraphWriter, block: Block) -> list[str]:
 
 
 def attend(
-    graph: GraphWriter,
-    blocks: list[Block],
-    sizes: Mapping[str, int],
-    rotary: list[str],
-    source: str,
-    name: str,
-    layer: int,
+    graph: GraphWriter, block: Block, sizes: Mapping[str, int], seen: SeenPositions, source: str, name: str
 ) -> str:
-    """Full attention: (1, S, d) -> (1, S, H*D). Without rotary positions, its product is part of it."""
-    block, heads = blocks[layer], sizes["nar_heads"]
-    width = block.qkv.weight.shape[1] // 3
+    """Full attention: (B, S, d) -> (B, S, H*D). Without rotary positions, its product is part of it."""
+    width, heads = block.qkv.weight.shape[1] // 3, sizes["nar_heads"]
     if block.rotary is None:
         weight = graph.const(f"{name}.weight", block.qkv.weight)
         bias = np.zeros(3 * width, np.float32) if block.qkv.bias is None else block.qkv.bias
-        inputs = [source, weight, graph.const(f"{name}.bias", bias)]
+        inputs = [source, weight, graph.const(f"{name}.bias", bias), *filter(None, [seen.lengths])]
         return graph.contrib("Attention", inputs, [name], num_heads=heads, qkv_hidden_sizes=[width] * 3)
-    packed = graph.linear(source, block.qkv, f"{name}.qkv")
-    if rotary:
+    packed, tables = graph.linear(source, block.qkv, f"{name}.qkv"), rotary_tables(graph, block)
+    if takes_rotary(head_width(block, sizes)):
         outputs = [name, f"{name}.keys", f"{name}.values"]
         kind = {"num_heads": heads, "kv_num_heads": heads, "do_rotary": 1, "causal": 0}
-        return graph.contrib("GroupQueryAttention", [packed, "", "", "", "", *rotary], outputs, **kind)
-    # heads of another width than it takes
+        inputs = [packed, "", "", "", "", *seen.ends(), *tables]
+        return graph.contrib("GroupQueryAttention", inputs, outputs, **kind)
     parts = [f"{name}.{part}" for part in ("query", "key", "value")]
     split = helper.make_node("Split", [packed], parts, f"{name}.split", axis=2, num_outputs=3)
     graph.nodes.append(split)
     for index in range(2):
-        inputs, rotated = (
-            [parts[index], block.places, *rotary_tables(graph, block)],
-            f"{parts[index]}.rotated",
-        )
+        inputs, rotated = [parts[index], seen.places, *tables], f"{parts[index]}.rotated"
         parts[index] = graph.contrib("RotaryEmbedding", inputs, [rotated], num_heads=heads)
+    if seen.lengths:
+        parts += ["", seen.lengths]
     return graph.contrib("MultiHeadAttention", parts, [name], num_heads=heads)

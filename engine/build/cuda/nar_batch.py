@@ -14,14 +14,13 @@ from contextlib import suppress
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from valle2.engine.build.cuda.nar import read_blocks, rotary_tables
+from valle2.engine.build.cuda.nar import SeenPositions, attend, read_blocks
 from valle2.engine.build.cuda.nar_input import move_biases, pack_codebooks
 from valle2.engine.build.cuda.nar_output import fuse_head
-from valle2.engine.build.cuda.reader import Block, GraphReader, UnsupportedGraphError
+from valle2.engine.build.cuda.reader import GraphReader, UnsupportedGraphError
 from valle2.engine.build.cuda.rewrite import replace_nodes
-from valle2.engine.build.cuda.step import MAX_HEAD, ROTARY_STEP
 from valle2.engine.build.cuda.writer import GraphWriter
 
 OPTIONAL = pack_codebooks, move_biases, fuse_head
@@ -42,12 +41,13 @@ def nar_batch_graph(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.Mo
         raise UnsupportedGraphError("its last block keeps all positions")
     graph = GraphWriter()
     rows = PackedRows(graph, source)
+    seen = SeenPositions(graph.ints(0), rows.last_and_total, rows.lengths)
     result = graph.blocks(
         rows.pack(source),
         "",
         blocks,
         last,
-        lambda *packed: attend(graph, blocks, sizes, rows, *packed),
+        lambda source, name, layer: attend(graph, blocks[layer], sizes, seen, source, name),
         rows.pick,
     )
     replace_nodes(made, hidden, graph, result)
@@ -124,36 +124,3 @@ class PackedRows:
         """Positions of (B, S, d). places: their numbers (B, N) among all positions of all rows."""
         flat = self.graph.op("Flatten", [source], f"{name}_flat", axis=2)
         return self.graph.op("Gather", [flat, places], name, axis=0)
-
-
-def attend(
-    graph: GraphWriter,
-    blocks: list[Block],
-    sizes: Mapping[str, int],
-    rows: PackedRows,
-    source: str,
-    name: str,
-    layer: int,
-) -> str:
-    """Full attention over the first positions of each row: (B, S, d) -> (B, S, H*D)."""
-    block, heads = blocks[layer], sizes["nar_heads"]
-    width = block.qkv.weight.shape[1] // 3
-    if block.rotary is None:
-        weight = graph.const(f"{name}.weight", block.qkv.weight)
-        bias = np.zeros(3 * width, np.float32) if block.qkv.bias is None else block.qkv.bias
-        inputs = [source, weight, graph.const(f"{name}.bias", bias), rows.lengths]
-        return graph.contrib("Attention", inputs, [name], num_heads=heads, qkv_hidden_sizes=[width] * 3)
-    packed, tables = graph.linear(source, block.qkv, f"{name}.qkv"), rotary_tables(graph, block)
-    if not (width // heads % ROTARY_STEP or width // heads > MAX_HEAD):
-        outputs = [name, f"{name}.keys", f"{name}.values"]
-        kind = {"num_heads": heads, "kv_num_heads": heads, "do_rotary": 1, "causal": 0}
-        inputs = [packed, "", "", "", "", *rows.last_and_total(), *tables]
-        return graph.contrib("GroupQueryAttention", inputs, outputs, **kind)
-    # heads of another width than it takes
-    parts = [f"{name}.{part}" for part in ("query", "key", "value")]
-    split = helper.make_node("Split", [packed], parts, f"{name}.split", axis=2, num_outputs=3)
-    graph.nodes.append(split)
-    for index in range(2):
-        inputs, rotated = [parts[index], graph.ints(0), *tables], f"{parts[index]}.rotated"
-        parts[index] = graph.contrib("RotaryEmbedding", inputs, [rotated], num_heads=heads)
-    return graph.contrib("MultiHeadAttention", [*parts, "", rows.lengths], [name], num_heads=heads)

@@ -159,6 +159,11 @@ def check_width(graph: GraphReader, layer: int, *, rotary: bool) -> None:
         )
 
 
+def takes_rotary(width: int) -> bool:
+    """Whether `GroupQueryAttention` takes heads of this width with rotary positions."""
+    return width % ROTARY_STEP == 0 and width <= MAX_HEAD
+
+
 def ends_at_argmax(graph: GraphReader) -> bool:
     """Whether the sampler compares the likeliest class with `<eos>`."""
     ranked = next(node for node in graph.model.graph.node if node.op_type == "TopK")

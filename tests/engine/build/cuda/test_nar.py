@@ -1,4 +1,4 @@
-"""The NAR of CUDA for one row, in float32 on the CPU, where all of its operators have kernels."""
+"""The NAR of CUDA for one row and for several, in float32 on the CPU, where all of its operators have kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import Trace, toy_config
-from valle2.engine import BackendError, Placement, open_backend
+from valle2.engine import Backend, BackendError, Placement, open_backend
 from valle2.engine.backends.ort.providers import PROVIDERS
 from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.nar import nar_graph
@@ -26,6 +26,7 @@ from valle2.engine.build.precision import convert, load_graph
 from valle2.engine.bundle.contract import LOGITS, NAR_BATCH, NAR_ROW
 from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.engine.bundle.signatures import check_graph
+from valle2.engine.bundle.specs import GraphSpec
 from valle2.export.bundle import graph_spec
 from valle2.export.graphs import nar_graph as exported
 from valle2.export.models import NARModel
@@ -71,6 +72,12 @@ def made(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Make:
     return make
 
 
+def need_cuda() -> None:
+    """Skip the test without a GPU."""
+    if PROVIDERS["ort", "cuda"].name not in onnxruntime.get_available_providers():
+        pytest.skip("needs an ONNX Runtime with CUDA, and a GPU")
+
+
 def one_row(stage: int, rng: np.random.Generator) -> NARInputs[torch.Tensor]:
     """A row without padding."""
     return NARInputs(
@@ -83,27 +90,43 @@ def one_row(stage: int, rng: np.random.Generator) -> NARInputs[torch.Tensor]:
     )
 
 
+def written(
+    write: Callable[..., onnx.ModelProto], name: str, model: NARModel, path: Path, folder: Path, *, half: bool
+) -> GraphSpec:
+    """Write a graph of a NAR into a folder."""
+    graph = write(load_graph(path, "fp32"), model.config.sizes())
+    if half:
+        convert(graph, onnx.TensorProto.FLOAT16)
+    spec = written_spec(graph, f"{name}.onnx")
+    check_graph(name, spec, model.config.sizes(), 0)
+    write_graph(graph, folder / spec.file)
+    return spec
+
+
+def compare_stages(
+    model: NARModel, backend: Backend, make: Callable[[int], NARInputs[torch.Tensor]], *, half: bool
+) -> None:
+    """Logits and codes of every stage beside eager PyTorch in float32. make: the inputs of a stage."""
+    for stage in range(1, 8):
+        inputs = make(stage)
+        expected = model(inputs)
+        found = backend.run(inputs.map(torch.Tensor.numpy).feeds())
+        differ = of_target(inputs, found[LOGITS]) - of_target(inputs, expected.numpy())
+        assert np.abs(differ).max() < (0.05 if half else 1e-4)
+        wanted = of_target(inputs, model.choose(expected, inputs).numpy())
+        assert (of_target(inputs, found["codes_out"]) == wanted).mean() >= (0.9 if half else 1.0)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("style", "half"), [*((style, False) for style in STYLES), ("paper", True), ("rotary", True)]
 )
 def test_logits_and_codes_of_every_stage(made: Make, style: str, half: bool, tmp_path: Path) -> None:
     model, path = made(style)
-    graph = nar_graph(load_graph(path, "fp32"), model.config.sizes())
-    if half:
-        convert(graph, onnx.TensorProto.FLOAT16)
-    spec = written_spec(graph, f"{NAR_ROW}.onnx")
-    check_graph(NAR_ROW, spec, model.config.sizes(), 0)
-    write_graph(graph, tmp_path / spec.file)
+    spec = written(nar_graph, NAR_ROW, model, path, tmp_path, half=half)
     rng = np.random.default_rng(0)
     with open_backend(tmp_path, spec) as backend:
-        for stage in range(1, 8):
-            inputs = one_row(stage, rng)
-            expected = model(inputs)
-            found = backend.run(inputs.map(torch.Tensor.numpy).feeds())
-            assert np.abs(found[LOGITS] - expected.numpy()).max() < (0.05 if half else 1e-4)
-            same = found["codes_out"] == model.choose(expected, inputs).numpy()
-            assert same.mean() >= (0.9 if half else 1.0)
+        compare_stages(model, backend, lambda stage: one_row(stage, rng), half=half)
 
 
 @pytest.mark.parametrize("style", FEWEST)
@@ -135,7 +158,7 @@ def ragged(rows: int, stage: int, rng: np.random.Generator) -> NARInputs[torch.T
 def of_target(inputs: NARInputs[torch.Tensor], values: np.ndarray) -> np.ndarray:
     """What was computed for frames of the targets, without padding."""
     prompts, frames = inputs.prompt_lengths.numpy()[:, None], inputs.frame_lengths.numpy()[:, None]
-    places = prompts.min() + np.arange(values.shape[1])
+    places = inputs.codes.shape[1] - values.shape[1] + np.arange(values.shape[1])
     chosen: np.ndarray = values[(places >= prompts) & (places < frames)]
     return chosen
 
@@ -146,22 +169,70 @@ def of_target(inputs: NARInputs[torch.Tensor], values: np.ndarray) -> np.ndarray
 )
 def test_rows_of_different_lengths(made: Make, style: str, half: bool, tmp_path: Path) -> None:
     model, path = made(style)
-    graph = nar_batch_graph(load_graph(path, "fp32"), model.config.sizes())
-    if half:
-        convert(graph, onnx.TensorProto.FLOAT16)
-    spec = written_spec(graph, f"{NAR_BATCH}.onnx")
-    check_graph(NAR_BATCH, spec, model.config.sizes(), 0)
-    write_graph(graph, tmp_path / spec.file)
+    spec = written(nar_batch_graph, NAR_BATCH, model, path, tmp_path, half=half)
     rng = np.random.default_rng(0)
     with open_backend(tmp_path, spec) as backend:
+        compare_stages(model, backend, lambda stage: ragged((1, 2, 4, 8)[stage % 4], stage, rng), half=half)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("style", ["paper", "rotary"])
+def test_rows_together_are_those_alone(made: Make, style: str, tmp_path: Path) -> None:
+    """The logits are the same but for rounding, and the codes are the same."""
+    worst, same = rows_beside_alone(*made(style), tmp_path, Placement(), half=False)
+    assert worst < 1e-4 and same == 1.0
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("style", ["paper", "rotary", "stages", "last"])
+def test_rows_together_are_those_alone_on_a_gpu(made: Make, style: str, tmp_path: Path) -> None:
+    """The same in half precision, in which the last bit of a product depends on the number of rows."""
+    need_cuda()
+    worst, same = rows_beside_alone(*made(style), tmp_path, Placement("cuda", precision="fp16"), half=True)
+    assert worst < 0.05 and same >= 0.9
+
+
+def rows_beside_alone(
+    model: NARModel, path: Path, folder: Path, placement: Placement, *, half: bool
+) -> tuple[float, float]:
+    """Each row of joint calls beside the row alone, as the runtime runs them: `nar_batch`, `nar_row`.
+
+    Returns:
+        The greatest difference of logits, and the share of codes that are the same, of all stages.
+    """
+    worst, same, rng = 0.0, [], np.random.default_rng(0)
+    joint_graph = written(nar_batch_graph, NAR_BATCH, model, path, folder, half=half)
+    row_graph = written(nar_graph, NAR_ROW, model, path, folder, half=half)
+    with (
+        open_backend(folder, joint_graph, placement) as joint,
+        open_backend(folder, row_graph, placement) as alone,
+    ):
         for stage in range(1, 8):
-            inputs = ragged((1, 2, 4, 8)[stage % 4], stage, rng)
-            expected = model(inputs)
-            found = backend.run(inputs.map(torch.Tensor.numpy).feeds())
-            differ = of_target(inputs, found[LOGITS]) - of_target(inputs, expected.numpy())
-            assert np.abs(differ).max() < (0.05 if half else 1e-4)
-            wanted = of_target(inputs, model.choose(expected, inputs).numpy())
-            assert (of_target(inputs, found["codes_out"]) == wanted).mean() >= (0.9 if half else 1.0)
+            inputs = ragged((2, 4, 8)[stage % 3], stage, rng)
+            together = joint.run(inputs.map(torch.Tensor.numpy).feeds())
+            for row in range(len(inputs.text)):
+                single = row_of(inputs, row)
+                expected = alone.run(single.map(torch.Tensor.numpy).feeds())
+                first = int(inputs.prompt_lengths[row]) - (inputs.codes.shape[1] - together[LOGITS].shape[1])
+                target = slice(first, first + int(single.frame_lengths[0] - single.prompt_lengths[0]))
+                worst = max(worst, float(np.abs(together[LOGITS][row, target] - expected[LOGITS][0]).max()))
+                same.append(together["codes_out"][row, target] == expected["codes_out"][0])
+    return worst, float(np.concatenate(same).mean())
+
+
+def row_of(inputs: NARInputs[torch.Tensor], row: int) -> NARInputs[torch.Tensor]:
+    """One row without its padding."""
+    only = slice(row, row + 1)
+    text, frames = int(inputs.text_lengths[row]), int(inputs.frame_lengths[row])
+    return NARInputs(
+        text=inputs.text[only, :text],
+        text_lengths=inputs.text_lengths[only],
+        codes=inputs.codes[only, :frames],
+        prompt_lengths=inputs.prompt_lengths[only],
+        frame_lengths=inputs.frame_lengths[only],
+        stage=inputs.stage,
+    )
 
 
 @pytest.mark.parametrize("style", FEWEST_OF_BATCH)
@@ -200,9 +271,7 @@ def test_a_wrong_graph_is_refused(made: Make) -> None:
 def test_any_length_of_prompt(made: Make, length: int, tmp_path: Path) -> None:
     """Without a prompt there is no mean to move to."""
     model, path = made("rotary")
-    graph = nar_graph(load_graph(path, "fp32"), model.config.sizes())
-    spec = written_spec(graph, f"{NAR_ROW}.onnx")
-    write_graph(graph, tmp_path / spec.file)
+    spec = written(nar_graph, NAR_ROW, model, path, tmp_path, half=False)
     inputs = replace(one_row(3, np.random.default_rng(0)), prompt_lengths=torch.tensor([length]))
     with open_backend(tmp_path, spec) as backend, torch.no_grad():
         expected = model(inputs)
@@ -228,13 +297,9 @@ def test_codes_that_are_wrong_are_refused(made: Make) -> None:
 @pytest.mark.parametrize("style", ["paper", "rotary", "stages", "last"])
 def test_on_a_gpu(made: Make, style: str, tmp_path: Path) -> None:
     """Logits and codes of every stage in half precision, beside eager PyTorch in float32."""
-    if PROVIDERS["ort", "cuda"].name not in onnxruntime.get_available_providers():
-        pytest.skip("needs an ONNX Runtime with CUDA, and a GPU")
+    need_cuda()
     model, path = made(style)
-    graph = nar_graph(load_graph(path, "fp32"), model.config.sizes())
-    convert(graph, onnx.TensorProto.FLOAT16)
-    spec = written_spec(graph, f"{NAR_ROW}.onnx")
-    write_graph(graph, tmp_path / spec.file)
+    spec = written(nar_graph, NAR_ROW, model, path, tmp_path, half=True)
     rng, same = np.random.default_rng(0), []
     with open_backend(tmp_path, spec, Placement("cuda", precision="fp16")) as backend:
         for stage in range(1, 8):
@@ -248,9 +313,7 @@ def test_on_a_gpu(made: Make, style: str, tmp_path: Path) -> None:
 
 def test_it_takes_one_row(made: Make, tmp_path: Path) -> None:
     model, path = made("paper")
-    graph = nar_graph(load_graph(path, "fp32"), model.config.sizes())
-    spec = written_spec(graph, f"{NAR_ROW}.onnx")
-    write_graph(graph, tmp_path / spec.file)
+    spec = written(nar_graph, NAR_ROW, model, path, tmp_path, half=False)
     feeds = one_row(1, np.random.default_rng(0)).map(torch.Tensor.numpy).feeds()
     two = {
         name: value if value.ndim == 0 else np.concatenate([value, value]) for name, value in feeds.items()
