@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -32,6 +32,8 @@ ROWS, STEPS_AT_ONCE = (2, 4, 8), 4
 FIRST_CHUNK, SHORTER = 30, 0.85
 """Frames of a first chunk, and the length of the shortest row as a share of the longest."""
 POSITIONS, STEPS = 300, 32
+CPU_ROWS, CPU_FRAMES = (2,), 24
+"""What a CPU times unless it is asked for more. It computes 40 times as long as with the sizes of a GPU."""
 
 
 def time_joint(setup: Setup) -> Result:
@@ -54,22 +56,28 @@ def time_joint(setup: Setup) -> Result:
     return found
 
 
-def time_model(tts: Valle2, frames: int, repeats: int, *, on_gpu: bool) -> dict[str, list[Result]]:
-    """By what is timed, one row for each number of rows. frames: of the longest whole request."""
+def time_model(
+    tts: Valle2, frames: int, repeats: int, *, on_gpu: bool, numbers: Sequence[int] = ROWS
+) -> dict[str, list[Result]]:
+    """By what is timed, one row for each number of rows.
+
+    Args:
+        frames: of the longest whole request. numbers: of rows.
+    """
     clock = time.perf_counter if on_gpu else time.process_time
-    requests = make_requests(tts, TEXT, max(ROWS), 0, frames)
+    requests = make_requests(tts, TEXT, max(numbers), 0, frames)
     nar, codec = [], []
-    for kind, longest in (("first chunk", min(FIRST_CHUNK, frames)), ("whole", frames)):
+    for kind, longest in (("first chunk", min(FIRST_CHUNK, frames // 2)), ("whole", frames)):
         states = nar_states(tts, requests, longest)
-        for count in ROWS:
+        for count in numbers:
             about = {"kind": kind, "frames": longest, "rows": count}
             nar.append(about | time_passes(tts, states[:count], repeats, clock))
             codec.append(about | time_codec(tts, states[:count], longest, repeats, clock))
     return {
         "nar": nar,
         "codec": codec,
-        "steps": [time_reads(tts, rows, repeats, clock) for rows in (1, max(ROWS))],
-        "requests": [time_requests(tts, requests[:count], repeats, clock) for count in ROWS],
+        "steps": [time_reads(tts, rows, repeats, clock) for rows in (1, max(numbers))],
+        "requests": [time_requests(tts, requests[:count], repeats, clock) for count in numbers],
     }
 
 
@@ -158,7 +166,9 @@ def time_requests(tts: Valle2, requests: list[Request], repeats: int, clock: Cal
         engine.joint_calls = JointCalls(JointLimits(chunks))
         return [speech.codes for speech in tts.synthesize_batch(requests)]
 
-    ms, codes = in_turns({"alone": lambda: speak(1), "together": lambda: speak(max(ROWS))}, repeats, clock)
+    ms, codes = in_turns(
+        {"alone": lambda: speak(1), "together": lambda: speak(len(requests))}, repeats, clock
+    )
     equal = [np.mean(a == b) for a, b in zip(codes["alone"], codes["together"], strict=True)]
     return {
         "rows": len(requests),
@@ -168,17 +178,20 @@ def time_requests(tts: Valle2, requests: list[Request], repeats: int, clock: Cal
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The same of any model on this CPU, one thread."""
     made = argparse.ArgumentParser("joint", description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
     made.add_argument("model")
     made.add_argument("--precision", default="fp32")
-    made.add_argument("--frames", type=int, default=150)
-    made.add_argument("--repeats", type=int, default=3)
-    args = made.parse_args()
-    options = {"chunks_per_call": max(ROWS), "steps_per_read": STEPS_AT_ONCE, "slots": max(ROWS)}
+    made.add_argument("--frames", type=int, default=CPU_FRAMES)
+    made.add_argument("--rows", type=int, nargs="+", default=CPU_ROWS)
+    made.add_argument("--repeats", type=int, default=1)
+    args = made.parse_args(argv)
+    most = max(args.rows)
+    options = {"chunks_per_call": most, "steps_per_read": STEPS_AT_ONCE, "slots": most}
     with load_model(args.model, threads=1, precision=args.precision, **options) as tts:
-        print(json.dumps(time_model(tts, args.frames, args.repeats, on_gpu=False), indent=1))
+        found = time_model(tts, args.frames, args.repeats, on_gpu=False, numbers=args.rows)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -143,9 +143,8 @@ def test_a_trial_on_a_cpu_runs_every_part_that_can(tmp_path: Path) -> None:
 
 def test_joint_calls_are_timed_beside_calls_of_one_row(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joint, "TEXT", "hello there")
-    monkeypatch.setattr(joint, "ROWS", (2, 3))
     with Valle2.load(bundle, threads=1, slots=3, chunks_per_call=3, steps_per_read=4) as tts:
-        rows = joint.time_model(tts, 12, 1, on_gpu=False)
+        rows = joint.time_model(tts, 12, 1, on_gpu=False, numbers=(2, 3))
     found: dict[str, list[dict[str, Any]]]
     found = {name: [{"precision": "fp32"} | row for row in part] for name, part in rows.items()}
     assert {len(found[name]) for name in ("nar", "codec")} == {4} and len(found["requests"]) == 2
