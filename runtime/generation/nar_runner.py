@@ -8,8 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from valle2.engine import Backend, sized
+from valle2.engine.bundle.contract import NAR_BATCH
 from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.runtime.types import Codes
+
+CODES = "codes_out"
+"""The NAR's output that is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +101,13 @@ class NARRunner:
         """
         inputs = padded(states, codebook)
         backend = self.backend if len(states) == 1 else self.joint
-        least = int(inputs.prompt_lengths.min())
-        shape = len(states), inputs.codes.shape[1] - least
-        found = backend.run(inputs.feeds(), ("codes_out",))["codes_out"]
-        rows = sized(backend.spec, "codes_out", found, shape)
+        # the first frame that is returned
+        begin = 0 if backend.spec.graph == NAR_BATCH else int(inputs.prompt_lengths.min())
+        shape = len(states), inputs.codes.shape[1] - begin
+        found = backend.run(inputs.feeds(), (CODES,))[CODES]
+        rows = sized(backend.spec, CODES, found, shape)
         for state, row in zip(states, rows, strict=True):
-            start = state.prompt_length - least
+            start = state.prompt_length - begin
             column = row[start : start + len(state.target)]
             first = state.begun if codebook < state.known else 0
             state.target[first:, codebook] = column[first:]

@@ -1,126 +1,122 @@
 """The NAR for several rows of different lengths on CUDA, rewritten with fused operators.
 
-Text and frames are padded apart, so padding lies between them. The rewritten graph moves each row's positions
-to the left before the first block. Then the length of a row says which positions are seen, and the attention
-needs no mask: ONNX Runtime has kernels for lengths. Full attention does not depend on the order of positions.
+Text and frames are padded apart, so padding lies between them. The rewritten graph moves the frames of each
+row, and what follows them, to the left before the first block. Then the length of a row says which positions
+are seen, and the attention needs no mask: ONNX Runtime has kernels for lengths.
 
-Axes: B rows, T' frames of the target, S positions: text, frames and what follows them.
+It returns every frame, those of the prompt too. So the size of its output does not depend on data, no value
+leaves the device, and a call of fixed sizes can be captured as a CUDA graph (`engine.backends.ladder`).
+
+Axes: B rows, T frames, S positions: text, frames and what follows them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
 from valle2.engine.build.cuda.nar import SeenPositions, attend, read_blocks
-from valle2.engine.build.cuda.nar_input import move_biases, pack_codebooks
-from valle2.engine.build.cuda.nar_output import fuse_head
-from valle2.engine.build.cuda.reader import GraphReader, UnsupportedGraphError
+from valle2.engine.build.cuda.nar_input import frame_numbers, join_tails, move_biases, pack_codebooks
+from valle2.engine.build.cuda.nar_output import fuse_choices, fuse_head
+from valle2.engine.build.cuda.reader import GraphReader, UnsupportedGraphError, given
 from valle2.engine.build.cuda.rewrite import replace_nodes
 from valle2.engine.build.cuda.writer import GraphWriter
 
-OPTIONAL = pack_codebooks, move_biases, fuse_head
+SCATTER_OPSET = 24
+"""The first version of ONNX that has `TensorScatter`."""
+OPTIONAL = pack_codebooks, move_biases, join_tails, fuse_head, fuse_choices
 """Rewrites of what lies around the blocks that also hold for rows with padding."""
 
 
 def nar_batch_graph(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
     """The NAR for several rows in float32. Arguments and errors are those of `nar.nar_graph`.
 
-    What it returns for positions behind the frames of a row is of no use, as before.
+    Logits (B, T, 1024) and codes (B, T) are those of frame t of a row at t. What it returns for frames of the
+    prompt, and behind the frames of a row, is of no use.
     """
     made: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
+    reader, graph = GraphReader(made), GraphWriter()
     try:
-        source, hidden, blocks, last = read_blocks(GraphReader(made), sizes["nar_layers"])
+        source, hidden, blocks, last = read_blocks(reader, sizes["nar_layers"])
+        rows = PackedRows(graph, reader, source)
     except (KeyError, IndexError, ValueError) as error:
         raise UnsupportedGraphError(f"its form is unknown ({type(error).__name__}: {error})") from None
     if not blocks[-1].picked:
         raise UnsupportedGraphError("its last block keeps all positions")
-    graph = GraphWriter()
-    rows = PackedRows(graph, source)
-    seen = SeenPositions(graph.ints(0), rows.last_and_total, rows.lengths)
+    blocks[-1] = replace(blocks[-1], picked="")
+    seen = SeenPositions(graph.ints(0), lambda: [rows.last, rows.total], rows.lengths)
     result = graph.blocks(
-        rows.pack(source),
+        rows.packed,
         "",
         blocks,
         last,
         lambda source, name, layer: attend(graph, blocks[layer], sizes, seen, source, name),
-        rows.pick,
     )
-    replace_nodes(made, hidden, graph, result)
+    replace_nodes(made, hidden, graph, rows.frames(result))
     for rewrite in OPTIONAL:
         with suppress(UnsupportedGraphError, KeyError, IndexError, ValueError):
             rewrite(made, sizes)
+    if any(node.op_type == "ReduceMin" and "prompt_lengths" in node.input for node in made.graph.node):
+        raise UnsupportedGraphError("its codes are chosen in another way")
     return made
 
 
 class PackedRows:
     """Writes how positions move.
 
-    Args:
-        graph: gets the nodes. source: name of the first block's input (B, S, d), padded between its parts.
+    `TensorScatter` writes the frames of a row over its padding, and then what follows them over the padding
+    of the frames. What is left over stands behind them, where nobody sees it.
 
-    lengths: name of the positions that are seen of each row, (B,) int32.
+    Args:
+        graph: gets the nodes. reader: of the exported graph.
+        source: name of the first block's input (B, S, d), padded between its parts.
+
+    packed: name of that input without padding between its parts.
+    lengths: name of the positions that are seen of each row, (B,) int32. last: of the last of them.
+    total: name of S, int32.
     """
 
-    def __init__(self, graph: GraphWriter, source: str) -> None:
-        self.graph = graph
-        op, zero, one = graph.op, graph.scalar(0, np.int64), graph.scalar(1, np.int64)
+    def __init__(self, graph: GraphWriter, reader: GraphReader, source: str) -> None:
+        joined = reader.node(source, "Concat")
+        versions = {entry.domain: entry.version for entry in reader.model.opset_import}
+        if given(joined, "axis", 0) != 1 or len(joined.input) not in (2, 3) or versions[""] < SCATTER_OPSET:
+            raise UnsupportedGraphError("its positions are not text, frames and what follows them")
+        self.graph, self.numbers, op = graph, frame_numbers(reader), graph.op
+        _, frames, *tail = joined.input
         # sizes: computed on the host
-        text = op("Shape", ["text"], "text_size", start=1, end=2)
-        frames = op("Shape", ["codes"], "frames_size", start=1, end=2)
         self.size = op("Shape", [source], "row_size", start=1, end=2)
-        batch = op("Shape", [source], "rows_size", start=0, end=1)
-        held = op("Add", [text, frames], "text_and_frames")
-        tail = op("Sub", [self.size, held], "tail_size")
-        whole = op("Squeeze", [op("Mul", [batch, self.size], "all_size"), graph.ints(0)], "all_end")
+        self.batch = op("Shape", [source], "rows_size", start=0, end=1)
         end = op("Squeeze", [self.size, graph.ints(0)], "row_end")
+        self.total = graph.cast(end, "row_total", TensorProto.INT32)
         # on the device
-        self.texts = graph.view("text_lengths", "text_ends", -1, 1)
-        self.ends = op("Add", [self.texts, graph.view("frame_lengths", "frame_counts", -1, 1)], "frame_ends")
-        starts = op("Range", [zero, whole, end], "row_starts")
-        self.starts = graph.view(starts, "row_starts_column", -1, 1)
-        self.places = op("Range", [zero, end, one], "places")
-        self.text_gap = op("Sub", [text, self.texts], "text_gap")
-        self.both_gaps = op("Sub", [held, self.ends], "both_gaps")
-        total = op("Add", [self.ends, tail], "row_ends")
-        self.lengths = graph.view(graph.cast(total, "row_lengths_32", TensorProto.INT32), "row_lengths", -1)
-        self.end, self.picked, self.last = end, "", ""
+        ends = op("Add", ["text_lengths", "frame_lengths"], "frame_ends")
+        self.packed = op("TensorScatter", [source, frames, "text_lengths"], "frames_moved", axis=1)
+        if tail:
+            self.packed = op("TensorScatter", [self.packed, tail[0], ends], "packed", axis=1)
+        after = len(reader.node(tail[0], "Concat").input) if tail else 0
+        self.lengths = self.positions(ends, after, "row_lengths")
+        self.last = self.positions(ends, after - 1, "last_positions")
 
-    def last_and_total(self) -> list[str]:
-        """Two inputs of `GroupQueryAttention`: the last position of each row (B,), and S. Both are int32."""
-        if not self.last:
-            one = self.graph.const("one_32", np.array([1], np.int32))
-            self.last = self.graph.op("Sub", [self.lengths, one], "last_positions")
-            self.end = self.graph.cast(self.end, "row_total", TensorProto.INT32)
-        return [self.last, self.end]
+    def positions(self, ends: str, more: int, name: str) -> str:
+        """The ends of the frames and some more, (B,) int32."""
+        if more:
+            ends = self.graph.op("Add", [ends, self.graph.ints(more)], f"{name}_64")
+        return self.graph.cast(ends, name, TensorProto.INT32)
 
-    def pack(self, source: str) -> str:
-        """Each row with its padding moved to the end, where any position may stand.
-
-        A position moves by the padding that lies before it: none, that of the text, or all.
-        """
-        op = self.graph.op
-        in_text = op("Less", [self.places, self.texts], "in_text")
-        in_frames = op("Less", [self.places, self.ends], "in_frames")
-        moved = op("Where", [in_frames, self.text_gap, self.both_gaps], "gap_of_frames")
-        moved = op("Where", [in_text, self.graph.scalar(0, np.int64), moved], "gap_before")
-        places = op("Add", [self.places, moved], "padded_places")
-        last = op("Sub", [self.size, self.graph.ints(1)], "last_place")
-        places = op("Min", [places, last], "places_within")
-        return self.gather(source, op("Add", [places, self.starts], "packed_places"), "packed")
-
-    def pick(self, source: str, wanted: str, name: str) -> str:
-        """The positions of the target. wanted: their numbers (T',) in padded rows."""
-        if not self.picked:
-            moved = self.graph.op("Sub", [wanted, self.text_gap], "target_places_in_rows")
-            self.picked = self.graph.op("Add", [moved, self.starts], "target_places")
-        return self.gather(source, self.picked, name)
-
-    def gather(self, source: str, places: str, name: str) -> str:
-        """Positions of (B, S, d). places: their numbers (B, N) among all positions of all rows."""
-        flat = self.graph.op("Flatten", [source], f"{name}_flat", axis=2)
-        return self.graph.op("Gather", [flat, places], name, axis=0)
+    def frames(self, source: str) -> str:
+        """The frames (B, T, d) of packed rows (B, S, d)."""
+        graph, zero = self.graph, self.graph.ints(0)
+        # sizes: computed on the host
+        whole = graph.op("Mul", [self.batch, self.size], "all_size")
+        ends = [graph.op("Squeeze", [size, zero], f"{size}_number") for size in (whole, self.size)]
+        # on the device
+        starts = graph.op("Range", [graph.scalar(0, np.int64), *ends], "row_starts")
+        first = graph.op("Add", [starts, "text_lengths"], "first_frames")
+        places = graph.op("Add", [graph.view(first, "first_frame", -1, 1), self.numbers], "frame_places")
+        flat = graph.op("Flatten", [source], "flat_positions", axis=2)
+        return graph.op("Gather", [flat, places], "frames_of_rows", axis=0)

@@ -7,7 +7,6 @@ from contextlib import suppress
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from valle2.engine.build.cuda.reader import GraphReader, Linear, UnsupportedGraphError, Weight, given
 from valle2.engine.build.cuda.rewrite import read_instead, replace_nodes
@@ -47,9 +46,10 @@ def pack_codebooks(model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
     tables.add(codebook_rows(reader, name, 0)[0])
     if len(prompts) != 1 or len(tables) != 1:
         raise UnsupportedGraphError("codebooks are embedded in different ways")
-    earlier = graph.op("Greater", ["stage", graph.const("books", np.arange(books))], "earlier_books")
+    counts = np.tri(books, books, -1, dtype=np.float32)  # by stage, 1 for the codebooks before it
+    earlier = graph.op("Gather", [graph.const("earlier_books", counts), "stage"], "earlier", axis=0)
     prompt = graph.op("Unsqueeze", [prompts.pop(), graph.ints(2)], "prompt_frames")
-    seen_name = graph.cast(graph.op("Or", [earlier, prompt], "seen_books"), "seen_numbers", TensorProto.FLOAT)
+    seen_name = graph.op("Where", [prompt, graph.const("one", np.ones(1, np.float32)), earlier], "seen_books")
     ids = graph.op("Add", ["codes", graph.const("book_offsets", np.array(offsets, np.int64))], BOOK_ROWS)
     rows = graph.op("Gather", [tables.pop(), ids], "book_embeddings", axis=0)
     weights = graph.op("Unsqueeze", [seen_name, graph.ints(2)], BOOK_WEIGHTS)
@@ -88,11 +88,24 @@ def has_shared_rows(reader: GraphReader) -> bool:
     if BOOK_WEIGHTS not in reader.makers or BOOK_ROWS not in reader.makers:
         return False
     offsets = reader.weight(reader.makers[BOOK_ROWS].input[1])
-    seen = reader.through(BOOK_WEIGHTS, "Unsqueeze", "Cast")
-    prompt = reader.node(reader.through(reader.makers[seen].input[1], "Unsqueeze"), "Less")
+    seen = reader.node(reader.through(BOOK_WEIGHTS, "Unsqueeze"), "Where")
+    prompt = reader.node(reader.through(seen.input[0], "Unsqueeze"), "Less")
     if offsets is None or reader.through(prompt.input[1], "Unsqueeze") != "prompt_lengths":
         return False
     return np.array_equal(offsets, np.arange(len(offsets)) * CODEBOOK_SIZE)
+
+
+def frame_numbers(reader: GraphReader) -> str:
+    """The name of 0..T-1, (T,) or (1, T), which the embedding compares with the lengths of the prompts.
+
+    Raises:
+        UnsupportedGraphError: it does not.
+    """
+    for node in reader.model.graph.node:
+        with suppress(UnsupportedGraphError):
+            if node.op_type == "Less" and reader.through(node.input[1], "Unsqueeze") == "prompt_lengths":
+                return str(node.input[0])
+    raise UnsupportedGraphError("no frames are compared with the prompts")
 
 
 def drop_text_masks(model: onnx.ModelProto, _: Mapping[str, int]) -> None:
@@ -147,11 +160,21 @@ def move_biases(model: onnx.ModelProto, _: Mapping[str, int]) -> None:
 
 
 def join_tail(model: onnx.ModelProto, _: Mapping[str, int]) -> None:
-    """Take `<eos>` and the stage after the frames from one table, where they have no positions of their own.
+    """Take `<eos>` and the stage after the frames of one row from one table.
 
     Raises:
         UnsupportedGraphError: they are embedded otherwise.
     """
+    write_tail(model, several=False)
+
+
+def join_tails(model: onnx.ModelProto, _: Mapping[str, int]) -> None:
+    """The same for several rows. Raises what `join_tail` raises."""
+    write_tail(model, several=True)
+
+
+def write_tail(model: onnx.ModelProto, *, several: bool) -> None:
+    """Embed `<eos>` and the stage with few nodes."""
     reader, graph = GraphReader(model), GraphWriter()
     eos_name, stage_name = tail_parts(reader)
     eos, eos_places = split_position(reader, eos_name)
@@ -163,7 +186,7 @@ def join_tail(model: onnx.ModelProto, _: Mapping[str, int]) -> None:
         raise UnsupportedGraphError("the stage has no table")
     both = np.stack([np.broadcast_to(first, table.shape), table], axis=1)
     found = graph.op("Gather", [graph.const("tail_table", both), "stage"], "tail_rows", axis=0)
-    if eos_places is not None and stage_places is None and eos_places[1] == "frame_lengths":
+    if eos_places is not None and stage_places is None and eos_places[1] == "frame_lengths" and not several:
         place = graph.op("Gather", [*eos_places], "end_position", axis=0)
         moved = graph.op("Add", [place, graph.const("end_row", first[None])], "end")
         last = graph.op("Gather", [rows.input[0], graph.view("stage", "stage_row", 1)], "stage_part", axis=0)
@@ -175,12 +198,17 @@ def join_tail(model: onnx.ModelProto, _: Mapping[str, int]) -> None:
         one = reader.split_weight(reader.node(stage_places[1], "Add"))
         if one[0] != "frame_lengths" or one[1] != 1:
             raise UnsupportedGraphError("the stage has another position than the one after the end")
-        places = graph.op("Add", ["frame_lengths", graph.const("tail_steps", np.arange(2))], "tail_places")
+        lengths = graph.view("frame_lengths", "tail_starts", -1, 1) if several else "frame_lengths"
+        places = graph.op("Add", [lengths, graph.const("tail_steps", np.arange(2))], "tail_places")
         added = graph.op("Gather", [positions, places], "tail_positions", axis=0)
         found = graph.op("Add", [found, added], "tail_sum")
-    elif stage_places is not None:
-        raise UnsupportedGraphError("the stage has a position and the end has none")
-    result = graph.op("Unsqueeze", [found, graph.ints(0)], "tail")
+    elif stage_places is not None or eos_places is not None:
+        raise UnsupportedGraphError("one of both has a position")
+    elif several:
+        rows = graph.op("Shape", ["text"], "tail_count", start=0, end=1)
+        shape = graph.op("Concat", [rows, graph.ints(1), graph.ints(1)], "tail_shape", axis=0)
+        found = graph.op("Expand", [found, shape], "tails")
+    result = found if several else graph.op("Unsqueeze", [found, graph.ints(0)], "tail")
     stack = next(node for node in model.graph.node if eos_name in through_views(reader, node))
     replace_nodes(model, stack.output[0], graph, result)
 

@@ -1,6 +1,6 @@
-"""The end of the NAR for one row: the head, and the choice of codes (`valle2.export.models.nar`).
+"""The end of the NAR: the head, and the choice of codes (`valle2.export.models.nar`).
 
-Axes: T frames, T' frames of the target, D width of a code's vector.
+Axes: B rows, T frames, T' frames of the target, D width of a code's vector.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
-from valle2.engine.build.cuda.nar_input import BOOK_ROWS, BOOK_WEIGHTS, has_shared_rows, padded
+from valle2.engine.build.cuda.nar_input import BOOK_ROWS, BOOK_WEIGHTS, frame_numbers, has_shared_rows, padded
 from valle2.engine.build.cuda.reader import GraphReader, UnsupportedGraphError
 from valle2.engine.build.cuda.rewrite import replace_nodes
 from valle2.engine.build.cuda.writer import GraphWriter
@@ -49,6 +49,16 @@ def fuse_head(model: onnx.ModelProto, _: Mapping[str, int]) -> None:
 
 
 def fuse_choice(model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+    """Choose the codes of the target of one row. See `write_choice`."""
+    write_choice(model, sizes, several=False)
+
+
+def fuse_choices(model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+    """Choose codes for all frames of several rows. See `write_choice`."""
+    write_choice(model, sizes, several=True)
+
+
+def write_choice(model: onnx.ModelProto, sizes: Mapping[str, int], *, several: bool) -> None:
     """Choose the codes of least expected risk with few nodes.
 
     Of |v|^2 - 2 x v, the squared distance of x and v less |x|^2, one `Gemm` makes the whole. The move towards
@@ -83,12 +93,14 @@ def fuse_choice(model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
     likely = graph.op("Softmax", [LOGITS], "code_probs", axis=-1)
     found = graph.op("MatMul", [likely, taken], "expected_vectors")
     if shift:
-        moved = write_shift(graph, reader, shift, found, graph.view(name, "vector_rows", -1, width))
+        rows = graph.view(name, "vector_rows", -1, width)
+        moved = (write_shifts if several else write_shift)(graph, reader, shift, found, rows)
         found = graph.op("Add", [found, moved], "wanted_vectors")
     flat = graph.view(found, "wanted_rows", -1, width)
     risks = graph.op("Gemm", [flat, taken, lengths], "risks", alpha=-2.0, transB=1)
     best = graph.op("ArgMin", [risks], "best_codes", axis=1, keepdims=0)
-    replace_nodes(model, CHOSEN, graph, graph.view(best, "chosen_codes", 1, -1))
+    shape = graph.op("Shape", ["codes"], "codes_shape", start=0, end=2) if several else graph.ints(1, -1)
+    replace_nodes(model, CHOSEN, graph, graph.op("Reshape", [best, shape], "chosen_codes"))
 
 
 def write_shift(graph: GraphWriter, reader: GraphReader, shift: str, found: str, rows: str) -> str:
@@ -100,12 +112,7 @@ def write_shift(graph: GraphWriter, reader: GraphReader, shift: str, found: str,
     Args:
         shift: name of the old one. found: the expected vectors (1, T', D). rows: all vectors (Q * 1024, D).
     """
-    if not has_shared_rows(reader):
-        raise UnsupportedGraphError("the embedding of the frames has another form")
-    doubt = find_doubt(reader, shift)
-    known = graph.op("Gather", [rows, BOOK_ROWS], "known_vectors", axis=0)
-    known = graph.op("MatMul", [BOOK_WEIGHTS, known], "known_sums")
-    known = graph.op("Squeeze", [known, graph.ints(2)], "frame_vectors")
+    known, doubt = write_known(graph, reader, rows), find_doubt(reader, shift)
     said = graph.op("Concat", [known, found], "said_vectors", axis=1)
     # sizes: computed on the host
     target = graph.op("Shape", [found], "target_frames", start=1, end=2)
@@ -127,6 +134,53 @@ def write_shift(graph: GraphWriter, reader: GraphReader, shift: str, found: str,
     first = graph.op("Less", [counted, prompt], "said_by_prompt")
     weights = graph.op("Where", [first, above, below], "said_weights")
     return graph.op("MatMul", [graph.view(weights, "said_row", 1, 1, -1), said], "mean_shift")
+
+
+def write_shifts(graph: GraphWriter, reader: GraphReader, shift: str, found: str, rows: str) -> str:
+    """The moves (B, 1, D) of several rows, each towards the mean of its prompt.
+
+    A row has P frames of prompt and F frames in all, and Z = (P + c) (F - P + c) with a doubt c. With k the
+    vectors that are known of a frame and w the expected one, the move of `write_shift` is 1/Z times
+
+        F sum_prompt(k) + P sum_prompt(w) - P sum_all(k) - P sum_all(w)
+
+    So each frame needs no weight of its own, and frames behind the row's are left out of both sums.
+
+    Args:
+        found: the expected vectors (B, T, D). The others are those of `write_shift`.
+    """
+    known, doubt = write_known(graph, reader, rows), find_doubt(reader, shift)
+    ends = [graph.view(name, f"{name}_column", -1, 1) for name in ("prompt_lengths", "frame_lengths")]
+    both = graph.op("Concat", ends, "frame_counts", axis=1)
+    inside = graph.op(
+        "Less", [frame_numbers(reader), graph.op("Unsqueeze", [both, graph.ints(2)], "ends")], "in_sums"
+    )
+    masks = graph.cast(inside, "sum_masks", TensorProto.FLOAT)
+    said = graph.op("Concat", [known, found], "said_vectors", axis=2)
+    sums = graph.op("MatMul", [masks, said], "said_sums")  # (B, 2, 2 D): known and expected, prompt and all
+    terms = np.array([[0, 1, -1, -1, 1, -1], [1, 0, 0, 0, 0, 1]], np.float32)
+    doubts = np.array([0, 0, 0, 0, doubt, doubt], np.float32)
+    counts = graph.cast(both, "frame_numbers_float", TensorProto.FLOAT)
+    made = graph.op(
+        "Gemm", [counts, graph.const("mean_terms", terms), graph.const("mean_doubts", doubts)], "mean_parts"
+    )
+    parts = ["mean_shares", "mean_factors"]
+    split = helper.make_node("Split", [made, graph.ints(4, 2)], parts, "mean_split", axis=1)
+    graph.nodes.append(split)
+    scale = graph.op("ReduceProd", [parts[1], graph.ints(1)], "mean_scale", keepdims=1)
+    shares = graph.op(
+        "Unsqueeze", [graph.op("Div", [parts[0], scale], "mean_weights"), graph.ints(1)], "mean_row"
+    )
+    return graph.op("MatMul", [shares, graph.view(sums, "mean_sums", 0, 4, -1)], "mean_shifts")
+
+
+def write_known(graph: GraphWriter, reader: GraphReader, rows: str) -> str:
+    """The sum (B, T, D) of the vectors that are known of each frame."""
+    if not has_shared_rows(reader):
+        raise UnsupportedGraphError("the embedding of the frames has another form")
+    known = graph.op("Gather", [rows, BOOK_ROWS], "known_vectors", axis=0)
+    known = graph.op("MatMul", [BOOK_WEIGHTS, known], "known_sums")
+    return graph.op("Squeeze", [known, graph.ints(2)], "frame_vectors")
 
 
 def find_doubt(reader: GraphReader, shift: str) -> float:

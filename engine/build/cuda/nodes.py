@@ -23,12 +23,43 @@ from valle2.engine.bundle.graph_file import readable
 VIEWS = frozenset(["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Constant", "Shape", "Size"])
 FROM_SIZES = frozenset(["Range", "ConstantOfShape", "Expand"])
 """Operators that make a tensor on the GPU from sizes on the host."""
+HOST_INPUTS: dict[str, tuple[int, ...]] = {
+    "Range": (0, 1, 2),
+    "ConstantOfShape": (0,),
+    "Slice": (1, 2, 3, 4),
+    "GroupQueryAttention": (6,),
+    **dict.fromkeys(
+        ["Reshape", "Expand", "Squeeze", "Unsqueeze", "Split", "Pad", "TopK", "CumSum", "Tile"], (1,)
+    ),
+    **dict.fromkeys(["ReduceSum", "ReduceMin", "ReduceMax", "ReduceMean", "ReduceProd"], (1,)),
+}
+"""Inputs that operators of the CUDA provider read on the host: sizes, axes and counts."""
 ATTENTION = frozenset(["Attention", "GroupQueryAttention", "MultiHeadAttention", "If"])
 """The operator of a layer's attention. The exporter writes an `If` around full attention."""
 
 
 def launching_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The nodes that launch work, see above."""
+    return [node for node in device_nodes(model)[0] if node.op_type not in VIEWS]
+
+
+def transfers(model: onnx.ModelProto) -> list[str]:
+    """Names of tensors that one of host and GPU makes and the other reads.
+
+    Each is a copy, and ONNX Runtime captures no graph that has one.
+    """
+    nodes, on_host, constant = device_nodes(model)
+    found = []
+    for node in nodes:
+        by_host = HOST_INPUTS.get(node.op_type, ())
+        for index, name in enumerate(node.input):
+            if name not in constant and (name in on_host) != (index in by_host):
+                found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def device_nodes(model: onnx.ModelProto) -> tuple[list[onnx.NodeProto], set[str], set[str]]:
+    """The nodes that run on the GPU, views among them; what the host makes; and what is constant."""
     constant = {weight.name for weight in model.graph.initializer} | {""}
     on_host: set[str] = set()
     found = []
@@ -40,9 +71,9 @@ def launching_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
             constant.update(node.output)
         elif inputs <= on_host | constant and node.op_type in HOST_TYPES - FROM_SIZES:
             on_host.update(node.output)
-        elif node.op_type not in VIEWS:
+        else:
             found.append(node)
-    return found
+    return found, on_host, constant
 
 
 def count_nodes(model: onnx.ModelProto) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from valle2.engine.build.cuda.nodes import count_nodes, launching_nodes
+from valle2.engine.build.cuda.nodes import count_nodes, launching_nodes, transfers
 from valle2.runtime.cli.main import main
 
 
@@ -44,6 +44,21 @@ def test_views_constants_and_sizes_launch_nothing() -> None:
 def test_a_layer_reaches_from_attention_to_attention() -> None:
     assert count_nodes(graph_of(3)) == {"per_layer": 2.0, "beside": 2.0, "total": 8}
     assert count_nodes(graph_of(1)) == {"per_layer": 0.0, "beside": 4, "total": 4}
+
+
+def test_transfers_are_found() -> None:
+    """A size of the host that the GPU adds, and lengths of the GPU that say where a slice ends."""
+    assert transfers(graph_of(2)) == []
+    nodes = [
+        helper.make_node("Shape", ["ids"], ["size"]),
+        helper.make_node("Add", ["size", "one"], ["more"]),
+        helper.make_node("Add", ["ids", "more"], ["moved"]),
+        helper.make_node("Slice", ["moved", "one", "ids"], ["out"]),
+    ]
+    ids, out = (helper.make_tensor_value_info(name, TensorProto.INT64, [None]) for name in ("ids", "out"))
+    weights = [numpy_helper.from_array(np.array([1]), "one")]
+    model = helper.make_model(helper.make_graph(nodes, "test", [ids], [out], weights))
+    assert transfers(model) == ["more", "ids"]
 
 
 def test_inspect_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
