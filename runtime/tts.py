@@ -29,7 +29,16 @@ from valle2.engine import (
     read_manifest,
 )
 from valle2.engine.backends.ort.memory import trim_heap
-from valle2.engine.bundle.contract import AR, FUSED_DECODER, NAR, NAR_BATCH, NAR_ROW, PREFILL, STEP
+from valle2.engine.bundle.contract import (
+    AR,
+    FUSED_DECODER,
+    NAR,
+    NAR_BATCH,
+    NAR_ROW,
+    PADDED_DECODER,
+    PREFILL,
+    STEP,
+)
 from valle2.engine.bundle.hub import fetch_bundle, parse_id
 from valle2.engine.bundle.manifest import FILE_NAME
 from valle2.engine.bundle.precisions import AUTO, SOURCES
@@ -45,6 +54,7 @@ from valle2.runtime.generation.alignment import read_alignment
 from valle2.runtime.generation.ar_runner import ARRunner
 from valle2.runtime.generation.engine import EncodedRequest, Failed, RequestId, Sentence, SynthesisEngine
 from valle2.runtime.generation.joint_calls import JointLimits
+from valle2.runtime.generation.ladders import captured, codec_ladder, nar_ladder
 from valle2.runtime.generation.model import LoadedModel
 from valle2.runtime.generation.nar_runner import NARRunner
 from valle2.runtime.generation.token_layout import TokenLayout, check_prompt, check_text
@@ -122,6 +132,7 @@ class Valle2(Closing):
         fallback: bool = False,
         chunks_per_call: int = 0,
         steps_per_read: int = 1,
+        capture_chunks: bool = False,
     ) -> Valle2:
         """Open a bundle.
 
@@ -139,6 +150,8 @@ class Valle2(Closing):
             chunks_per_call: requests that may share a call of the NAR or the codec; 0 for 8 on "cuda" and 1
                 on a "cpu". In "fp16" a request's codes may depend on who shares its calls.
             steps_per_read: the most AR steps that run before their codes are read; more than 1 is for "cuda".
+            capture_chunks: pad calls of the NAR and the codec to a few sizes, each a CUDA graph; for "ort" on
+                "cuda" with a build in "fp16", "int8" or "int4".
 
         Raises:
             ManifestError: no bundle there, or a damaged one. HubError: not on the hub, or not to be had.
@@ -146,7 +159,8 @@ class Valle2(Closing):
         """
         if slots < 1 or threads < 0:
             raise SettingsError(f"slots is {slots}, threads {threads}; expected slots >= 1, threads >= 0")
-        asked = Placement(device, engine, precision, threads, fallback, chunks_per_call, steps_per_read)
+        more = chunks_per_call, steps_per_read, capture_chunks
+        asked = Placement(device, engine, precision, threads, fallback, *more)
         path = find_model(model)
         placement, manifest = asked.resolve(path, read_manifest(path))
         return cls(path, manifest, slots, placement)
@@ -583,16 +597,20 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
     """
     graphs = placement.locate_graphs(path, manifest)
     encoder = graphs.pop("codec_encoder", None)
-    stepped = STEP if STEP in graphs else AR
+    stepped = {STEP if STEP in graphs else AR}
     joint_chunks = placement.joint_chunks(slots)
     several, joint = graphs.pop(NAR_BATCH, graphs[NAR]), None
-    if NAR_ROW in graphs and joint_chunks > 1:
+    padded, ladder = graphs.pop(PADDED_DECODER, None), None
+    if placement.capture_chunks:
+        graphs[NAR] = several
+        stepped.add(NAR)
+    elif NAR_ROW in graphs and joint_chunks > 1:
         joint = open_backend(several.folder, several.spec, placement)
     for name in (NAR_ROW, FUSED_DECODER):
         if name in graphs:
             graphs[SOURCES[name]] = graphs.pop(name)
     backends = {
-        name: open_backend(found.folder, found.spec, placement, stepped=name == stepped)
+        name: open_backend(found.folder, found.spec, placement, stepped=name in stepped)
         for name, found in graphs.items()
     }
     layout = TokenLayout.of(manifest)
@@ -610,8 +628,14 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
     )
     if ar.decoder.captures_calls:
         ar.warm_up()
+    if placement.capture_chunks:
+        ladder = captured(nar_ladder, backends[NAR], manifest.sizes, joint_chunks)
     codec = None
     if manifest.codec and encoder:
+        sounds = None
+        if padded:
+            taking_lengths = open_backend(padded.folder, padded.spec, placement, stepped=True)
+            sounds = captured(codec_ladder, taking_lengths, manifest.codec["hop"], joint_chunks)
 
         def open_encoder() -> Backend:
             found = read_manifest(path, check_hashes=False)
@@ -620,12 +644,12 @@ def load_model(path: Path, manifest: Manifest, slots: int, placement: Placement)
             return open_backend(encoder.folder, encoder.spec, placement)
 
         decoder, stream = backends["codec_decoder"], backends.get("codec_stream")
-        codec = Codec(open_encoder, decoder, manifest.codec, stream)
+        codec = Codec(open_encoder, decoder, manifest.codec, stream, sounds)
     alignment = read_alignment(path, manifest.files)
     neutral = np.array(manifest.codec[NEUTRAL], np.int64) if NEUTRAL in manifest.codec else None
     return LoadedModel(
         ar,
-        NARRunner(backends[NAR], joint),
+        NARRunner(backends[NAR], joint, ladder),
         codec,
         layout,
         manifest.sizes,

@@ -15,7 +15,8 @@ from valle2.engine.backends.ort.providers import (
     runs_nar_row,
 )
 from valle2.engine.backends.trt.api import TARGETS, lowerings_here
-from valle2.engine.bundle.contract import BUILT_GRAPHS, NAR_BATCH, NAR_ROW, PREFILL, STEP
+from valle2.engine.bundle.artifacts import build_command
+from valle2.engine.bundle.contract import BUILT_GRAPHS, NAR_BATCH, NAR_ROW, PADDED_DECODER, PREFILL, STEP
 from valle2.engine.bundle.manifest import Manifest
 from valle2.engine.bundle.precisions import (
     AUTO,
@@ -29,7 +30,7 @@ from valle2.engine.bundle.profiles import PREFILL_CHUNK
 from valle2.engine.derived.cache import usable_precision
 from valle2.engine.errors import BackendError
 
-ORT = "ort"
+ORT, CUDA = "ort", "cuda"
 ENGINE_DEVICES: dict[str, tuple[str, ...]] = {
     **{engine: tuple(d for e, d in PROVIDERS if e == engine) for engine, _ in PROVIDERS},
     **{target: ("cuda",) for target in TARGETS},
@@ -57,6 +58,8 @@ class Placement:
             which is 8 for "ort" on "cuda" and for TensorRT's engine files, and 1 otherwise.
         steps_per_read: the most AR steps that run before their codes are read. More than 1 is for "cuda", and
             makes loading slower: each step between two sets of buffers is a CUDA graph of its own.
+        capture_chunks: pad calls of the NAR and the codec to a ladder of sizes, each of them a CUDA graph.
+            For "ort" on "cuda", with graphs that `valle2 build` made. It makes loading slower.
 
     Raises:
         BackendError: an unknown engine, a device or precision that it does not take, or a negative number.
@@ -69,6 +72,7 @@ class Placement:
     fallback: bool = False
     chunks_per_call: int = 0
     steps_per_read: int = 1
+    capture_chunks: bool = False
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINE_DEVICES:
@@ -86,6 +90,11 @@ class Placement:
             )
         if not 1 <= self.steps_per_read <= MAX_STEPS_PER_READ:
             raise BackendError(f"steps_per_read is {self.steps_per_read}; expected 1 to {MAX_STEPS_PER_READ}")
+        if self.capture_chunks and (self.engine, self.device) != (ORT, CUDA):
+            raise BackendError(
+                f"capture_chunks is for engine {ORT!r} on device {CUDA!r}, not {self.engine!r} on "
+                f"{self.device!r}; leave it out"
+            )
         if self.engine == ORT and self.precision != AUTO:
             check_precision(self.precision)
         provider = PROVIDERS.get((self.engine, self.device))
@@ -135,12 +144,19 @@ class Placement:
         """The file and tensors of every graph, for a placement that is resolved.
 
         Raises:
-            BackendError: see `find_graphs`.
+            BackendError: see `find_graphs`; or calls are to be captured, and a graph for that is absent.
         """
         found = find_graphs(bundle, manifest, self.precision if self.engine == ORT else STORED)
         if self.device != "cpu":
-            absent = () if runs_nar_row() else (NAR_ROW, NAR_BATCH)
-            return {name: graph for name, graph in found.items() if name not in absent}
+            unused = {NAR_ROW} if self.capture_chunks else {PADDED_DECODER}
+            unused |= set() if runs_nar_row() else {NAR_ROW, NAR_BATCH}
+            if self.capture_chunks and NAR_BATCH not in found.keys() - unused:
+                command = build_command(bundle, ORT, "fp16")
+                raise BackendError(
+                    f"capture_chunks needs the graph {NAR_BATCH}, which {bundle} lacks in {self.precision}; "
+                    f"build it with onnxruntime 1.30 or newer: {command}, or leave capture_chunks out"
+                )
+            return {name: graph for name, graph in found.items() if name not in unused}
         if STEP in found and self.precision != "fp16":
             raise BackendError(
                 f"the {self.precision} graphs of the lowering {manifest.lowering} are for CUDA; "

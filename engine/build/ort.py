@@ -15,6 +15,7 @@ import onnx
 from valle2.engine.backends.ort.providers import NAR_ROW_SINCE, lowerings_for, runs_nar_row
 from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.codec import codec_graph
+from valle2.engine.build.cuda.codec_padded import padded_codec_graph
 from valle2.engine.build.cuda.nar import nar_graph
 from valle2.engine.build.cuda.nar_batch import nar_batch_graph
 from valle2.engine.build.cuda.reader import UnsupportedGraphError
@@ -26,7 +27,15 @@ from valle2.engine.build.prefill import check_prefill, prefill_graph
 from valle2.engine.build.quantize import quantise
 from valle2.engine.build.recipe import write_recipe
 from valle2.engine.build.rotary import fuse_rotary
-from valle2.engine.bundle.contract import BUILT_GRAPHS, FUSED_DECODER, NAR_BATCH, NAR_ROW, PREFILL, STEP
+from valle2.engine.bundle.contract import (
+    BUILT_GRAPHS,
+    FUSED_DECODER,
+    NAR_BATCH,
+    NAR_ROW,
+    PADDED_DECODER,
+    PREFILL,
+    STEP,
+)
 from valle2.engine.bundle.files import replacing_folder
 from valle2.engine.bundle.graph_file import readable
 from valle2.engine.bundle.manifest import Manifest, hash_files, read_manifest
@@ -79,8 +88,11 @@ WRITERS: dict[str, Callable[[onnx.ModelProto, Mapping[str, int]], onnx.ModelProt
     NAR_ROW: nar_graph,
     NAR_BATCH: nar_batch_graph,
     FUSED_DECODER: codec_graph,
+    PADDED_DECODER: padded_codec_graph,
 }
 """By graph, the function that writes it from its source and the manifest's sizes."""
+SHARED = {NAR_BATCH: NAR_ROW, PADDED_DECODER: FUSED_DECODER}
+"""By graph, an earlier one with the same weights."""
 
 
 def build_graphs(
@@ -251,7 +263,7 @@ def build_fused(
 ) -> tuple[dict[str, Any], GraphSpec]:
     """Rewrite one graph for CUDA. It is first compared with its source, in float32 on the CPU.
 
-    The NAR of several rows reads the weights that it shares with that of one row from that one's file.
+    A graph of `SHARED` reads the weights that it shares with another one from that one's file.
 
     Args:
         bundle: the folder with the source. folder: where the graph goes. spec: of the source.
@@ -273,6 +285,6 @@ def build_fused(
         replaced = quantise(model, replace(method, kind="blocks")) if method.bits < FUSED_HALF.bits else 0
         convert(model, PRECISIONS["fp16"])
         made = written_spec(model, f"{graph}.onnx")
-        row = folder / f"{NAR_ROW}.onnx"
-        write_graph(model, folder / made.file, row if graph == NAR_BATCH and row.is_file() else None)
+        like = folder / f"{SHARED[graph]}.onnx" if graph in SHARED else folder
+        write_graph(model, folder / made.file, like if like.is_file() else None)
     return sizes_row(replaced, (bundle, spec.graph), (folder, graph)), made

@@ -12,12 +12,14 @@ STEP = "ar_step"
 NAR_ROW = "nar_row"
 """The NAR for one row without padding. `valle2 build` makes it for CUDA."""
 NAR_BATCH = "nar_batch"
-"""The NAR for several rows of different lengths. `valle2 build` makes it for CUDA."""
+"""The NAR for several rows of different lengths. It returns all frames. `valle2 build` makes it for CUDA."""
 FUSED_DECODER = "codec_decoder_fused"
 """The codec's decoder with fewer nodes, in float32. `valle2 build` makes it for CUDA."""
+PADDED_DECODER = "codec_decoder_padded"
+"""The same for rows with padding. `valle2 build` makes it for CUDA."""
 PREFILL = "ar_prefill"
 """The AR for many new positions of one row; it only fills the caches. `valle2 build` makes it for a CPU."""
-BUILT_GRAPHS = (STEP, NAR_ROW, NAR_BATCH, FUSED_DECODER, PREFILL)
+BUILT_GRAPHS = (STEP, NAR_ROW, NAR_BATCH, FUSED_DECODER, PADDED_DECODER, PREFILL)
 """Graphs that no bundle lists."""
 GRAPHS = (AR, NAR, ENCODER, DECODER, STREAM)
 REQUIRED_GRAPHS = (AR, NAR)

@@ -28,6 +28,7 @@ from valle2.engine.bundle.contract import (
     NAR,
     NAR_BATCH,
     NAR_ROW,
+    PADDED_DECODER,
     PREFILL,
     STEP,
 )
@@ -87,11 +88,23 @@ kernels for AVX-512 VNNI add in another order when a block holds 128 inputs or m
 processors without AVX-512 do when a block holds more than 16, which changes a product by a millionth.
 """
 PRECISIONS = (STORED, *METHODS)
-SOURCES = {STEP: AR, PREFILL: AR, NAR_ROW: NAR, NAR_BATCH: NAR, FUSED_DECODER: DECODER}
+SOURCES = {
+    STEP: AR,
+    PREFILL: AR,
+    NAR_ROW: NAR,
+    NAR_BATCH: NAR,
+    FUSED_DECODER: DECODER,
+    PADDED_DECODER: DECODER,
+}
 """The graphs of a bundle that others are rewritten from."""
 CUDA_LOWERING = "portable"
 """The lowering that CUDA runs, whose AR gets a decode graph of fused operators."""
-FUSED_REST = {NAR_ROW: FUSED_HALF, NAR_BATCH: FUSED_HALF, FUSED_DECODER: FUSED_WHOLE}
+FUSED_REST = {
+    NAR_ROW: FUSED_HALF,
+    NAR_BATCH: FUSED_HALF,
+    FUSED_DECODER: FUSED_WHOLE,
+    PADDED_DECODER: FUSED_WHOLE,
+}
 CUDA_METHODS: dict[str, dict[str, Method]] = {
     "fp16": {AR: HALF, NAR: HALF, STEP: FUSED_HALF, **FUSED_REST},
     "int8": {AR: HALF, NAR: HALF, STEP: Method("fused", 8, 64), **FUSED_REST},

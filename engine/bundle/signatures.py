@@ -23,6 +23,7 @@ from valle2.engine.bundle.contract import (
     NAR_BATCH,
     NAR_ROW,
     OUT_SUFFIX,
+    PADDED_DECODER,
     PREFILL,
     REQUIRED_GRAPHS,
     STATE_PREFIX,
@@ -128,6 +129,8 @@ def signature_of(name: str, spec: GraphSpec, sizes: Mapping[str, int], cache_len
     made: dict[str, Tensor] = {"audio": (FLOAT, (None, None))}
     if name in (DECODER, FUSED_DECODER):
         return Signature({"codes": codes}, made)
+    if name == PADDED_DECODER:
+        return Signature({"codes": codes, "frame_lengths": (INT, ("batch",))}, made)
     states = stream_states(spec)
     inputs: dict[str, Tensor] = {"codes": codes, "started": (BOOL, ())}
     return Signature(

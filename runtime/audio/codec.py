@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle2.engine import Backend, sized
+from valle2.engine.backends.ladder import Ladder
 from valle2.engine.bundle.contract import CODEBOOKS
 from valle2.runtime.types import Codes
 
@@ -22,6 +23,7 @@ class Codec:
         open_encoder: loads the encoder. It is called for the first recording, because voices need no encoder.
         decoder: the decoder's graph. sizes: `sample_rate` in Hz and `hop` in samples a frame.
         stream: the graph of a decoder that takes and returns its state, or None.
+        ladder: bound calls of a decoder that takes padding, or None. The codec closes it.
     """
 
     def __init__(
@@ -30,10 +32,12 @@ class Codec:
         decoder: Backend,
         sizes: Mapping[str, int],
         stream: Backend | None = None,
+        ladder: Ladder | None = None,
     ) -> None:
         self.open_encoder = open_encoder
         self.decoder = decoder
         self.stream = stream
+        self.ladder = ladder
         self.sample_rate = sizes["sample_rate"]
         self.hop = sizes["hop"]
 
@@ -63,12 +67,17 @@ class Codec:
         rows, frames, _ = codes.shape
         if not frames:
             return np.zeros((rows, 0), np.float32)
+        if self.ladder:
+            bound = self.ladder.run({"codes": codes, "frame_lengths": np.full(rows, frames, np.int64)})
+            if bound is not None:
+                return np.asarray(bound["audio"][:rows, : frames * self.hop])
         audio = self.decoder.run({"codes": codes})["audio"]
         return np.asarray(sized(self.decoder.spec, "audio", audio, (rows, frames * self.hop)))
 
     def close(self) -> None:
         """Free the graphs' memory."""
-        opened = [self.decoder, self.stream, self.__dict__.get("encoder")]
+        padded = self.ladder.backend if self.ladder else None
+        opened = [self.decoder, self.stream, padded, self.__dict__.get("encoder")]
         for backend in opened:
             if backend:
                 backend.close()

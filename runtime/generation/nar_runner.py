@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from valle2.engine import Backend, sized
+from valle2.engine.backends.ladder import Ladder
 from valle2.engine.bundle.contract import NAR_BATCH
 from valle2.engine.bundle.nar_inputs import NARInputs
 from valle2.runtime.types import Codes
@@ -56,10 +57,11 @@ class NARRunner:
 
     Args:
         backend: the loaded graph. joint: the graph of several rows, where `backend` takes only one.
+        ladder: bound calls of `backend`, for those that fit them.
     """
 
-    def __init__(self, backend: Backend, joint: Backend | None = None) -> None:
-        self.backend, self.joint = backend, joint or backend
+    def __init__(self, backend: Backend, joint: Backend | None = None, ladder: Ladder | None = None) -> None:
+        self.backend, self.joint, self.ladder = backend, joint or backend, ladder
 
     def close(self) -> None:
         """Free the graph's memory."""
@@ -99,18 +101,23 @@ class NARRunner:
 
         Rows of several states are padded to the longest text and the most frames among them.
         """
-        inputs = padded(states, codebook)
-        backend = self.backend if len(states) == 1 else self.joint
-        # the first frame that is returned
-        begin = 0 if backend.spec.graph == NAR_BATCH else int(inputs.prompt_lengths.min())
-        shape = len(states), inputs.codes.shape[1] - begin
-        found = backend.run(inputs.feeds(), (CODES,))[CODES]
-        rows = sized(backend.spec, CODES, found, shape)
+        begin, rows = self.call(padded(states, codebook))
         for state, row in zip(states, rows, strict=True):
             start = state.prompt_length - begin
             column = row[start : start + len(state.target)]
             first = state.begun if codebook < state.known else 0
             state.target[first:, codebook] = column[first:]
+
+    def call(self, inputs: NARInputs[Codes]) -> tuple[int, Codes]:
+        """Run the graph: the first frame that it returns, and the codes (B, T') from there on."""
+        count, frames, _ = inputs.codes.shape
+        bound = self.ladder.run(inputs.feeds()) if self.ladder else None
+        if bound is not None:
+            return 0, bound[CODES][:count, :frames]
+        backend = self.backend if count == 1 else self.joint
+        begin = 0 if backend.spec.graph == NAR_BATCH else int(inputs.prompt_lengths.min())
+        found = backend.run(inputs.feeds(), (CODES,))[CODES]
+        return begin, sized(backend.spec, CODES, found, (count, frames - begin))
 
     def refine(self, text: Codes, prompt: Codes, first: Codes) -> Codes:
         """All passes without a pause: (T, Q) int64. See `start` for the arguments."""

@@ -108,18 +108,27 @@ def in_turns(
 
 def time_passes(tts: Valle2, states: list[NARState], repeats: int, clock: Callable[[], float]) -> Result:
     """All passes of the NAR over these rows, one row a call and all rows a call."""
-    nar = tts.model.nar
+    sides = {
+        "alone": lambda: run_passes(tts, states, together=False),
+        "together": lambda: run_passes(tts, states, together=True),
+    }
+    ms, codes = in_turns(sides, repeats, clock)
+    same = same_share(codes["alone"], codes["together"])
+    return {"alone_ms": ms["alone"], "together_ms": ms["together"], "same_codes": same}
 
-    def run(together: bool) -> list[Any]:
-        rows = [replace(state, codes=state.codes.copy()) for state in states]
-        for codebook in rows[0].passes:
-            for group in [rows] if together else [[row] for row in rows]:
-                nar.run(group, codebook)
-        return [row.target[:, 1:] for row in rows]
 
-    ms, codes = in_turns({"alone": lambda: run(False), "together": lambda: run(True)}, repeats, clock)
-    equal = [np.mean(a == b) for a, b in zip(codes["alone"], codes["together"], strict=True)]
-    return {"alone_ms": ms["alone"], "together_ms": ms["together"], "same_codes": float(np.mean(equal))}
+def run_passes(tts: Valle2, states: list[NARState], *, together: bool) -> list[Any]:
+    """All passes of the NAR over copies of these rows: codes (T, Q - 1) of each."""
+    rows = [replace(state, codes=state.codes.copy()) for state in states]
+    for codebook in rows[0].passes:
+        for group in [rows] if together else [[row] for row in rows]:
+            tts.model.nar.run(group, codebook)
+    return [row.target[:, 1:] for row in rows]
+
+
+def same_share(some: list[Any], others: list[Any]) -> float:
+    """The share of codes of each row that are equal, on average."""
+    return float(np.mean([np.mean(a == b) for a, b in zip(some, others, strict=True)]))
 
 
 def time_codec(
@@ -169,12 +178,11 @@ def time_requests(tts: Valle2, requests: list[Request], repeats: int, clock: Cal
     ms, codes = in_turns(
         {"alone": lambda: speak(1), "together": lambda: speak(len(requests))}, repeats, clock
     )
-    equal = [np.mean(a == b) for a, b in zip(codes["alone"], codes["together"], strict=True)]
     return {
         "rows": len(requests),
         "alone_ms": ms["alone"],
         "together_ms": ms["together"],
-        "same_codes": float(np.mean(equal)),
+        "same_codes": same_share(codes["alone"], codes["together"]),
     }
 
 

@@ -263,6 +263,36 @@ def wrong_joint(found: Result) -> str:
     return f"{len(wrong)} of {len(rows)} joint calls in fp32 give other codes" if wrong else ""
 
 
+def captures(setup: Setup) -> Result:
+    """Calls of the NAR and the codec that are padded and captured, beside calls as they are."""
+    from valle2.benchmarks.speed.on_gpu.captures import time_captures
+
+    return time_captures(setup)
+
+
+def captures_rows(found: Result) -> list[tuple[str, Any]]:
+    def beside(row: Result) -> str:
+        same = f", same codes {row['same_codes']:.2%}" if "same_codes" in row else ""
+        return f"{row['captured_ms']} ms captured, {row['plain_ms']} ms as it is{same}"
+
+    load = found["load"]
+    return [
+        ("load", f"{load['captured_seconds']} s captured, {load['plain_seconds']} s as it is"),
+        ("captured calls of NAR and codec", f"{found['rungs']}, {found['mb']} MB of buffers"),
+        ("first audio", beside(found["first_audio"])),
+        *(
+            (f"{name}, {row['kind']}, rows {row['rows']}", beside(row))
+            for name in ("nar", "codec")
+            for row in found[name]
+        ),
+    ]
+
+
+def wrong_captures(found: Result) -> str:
+    absent = [name for name, there in zip(("NAR", "codec"), found["captured"], strict=True) if not there]
+    return f"calls of {' and '.join(absent)} were not captured" if absent else ""
+
+
 def compare(setup: Setup) -> Result:
     """The runtime and eager PyTorch in turns, in the same precision."""
     need_torch()
@@ -398,6 +428,7 @@ PARTS: dict[str, Part] = {
     "latency": Part(latency, latency_rows, 60, "model"),
     "throughput": Part(throughput, throughput_rows, 150, "model"),
     "joint": Part(joint, joint_rows, 90, "model", wrong_joint),
+    "captures": Part(captures, captures_rows, 60, "model", wrong_captures),
     "compare": Part(compare, compare_rows, 90, "model"),
     "compiled": Part(compiled, compiled_rows, 90, "model"),
     "prefill": Part(prefill, prefill_rows, 40, "model"),

@@ -101,12 +101,12 @@ class OrtBuffer(ArrayBuffer):
 
 
 class DeviceBuffer(Buffer):
-    """Consecutive rows of an OrtValue in device memory."""
+    """Consecutive rows of an OrtValue in device memory. A number without axes is one row."""
 
     def __init__(self, value: Any, dtype: DTypeLike, part: slice) -> None:
         self.value, self.dtype, self.part = value, np.dtype(dtype), part
         whole = value.shape()
-        self.shape = (part.stop - part.start, *whole[1:])
+        self.shape = (part.stop - part.start, *whole[1:]) if whole else ()
         row_bytes = int(np.prod(whole[1:])) * self.dtype.itemsize
         self.address = value.data_ptr() + part.start * row_bytes
 
@@ -126,7 +126,7 @@ class DeviceBuffer(Buffer):
 
     def write(self, values: Array) -> None:
         if self.rows_value is not None:
-            self.rows_value.update_inplace(np.ascontiguousarray(values))
+            self.rows_value.update_inplace(np.require(values, requirements="C"))
             return
         whole = np.asarray(self.value.numpy()).copy()
         whole[self.part] = values
@@ -205,7 +205,7 @@ class OrtBackend(Backend):
                 f"{self.spec.file}: no memory for {shape} of {np.dtype(dtype)} ({first_line(error)}); "
                 "load the model with fewer slots"
             ) from None
-        return DeviceBuffer(value, dtype, slice(0, shape[0]))
+        return DeviceBuffer(value, dtype, slice(0, shape[0] if shape else 1))
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Step:
         """See `Backend.bind`. With CUDA graphs, the second call is captured and later calls replay it.

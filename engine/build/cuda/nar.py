@@ -145,7 +145,7 @@ def whole_row(graph: GraphWriter, source: str, block: Block, sizes: Mapping[str,
 
 def head_width(block: Block, sizes: Mapping[str, int]) -> int:
     """Numbers of one head of a block."""
-    return block.qkv.weight.shape[1] // 3 // sizes["nar_heads"]
+    return int(block.qkv.weight.shape[1]) // 3 // sizes["nar_heads"]
 
 
 def rotary_tables(graph: GraphWriter, block: Block) -> list[str]:

@@ -205,8 +205,8 @@ def write_tail(model: onnx.ModelProto, *, several: bool) -> None:
     elif stage_places is not None or eos_places is not None:
         raise UnsupportedGraphError("one of both has a position")
     elif several:
-        rows = graph.op("Shape", ["text"], "tail_count", start=0, end=1)
-        shape = graph.op("Concat", [rows, graph.ints(1), graph.ints(1)], "tail_shape", axis=0)
+        count = graph.op("Shape", ["text"], "tail_count", start=0, end=1)
+        shape = graph.op("Concat", [count, graph.ints(1), graph.ints(1)], "tail_shape", axis=0)
         found = graph.op("Expand", [found, shape], "tails")
     result = found if several else graph.op("Unsqueeze", [found, graph.ints(0)], "tail")
     stack = next(node for node in model.graph.node if eos_name in through_views(reader, node))

@@ -15,20 +15,23 @@ from torch import nn
 
 from tests.conftest import Trace
 from valle2.engine import BackendError, Placement, open_backend
+from valle2.engine.backends.ladder import Ladder, Sizes
 from valle2.engine.backends.ort.providers import PROVIDERS
 from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.codec import codec_graph
-from valle2.engine.build.cuda.nodes import count_nodes
+from valle2.engine.build.cuda.codec_padded import padded_codec_graph
+from valle2.engine.build.cuda.nodes import count_nodes, transfers
 from valle2.engine.build.cuda.reader import UnsupportedGraphError
 from valle2.engine.build.cuda.step import written_spec
 from valle2.engine.build.external_data import write_graph
 from valle2.engine.build.precision import load_graph
-from valle2.engine.bundle.contract import DECODER, FUSED_DECODER
+from valle2.engine.bundle.contract import DECODER, FUSED_DECODER, PADDED_DECODER
 from valle2.engine.bundle.signatures import check_graph
 from valle2.export.bundle import graph_spec
 from valle2.export.codecs.demo import CodecConfig, CodecDecoder, CodecEncoder
 from valle2.export.codecs.vocos import VocosConfig, VocosDecoder
 from valle2.export.graphs import codec_graphs
+from valle2.runtime.generation.ladders import ONE
 
 SMALL = CodecConfig(width=32, ffn=48, blocks=1, decoder_width=32, decoder_ffn=48, decoder_blocks=3)
 DECODERS: dict[str, Callable[[], nn.Module]] = {
@@ -38,6 +41,8 @@ DECODERS: dict[str, Callable[[], nn.Module]] = {
 A_BLOCK = 8
 BESIDE = {"demo": 21, "vocos": 37}
 """Nodes beside the blocks, at most. Vocos also divides by the sum of its windows."""
+MASKS = 5
+"""Nodes that make the masks and use them beside the blocks. A block has one more."""
 Make = Callable[[str], tuple[nn.Module, Path]]
 
 
@@ -93,6 +98,64 @@ def test_on_a_gpu(made: Make, codec: str, tmp_path: Path) -> None:
             expected = decoder(torch.from_numpy(codes)).numpy()
             found = backend.run({"codes": codes})["audio"]
             assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+@torch.no_grad()
+def test_padding_is_not_heard(made: Make, tmp_path: Path) -> None:
+    """Rows of different lengths with codes behind them, in several sizes: the samples of each row alone."""
+    decoder, path = made("demo")
+    graph = padded_codec_graph(load_graph(path, "fp32"), {})
+    assert count_nodes(graph)["total"] <= A_BLOCK * 3 + BESIDE["demo"] + 3 + MASKS and transfers(graph) == []
+    spec = written_spec(graph, f"{PADDED_DECODER}.onnx")
+    check_graph(PADDED_DECODER, spec, {}, 0)
+    write_graph(graph, tmp_path / spec.file)
+    rng = np.random.default_rng(0)
+    with open_backend(tmp_path, spec) as backend:
+        for rows, frames in ((1, 8), (2, 8), (4, 16), (8, 24)):
+            sizes = {"batch": rows, "frames": frames}
+            ladder = Ladder(backend, [sizes], lambda sizes: {"audio": shape_of_audio(sizes)}, ONE)
+            lengths = np.arange(frames, 0, -3)[: rows - rows // 4]
+            codes = rng.integers(0, 1024, (len(lengths), frames, 8))
+            found = ladder.run({"codes": codes, "frame_lengths": lengths})
+            assert found is not None
+            for row, length in enumerate(lengths):
+                expected = decoder(torch.from_numpy(codes[row : row + 1, :length])).numpy()[0]
+                differ = np.abs(found["audio"][row, : len(expected)] - expected).max()
+                assert len(expected) == SMALL.hop * length and differ <= 1e-4 * np.abs(expected).max()
+
+
+def shape_of_audio(sizes: Sizes) -> tuple[int, ...]:
+    return sizes["batch"], SMALL.hop * sizes["frames"]
+
+
+def test_a_decoder_that_mixes_frames_elsewhere_takes_no_padding(made: Make) -> None:
+    """Vocos divides by the sum of its windows, which depends on the number of frames."""
+    with pytest.raises(UnsupportedGraphError, match="more than one sum of overlapping frames"):
+        padded_codec_graph(load_graph(made("vocos")[1], "fp32"), {})
+    stored = load_graph(made("demo")[1], "fp32")
+    node = next(node for node in stored.graph.node if node.op_type == "Conv")
+    next(entry for entry in node.attribute if entry.name == "pads").ints[:] = [0, 0]
+    with pytest.raises(UnsupportedGraphError, match="a convolution changes the number of frames"):
+        padded_codec_graph(stored, {})
+    stored = load_graph(made("demo")[1], "fp32")
+    next(node for node in stored.graph.node if node.op_type == "LayerNormalization").op_type = "Softmax"
+    with pytest.raises(UnsupportedGraphError, match="Softmax may mix frames"):
+        padded_codec_graph(stored, {})
+
+
+@pytest.mark.parametrize("broken", ["Conv", "Reshape"])
+def test_a_padded_graph_without_a_mask_is_refused(made: Make, broken: str) -> None:
+    """One whose convolution, or whose sum of frames, reads what lies behind a row."""
+    _, path = made("demo")
+    graphs = codec_graphs(CodecEncoder(SMALL).eval(), made("demo")[0], SMALL.hop)
+    spec = graph_spec(path, next(graph for graph in graphs if graph.name == DECODER))
+    graph = padded_codec_graph(load_graph(path, "fp32"), {})
+    check_fused(path.parent, spec, graph, {})
+    masked = {node.output[0]: node.input[0] for node in graph.graph.node if node.op_type == "Mul"}
+    node = next(n for n in graph.graph.node if n.op_type == broken and n.input[0].endswith(".masked"))
+    node.input[0] = masked[node.input[0]]
+    with pytest.raises(BackendError, match=r"differs from codec_decoder\.onnx in audio"):
+        check_fused(path.parent, spec, graph, {})
 
 
 @pytest.mark.parametrize(("codec", "blocks"), [("demo", 3), ("vocos", 2)])

@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import Trace, toy_config
 from valle2.engine import Backend, BackendError, Placement, open_backend
+from valle2.engine.backends.ladder import Ladder, Sizes
 from valle2.engine.backends.ort.providers import PROVIDERS
 from valle2.engine.build.cuda.check import check_fused, of_targets
 from valle2.engine.build.cuda.nar import nar_graph
@@ -31,6 +32,7 @@ from valle2.export.bundle import graph_spec
 from valle2.export.graphs import nar_graph as exported
 from valle2.export.models import NARModel
 from valle2.export.models.config import Style
+from valle2.runtime.generation.ladders import ONE, nar_rungs
 
 MOST_PER_LAYER, MOST_BESIDE = 9, 45
 STYLES = {
@@ -144,14 +146,16 @@ def test_it_has_few_nodes(made: Make, style: str) -> None:
     assert before["per_layer"] > 2 * layer and before["beside"] > 2 * beside
 
 
-def ragged(rows: int, stage: int, rng: np.random.Generator) -> NARInputs[torch.Tensor]:
+def ragged(
+    rows: int, stage: int, rng: np.random.Generator, tokens: int = 12, most: int = 24
+) -> NARInputs[torch.Tensor]:
     """Rows of different lengths of text, prompt and speech, the first one without padding."""
-    text, frames = rng.integers(3, 12, rows), rng.integers(9, 24, rows)
-    text[0], frames[0] = 12, 24
+    text, frames = rng.integers(3, tokens, rows), rng.integers(9, most, rows)
+    text[0], frames[0] = tokens, most
     return NARInputs(
-        text=torch.from_numpy(rng.integers(0, 30, (rows, 12))),
+        text=torch.from_numpy(rng.integers(0, 30, (rows, tokens))),
         text_lengths=torch.from_numpy(text),
-        codes=torch.from_numpy(rng.integers(0, 1024, (rows, 24, 8))),
+        codes=torch.from_numpy(rng.integers(0, 1024, (rows, most, 8))),
         prompt_lengths=torch.from_numpy(frames // 3 * (stage % 3)),
         frame_lengths=torch.from_numpy(frames),
         stage=torch.tensor(stage),
@@ -186,6 +190,49 @@ def test_rows_together_are_those_alone_on_a_gpu(made: Make, style: str, tmp_path
     need_cuda()
     worst, same = rows_beside_alone(*made(style), tmp_path, Placement("cuda", precision="fp16"), half=True)
     assert worst < 0.05 and same >= 0.9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("style", "half", "step"),
+    [
+        *((style, half, 6) for style, half in (("paper", False), ("rotary", False), ("rotary", True))),
+        *(pytest.param(style, False, 1, marks=pytest.mark.slow) for style in STYLES),
+    ],
+)
+def test_every_rung_of_a_ladder(made: Make, style: str, half: bool, step: int, tmp_path: Path) -> None:
+    """Rows of different lengths in calls of every padded size, also where the rung has more rows.
+
+    step: of the rungs, how many there are to the next that is run.
+    """
+    model, path = made(style)
+    spec, rng = (
+        written(nar_batch_graph, NAR_BATCH, model, path, tmp_path, half=half),
+        np.random.default_rng(0),
+    )
+    rungs = nar_rungs(model.config.sizes(), 8)
+    assert {rung["batch"] for rung in rungs[::step]} == {1, 2, 4, 8}
+    with open_backend(tmp_path, spec) as backend:
+        for stage, rung in enumerate(rungs[::step]):
+            ladder = Ladder(backend, [rung], whole_outputs, ONE)
+            inputs = ragged(
+                rung["batch"] - rung["batch"] // 4, 1 + stage % 7, rng, rung["tokens"] - 3, rung["frames"] - 5
+            )
+            feeds = inputs.map(torch.Tensor.numpy).feeds()
+            expected, found = model(inputs), ladder.run(feeds)
+            assert found is not None and found[LOGITS].shape == (rung["batch"], rung["frames"], 1024)
+            (count, frames, _), wanted = inputs.codes.shape, model.choose(expected, inputs).numpy()
+            logits, codes = (
+                of_targets(feeds, found[name][:count, :frames]) for name in (LOGITS, "codes_out")
+            )
+            assert np.abs(logits - of_targets(feeds, expected.numpy())).max() < (0.05 if half else 1e-4)
+            assert (codes == of_targets(feeds, wanted)).mean() >= (0.9 if half else 1.0)
+
+
+def whole_outputs(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Logits and codes of a rung."""
+    shape = sizes["batch"], sizes["frames"]
+    return {LOGITS: (*shape, 1024), "codes_out": shape}
 
 
 def rows_beside_alone(

@@ -10,13 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from valle2.engine import Manifest
-from valle2.engine.backends import placement as placements
-from valle2.engine.backends.placement import Placement
-from valle2.engine.build import ort as builds
-from valle2.engine.build.ort import BuildOptions, build_graphs
+from tests.engine.build.cuda.on_cpu import build_in_float32, run_on_cpu
 from valle2.engine.bundle.contract import FUSED_DECODER, NAR_BATCH, NAR_ROW, STEP
-from valle2.engine.bundle.precisions import CUDA_LOWERING, LocatedGraph, find_graphs
 from valle2.runtime import Request, Settings, Speech, Valle2
 from valle2.runtime.generation.nar_runner import NARRunner, NARState
 from valle2.runtime.tts import find_model
@@ -39,22 +34,7 @@ def spoken(bundle: Path, precision: str) -> list[Speech]:
 def test_speech_is_that_of_the_exported_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same codes, drawn with repetition-aware sampling, and the same samples but for rounding."""
     bundle = Path(shutil.copytree(find_model("demo"), tmp_path / "bundle"))
-    with monkeypatch.context() as whole:
-        whole.setattr(builds, "convert", lambda model, kind: None)  # it stays in float32
-        build_graphs(bundle, "fp16", BuildOptions("cuda"))
-    used: set[str] = set()
-
-    def variant(manifest: Manifest, _: Placement) -> Manifest:
-        return manifest.in_lowering([CUDA_LOWERING], "test")
-
-    def locate(chosen: Placement, folder: Path, manifest: Manifest) -> dict[str, LocatedGraph]:
-        found = find_graphs(folder, manifest, chosen.precision)
-        # the stored graphs prefill in float32, as these graphs continue
-        found |= {n: LocatedGraph(folder, spec) for n, spec in manifest.graphs.items()}
-        used.update(found)
-        return found
-
-    monkeypatch.setattr(placements, "select_variant", variant)
+    build_in_float32(bundle)
     rows: list[int] = []
     run = NARRunner.run
 
@@ -65,7 +45,7 @@ def test_speech_is_that_of_the_exported_graphs(tmp_path: Path, monkeypatch: pyte
 
     expected = spoken(bundle, "fp32")
     monkeypatch.setattr(NARRunner, "run", counted)
-    monkeypatch.setattr(Placement, "locate_graphs", locate)
+    used = run_on_cpu(monkeypatch)
     found = spoken(bundle, "fp16")
     assert used >= {STEP, NAR_ROW, NAR_BATCH, FUSED_DECODER} and {1, 2, 3} & set(rows) > {1}
     assert len(found) == len(expected) == 1 + len(SHORT)

@@ -40,6 +40,7 @@ from valle2.engine.bundle.contract import (
     FUSED_DECODER,
     NAR_BATCH,
     NAR_ROW,
+    PADDED_DECODER,
     STEP,
 )
 from valle2.engine.bundle.precisions import CUDA_METHODS, METHODS, graph_folder, read_build_record
@@ -396,15 +397,16 @@ def built(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("precision", CUDA_METHODS)
 def test_build_makes_it_for_cuda_alone(built: Path, precision: str) -> None:
     made = [row["graph"] for row in build_graphs(built, precision, BuildOptions("cuda"))]
-    assert sorted(made) == ["ar", STEP, FUSED_DECODER, "nar", NAR_BATCH, NAR_ROW]
+    assert sorted(made) == ["ar", STEP, FUSED_DECODER, PADDED_DECODER, "nar", NAR_BATCH, NAR_ROW]
     placement, chosen = Placement("cuda", "ort", precision).resolve(built, read_manifest(built))
     graphs = placement.locate_graphs(built, chosen)
     assert graphs[STEP].folder == graphs["ar"].folder == graph_folder(built, precision, "portable")
     counts = count_bundle(graphs)
     assert counts[STEP]["per_layer"] <= MOST_PER_LAYER and counts[STEP]["beside"] <= MOST_BESIDE
     assert counts[NAR_ROW]["per_layer"] <= MOST_PER_LAYER and counts[NAR_ROW]["beside"] <= MOST_BESIDE
-    assert counts[NAR_BATCH]["per_layer"] <= MOST_PER_LAYER
-    assert counts[NAR_BATCH]["total"] < counts["nar"]["total"] / 2
+    assert counts[NAR_BATCH]["per_layer"] <= MOST_PER_LAYER and counts[NAR_BATCH]["beside"] <= MOST_BESIDE
+    captured = replace(placement, capture_chunks=True).locate_graphs(built, chosen)
+    assert graphs.keys() ^ captured.keys() == {NAR_ROW, PADDED_DECODER} and PADDED_DECODER in captured
     assert counts[FUSED_DECODER]["total"] <= MOST_OF_A_CODEC < counts["codec_decoder"]["total"] * 0.6
     on_cpu = Placement("cpu", "ort", precision)
     if precision == "fp16":
@@ -421,6 +423,8 @@ def test_an_older_onnx_runtime_runs_the_exported_nar(built: Path, monkeypatch: p
     assert NAR_ROW in placement.locate_graphs(built, chosen)
     monkeypatch.setattr(onnxruntime, "__version__", "1.29.0")
     assert {NAR_ROW, NAR_BATCH, STEP} & set(placement.locate_graphs(built, chosen)) == {STEP}
+    with pytest.raises(BackendError, match=r"capture_chunks needs the graph nar_batch, .* 1\.30 or newer"):
+        replace(placement, capture_chunks=True).locate_graphs(built, chosen)
     said: list[str] = []
     build_graphs(built, "fp16", BuildOptions("cuda"), progress=said.append)
     assert f"no {NAR_ROW}: it needs onnxruntime 1.30 or newer" in said

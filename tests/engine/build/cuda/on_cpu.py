@@ -1,0 +1,54 @@
+"""The graphs of CUDA in float32 on this CPU, which has kernels of all of their operators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from valle2.engine import Backend, GraphSpec, Manifest, open_backend
+from valle2.engine.backends import placement as placements
+from valle2.engine.backends.placement import Placement
+from valle2.engine.build import ort as builds
+from valle2.engine.build.ort import BuildOptions, build_graphs
+from valle2.engine.bundle.contract import NAR_ROW, PADDED_DECODER
+from valle2.engine.bundle.precisions import CUDA_LOWERING, LocatedGraph, find_graphs
+from valle2.runtime import tts
+
+
+def build_in_float32(bundle: Path) -> None:
+    """Build "fp16" for CUDA, whose graphs stay in float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builds, "convert", lambda model, kind: None)
+        build_graphs(bundle, "fp16", BuildOptions("cuda"))
+
+
+def run_on_cpu(patch: pytest.MonkeyPatch) -> set[str]:
+    """Let a CPU run "fp16" as CUDA would, also with `capture_chunks`. Bound calls only seem to be captured.
+
+    Returns:
+        The graphs that are loaded from now on.
+    """
+    used: set[str] = set()
+
+    def variant(manifest: Manifest, _: Placement) -> Manifest:
+        return manifest.in_lowering([CUDA_LOWERING], "test")
+
+    def locate(chosen: Placement, folder: Path, manifest: Manifest) -> dict[str, LocatedGraph]:
+        found = find_graphs(folder, manifest, chosen.precision)
+        # the stored graphs prefill in float32, as these graphs continue
+        found |= {n: LocatedGraph(folder, spec) for n, spec in manifest.graphs.items()}
+        found.pop(NAR_ROW if chosen.capture_chunks else PADDED_DECODER)
+        used.update(found)
+        return found
+
+    def opened(folder: Path, spec: GraphSpec, placement: Placement, *, stepped: bool = False) -> Backend:
+        backend = open_backend(folder, spec, placement, stepped=stepped)
+        backend.captures_calls = stepped and placement.capture_chunks
+        return backend
+
+    patch.setattr(placements, "CUDA", "cpu")
+    patch.setattr(placements, "select_variant", variant)
+    patch.setattr(Placement, "locate_graphs", locate)
+    patch.setattr(tts, "open_backend", opened)
+    return used
