@@ -5,7 +5,9 @@ row, and what follows them, to the left before the first block. Then the length 
 are seen, and the attention needs no mask: ONNX Runtime has kernels for lengths.
 
 It returns every frame, those of the prompt too. So the size of its output does not depend on data, no value
-leaves the device, and a call of fixed sizes can be captured as a CUDA graph (`engine.backends.ladder`).
+leaves the device, and a call of fixed sizes can be captured as a CUDA graph (`engine.backends.ladder`). It
+joins and divides tensors in equal parts alone: for others ONNX Runtime copies the sizes from host memory that
+it frees, and a replay would copy what lies there then (microsoft/onnxruntime#32121).
 
 Axes: B rows, T frames, S positions: text, frames and what follows them.
 """
@@ -69,8 +71,8 @@ def nar_batch_graph(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.Mo
 class PackedRows:
     """Writes how positions move.
 
-    `TensorScatter` writes the frames of a row over its padding, and then what follows them over the padding
-    of the frames. What is left over stands behind them, where nobody sees it.
+    `TensorScatter` writes the frames of a row over the padding of its text, and then what follows them over
+    the padding of the frames. What is left over stands behind them, where nobody sees it.
 
     Args:
         graph: gets the nodes. reader: of the exported graph.
@@ -87,18 +89,24 @@ class PackedRows:
         if given(joined, "axis", 0) != 1 or len(joined.input) not in (2, 3) or versions[""] < SCATTER_OPSET:
             raise UnsupportedGraphError("its positions are not text, frames and what follows them")
         self.graph, self.numbers, op = graph, frame_numbers(reader), graph.op
-        _, frames, *tail = joined.input
+        words, frames, *tail = joined.input
+        after = len(reader.node(tail[0], "Concat").input) if tail else 0
         # sizes: computed on the host
-        self.size = op("Shape", [source], "row_size", start=1, end=2)
-        self.batch = op("Shape", [source], "rows_size", start=0, end=1)
+        self.batch = op("Shape", ["text"], "rows_size", start=0, end=1)
+        text = op("Shape", ["text"], "text_size", start=1, end=2)
+        more = op("Shape", ["codes"], "frames_size", start=1, end=2)
+        if after:
+            more = op("Add", [more, graph.ints(after)], "size_behind_text")
+        self.size = op("Add", [text, more], "row_size")
+        widths = op("Concat", [graph.ints(0, 0, 0, 0), more, graph.ints(0)], "text_pads", axis=0)
         end = op("Squeeze", [self.size, graph.ints(0)], "row_end")
         self.total = graph.cast(end, "row_total", TensorProto.INT32)
         # on the device
         ends = op("Add", ["text_lengths", "frame_lengths"], "frame_ends")
-        self.packed = op("TensorScatter", [source, frames, "text_lengths"], "frames_moved", axis=1)
+        longer = op("Pad", [words, widths], "text_in_row")
+        self.packed = op("TensorScatter", [longer, frames, "text_lengths"], "frames_in_row", axis=1)
         if tail:
             self.packed = op("TensorScatter", [self.packed, tail[0], ends], "packed", axis=1)
-        after = len(reader.node(tail[0], "Concat").input) if tail else 0
         self.lengths = self.positions(ends, after, "row_lengths")
         self.last = self.positions(ends, after - 1, "last_positions")
 

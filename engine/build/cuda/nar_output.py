@@ -158,14 +158,14 @@ def write_shifts(graph: GraphWriter, reader: GraphReader, shift: str, found: str
     masks = graph.cast(inside, "sum_masks", TensorProto.FLOAT)
     said = graph.op("Concat", [known, found], "said_vectors", axis=2)
     sums = graph.op("MatMul", [masks, said], "said_sums")  # (B, 2, 2 D): known and expected, prompt and all
-    terms = np.array([[0, 1, -1, -1, 1, -1], [1, 0, 0, 0, 0, 1]], np.float32)
-    doubts = np.array([0, 0, 0, 0, doubt, doubt], np.float32)
+    terms = np.array([[0, 1, -1, -1, 1, -1, 0, 0], [1, 0, 0, 0, 0, 1, 0, 0]], np.float32)
+    doubts = np.array([0, 0, 0, 0, doubt, doubt, 1, 1], np.float32)  # two ones: parts of equal size
     counts = graph.cast(both, "frame_numbers_float", TensorProto.FLOAT)
     made = graph.op(
         "Gemm", [counts, graph.const("mean_terms", terms), graph.const("mean_doubts", doubts)], "mean_parts"
     )
     parts = ["mean_shares", "mean_factors"]
-    split = helper.make_node("Split", [made, graph.ints(4, 2)], parts, "mean_split", axis=1)
+    split = helper.make_node("Split", [made, graph.ints(4, 4)], parts, "mean_split", axis=1)
     graph.nodes.append(split)
     scale = graph.op("ReduceProd", [parts[1], graph.ints(1)], "mean_scale", keepdims=1)
     shares = graph.op(

@@ -25,6 +25,10 @@ Pick = Callable[[str, str, str], str]
 """(tensor (B, S, d), name of the positions that go on, name of the result) -> those positions."""
 
 
+MOST_PARTS = 32
+"""ONNX Runtime divides a tensor into so many parts without a copy from the host."""
+
+
 class GraphWriter:
     """Collects nodes and weights. Every method that adds a node returns the name of its first output."""
 
@@ -49,17 +53,19 @@ class GraphWriter:
         return name
 
     def finished(self) -> list[onnx.NodeProto]:
-        """All nodes. The rows of a stage come first: one node takes them all, and one divides them."""
-        if not self.staged:
-            return self.nodes
-        parts = GraphWriter()
-        table = parts.const("staged_vectors", np.stack(list(self.staged.values()), axis=1))
-        parts.op("Gather", [table, "stage"], "staged", axis=0)
-        rows = [f"{name}.row" for name in self.staged]
-        split = helper.make_node("Split", ["staged"], rows, "staged.split", axis=0, num_outputs=len(rows))
-        parts.nodes.append(split)
-        for row, name in zip(rows, self.staged, strict=True):
-            parts.view(row, name, -1)
+        """All nodes. The rows of a stage come first: one node takes many of them, and one divides them."""
+        parts, names = GraphWriter(), list(self.staged)
+        for first in range(0, len(names), MOST_PARTS):
+            taken, staged = names[first : first + MOST_PARTS], f"staged_{first}" if first else "staged"
+            table = parts.const(f"{staged}_vectors", np.stack([self.staged[name] for name in taken], axis=1))
+            parts.op("Gather", [table, "stage"], staged, axis=0)
+            rows = [f"{name}.row" for name in taken]
+            split = helper.make_node(
+                "Split", [staged], rows, f"{staged}.split", axis=0, num_outputs=len(rows)
+            )
+            parts.nodes.append(split)
+            for row, name in zip(rows, taken, strict=True):
+                parts.view(row, name, -1)
         self.weights |= parts.weights
         return parts.nodes + self.nodes
 

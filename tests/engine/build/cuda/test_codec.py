@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tests.conftest import Trace
+from tests.engine.build.cuda.on_cpu import captured_wrongly
 from valle2.engine import BackendError, Placement, open_backend
 from valle2.engine.backends.ladder import Ladder, Sizes
 from valle2.engine.backends.ort.providers import PROVIDERS
@@ -106,6 +107,8 @@ def test_padding_is_not_heard(made: Make, tmp_path: Path) -> None:
     decoder, path = made("demo")
     graph = padded_codec_graph(load_graph(path, "fp32"), {})
     assert count_nodes(graph)["total"] <= A_BLOCK * 3 + BESIDE["demo"] + 3 + MASKS and transfers(graph) == []
+    feeds = {"codes": np.zeros((3, 7, 8), np.int64), "frame_lengths": np.array([7, 2, 1])}
+    assert captured_wrongly(graph, feeds) == []
     spec = written_spec(graph, f"{PADDED_DECODER}.onnx")
     check_graph(PADDED_DECODER, spec, {}, 0)
     write_graph(graph, tmp_path / spec.file)
