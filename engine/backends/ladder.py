@@ -22,6 +22,11 @@ Sizes = Mapping[str, int]
 """Sizes of a graph's named axes."""
 OutputShapes = Callable[[Sizes], Mapping[str, tuple[int, ...]]]
 """By name, the shapes of the outputs that are read, of a call of these sizes."""
+Example = Callable[[Sizes], Mapping[str, Array]]
+"""The inputs of some call of these sizes, full of values."""
+MOSTLY, CLOSE, TINY = 0.9, 1e-3, 1e-6
+"""How near a captured call is to the same call before: the least share of equal whole numbers; the difference
+of other numbers, as a share of the greatest and by itself. A capture may get another kernel of a library."""
 WARM_CALLS = 2
 """A backend that captures calls does so at the second call of a binding."""
 
@@ -111,11 +116,26 @@ class Ladder:
         )
         return made + sum(values.nbytes for rung in self.rungs for values in rung.held.values())
 
-    def warm_up(self) -> None:
-        """Run every rung until it is captured. The largest comes first, whose memory the others reuse."""
+    def warm_up(self, example: Example) -> bool:
+        """Run every rung until it is captured. The largest comes first, whose memory the others reuse.
+
+        Args:
+            example: makes the inputs of a call.
+
+        Returns:
+            Whether every rung, once all are captured, replays what it returned before it was captured. If
+            not, a capture reads memory that another one has overwritten, and no call may go to the ladder.
+        """
+        before = []
         for rung in reversed(self.rungs):
-            for _ in range(WARM_CALLS):
+            before.append((rung, rung.run(example(rung.sizes), self.padding)))
+            for _ in range(WARM_CALLS - 1):
                 rung.step()
+        return all(
+            is_same(values, rung.run(example(rung.sizes), self.padding)[name])
+            for rung, found in before
+            for name, values in found.items()
+        )
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
         """Run the graph once at the next size.
@@ -133,6 +153,14 @@ class Ladder:
         sizes = sizes_of(self.backend.spec.inputs, feeds)
         rung = next((rung for rung in self.rungs if rung.fits(sizes)), None)
         return rung.run(feeds, self.padding) if rung else None
+
+
+def is_same(one: Array, other: Array) -> bool:
+    """Whether two results of a call differ by no more than the order of sums explains."""
+    if one.dtype.kind in "iub":
+        return bool((one == other).mean() >= MOSTLY)
+    most = CLOSE * float(np.abs(one).max()) + TINY
+    return bool(np.abs(one - other).max() <= most)  # not a number is never the same
 
 
 def shape_of(tensor: TensorSpec, sizes: Sizes) -> tuple[int, ...]:

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
-from valle2.engine import Backend
-from valle2.engine.backends.ladder import Ladder, Sizes, lengths_up_to
+import numpy as np
+
+from valle2.engine import Backend, GraphSpec
+from valle2.engine.backends.ladder import Ladder, Sizes, lengths_up_to, shape_of
+from valle2.engine.bundle.contract import CODEBOOK_SIZE
 from valle2.engine.bundle.nar_inputs import BATCH_AXIS
+from valle2.runtime.types import Codes
 
 log = logging.getLogger("valle2")
 
@@ -25,12 +31,14 @@ FRAMES, FRAME_GROWTH, FRAME_STEP = 128, 1.5, 16
 """The same of the NAR's frames, prompt included."""
 CODEC_FRAMES, CODEC_GROWTH, CODEC_STEP = 32, 1.5, 8
 """The same of the codec's frames."""
+SCATTERED = 7919
+"""A prime number: its multiples, in order, are codes without a pattern."""
 ONE = {"text_lengths": 1, "frame_lengths": 1}
 """A row of padding has a text and a speech of one position, because attention over none is undefined."""
 
 
 def captured(make: Callable[..., Ladder], backend: Backend, *arguments: Any) -> Ladder | None:
-    """A ladder whose calls have all been captured, None where a backend captures none.
+    """A ladder whose calls have all been captured; None where a backend captures none, or replays others.
 
     Args:
         make: `nar_ladder` or `codec_ladder`. backend, arguments: its own.
@@ -39,8 +47,24 @@ def captured(make: Callable[..., Ladder], backend: Backend, *arguments: Any) -> 
         log.warning("calls of %s cannot be captured here; they run as they are", backend.spec.file)
         return None
     ladder = make(backend, *arguments)
-    ladder.warm_up()
+    if not ladder.warm_up(partial(example, backend.spec)):
+        log.warning("captured calls of %s return something else; they run as they are", backend.spec.file)
+        return None
     return ladder
+
+
+def example(spec: GraphSpec, sizes: Sizes) -> dict[str, Codes]:
+    """Inputs of the NAR or the codec: rows as long as the call with various codes, a third of them prompt."""
+    shapes = {tensor.name: shape_of(tensor, sizes) for tensor in spec.inputs}
+    values = {
+        "text_lengths": sizes.get("tokens", 0),
+        "frame_lengths": sizes["frames"],
+        "prompt_lengths": sizes["frames"] // 3,
+        "stage": 1,
+    }
+    made = {name: np.full(shape, values.get(name, 0), np.int64) for name, shape in shapes.items()}
+    made["codes"] = np.arange(prod(shapes["codes"])).reshape(shapes["codes"]) * SCATTERED % CODEBOOK_SIZE
+    return made
 
 
 def nar_ladder(backend: Backend, sizes: Mapping[str, int], rows: int) -> Ladder:

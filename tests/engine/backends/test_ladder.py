@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from tests.engine.backends.fake import FakeBackend
 from valle2.engine import BackendError, GraphSpec
 from valle2.engine.backends.base import ArrayBuffer
-from valle2.engine.backends.ladder import WARM_CALLS, Ladder, lengths_up_to
+from valle2.engine.backends.ladder import WARM_CALLS, Ladder, is_same, lengths_up_to
 from valle2.engine.bundle.specs import TensorSpec
 
 Array = NDArray[Any]
@@ -98,11 +99,48 @@ def test_only_what_differs_is_written(ladder: Ladder, monkeypatch: pytest.Monkey
     assert len(written) == 2 and [values.shape for values in inputs] == [()]
 
 
+def full(sizes: Mapping[str, int]) -> dict[str, Array]:
+    return feeds(sizes["batch"], sizes["places"])
+
+
 def test_every_rung_is_warm_before_the_first_request(ladder: Ladder, calls: list[tuple[int, ...]]) -> None:
-    """The largest first, whose memory the others take."""
-    ladder.warm_up()
+    """The largest first, whose memory the others take. Then each is replayed once."""
+    assert ladder.warm_up(full)
     sizes = [(rung["batch"], rung["places"]) for rung in RUNGS]
-    assert sorted(calls) == sorted(sizes * WARM_CALLS) and calls[0] == max(sizes)
+    assert sorted(calls) == sorted(sizes * (WARM_CALLS + 1)) and calls[0] == max(sizes)
+
+
+def test_a_replay_that_returns_something_else_is_found(
+    ladder: Ladder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one would that reads sizes which a later capture has overwritten."""
+    steps = [rung.step for rung in ladder.rungs]
+    ran: list[int] = []
+
+    def broken(index: int) -> None:
+        ran.append(index)
+        steps[index]()
+        if len(ran) > WARM_CALLS * len(steps) and index == 1:  # all are captured
+            ladder.rungs[1].outputs["sums"].write(np.zeros(tuple(ladder.rungs[1].sizes.values())))
+
+    for index, rung in enumerate(ladder.rungs):
+        rung.step = partial(broken, index)
+    assert not ladder.warm_up(full)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (np.arange(20), np.r_[7, np.arange(1, 20)], True),
+        (np.arange(20), np.r_[7, 7, 7, np.arange(3, 20)], False),
+        (np.ones(3, np.float32), np.array([1, 1.0005, 1], np.float32), True),
+        (np.ones(3, np.float32), np.array([1, 1.1, 1], np.float32), False),
+        (np.ones(3, np.float32), np.array([1, np.nan, 1], np.float32), False),
+        (np.zeros(3, np.float32), np.zeros(3, np.float32), True),
+    ],
+)
+def test_what_a_library_may_round_is_the_same(one: Array, other: Array, same: bool) -> None:
+    assert is_same(one, other) == same
 
 
 def test_its_memory_is_that_of_all_buffers(ladder: Ladder) -> None:

@@ -1,4 +1,4 @@
-"""The graphs of CUDA in float32 on this CPU, which has kernels of all of their operators."""
+"""The graphs of CUDA in float32 on this CPU, which has kernels of all operators; what only a GPU shows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from valle2.engine import Backend, GraphSpec, Manifest, open_backend
 from valle2.engine.backends import placement as placements
+from valle2.engine.backends.ort.providers import PROVIDERS
 from valle2.engine.backends.placement import Placement
 from valle2.engine.build import ort as builds
 from valle2.engine.build.cuda.nodes import device_nodes
@@ -20,6 +21,12 @@ from valle2.engine.build.ort import BuildOptions, build_graphs
 from valle2.engine.bundle.contract import NAR_ROW, PADDED_DECODER
 from valle2.engine.bundle.precisions import CUDA_LOWERING, LocatedGraph, find_graphs
 from valle2.runtime import tts
+
+
+def need_cuda() -> None:
+    """Skip the test without a GPU."""
+    if PROVIDERS["ort", "cuda"].name not in onnxruntime.get_available_providers():
+        pytest.skip("needs an ONNX Runtime with CUDA, and a GPU")
 
 
 def captured_wrongly(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> list[str]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from tests.conftest import Trace
-from tests.engine.build.cuda.on_cpu import captured_wrongly
+from tests.engine.build.cuda.on_cpu import captured_wrongly, need_cuda
 from valle2.engine import BackendError, Placement, open_backend
 from valle2.engine.backends.ladder import Ladder, Sizes
-from valle2.engine.backends.ort.providers import PROVIDERS
 from valle2.engine.build.cuda.check import check_fused
 from valle2.engine.build.cuda.codec import codec_graph
 from valle2.engine.build.cuda.codec_padded import padded_codec_graph
@@ -32,7 +30,7 @@ from valle2.export.bundle import graph_spec
 from valle2.export.codecs.demo import CodecConfig, CodecDecoder, CodecEncoder
 from valle2.export.codecs.vocos import VocosConfig, VocosDecoder
 from valle2.export.graphs import codec_graphs
-from valle2.runtime.generation.ladders import ONE
+from valle2.runtime.generation.ladders import ONE, codec_ladder, example
 
 SMALL = CodecConfig(width=32, ffn=48, blocks=1, decoder_width=32, decoder_ffn=48, decoder_blocks=3)
 DECODERS: dict[str, Callable[[], nn.Module]] = {
@@ -87,8 +85,7 @@ def test_samples_are_those_of_the_model(made: Make, codec: str, tmp_path: Path) 
 @pytest.mark.parametrize("codec", DECODERS)
 def test_on_a_gpu(made: Make, codec: str, tmp_path: Path) -> None:
     """Samples of chunks of several lengths, as a stream has them, beside eager PyTorch."""
-    if PROVIDERS["ort", "cuda"].name not in onnxruntime.get_available_providers():
-        pytest.skip("needs an ONNX Runtime with CUDA, and a GPU")
+    need_cuda()
     decoder, path = made(codec)
     graph = codec_graph(load_graph(path, "fp32"), {})
     spec = written_spec(graph, f"{FUSED_DECODER}.onnx")
@@ -159,6 +156,30 @@ def test_a_padded_graph_without_a_mask_is_refused(made: Make, broken: str) -> No
     node.input[0] = masked[node.input[0]]
     with pytest.raises(BackendError, match=r"differs from codec_decoder\.onnx in audio"):
         check_fused(path.parent, spec, graph, {})
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_captured_calls_on_a_gpu(made: Make, tmp_path: Path) -> None:
+    """All sizes are captured, then replayed in another order, between calls that are not captured."""
+    need_cuda()
+    decoder, path = made("demo")
+    graph, rng = padded_codec_graph(load_graph(path, "fp32"), {}), np.random.default_rng(0)
+    spec = written_spec(graph, f"{PADDED_DECODER}.onnx")
+    write_graph(graph, tmp_path / spec.file)
+    with open_backend(tmp_path, spec, Placement("cuda", precision="fp16"), stepped=True) as backend:
+        assert backend.captures_calls
+        ladder = codec_ladder(backend, SMALL.hop, 8)
+        assert ladder.warm_up(partial(example, spec))
+        for index in rng.permutation(len(ladder.rungs)):
+            sizes = ladder.rungs[index].sizes
+            codes = rng.integers(0, 1024, (sizes["batch"], sizes["frames"] - 3, 8))
+            feeds = {"codes": codes, "frame_lengths": np.full(len(codes), codes.shape[1])}
+            expected = decoder(torch.from_numpy(codes)).numpy()
+            for found in (ladder.run(feeds), backend.run(feeds)):
+                assert found is not None
+                differ = np.abs(found["audio"][:, : expected.shape[1]] - expected).max()
+                assert differ <= 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(("codec", "blocks"), [("demo", 3), ("vocos", 2)])

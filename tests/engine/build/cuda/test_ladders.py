@@ -92,6 +92,8 @@ def test_requests_are_those_of_calls_without_padding(
         timed |= {"rungs": [7, 0], "captured": [True, False]}
         assert len(PARTS["captures"].rows(timed)) == 3 + 2 * 2 * 2
         assert PARTS["captures"].wrong(timed) == "calls of codec were not captured"
+        timed["captured"], timed["nar"][0]["same_codes"] = [True, True], 0.1
+        assert PARTS["captures"].wrong(timed) == "1 captured calls return something else"
     assert {("nar", 1, True), ("nar", 2, True), ("codec", 1, True)} <= set(calls)
     assert {fits for name, rows, fits in calls if name == "nar" and rows > 2} == {False}
 
@@ -101,6 +103,19 @@ def test_a_graph_that_is_not_captured_is_not_padded(caplog: pytest.LogCaptureFix
     backend = FakeBackend(NAR_SPEC, dict)
     assert captured(nar_ladder, backend, LARGEST, 8) is None
     assert "calls of nar_batch.onnx cannot be captured here" in caplog.text
+
+
+def test_a_ladder_that_replays_something_else_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+
+    def counted(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        calls.append(1)
+        return {"codes_out": np.full(feeds["codes"].shape[:2], len(calls))}
+
+    backend = FakeBackend(NAR_SPEC, counted)
+    backend.captures_calls = True
+    assert captured(nar_ladder, backend, LARGEST, 1) is None
+    assert "captured calls of nar_batch.onnx return something else" in caplog.text
 
 
 def test_memory_of_all_buffers_is_bounded() -> None:

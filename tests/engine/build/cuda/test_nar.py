@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
 from tests.conftest import Trace, toy_config
-from tests.engine.build.cuda.on_cpu import captured_wrongly
+from tests.engine.build.cuda.on_cpu import captured_wrongly, need_cuda
 from valle2.engine import Backend, BackendError, Placement, open_backend
 from valle2.engine.backends.ladder import Ladder, Sizes
-from valle2.engine.backends.ort.providers import PROVIDERS
 from valle2.engine.build.cuda.check import check_fused, of_targets
 from valle2.engine.build.cuda.nar import nar_graph
 from valle2.engine.build.cuda.nar_batch import nar_batch_graph
@@ -33,7 +31,7 @@ from valle2.export.bundle import graph_spec
 from valle2.export.graphs import nar_graph as exported
 from valle2.export.models import NARModel
 from valle2.export.models.config import Style
-from valle2.runtime.generation.ladders import ONE, nar_rungs
+from valle2.runtime.generation.ladders import ONE, example, nar_rungs
 
 MOST_PER_LAYER, MOST_BESIDE = 9, 45
 STYLES = {
@@ -73,12 +71,6 @@ def made(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Make:
         return model, trace(exported(model, "portable"), tmp_path_factory.mktemp(name) / "nar.onnx")
 
     return make
-
-
-def need_cuda() -> None:
-    """Skip the test without a GPU."""
-    if PROVIDERS["ort", "cuda"].name not in onnxruntime.get_available_providers():
-        pytest.skip("needs an ONNX Runtime with CUDA, and a GPU")
 
 
 def one_row(stage: int, rng: np.random.Generator) -> NARInputs[torch.Tensor]:
@@ -218,19 +210,45 @@ def test_every_rung_of_a_ladder(made: Make, style: str, half: bool, tmp_path: Pa
     assert {rung["batch"] for rung in rungs} == {1, 2, 4, 8}
     with open_backend(tmp_path, spec) as backend:
         for stage, rung in enumerate(rungs):
-            ladder = Ladder(backend, [rung], whole_outputs, ONE)
-            inputs = ragged(
-                rung["batch"] - rung["batch"] // 4, 1 + stage % 7, rng, rung["tokens"] - 3, rung["frames"] - 5
+            compare_rung(
+                model, Ladder(backend, [rung], whole_outputs, ONE), rung, 1 + stage % 7, rng, half=half
             )
-            feeds = inputs.map(torch.Tensor.numpy).feeds()
-            expected, found = model(inputs), ladder.run(feeds)
-            assert found is not None and found[LOGITS].shape == (rung["batch"], rung["frames"], 1024)
-            (count, frames, _), wanted = inputs.codes.shape, model.choose(expected, inputs).numpy()
-            logits, codes = (
-                of_targets(feeds, found[name][:count, :frames]) for name in (LOGITS, "codes_out")
-            )
-            assert np.abs(logits - of_targets(feeds, expected.numpy())).max() < (0.05 if half else 1e-4)
-            assert (codes == of_targets(feeds, wanted)).mean() >= (0.9 if half else 1.0)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("style", ["paper", "rotary", "stages", "last"])
+def test_captured_calls_on_a_gpu(made: Make, style: str, tmp_path: Path) -> None:
+    """All sizes are captured, then replayed in another order, between calls that are not captured."""
+    need_cuda()
+    model, path = made(style)
+    spec, rng = (
+        written(nar_batch_graph, NAR_BATCH, model, path, tmp_path, half=True),
+        np.random.default_rng(0),
+    )
+    rungs = nar_rungs(model.config.sizes(), 8)
+    with open_backend(tmp_path, spec, Placement("cuda", precision="fp16"), stepped=True) as backend:
+        assert backend.captures_calls
+        ladder = Ladder(backend, rungs, whole_outputs, ONE)
+        assert ladder.warm_up(partial(example, spec))
+        for stage, index in enumerate(rng.permutation(len(rungs))):
+            backend.run(one_row(1 + stage % 7, rng).map(torch.Tensor.numpy).feeds())
+            compare_rung(model, ladder, rungs[index], 1 + stage % 7, rng, half=True)
+
+
+def compare_rung(
+    model: NARModel, ladder: Ladder, rung: dict[str, int], stage: int, rng: np.random.Generator, *, half: bool
+) -> None:
+    """A call of a rung that fills most of it, beside eager PyTorch."""
+    shape = rung["tokens"] - 3, rung["frames"] - 5
+    inputs = ragged(rung["batch"] - rung["batch"] // 4, stage, rng, *shape)
+    feeds = inputs.map(torch.Tensor.numpy).feeds()
+    expected, found = model(inputs), ladder.run(feeds)
+    assert found is not None and found[LOGITS].shape == (rung["batch"], rung["frames"], 1024)
+    (count, frames, _), wanted = inputs.codes.shape, model.choose(expected, inputs).numpy()
+    logits, codes = (of_targets(feeds, found[name][:count, :frames]) for name in (LOGITS, "codes_out"))
+    assert np.abs(logits - of_targets(feeds, expected.numpy())).max() < (0.05 if half else 1e-4)
+    assert (codes == of_targets(feeds, wanted)).mean() >= (0.9 if half else 1.0)
 
 
 def whole_outputs(sizes: Sizes) -> dict[str, tuple[int, ...]]:
