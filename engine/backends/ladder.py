@@ -15,7 +15,7 @@ from math import prod
 
 import numpy as np
 
-from valle2.engine.backends.base import Array, Backend, Buffer, Step, check_feeds
+from valle2.engine.backends.base import Array, Backend, Buffer, Closing, Step, check_feeds
 from valle2.engine.bundle.specs import TensorSpec
 
 Sizes = Mapping[str, int]
@@ -69,8 +69,8 @@ class Rung:
         return {name: np.array(buffer.read()) for name, buffer in self.outputs.items()}
 
 
-class Ladder:
-    """A graph with bound calls of several sizes. The backend stays the caller's to close.
+class Ladder(Closing):
+    """A graph with bound calls of several sizes. Closing it frees its buffers, and not the backend.
 
     Args:
         backend: the loaded graph, opened with `stepped`, so that it captures bound calls where it can.
@@ -104,6 +104,9 @@ class Ladder:
         dtypes = {tensor.name: tensor.dtype for tensor in spec.outputs}
         outputs = {name: self.backend.buffer(shape, dtypes[name]) for name, shape in shapes.items()}
         return Rung(sizes, inputs, outputs, held, self.backend.bind(inputs, outputs))
+
+    def close(self) -> None:
+        self.rungs.clear()
 
     @property
     def size(self) -> int:

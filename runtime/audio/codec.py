@@ -76,8 +76,10 @@ class Codec:
 
     def close(self) -> None:
         """Free the graphs' memory."""
-        padded = self.ladder.backend if self.ladder else None
-        opened = [self.decoder, self.stream, padded, self.__dict__.get("encoder")]
+        opened = [self.decoder, self.stream, self.__dict__.get("encoder")]
+        if self.ladder:
+            self.ladder.close()  # its calls hold the graph
+            opened.append(self.ladder.backend)
         for backend in opened:
             if backend:
                 backend.close()

@@ -58,6 +58,8 @@ class NARRunner:
     Args:
         backend: the loaded graph. joint: the graph of several rows, where `backend` takes only one.
         ladder: bound calls of `backend`, for those that fit them.
+
+    Closing it closes all of them.
     """
 
     def __init__(self, backend: Backend, joint: Backend | None = None, ladder: Ladder | None = None) -> None:
@@ -65,6 +67,8 @@ class NARRunner:
 
     def close(self) -> None:
         """Free the graph's memory."""
+        if self.ladder:
+            self.ladder.close()  # its calls hold the graph
         self.backend.close()
         if self.joint is not self.backend:
             self.joint.close()

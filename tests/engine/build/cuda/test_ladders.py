@@ -94,6 +94,8 @@ def test_requests_are_those_of_calls_without_padding(
         assert PARTS["captures"].wrong(timed) == "calls of codec were not captured"
         timed["captured"], timed["nar"][0]["same_codes"] = [True, True], 0.1
         assert PARTS["captures"].wrong(timed) == "1 captured calls return something else"
+    ladders_held = padded.model.nar.ladder, padded.need_codec().ladder
+    assert all(ladder and not ladder.rungs for ladder in ladders_held), "buffers of a closed model"
     assert {("nar", 1, True), ("nar", 2, True), ("codec", 1, True)} <= set(calls)
     assert {fits for name, rows, fits in calls if name == "nar" and rows > 2} == {False}
 
