@@ -6,6 +6,9 @@ history, N cases.
 Both draws of a slot, the first and the redraw, are made side by side. The repetition rule of a slot depends
 on what the slots before it have chosen. So it is computed for every case: a case is a slot and the choices
 before it. The cases form a binary tree, and the last nodes walk down from its root.
+
+History and codes are joined by `TensorScatter` and not by `Concat`. For parts of unequal size a `Concat` that
+is captured reads host memory that is freed before a replay (microsoft/onnxruntime#32121).
 """
 
 from __future__ import annotations
@@ -52,8 +55,11 @@ def write_sampler(graph: GraphWriter, logits: str, sizes: SamplerSizes) -> None:
         graph.op("GatherElements", [likely, chosen], "chosen_log_probs", axis=2), "log_probs", -1, group
     )
     graph.view(codes, "codes_out", -1, 1, group)
-    kept = graph.op("Slice", ["history", graph.ints(group), graph.ints(NEVER), graph.ints(1)], "kept_history")
-    graph.op("Concat", [kept, graph.view(codes, "appended", -1, group)], "history_out", axis=1)
+    # the new codes take the place of the oldest, then all move to the left
+    newest = graph.view(codes, "newest", -1, group)
+    held = graph.op("TensorScatter", ["history", newest], "held_history", axis=1)
+    moved = graph.const("history_order", np.roll(np.arange(sizes.window), -group))
+    graph.op("Gather", [held, moved], "history_out", axis=1)
 
 
 def write_draws(graph: GraphWriter, logits: str, sizes: SamplerSizes) -> tuple[str, str, str]:
@@ -98,7 +104,9 @@ def write_choice(graph: GraphWriter, drawn: str, sizes: SamplerSizes) -> str:
     """Apply the repetition rule: drawn (B, G, 2) -> which of the two each slot takes, (B, G, 1) int64."""
     tree = RuleTree.of(sizes.group, sizes.window)
     pairs = graph.view(drawn, "pairs", -1, 2 * sizes.group)
-    seen = graph.op("Concat", ["history", pairs], "seen", axis=1)
+    places = np.arange(-sizes.window, 2 * sizes.group).clip(min=0)
+    behind = graph.op("Gather", [pairs, graph.const("seen_places", places)], "pairs_behind", axis=1)
+    seen = graph.op("TensorScatter", [behind, "history"], "seen", axis=1)
     columns = graph.view(seen, "columns", -1, 1, sizes.window + 2 * sizes.group)
     equal = graph.op("Equal", [columns, graph.view(drawn, "candidates", -1, 2 * sizes.group, 1)], "equal")
     equal = graph.cast(equal, "equal_codes", TensorProto.FLOAT)

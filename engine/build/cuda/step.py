@@ -30,7 +30,7 @@ from valle2.engine.bundle.contract import CACHE_PREFIX, EOS_CODE, LOGITS, OUT_SU
 from valle2.engine.bundle.signatures import step_tensors
 from valle2.engine.bundle.specs import GraphSpec, TensorSpec
 
-OPSET = 20
+OPSET = 24
 HEAD_STEP, ROTARY_STEP, MAX_HEAD = 8, 16, 256
 """Of what `GroupQueryAttention` takes heads to be a multiple, also with rotary positions, and their width."""
 KINDS = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT, "bool": TensorProto.BOOL}
@@ -220,9 +220,8 @@ def write_embedding(graph: GraphWriter, parts: ARParts, group: int) -> tuple[str
     if parts.positions is None:
         return embedded, ""
     index = graph.op("Sub", ["past_lengths", "text_lengths"], "group_index")
-    most = graph.scalar(len(parts.positions) - 1, np.int64)
-    index = graph.op("Clip", [index, graph.scalar(0, np.int64), most], "group_place")
-    table = graph.const("code_positions", parts.positions)
+    # a row for each position of the cache; idle rows before the end of their text read some row from the end
+    table = graph.const("code_positions", lengthened(parts.positions, parts.capacity))
     places = graph.op("Gather", [table, index], "place_rows", axis=0)
     return embedded, graph.view(places, "places", -1, 1, width)
 
@@ -234,10 +233,13 @@ def rotary_tables(graph: GraphWriter, block: Block, capacity: int) -> list[str]:
     """
     if block.rotary is None:
         return []
-    rows = np.minimum(np.arange(capacity), len(block.rotary[0]) - 1)
-    return [
-        graph.const(name, table[rows]) for name, table in zip(("cosines", "sines"), block.rotary, strict=True)
-    ]
+    tables = zip(("cosines", "sines"), block.rotary, strict=True)
+    return [graph.const(name, lengthened(table, capacity)) for name, table in tables]
+
+
+def lengthened(table: Weight, rows: int) -> Weight:
+    """A table with so many rows: of a shorter one the last row is repeated."""
+    return table[np.minimum(np.arange(rows), len(table) - 1)]
 
 
 def values(tensors: Mapping[str, Any]) -> list[onnx.ValueInfoProto]:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from tests.conftest import near_a_boundary
 from valle2.engine.build.cuda.sampler import CLASSES, SamplerSizes, write_sampler
+from valle2.engine.build.cuda.step import OPSET
 from valle2.engine.build.cuda.writer import GraphWriter
 from valle2.engine.bundle.contract import EOS_CODE
 from valle2.runtime.generation.sampling import sample_group
@@ -41,7 +42,7 @@ def sampler(sizes: SamplerSizes) -> ort.InferenceSession:
         helper.make_tensor_value_info("history_out", TensorProto.INT64, ["b", sizes.window]),
         helper.make_tensor_value_info("log_probs", TensorProto.FLOAT, ["b", group]),
     ]
-    model = graph.model("sampler", inputs, outputs, 20)
+    model = graph.model("sampler", inputs, outputs, OPSET)
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import Trace, toy_config
+from tests.engine.build.cuda.on_cpu import captured_wrongly
 from tests.export import test_parity as parity
 from valle2.engine import (
     Backend,
@@ -26,8 +27,8 @@ from valle2.engine import (
     read_manifest,
 )
 from valle2.engine.backends.ort.providers import PROVIDERS
-from valle2.engine.build.cuda.check import check_fused
-from valle2.engine.build.cuda.nodes import count_bundle, count_nodes
+from valle2.engine.build.cuda.check import check_fused, random_step
+from valle2.engine.build.cuda.nodes import count_bundle, count_nodes, transfers
 from valle2.engine.build.cuda.reader import UnsupportedGraphError
 from valle2.engine.build.cuda.step import step_graph, written_spec
 from valle2.engine.build.external_data import write_graph
@@ -227,6 +228,10 @@ def test_a_step_has_few_nodes(made: Make) -> None:
     found = made(2, "paper")
     counts = count_nodes(found.step)
     assert counts["per_layer"] <= MOST_PER_LAYER and counts["beside"] <= MOST_BESIDE
+    feeds = random_step(written_spec(found.step, f"{STEP}.onnx"), found.sizes, np.random.default_rng(0))
+    taken = {value.name for value in found.step.graph.input}
+    feeds = {name: value for name, value in feeds.items() if name in taken}
+    assert transfers(found.step) == captured_wrongly(found.step, feeds) == []
     stored = count_nodes(onnx.load(found.folder / found.spec.file, load_external_data=False))
     assert stored["per_layer"] > 2 * counts["per_layer"] and stored["beside"] > 2 * counts["beside"]
     for precision in ("int8", "int4"):
