@@ -12,6 +12,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from string import digits
 
 from valle2.runtime.errors import TextError
 from valle2.runtime.text.annotations.pronunciation import SPELLED, readable
@@ -62,7 +63,7 @@ LOOKAHEAD = 8
 """Characters after a mark that decide whether a sentence goes on there."""
 MIDDLE = 0.3
 """How far from the middle, as a share of the length, a clause's end is preferred to a word's."""
-DIGIT, DIGIT_LENGTH = re.compile(r"\d"), 6
+DIGIT_LENGTH = 6
 """Letters that a digit is read with, about: "4096" is "four thousand ninety six"."""
 MANY_DIGITS = 1.5
 """Letters that a text of many digits is read with, for each of its characters."""
@@ -88,6 +89,7 @@ class Part:
 
     Args:
         in_word: it is a word or a part of one.
+        letters: about how many it is read with, see `spoken_length`.
         estimate: its tokens by its share of a longer part; 0 if they are not known.
         surely: times the limit. A part of a larger estimate is cut without counting its tokens.
         is_long: it is to be estimated by a sample.
@@ -96,6 +98,7 @@ class Part:
 
     text: str
     in_word: bool
+    letters: int
     estimate: float = 0.0
     surely: float = SURELY_TOO_LONG
     is_long: bool = False
@@ -123,9 +126,7 @@ class Cutter:
         Raises:
             TextError: a single character has more than `most` tokens.
         """
-        waiting = deque(
-            Part(text, WORD_END.search(text) is None, is_long=is_long(text)) for text in sentences
-        )
+        waiting = deque(map(whole, sentences))
         while waiting:
             found = self.step(taken(waiting))
             waiting.extendleft(reversed(found))
@@ -149,8 +150,8 @@ class Cutter:
     def estimate(self, part: Part) -> None:
         """Estimate the tokens of a long part if it is many times too long by a sample."""
         seen = sample(part.text)
-        tokens = self.count(seen) * spoken_length(part.text) / spoken_length(seen)
-        times = VERY_LONG_IN_DIGITS if many_digits(part.text) else VERY_LONG
+        tokens = self.count(seen) * part.letters / spoken_length(seen)
+        times = VERY_LONG_IN_DIGITS if many_digits(part.text, part.letters) else VERY_LONG
         if tokens > times * self.limit(part):
             part.estimate, part.surely = tokens, SURELY_BY_SAMPLE
         part.is_long = False
@@ -190,12 +191,12 @@ class Cutter:
                 "leaves; use a shorter prompt"
             )
         cut = len(text) // 2 if in_word else middle(text)
-        density = tokens / spoken_length(text)
+        density = tokens / part.letters
         for half in filter(None, (text[:cut].strip(), text[cut:].strip())):
-            a_word = in_word or WORD_END.search(half) is None
+            a_word, letters = in_word or WORD_END.search(half) is None, spoken_length(half)
             # how many tokens one word has does not follow from the words around it
-            estimate = density * spoken_length(half) if in_word or not a_word else 0.0
-            yield Part(half, a_word, estimate, part.surely, not estimate and is_long(half))
+            estimate = density * letters if in_word or not a_word else 0.0
+            yield Part(half, a_word, letters, estimate, part.surely, not estimate and is_long(half, letters))
 
 
 def split_sentences(
@@ -228,19 +229,25 @@ def taken(parts: deque[Part]) -> list[Part]:
     return found
 
 
+def whole(sentence: str) -> Part:
+    """A sentence as a part."""
+    letters = spoken_length(sentence)
+    return Part(sentence, WORD_END.search(sentence) is None, letters, is_long=is_long(sentence, letters))
+
+
 def spoken_length(text: str) -> int:
     """About how many letters a text is read with."""
-    return len(text) + (DIGIT_LENGTH - 1) * len(DIGIT.findall(text))
+    return len(text) + (DIGIT_LENGTH - 1) * sum(map(text.count, digits))
 
 
-def is_long(text: str) -> bool:
-    """Are a text's tokens estimated first, because it is costly to count them?"""
-    return len(text) > LONG or (len(text) > SAMPLE and many_digits(text))
+def is_long(text: str, letters: int) -> bool:
+    """Are a text's tokens estimated first, because it is costly to count them? letters: it is read with."""
+    return len(text) > LONG or (len(text) > SAMPLE and many_digits(text, letters))
 
 
-def many_digits(text: str) -> bool:
+def many_digits(text: str, letters: int) -> bool:
     """Is a text read with many more letters than it is written with?"""
-    return spoken_length(text) > MANY_DIGITS * len(text)
+    return letters > MANY_DIGITS * len(text)
 
 
 def sample(text: str) -> str:
