@@ -34,7 +34,7 @@ from valle2.runtime.errors import PromptError
 
 @pytest.mark.serial
 def test_a_short_run(bundle: Path) -> None:
-    result = serve(str(bundle), "hello there", 3, 2, 5.0, 3, 1, 2, chaos_seconds=6.0, soak_requests=4)
+    result = serve(str(bundle), "hello there", 3, 2, 5.0, 3, 1, 2, chaos_seconds=3.0, soak_requests=4)
     assert json.loads(json.dumps(result)) == result
     assert result["open_loop"]["statuses"] == {"200": 3} and not result["open_loop"]["cut"]
     chaos, soak = result["chaos"], result["soak"]
