@@ -29,7 +29,6 @@ KERNELS = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "DNNL_MAX_CPU_ISA": "AVX2",
 }
 """What PyTorch, MKL and oneDNN read when they are loaded."""
 
