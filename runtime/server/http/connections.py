@@ -16,6 +16,7 @@ import os
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
@@ -34,6 +35,8 @@ NEW_SECONDS = 0.02
 """A client has so long to send its first request before its connection may be closed for another."""
 LOOKS_PER_TURN = 64
 """Connections accepted or refused in one turn."""
+MOST_SILENT = 64
+"""Connections of a flood that have sent nothing yet and may still turn out to be health checks."""
 MOST_DUE = 1024
 """Addresses above which those that have opened nothing for a second are forgotten."""
 STATE_REQUESTS = tuple(f"GET {path} ".encode() for path in STATE_PATHS)
@@ -282,11 +285,16 @@ def address_or_network(host: str) -> str:
     return f"{int(address) >> (128 - IPV6_NETWORK_BITS):x}"
 
 
-def asks_state(connected: socket.socket) -> bool:
-    """Has the client of this non-blocking socket asked for one of `STATE_PATHS`? The request stays unread."""
+def asks_state(connected: socket.socket) -> bool | None:
+    """Has the client of this non-blocking socket asked for one of `STATE_PATHS`? The request stays unread.
+
+    None if the client has sent nothing yet.
+    """
     try:
         sent = connected.recv(HEAD_PEEK, socket.MSG_PEEK)
-    except OSError:  # nothing yet, or the client has gone
+    except BlockingIOError:
+        return None
+    except OSError:  # the client has gone
         return False
     return sent.startswith(STATE_REQUESTS)
 
@@ -304,7 +312,8 @@ class Listener:
     """Accepts the connections of one listening socket.
 
     While connections have to wait, an address may open `per_address` of them at once and as many each
-    second. Others are refused, so that a flood does not fill the queue in which other clients wait.
+    second. Others are refused, so that a flood does not fill the queue in which other clients wait. Health
+    checks are not: one whose request comes a moment after the connection is told by a second look.
 
     asyncio's own way logs a traceback for each connection in the backlog when the process has no descriptor
     left, and never accepts fewer than that at once.
@@ -328,6 +337,7 @@ class Listener:
         self.behind = False  # connections wait that the last turn did not look at
         self.turns = 0
         self.due: dict[str, float] = {}
+        self.silent = deque[tuple[float, socket.socket, str]]()  # when it came, and the client's address
 
     def start(self) -> None:
         """Accept connections from now on, in the running event loop."""
@@ -347,6 +357,7 @@ class Listener:
             self.loop.remove_reader(self.listening.fileno())
             self.listening.close()
             os.close(self.spare)
+            self.look_at_all()
 
     async def wait_closed(self) -> None:
         """Do nothing; uvicorn waits for the connections itself."""
@@ -367,18 +378,51 @@ class Listener:
                 return self.do_without_descriptors(error)
             connected.setblocking(False)
             address = client_address(peer)
-            if self.floods(address) and not asks_state(connected):
-                refuse(connected)
+            if self.floods(address) and not (asked := asks_state(connected)):
+                if asked is None:
+                    self.wait_for_request(connected, address)
+                else:
+                    refuse(connected)
                 continue
-            place = self.connections.admit(address, self.state_only)
-            task = self.loop.create_task(self.serve(connected, place))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self.admit(connected, address)
             accepted += 1
             if accepted == ACCEPTS_PER_TURN:
                 break
         self.behind = True
         self.loop.call_soon(self.loop.call_soon, self.catch_up, self.turns)
+
+    def admit(self, connected: socket.socket, address: str) -> None:
+        """Give an accepted connection a place, and begin to serve it."""
+        place = self.connections.admit(address, self.state_only)
+        task = self.loop.create_task(self.serve(connected, place))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def wait_for_request(self, connected: socket.socket, address: str) -> None:
+        """Keep a connection of a flood that has sent nothing for `NEW_SECONDS`, then look at it again."""
+        if len(self.silent) == MOST_SILENT:
+            self.look_again()
+        self.silent.append((self.loop.time(), connected, address))
+        self.loop.call_later(NEW_SECONDS, self.look_at_due)
+
+    def look_at_due(self) -> None:
+        """Look again at the connections that have been silent long enough."""
+        came_by = self.loop.time() - NEW_SECONDS
+        while self.silent and self.silent[0][0] <= came_by:
+            self.look_again()
+
+    def look_at_all(self) -> None:
+        """Look again at all silent connections, now."""
+        while self.silent:
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Serve the oldest silent connection if it asks for a state by now; refuse it if not."""
+        _, connected, address = self.silent.popleft()
+        if asks_state(connected) and not self.closed:
+            self.admit(connected, address)
+        else:
+            refuse(connected)
 
     def catch_up(self, turns: int) -> None:
         """Note that no connection waits any more if none has come since so many turns."""
@@ -408,12 +452,13 @@ class Listener:
             connected.close()
 
     def do_without_descriptors(self, error: OSError) -> None:
-        """Refuse one connection with the spare one, and close one that waits."""
+        """Free descriptors: refuse one connection with the spare one, and close some that wait."""
         log.error("no connection can be accepted: %s; fewer --connections would help", error.strerror)
         os.close(self.spare)
         with contextlib.suppress(OSError):
             self.listening.accept()[0].close()
         self.spare = os.open(os.devnull, os.O_RDONLY)
+        self.look_at_all()
         held = self.connections
         if not held.served.close_one(new_too=True):
             held.reserve.close_one(new_too=True)

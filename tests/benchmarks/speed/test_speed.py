@@ -104,8 +104,7 @@ def test_batch(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert one["bound"] == 1 and 1 < three["bound"] < 3
     for row in (one, three):
         assert row["ratio"] == pytest.approx(row["audio_s_per_s"] / found["one_at_a_time"], rel=0.01)
-    assert one["ratio"] > 0.5
-    assert one["first_audio_ms"]["p50"] < three["first_audio_ms"]["p95"]
+        assert 0 < row["first_audio_ms"]["p50"] <= row["first_audio_ms"]["p95"]
     assert plot.stat().st_size > 1000
 
 

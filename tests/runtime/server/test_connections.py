@@ -109,7 +109,9 @@ def asked(port: int, path: str, address: str = "127.0.0.1") -> int:
 def answers_all(port: int, address: str = "127.0.0.1") -> bool:
     began = time.perf_counter()
     found = [asked(port, path, address) for path in ("/health", "/ready", "/metrics")]
-    return found == [200] * 3 and time.perf_counter() - began < 1
+    seconds = time.perf_counter() - began
+    assert found == [200] * 3 and seconds < 1, f"statuses {found} after {seconds:.2f} s"
+    return True
 
 
 SLOW_BODY = f"{HEAD}Content-Length: 100\r\n\r\n{{"
@@ -259,11 +261,60 @@ def test_a_refused_connection_gets_503_and_a_health_check_is_seen() -> None:
             assert not asks_state(taken)
             refuse(taken)
             assert rest(client).startswith(b"HTTP/1.1 503")
-        for sent, seen in (("GET /health HTTP/1.1\r\n", True), ("", False), ("GET /healthy", False)):
+        for sent, seen in (("GET /health HTTP/1.1\r\n", True), ("", None), ("GET /healthy", False)):
             with opened(port, data=sent), server.accept()[0] as taken:
                 taken.setblocking(False)
                 wait_until(lambda taken=taken, sent=sent: not sent or select([taken], [], [], 0)[0])  # type: ignore[misc]
-                assert asks_state(taken) == seen
+                assert asks_state(taken) is seen
+
+
+@pytest.mark.parametrize("others", [0, 50, 200])
+def test_a_health_check_in_a_flood_may_send_its_request_late(
+    others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request comes a moment after its connection; the flood's others send nothing or ask for speech."""
+
+    class Answers(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            assert isinstance(self.transport, asyncio.Transport)
+            self.transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            self.transport.close()
+
+    def client(sent: str, after: float) -> bytes:
+        with opened(port) as made:
+            time.sleep(after)
+            with suppress(ConnectionError):
+                made.sendall(sent.encode())
+                return rest(made)[:12]
+        return b""
+
+    async def run() -> None:
+        listener.start()
+        with ExitStack() as stack:
+            many = [asyncio.to_thread(opened, port) for _ in range(others)]
+            for made in await asyncio.gather(*many):
+                stack.enter_context(made)
+            late = asyncio.to_thread(client, "GET /health HTTP/1.1\r\n\r\n", 0.005)
+            speech = asyncio.to_thread(client, "GET /v1/models HTTP/1.1\r\n\r\n", 0.005)
+            health, refused = await asyncio.gather(late, speech)
+            assert (health, refused) == (b"HTTP/1.1 200", b"HTTP/1.1 503")
+        await asyncio.sleep(0.1)
+        assert not listener.silent
+        last = await asyncio.to_thread(opened, port)
+        await asyncio.sleep(0.005)
+        listener.close()
+        assert not listener.silent and (await asyncio.to_thread(rest, last)).startswith(b"HTTP/1.1 503")
+        last.close()
+
+    monkeypatch.setattr("valle2.runtime.server.http.connections.NEW_SECONDS", 0.5)
+    listening = open_listener("127.0.0.1", 0, 1.0)
+    port = listening.getsockname()[1]
+    listener = Listener(listening, Connections(100, 4, 1.0), lambda place: Answers())
+    monkeypatch.setattr(listener, "floods", lambda address: True)
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("sent", ["", "GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", SLOW_BODY])
