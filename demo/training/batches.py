@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ SHIPPED_GROUP = 2
 AR_LAYERS, NAR_LAYERS = 6, 6
 JOINED_SHARES = (0.1, 0.35, 0.2, 0.15, 0.1, 0.1)
 """Shares of batches with one to six joined utterances. Six are as long as a 10 s prompt."""
-CUT_SHARE = 0.3
-"""Share of joined rows whose first utterance is cut after a word, as a user's recording may be."""
+CUT_END_SHARE, CUT_START_SHARE = 0.4, 0.15
+"""Shares of prompts that end after any word, and that begin at any word, as a user's recording may."""
+CUT_ERROR = (-3, 9)
+"""Frames by which a cut misses the word's end: a recogniser's times are not exact."""
 WORN_SHARE = 0.6
 """Share of joined rows whose prompt, all utterances but the last, is a simulated recording."""
 SHORTEST_CUT = 50
-"""Frames that a cut utterance keeps at least."""
+"""Frames that a cut prompt keeps at least."""
 POOL = 64
 MIXED_SHARE = 0.65
 """Share of drawn utterances that have mixed voices, where there are any. There are many such voices."""
@@ -39,7 +42,7 @@ class Example:
         ids: (S,) without `<eos>`. ends: (S,) frame where each symbol ends. codes: (T, 8).
         split: frames before the last utterance, 0 if there is only one.
         worn: (T, 8) codes of a simulated recording of the same utterance, or None.
-        prompted: the codes before `split` are those of a recording: a prompt, which nothing learns to speak.
+        prompted: the codes before `split` are those of a recording, or cut: nothing learns to speak so.
     """
 
     voice: str
@@ -115,16 +118,45 @@ def join(first: Example, second: Example, group: int) -> Example:
     )
 
 
-def cut(sample: Example, rng: np.random.Generator) -> Example:
-    """Cut an utterance after a random word and end its text with a full stop, as the runtime does."""
+def cut_end(sample: Example, rng: np.random.Generator) -> Example:
+    """Cut after a random word, within a few frames, and end the text with a full stop as the runtime does."""
     space, mark = symbols().index(" "), symbols().index(".")
-    ends = [int(i) for i in np.flatnonzero(sample.ids == space) if sample.ends[i - 1] >= SHORTEST_CUT]
-    if not ends:
+    spaces = np.flatnonzero(sample.ids == space)
+    places = [int(i) for i in spaces if sample.ends[i - 1] >= SHORTEST_CUT]
+    if not places:
         return sample
-    at = int(rng.choice(ends))
-    stop = int(sample.ends[at - 1])
-    ids, times = np.append(sample.ids[:at], mark), np.append(sample.ends[:at], stop)
-    return replace(sample, ids=ids, ends=times, codes=sample.codes[:stop], worn=None)
+    at = int(rng.choice(places))
+    stop = min(int(sample.ends[at - 1]) + int(rng.integers(*CUT_ERROR)), len(sample.codes))
+    ids, ends = sample.ids[:at], sample.ends[:at].clip(max=stop)
+    if ids[-1] != mark:
+        ids, ends = np.append(ids, mark), np.append(ends, stop)
+    return replace(sample, ids=ids, ends=ends, codes=sample.codes[:stop], worn=None, prompted=True)
+
+
+def cut_start(sample: Example, rng: np.random.Generator) -> Example:
+    """Cut before a random word, within a few frames."""
+    spaces = np.flatnonzero(sample.ids == symbols().index(" "))
+    places = [int(i) for i in spaces if len(sample.codes) - sample.ends[i] >= SHORTEST_CUT]
+    if not places:
+        return sample
+    at = int(rng.choice(places))
+    begin = max(int(sample.ends[at]) - int(rng.integers(*CUT_ERROR)), 0)
+    ends = (sample.ends[at + 1 :] - begin).clip(min=0)
+    ids, codes = sample.ids[at + 1 :], sample.codes[begin:]
+    return replace(sample, ids=ids, ends=ends, codes=codes, worn=None, prompted=True)
+
+
+def prompt_of(parts: list[Example], rng: np.random.Generator, group: int) -> Example:
+    """A prompt of several utterances end to end, which may begin and end inside a sentence.
+
+    Users' recordings do. The model does not learn to speak so: what is cut is no target.
+    """
+    prompt = reduce(lambda first, second: join(first, second, group), parts)
+    if rng.random() < CUT_END_SHARE:
+        prompt = cut_end(prompt, rng)
+    if rng.random() < CUT_START_SHARE:
+        prompt = cut_start(prompt, rng)
+    return prompt
 
 
 def clipped(sample: Example, group: int) -> Example:
@@ -163,12 +195,11 @@ def draw(
     for _ in range(POOL):
         items = samples[names[rng.choice(len(names), p=weights)]]
         sample, *others = (items[index] for index in rng.permutation(len(items))[: joined + 1])
-        if others and rng.random() < WORN_SHARE:
-            sample, *others = (*map(as_recorded, [sample, *others[:-1]]), others[-1])
-        if others and rng.random() < CUT_SHARE:
-            sample = cut(sample, rng)
-        for other in others:
-            sample = join(sample, other, group)
+        if others:
+            *heard, target = sample, *others
+            if rng.random() < WORN_SHARE:
+                heard = [as_recorded(part) for part in heard]
+            sample = join(prompt_of(heard, rng, group), target, group)
         pool.append(clipped(sample, group))
     pool.sort(key=lambda item: len(item.ids) + len(item.codes) // group)
     end = int(rng.integers(1, POOL + 1))

@@ -226,15 +226,56 @@ def test_codes_of_a_new_codec_get_the_rows_of_their_frames(
     assert not torch.equal(after, before), "codebook 0 has moved, and the AR's rows with it"
 
 
-def test_a_cut_utterance_ends_with_a_word_and_a_mark() -> None:
+def test_a_cut_prompt_ends_with_a_word_and_a_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     space, mark = (list(VOCABULARY).index(symbol) for symbol in " .")
     said, ends = np.array([3, 4, space, 5, space, 6, mark]), np.array([20.0, 30, 40, 60, 70, 150, 160])
     sample = batches.Example("elm", said, ends, np.arange(160 * 8).reshape(160, 8))
-    found = batches.cut(sample, np.random.default_rng(0))
+    monkeypatch.setattr(batches, "CUT_ERROR", (0, 1))
+    found = batches.cut_end(sample, np.random.default_rng(0))
     assert found.ids.tolist() == [3, 4, space, 5, mark], "the only word that ends late enough"
     assert np.array_equal(found.codes, sample.codes[:60]) and found.ends.tolist() == [20, 30, 40, 60, 60]
+    assert found.prompted and not sample.prompted
     short = batches.Example("elm", said[:3], ends[:3], sample.codes[:40])
-    assert batches.cut(short, np.random.default_rng(0)) is short
+    assert batches.cut_end(short, np.random.default_rng(0)) is short
+    monkeypatch.setattr(batches, "CUT_ERROR", (5, 6))
+    found = batches.cut_end(sample, np.random.default_rng(0))
+    assert np.array_equal(found.codes, sample.codes[:65]) and found.ends.tolist() == [20, 30, 40, 60, 65]
+    monkeypatch.setattr(batches, "CUT_ERROR", (-3, -2))
+    found = batches.cut_end(sample, np.random.default_rng(0))
+    assert np.array_equal(found.codes, sample.codes[:57]) and found.ends.tolist() == [20, 30, 40, 57, 57]
+
+
+def test_a_cut_prompt_begins_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    space, mark = (list(VOCABULARY).index(symbol) for symbol in " .")
+    said, ends = np.array([3, space, 5, space, 6, mark]), np.array([90.0, 100, 120, 125, 150, 160])
+    sample = batches.Example("elm", said, ends, np.arange(160 * 8).reshape(160, 8))
+    for error in (-3, 0, 5):
+        monkeypatch.setattr(batches, "CUT_ERROR", (error, error + 1))
+        found = batches.cut_start(sample, np.random.default_rng(0))
+        assert found.ids.tolist() == [5, space, 6, mark] and found.prompted
+        assert np.array_equal(found.codes, sample.codes[100 - error :])
+        assert (found.ends - error).tolist() == [20, 25, 50, 60]
+    short = batches.Example("elm", said, ends / 4, sample.codes[:40])
+    assert batches.cut_start(short, np.random.default_rng(0)) is short
+
+
+def test_a_prompt_of_several_utterances_may_be_cut_in_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target after it is whole, and alone is learnt."""
+    space, mark = (list(VOCABULARY).index(symbol) for symbol in " .")
+    said, ends = np.array([3, space, 4, mark]), np.array([60.0, 70, 100, 110])
+    parts = [batches.Example("elm", said, ends, np.full((110, 8), number)) for number in range(4)]
+    monkeypatch.setattr(batches, "CUT_END_SHARE", 1.0)
+    monkeypatch.setattr(batches, "CUT_START_SHARE", 0.5)
+    rng, lengths = np.random.default_rng(0), set()
+    for _ in range(100):
+        row = batches.clipped(batches.join(batches.prompt_of(parts[:3], rng, 2), parts[3], 2), 2)
+        assert row.split % 2 == 0 and set(row.codes[row.split :, 0]) == {3} and row.prompted
+        assert len(row.ids) == len(row.ends) and (np.diff(row.ends) >= 0).all() and row.ends[0] >= 0
+        assert row.ids[-5:].tolist() == [space, *said] and row.ids[-6] == mark
+        targets = train.ar_batch([row], len(VOCABULARY), 2)["target"][0, :, 0]
+        assert set(targets[targets >= 0].tolist()) == {3, EOS_CODE}
+        lengths.add(row.split)
+    assert min(lengths) < 70 and max(lengths) > 240 and len(lengths) > 20
 
 
 @pytest.mark.parametrize("seed", range(8))
