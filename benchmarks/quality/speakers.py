@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from valle2.benchmarks.quality.forms import FORMS, RATE, Floats
+from valle2.benchmarks.quality.forms import FORMS, RATE, Floats, wav
 from valle2.benchmarks.quality.judges import Judges
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Valle2
@@ -32,9 +32,18 @@ class Speaker:
     voice: NDArray[np.float32] = field(repr=False)
 
 
-def own_speakers(tts: Valle2, judges: Judges) -> list[Speaker]:
-    """The model's own voices."""
-    return [speaker(tts, judges, tts.voice(name)) for name in tts.voices()]
+def own_speakers(tts: Valle2, judges: Judges, seconds: float = 0.0) -> list[Speaker]:
+    """The model's own voices, with their prompts or with prompts of a length (`shortened`)."""
+    found = [speaker(tts, judges, tts.voice(name)) for name in tts.voices()]
+    if not seconds:
+        return found
+    codec = tts.need_codec()
+    sounds = [codec.decode(one.prompt.codes) for one in found]
+    whole = [
+        (one, np.asarray(soxr.resample(sound, codec.sample_rate, RATE), np.float64))
+        for one, sound in zip(found, sounds, strict=True)
+    ]
+    return shortened(tts, judges, whole, seconds)
 
 
 def speaker(tts: Valle2, judges: Judges, prompt: Prompt) -> Speaker:
@@ -53,14 +62,14 @@ def recorded_speakers(
     """Speakers from recordings `FOLDER/NAME.wav` (or .flac), or several of one in `FOLDER/SPEAKER/`.
 
     Each recording is a prompt, with its transcript in a .txt file of the same name. The first recordings of
-    all speakers come before the second ones. With `seconds` each speaker has one prompt, joined from as many
-    recordings as reach that length. `prepared=False` leaves the recordings as they are.
+    all speakers come before the second ones. With `seconds` each speaker has one prompt of that length,
+    cut from as many recordings as reach it (`shortened`). `prepared=False` leaves the recordings as they are.
     form: what is done to them first, one of `FORMS`.
 
     Raises:
         Valle2Error: a transcript is missing, or there are no recordings.
     """
-    found = defaultdict(list)
+    found, sounds = defaultdict(list), defaultdict(list)
     for path in recordings(folder):
         try:
             transcript = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
@@ -72,14 +81,17 @@ def recorded_speakers(
         sent = FORMS[form](sound_at(path, RATE)) if form else path
         made = tts.prompt(sent, transcript, name)
         found[name].append(made if prepared else replace(made, codes=codes_as_recorded(tts, sent)))
+        sounds[name].append(sound_at(sent, RATE))
     if not found:
         raise Valle2Error(f"{folder} has no recordings; expected NAME.wav with its words in NAME.txt")
-    rate = tts.need_codec().frame_rate
-    if seconds:
-        prompts = [joined(several, seconds * rate) for several in found.values()]
-    else:
-        prompts = [one for turn in zip_longest(*found.values()) for one in turn if one]
-    return [speaker(tts, judges, prompt) for prompt in prompts]
+    if not seconds:
+        return [speaker(tts, judges, one) for turn in zip_longest(*found.values()) for one in turn if one]
+    codec, whole = tts.need_codec(), list[tuple[Speaker, Floats]]()
+    for name, (first, *_) in found.items():
+        sound = joined(sounds[name], seconds * RATE)
+        said = codec.decode(codec.encode(soxr.resample(sound, RATE, codec.sample_rate).astype(np.float32)))
+        whole.append((Speaker(first, judges.embed(said, codec.sample_rate)), sound))
+    return shortened(tts, judges, whole, seconds)
 
 
 def sound_at(source: Path | bytes, rate: int) -> Floats:
@@ -94,33 +106,35 @@ def codes_as_recorded(tts: Valle2, sent: Path | bytes) -> Codes:
     return codec.encode(sound_at(sent, codec.sample_rate).astype(np.float32))
 
 
-def joined(prompts: Sequence[Prompt], frames: float) -> Prompt:
-    """One prompt of the first recordings that together reach `frames` frames."""
-    used = [prompts[0]]
-    for prompt in prompts[1:]:
-        if sum(len(p.codes) for p in used) < frames:
-            used.append(prompt)
-    return replace(
-        used[0],
-        codes=np.concatenate([p.codes for p in used]),
-        transcript=" ".join(p.transcript for p in used),
-    )
+def joined(sounds: Sequence[Floats], samples: float) -> Floats:
+    """The first recordings end to end that together have so many samples."""
+    used = [sounds[0]]
+    for sound in sounds[1:]:
+        if sum(map(len, used)) < samples:
+            used.append(sound)
+    return np.concatenate(used)
 
 
-def shortened(tts: Valle2, judges: Judges, speakers: Sequence[Speaker], seconds: float) -> list[Speaker]:
-    """Prompts cut at the word end nearest to `seconds`, with the words that whisper hears as transcript.
+def shortened(
+    tts: Valle2, judges: Judges, speakers: Sequence[tuple[Speaker, Floats]], seconds: float
+) -> list[Speaker]:
+    """Prompts made of recordings that stop at the word end nearest to `seconds`, as users' may.
 
-    Speakers without a word end near enough (within `TOLERANCE` of `seconds`) are left out.
+    The transcript is what whisper hears in them. Speakers without a word end near enough (within `TOLERANCE`
+    of `seconds`) are left out.
+
+    Args:
+        speakers: each with its recording (N,) at RATE.
     """
-    codec, found = tts.need_codec(), []
-    for one in speakers:
-        heard = judges.word_ends(codec.decode(one.prompt.codes), codec.sample_rate)
+    found = []
+    for one, sound in speakers:
+        heard = judges.word_ends(sound.astype(np.float32), RATE)
         if not heard:
             continue
         count = min(range(len(heard)), key=lambda i: abs(heard[i][1] - seconds)) + 1
         end = heard[count - 1][1]
         if abs(end - seconds) <= TOLERANCE * seconds:
-            codes = one.prompt.codes[: round(end * codec.frame_rate)]
             transcript = " ".join(word for word, _ in heard[:count])
-            found.append(replace(one, prompt=replace(one.prompt, codes=codes, transcript=transcript)))
+            made = tts.prompt(wav(sound[: round(end * RATE)]), transcript, one.prompt.name)
+            found.append(replace(one, prompt=made))
     return found

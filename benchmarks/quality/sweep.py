@@ -16,7 +16,7 @@ from valle2.benchmarks.quality.conditions import AXES, Condition, Plan
 from valle2.benchmarks.quality.evaluate import NEEDED, evaluate
 from valle2.benchmarks.quality.judges import Judges, need
 from valle2.benchmarks.quality.scores import COLUMNS, read_scores, summarise
-from valle2.benchmarks.quality.speakers import Speaker, own_speakers, recorded_speakers, recordings, shortened
+from valle2.benchmarks.quality.speakers import Speaker, own_speakers, recorded_speakers, recordings
 from valle2.benchmarks.report.provenance import measured_on
 from valle2.benchmarks.stages import load_model
 from valle2.engine.bundle.files import sha256, write_file
@@ -70,8 +70,7 @@ class Bench:
         """The speakers of a condition, and the model's own voices if the speakers are unseen voices."""
         tts = self.tts(condition.model, condition.precision)
         folders = {"recorded": self.inputs.recordings, "held-out": self.inputs.held_out}
-        own, folder = own_speakers(tts, self.judges), folders.get(condition.voices)
-        found, others = own, list[Speaker]()
+        folder, others = folders.get(condition.voices), list[Speaker]()
         if folder:
             found = recorded_speakers(
                 tts,
@@ -81,9 +80,9 @@ class Bench:
                 prepared=condition.prepared,
                 form=condition.form,
             )
-            others = own
-        if condition.prompt_seconds:
-            found = shortened(tts, self.judges, found, condition.prompt_seconds)
+            others = own_speakers(tts, self.judges)
+        else:
+            found = own_speakers(tts, self.judges, condition.prompt_seconds)
         if not found:
             raise Valle2Error(
                 f"no voice has a prompt of {condition.prompt_seconds:g} s; pass --prompts FOLDER"

@@ -1,6 +1,6 @@
-"""Makes a prompt of a recording: one channel, no offset, no silence at its ends, the level that models know.
+"""Makes a prompt of a recording: one channel, no offset, short silence at its ends, a known level.
 
-    recording -> one channel -> no offset -> model's rate -> ends cut -> empty band filled -> level -> checks
+    recording -> one channel -> no offset -> model's rate -> ends cut -> empty band filled -> level -> pause
 
 Every threshold is relative to the recording's own speech, so the gain of a recording changes nothing.
 """
@@ -43,6 +43,9 @@ KEPT_SECONDS = 0.1
 LONGEST_START, LONGEST_END = 0.2, 0.6
 """Silence in seconds before and after the speech that stays as it is. The embedded model's training sentences
 end with half a second of it, and each change of the sound changes codes."""
+SHORTEST_END, PAUSE_SECONDS = 0.1, 0.2
+"""Where less silence than SHORTEST_END follows the speech, PAUSE_SECONDS of it are added. A recording that
+stops inside a sentence has none. Without a pause a model takes the text's first words for the prompt's."""
 LEVEL = 0.1
 """Root mean square of speech that the models know: that of the voices in their training data."""
 SPEECH_DB = 20.0
@@ -96,6 +99,7 @@ def prepare(
     top = bandwidth(audio, rate)
     if wide and is_narrow(top, rate):
         audio = leveled(widened(kept, rate, top), rate)
+    audio = with_pause(audio, rate)
     return Prepared(audio, speech, check_sound(recording, levels, (start, end), rate, top))
 
 
@@ -131,6 +135,14 @@ def without_ends(sound: Floats, levels: Floats, span: tuple[int, int], rate: int
     long_end = len(after) > LONGEST_END / FRAME_SECONDS or (after > limit).any()
     first = max(0, start * size - margin) if long_start else 0
     return sound[first : end * size + margin if long_end else len(sound)]
+
+
+def with_pause(audio: Audio, rate: int) -> Audio:
+    """The sound, with PAUSE_SECONDS of silence after it if its speech stops less than SHORTEST_END before."""
+    _, end = speech_span(frame_levels(audio.astype(np.float64), rate))
+    if len(audio) - end * int(FRAME_SECONDS * rate) >= SHORTEST_END * rate:
+        return audio
+    return np.concatenate([audio, np.zeros(int(PAUSE_SECONDS * rate), np.float32)])
 
 
 def check_length(name: str, seconds: float, min_seconds: float, max_seconds: float) -> None:

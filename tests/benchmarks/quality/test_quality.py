@@ -24,7 +24,7 @@ from valle2.benchmarks.quality.conditions import AXES, OFF, Condition, Plan, str
 from valle2.benchmarks.quality.evaluate import Candidates, count_redraws, sound_scores
 from valle2.benchmarks.quality.judges import Judges
 from valle2.benchmarks.quality.scores import COLUMNS, difference, read_scores, select, summarise
-from valle2.benchmarks.quality.speakers import Speaker, recorded_speakers
+from valle2.benchmarks.quality.speakers import Speaker, own_speakers, recorded_speakers
 from valle2.benchmarks.quality.word_errors import (
     count_repeats,
     echoed_words,
@@ -36,6 +36,7 @@ from valle2.benchmarks.quality.word_errors import (
 from valle2.benchmarks.stages import ARStage, ar_row, encode_sentences
 from valle2.engine.errors import Valle2Error
 from valle2.runtime import Prompt, Request, Settings, Speech, Valle2
+from valle2.runtime.audio.prepare import PAUSE_SECONDS
 from valle2.runtime.cli.main import main
 from valle2.runtime.generation.sampling import repeats_too_often, uniforms
 from valle2.runtime.types import Timings
@@ -237,7 +238,7 @@ def test_axes_name_every_condition_once() -> None:
 
 
 def test_every_recording_of_a_speaker_is_a_prompt(tts: Valle2, tmp_path: Path) -> None:
-    """They come in turns. With a length they are joined to one prompt per speaker."""
+    """They come in turns. With a length each speaker has one prompt, cut at a word's end."""
     codec = tts.need_codec()
     for name, count in (("b", 1), ("a", 3)):
         for number in range(count):
@@ -249,8 +250,24 @@ def test_every_recording_of_a_speaker_is_a_prompt(tts: Valle2, tmp_path: Path) -
     each = recorded_speakers(tts, judge, tmp_path)
     assert [one.prompt.transcript for one in each] == ["a 0", "b 0", "a 1", "a 2"]
     assert [one.prompt.name for one in each] == ["a", "b", "a", "a"]
-    long = recorded_speakers(tts, judge, tmp_path, seconds=1.5)
-    assert [one.prompt.transcript for one in long] == ["a 0 a 1", "b 0"]
+    judge = cast(
+        Judges,
+        SimpleNamespace(
+            embed=judge.embed,
+            word_ends=lambda audio, rate: [
+                (f"w{half}", half / 2) for half in range(1, len(audio) * 2 // rate + 1)
+            ],
+        ),
+    )
+    (long,) = recorded_speakers(tts, judge, tmp_path, seconds=2.5)
+    assert long.prompt.name == "a", "b has a second of speech alone"
+    assert long.prompt.transcript == "w1 w2 w3 w4 w5"
+    assert len(long.prompt.codes) == round((2.5 + PAUSE_SECONDS) * codec.frame_rate)
+    for seconds in (0.5, 1.0):
+        for one in recorded_speakers(tts, judge, tmp_path, seconds=seconds):
+            assert len(one.prompt.codes) == round((seconds + PAUSE_SECONDS) * codec.frame_rate)
+    own = own_speakers(Valle2.load("demo", threads=1), judge, seconds=1.0)
+    assert len(own) == 6 and {one.prompt.transcript for one in own} == {"w1 w2"}
 
 
 def test_a_recording_can_be_measured_as_it_is(tts: Valle2, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import soundfile
 
 from tests.conftest import shared
 from valle2.runtime.audio.io import BLOCK, Audio, encode, faded, peak_limit, read_recording, write_audio
-from valle2.runtime.audio.prepare import prepare
+from valle2.runtime.audio.prepare import PAUSE_SECONDS, prepare
 from valle2.runtime.errors import AudioError, PromptError
 
 RATE = 24000
@@ -38,7 +38,7 @@ def test_any_format_rate_and_channels(tmp_path: Path, suffix: str, rate: int, ch
     path = tmp_path / f"prompt.{suffix}"
     soundfile.write(path, tone(rate, channels=channels), rate)
     found = read_audio(path, RATE, 0.5, 20)
-    assert found.dtype == np.float32 and abs(len(found) - RATE) <= 0.1 * RATE
+    assert found.dtype == np.float32 and abs(len(found) - (1 + PAUSE_SECONDS) * RATE) <= 0.1 * RATE
     spectrum = np.abs(np.fft.rfft(found))
     assert abs(spectrum.argmax() * RATE / len(found) - 220) < 3
 

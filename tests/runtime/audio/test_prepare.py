@@ -18,7 +18,8 @@ from valle2.runtime import Valle2
 from valle2.runtime.audio.checks import bandwidth, check_transcript
 from valle2.runtime.audio.containers import repaired
 from valle2.runtime.audio.io import MAX_SAMPLES, read_recording
-from valle2.runtime.audio.prepare import LEVEL, LONGEST_END, Prepared, prepare
+from valle2.runtime.audio.levels import frame_levels, silence_level
+from valle2.runtime.audio.prepare import LEVEL, LONGEST_END, PAUSE_SECONDS, Prepared, prepare
 from valle2.runtime.errors import PromptError
 
 Floats = NDArray[np.float64]
@@ -97,6 +98,38 @@ def test_a_clean_recording_keeps_its_natural_ends(voice: Floats) -> None:
     assert len(found) == len(sound) and len(cut) < len(voice) + RATE // 4
     inner = slice(RATE // 5, -RATE // 5)
     assert np.corrcoef(found[inner], sound[inner])[0, 1] > 0.9999, "the level alone has changed"
+
+
+def cut_off(voice: Floats) -> list[Floats]:
+    """The speech up to three places inside words: after 0.1 s without a quiet frame."""
+    levels = frame_levels(voice, RATE)
+    loud = levels > silence_level(levels) + 8
+    ends = [end for end in range(50, len(loud)) if loud[end - 5 : end].all()]
+    return [voice[: end * RATE // 50] for end in ends[:: len(ends) // 3]][:3]
+
+
+@pytest.mark.parametrize("rate", [8000, RATE, 44_100])
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+@pytest.mark.parametrize("silent", [0.0, 0.04])
+def test_a_pause_follows_speech_that_is_cut_off(
+    voice: Floats, rate: int, noise: float, silent: float
+) -> None:
+    """A recording may stop inside a word. The models' training sentences end with a pause."""
+    for speech in cut_off(voice):
+        part = np.r_[speech, np.zeros(int(silent * RATE))]
+        part = part + np.random.default_rng(0).normal(0, noise, len(part))
+        found = prepared(soxr.resample(part, RATE, rate), rate)
+        assert abs(len(found.audio) - len(part) - PAUSE_SECONDS * RATE) <= 0.02 * RATE
+        pause = found.audio[-int(PAUSE_SECONDS * RATE) :]
+        assert not pause.any() and np.abs(found.audio[: -len(pause)]).max() > LEVEL
+        assert found.speech_seconds < len(speech) / RATE + 0.05, "the pause is no speech"
+
+
+def test_a_pause_that_is_there_stays(voice: Floats) -> None:
+    for speech in cut_off(voice):
+        for silent in (0.15, 0.3):
+            sound = np.r_[speech, np.zeros(int(silent * RATE))]
+            assert len(prepared(sound).audio) <= len(sound)
 
 
 FAULTS: dict[str, Callable[[Floats], Floats]] = {
