@@ -205,7 +205,8 @@ class Valle2(Closing):
 
         Args:
             path: WAV, FLAC, OGG or MP3, or its bytes; any rate, mono or stereo, with 0.5 to 20 s of speech
-                of one speaker. Silence at its ends is cut and its level is set (`audio.prepare`).
+                of one speaker. Silence at its ends is cut, a recording that stops inside a sentence gets a
+                short pause, and its level is set (`audio.prepare`).
             transcript: the words spoken in it.
 
         Returns:

@@ -2,7 +2,7 @@
 
     python -m valle2.benchmarks.quality.page docs/data/quality.json docs/quality.md --plot docs/quality.svg
 
-Several files may stand before the page; of tables of one name that of the first file counts. The text
+Several files may stand before the page; of an axis in several files the first one counts. The text
 between `<!-- table NAME -->` and `<!-- end -->` is replaced. NAME is one of `tables.tables`, or `claims` for
 the table of `paper_claims`.
 """
@@ -28,10 +28,10 @@ def fill(page: str, *results: dict[str, Any]) -> str:
     Raises:
         Valle2Error: the page names a table that no sweep has.
     """
-    found = dict[str, str]()
+    claims = beside_paper(*results)
+    found = {"claims": claims} if claims else {}
     for result in results:
-        claims = beside_paper(result)
-        found = tables(result) | ({"claims": claims} if claims else {}) | found
+        found = tables(result) | found
 
     def table(match: re.Match[str]) -> str:
         if match[2] not in found:
@@ -50,7 +50,7 @@ def main() -> None:
     results = [json.loads(path.read_text(encoding="utf-8")) for path in args.results]
     args.page.write_text(fill(args.page.read_text(encoding="utf-8"), *results), encoding="utf-8")
     if args.plot:
-        plot(results[0], args.plot)
+        plot(next(result for result in results if "sampling" in result["axes"]), args.plot)
 
 
 if __name__ == "__main__":

@@ -119,8 +119,14 @@ CLAIMS: dict[str, tuple[str, Callable[[Result], str]]] = {
 """The paper's claim (its section 4): the axis that it needs, and the text of what was measured."""
 
 
-def beside_paper(result: Result) -> str:
-    """The claims as a Markdown table, empty if none was measured."""
-    rows = [[claim, say(result)] for claim, (axis, say) in CLAIMS.items() if axis in result["axes"]]
+def beside_paper(*results: Result) -> str:
+    """The claims as a Markdown table, empty if none was measured.
+
+    Of several results with a claim's axis the first one counts.
+    """
+    rows = [
+        [claim, next((say(result) for result in results if axis in result["axes"]), "")]
+        for claim, (axis, say) in CLAIMS.items()
+    ]
     rows = [row for row in rows if row[1]]
     return markdown(["the paper", "here"], rows) if rows else ""

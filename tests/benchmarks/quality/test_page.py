@@ -20,25 +20,26 @@ from valle2.engine.errors import Valle2Error
 
 DOCS = Path(__file__).parents[3] / "docs"
 DATA = DOCS / "data" / "quality.json"
+PROMPTS = DATA.with_name("prompts.json")
 OTHERS = [DATA.with_name(name) for name in ("recorded.json", "forms.json")]
 PAGES = (DOCS / "quality.md", DOCS / "notes" / "quality.md")
 
 
 def test_the_pages_show_what_was_measured() -> None:
     result, other = (json.loads(DATA.read_text("utf-8")) for _ in range(2))
-    more = [json.loads(path.read_text("utf-8")) for path in OTHERS]
+    prompts, *more = (json.loads(path.read_text("utf-8")) for path in (PROMPTS, *OTHERS))
     pages = [path.read_text("utf-8") for path in PAGES]
     for page in pages:
-        assert len(PLACE.findall(page)) >= 5 and fill(page, result, *more) == page
+        assert len(PLACE.findall(page)) >= 5 and fill(page, prompts, result, *more) == page
     first = other["conditions"][other["axes"]["sampling"][0]]
     first["summary"]["wer"]["value"] += 50
-    assert [fill(page, other, *more) != page for page in pages] == [False, True], (
+    assert [fill(page, prompts, other, *more) != page for page in pages] == [False, True], (
         "its table of all conditions"
     )
 
 
 def test_each_table_stands_on_one_page() -> None:
-    results = [json.loads(path.read_text("utf-8")) for path in (DATA, *OTHERS)]
+    results = [json.loads(path.read_text("utf-8")) for path in (PROMPTS, DATA, *OTHERS)]
     names = [name for path in PAGES for _, name, _ in PLACE.findall(path.read_text("utf-8"))]
     assert sorted(names) == sorted({"claims"}.union(*map(tables, results)))
 
@@ -60,6 +61,20 @@ def test_the_summary_on_the_page_is_of_the_sweep() -> None:
         found = dict(zip(strangers["condition"], strangers[f"{on}, {voices} voices"], strict=True))
         mos = found["DNSMOS"].partition(" ")[0]
         assert written[row][:3] == [found["WER %"], found["beside known %"], mos]
+    lengths = cells_of(tables(json.loads(PROMPTS.read_text("utf-8")))["prompts"])
+    shown = [
+        row
+        for row in PAGES[0].read_text("utf-8").splitlines()
+        if row.startswith(("| people | ", "| unseen s"))
+    ]
+    for row in shown:
+        who, seconds, _, *figures, capped = row.strip("| ").split(" | ")
+        voices = {"people": "recorded", "unseen synthetic": "held-out"}[who]
+        cells = lengths[f"{on}, {seconds} s prompt, {voices} voices"]
+        found = dict(zip(lengths["condition"], cells, strict=True))
+        assert figures == [found["WER %"], found["beside known %"], found["DNSMOS"].partition(" ")[0]], row
+        assert float(capped) == round(float(found["runaway %"].partition(" ")[0])), row
+    assert len(shown) == len([name for name in lengths if on in name]) == 8
     by_form = cells_of(tables(forms)["forms"])
     for form in FORMS:
         pair = [by_form[f"{on}, recorded voices, {form}{how}"] for how in (", not prepared", "")]
