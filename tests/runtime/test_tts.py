@@ -15,6 +15,7 @@ from valle2.export import read_checkpoint
 from valle2.export.models.reference import generate, refine
 from valle2.runtime import Prompt, Request, Settings, Valle2
 from valle2.runtime.audio.io import write_audio
+from valle2.runtime.audio.prepare import PAUSE_SECONDS
 from valle2.runtime.errors import ModelError, PromptError, SettingsError, TextError
 from valle2.runtime.generation import utterance
 from valle2.runtime.generation.sampling import best_candidate
@@ -151,7 +152,7 @@ def test_a_prompt_from_a_recording(tts: Valle2, tmp_path: Path) -> None:
     for seconds in (2, 3):
         write_audio(str(tmp_path / f"{seconds}.wav"), audio[: seconds * rate], rate)
     prompt = tts.prompt(tmp_path / "2.wav", "some words")
-    assert prompt.codes.shape == (150, 8) and prompt.transcript == "some words"
+    assert prompt.codes.shape == (round((2 + PAUSE_SECONDS) * 75), 8) and prompt.transcript == "some words"
     assert len(np.unique(prompt.codes)) > 10
     with pytest.raises(PromptError, match=r"lasts 3\.00 s; expected 0\.5 to 2\.66"):
         tts.prompt(tmp_path / "3.wav", "some words")

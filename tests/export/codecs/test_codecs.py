@@ -26,6 +26,7 @@ from valle2.export.codecs.encodec import elu, mirrored, reflected
 from valle2.export.codecs.fourier import Fourier, InverseFourier
 from valle2.export.errors import CheckpointError
 from valle2.runtime import Prompt, Settings, Valle2
+from valle2.runtime.audio.prepare import PAUSE_SECONDS
 from valle2.runtime.cli.main import main
 
 AUDIO_TOLERANCE = 2e-5
@@ -153,7 +154,7 @@ def test_a_bundle_speaks_through_it(encodec_bundle: Path, tmp_path: Path) -> Non
     tts = Valle2.load(encodec_bundle, threads=1)
     soundfile.write(tmp_path / "me.wav", 0.3 * np.sin(np.arange(44100 * 2) / 30), 44100)
     prompt = tts.prompt(tmp_path / "me.wav", "hello there")
-    assert prompt.codes.shape == (150, 8)
+    assert prompt.codes.shape == (round((2 + PAUSE_SECONDS) * 75), 8)
     speech = tts.synthesize("hello there the fox", prompt, Settings(seed=3))
     assert len(speech.audio) == 320 * len(speech.codes)
     again = tts.codec.decode(speech.codes) if tts.codec else None
@@ -238,7 +239,7 @@ def test_a_bundle_speaks_through_speechtokenizer(
     tts = Valle2.load(folder, threads=1)
     soundfile.write(tmp_path / "me.wav", 0.3 * np.sin(np.arange(44100 * 2) / 30), 44100)
     prompt = tts.prompt(tmp_path / "me.wav", "hello there")
-    assert prompt.codes.shape == (100, 8)
+    assert prompt.codes.shape == (round((2 + PAUSE_SECONDS) * 50), 8)
     speech = tts.synthesize("hello there the fox", prompt, Settings(seed=3))
     assert speech.sample_rate == 16000 and len(speech.audio) == 320 * len(speech.codes)
     parts = list(tts.stream("hello there the fox", prompt, Settings(seed=3), latency=0.1))

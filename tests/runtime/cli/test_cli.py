@@ -18,6 +18,7 @@ import pytest
 import soundfile
 
 from valle2.engine.errors import HubError, Valle2Error
+from valle2.runtime.audio.prepare import PAUSE_SECONDS
 from valle2.runtime.cli.main import main
 from valle2.runtime.errors import TextError
 
@@ -204,7 +205,8 @@ def test_voices(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["voices", "list", "--json", *model]) == 0
     listed = json.loads(capsys.readouterr().out)["voices"]
     assert [voice["name"] for voice in listed] == ["amber", "basalt", "mine"]
-    assert listed[2] == {"name": "mine", "seconds": 1.0, "transcript": "hello there", "source": "v.wav"}
+    about = {"name": "mine", "transcript": "hello there", "source": "v.wav"}
+    assert listed[2] == {**about, "seconds": 1 + PAUSE_SECONDS}, "a tone that stops at its end gets a pause"
     assert say(broken, "hello", "--voice", "mine", "-o", str(tmp_path / "o.wav")) == 0
     assert main(["voices", "remove", "mine", *model]) == 0
     capsys.readouterr()
