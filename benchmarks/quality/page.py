@@ -50,7 +50,7 @@ def main() -> None:
     results = [json.loads(path.read_text(encoding="utf-8")) for path in args.results]
     args.page.write_text(fill(args.page.read_text(encoding="utf-8"), *results), encoding="utf-8")
     if args.plot:
-        plot(next(result for result in results if "sampling" in result["axes"]), args.plot)
+        plot(next((result for result in results if "sampling" in result["axes"]), results[0]), args.plot)
 
 
 if __name__ == "__main__":

@@ -38,12 +38,8 @@ def own_speakers(tts: Valle2, judges: Judges, seconds: float = 0.0) -> list[Spea
     if not seconds:
         return found
     codec = tts.need_codec()
-    sounds = [codec.decode(one.prompt.codes) for one in found]
-    whole = [
-        (one, np.asarray(soxr.resample(sound, codec.sample_rate, RATE), np.float64))
-        for one, sound in zip(found, sounds, strict=True)
-    ]
-    return shortened(tts, judges, whole, seconds)
+    sounds = [soxr.resample(codec.decode(one.prompt.codes), codec.sample_rate, RATE) for one in found]
+    return shortened(tts, judges, list(zip(found, sounds, strict=True)), seconds)
 
 
 def speaker(tts: Valle2, judges: Judges, prompt: Prompt) -> Speaker:
@@ -69,7 +65,7 @@ def recorded_speakers(
     Raises:
         Valle2Error: a transcript is missing, or there are no recordings.
     """
-    found, sounds = defaultdict(list), defaultdict(list)
+    found = defaultdict[str, list[tuple[Path | bytes, str]]](list)
     for path in recordings(folder):
         try:
             transcript = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
@@ -78,20 +74,24 @@ def recorded_speakers(
                 f"{path} has no transcript; write its words to {path.stem}.txt in the same folder"
             ) from None
         name = path.parent.name if path.parent != folder else path.stem
-        sent = FORMS[form](sound_at(path, RATE)) if form else path
-        made = tts.prompt(sent, transcript, name)
-        found[name].append(made if prepared else replace(made, codes=codes_as_recorded(tts, sent)))
-        sounds[name].append(sound_at(sent, RATE))
+        found[name].append((FORMS[form](sound_at(path, RATE)) if form else path, transcript))
     if not found:
         raise Valle2Error(f"{folder} has no recordings; expected NAME.wav with its words in NAME.txt")
     if not seconds:
-        return [speaker(tts, judges, one) for turn in zip_longest(*found.values()) for one in turn if one]
+        prompts = [[prompt_of(tts, name, *one, prepared) for one in sent] for name, sent in found.items()]
+        return [speaker(tts, judges, one) for turn in zip_longest(*prompts) for one in turn if one]
     codec, whole = tts.need_codec(), list[tuple[Speaker, Floats]]()
-    for name, (first, *_) in found.items():
-        sound = joined(sounds[name], seconds * RATE)
-        said = codec.decode(codec.encode(soxr.resample(sound, RATE, codec.sample_rate).astype(np.float32)))
-        whole.append((Speaker(first, judges.embed(said, codec.sample_rate)), sound))
+    for name, sent in found.items():
+        sound = joined([sound_at(source, RATE) for source, _ in sent], seconds * RATE)
+        codes = codec.encode(soxr.resample(sound, RATE, codec.sample_rate).astype(np.float32))
+        whole.append((speaker(tts, judges, Prompt(codes, sent[0][1], name)), sound))
     return shortened(tts, judges, whole, seconds)
+
+
+def prompt_of(tts: Valle2, name: str, sent: Path | bytes, transcript: str, prepared: bool) -> Prompt:
+    """A recording's prompt, with the codes of the recording as it is unless it is to be prepared."""
+    made = tts.prompt(sent, transcript, name)
+    return made if prepared else replace(made, codes=codes_as_recorded(tts, sent))
 
 
 def sound_at(source: Path | bytes, rate: int) -> Floats:
