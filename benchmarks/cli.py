@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from valle2.benchmarks.options import PANELS, options_of
+from valle2.benchmarks.options import PANELS, SWEEP_FILE, options_of
 from valle2.benchmarks.report.plots import need_matplotlib
 from valle2.engine.errors import Valle2Error
 from valle2.runtime.server.cli import WEB_LIBRARIES
@@ -81,16 +81,26 @@ def check_options(args: argparse.Namespace) -> None:
         raise Valle2Error("--load is a measurement of its own; leave --rate, --chaos and --soak out")
     if getattr(args, "seconds", None) is not None and size != "full":
         raise Valle2Error("--seconds is for --size full; other models end with <eos>")
-    if args.what == "quality" and args.sweep is None:
-        if plot:
-            raise Valle2Error("--plot draws a sweep; add --sweep")
-        if len(args.precision) > 1:
-            given = len(args.precision)
-            raise Valle2Error(
-                f"{given} precisions were given, expected one; compare them with --sweep precision"
-            )
+    if args.what == "quality":
+        check_quality_options(args)
     if plot or getattr(args, "html", None):
         need_matplotlib()
+
+
+def check_quality_options(args: argparse.Namespace) -> None:
+    """Refuse options that only a sweep has, or only one condition."""
+    if args.sweep is not None:
+        if args.top_p is not None or args.threshold is not None:
+            raise Valle2Error("a sweep chooses its own sampling; leave --top-p and --threshold out")
+        return
+    if args.plot:
+        raise Valle2Error("--plot draws a sweep; add --sweep")
+    for name in ("hard", "prompts", "held_out", "out"):
+        if getattr(args, name) is not None:
+            raise Valle2Error(f"--{name.replace('_', '-')} is for a sweep; add --sweep")
+    if len(args.precision) > 1:
+        given = len(args.precision)
+        raise Valle2Error(f"{given} precisions were given, expected one; compare them with --sweep precision")
 
 
 Table = Callable[[Result], str]
@@ -308,7 +318,7 @@ def sweep(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
         args.held_out,
         args.threads,
     )
-    result = sweep.sweep(inputs, args.out, progress)
+    result = sweep.sweep(inputs, args.out or SWEEP_FILE, progress)
     if args.plot:
         tables.plot(result, args.plot)
     return result, tables.text

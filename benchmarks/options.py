@@ -24,6 +24,8 @@ MANY_REQUESTS = ("memory", "serve", "throughput")
 ON_A_DEVICE = ("batch", "latency", "prefill", "throughput")
 """Benchmarks of one model, on a chosen device and engine."""
 QUALITY = ("quality",)
+SWEEP_FILE = Path("quality.json")
+"""Where a sweep's results go without --out."""
 ENDINGS = ("endings",)
 
 
@@ -198,9 +200,8 @@ OPTIONS = (
     option(
         "--out",
         QUALITY,
-        "file of a sweep's results (default: quality.json)",
+        f"file of a sweep's results (default: {SWEEP_FILE})",
         type=Path,
-        default=Path("quality.json"),
     ),
     option(
         "--out",

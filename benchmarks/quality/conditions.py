@@ -168,9 +168,9 @@ def strangers(plan: Plan) -> list[Condition]:
     """RAS off and on at a small and a large top-p, with unseen voices and with the model's own."""
     return [
         plan.base(top_p=top_p, threshold=threshold, voices=voices)
+        for top_p in (PAPER.top_p, LARGE_TOP_P)
         for voices in (*plan.unseen_voices, "own")
         for threshold in (OFF, PAPER.threshold)
-        for top_p in (PAPER.top_p, LARGE_TOP_P)
     ]
 
 

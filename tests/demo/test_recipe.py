@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
 import runpy
@@ -23,6 +24,7 @@ from torch import Tensor
 from demo import make
 from demo.model import assemble
 from demo.speech import recording, sentences, shards, speak
+from demo.studies import ceilings
 from demo.training import batches, train
 from valle2.engine.bundle.contract import EOS_CODE
 from valle2.export.checkpoint import Checkpoint, read_checkpoint
@@ -357,3 +359,37 @@ def test_the_readme_counts_the_written_sentences() -> None:
     text = (DEMO / "README.md").read_text("utf-8")
     written = len(sentences.PLAIN.read_text("utf-8").splitlines())
     assert f"{sentences.PLAIN_SHARE:.0%}".replace("%", " %") in text and f"{written:,} written ones" in text
+
+
+def test_ceilings_count_the_words_of_each_form_and_of_each_category() -> None:
+    pytest.importorskip("jiwer")
+    heard = {"a b": ("a b", "a b", "a c", "d c"), "e f": ("e f", "e", "e f", "e f")}
+    found = [
+        {
+            way: ceilings.Judged(said, words, (1.0, 0.5, 100.0, 3.0))
+            for way, words in zip(ceilings.WAYS, forms, strict=True)
+        }
+        for said, forms in heard.items()
+    ]
+    with redirect_stdout(io.StringIO()):
+        rows = ceilings.rows_of("lines", found)
+    assert [row[:3] for row in rows] == [
+        ["lines", way, wrong] for way, wrong in zip(ceilings.WAYS, (0.0, 25.0, 25.0, 50.0), strict=True)
+    ]
+    assert rows[0][3:] == [1.0, 0.5, 100.0, 3.0]
+    assert ceilings.by_category(["one", "two"], found) == [
+        ["all", 0.0, 25.0, 25.0, 50.0],
+        ["one", 0.0, 0.0, 50.0, 100.0],
+        ["two", 0.0, 50.0, 0.0, 0.0],
+    ]
+    assert ceilings.rows_of("none", []) == []
+
+
+def test_a_folder_without_styles_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        argparse.ArgumentTypeError, match=r"has no am_michael\.bin; expected the folder voices/"
+    ):
+        speak.styles_folder(str(tmp_path))
+    for voice in (*speak.KOKORO.values(), *speak.OTHERS, *speak.UNSEEN):
+        (tmp_path / f"{voice}.bin").touch()
+    assert speak.styles_folder(str(tmp_path)) == tmp_path

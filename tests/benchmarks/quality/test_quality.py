@@ -332,6 +332,18 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, bundle: Path, monkeypatch:
         (["quality", "--sentences", "S", "--sweep", "robustness"], "needs --hard"),
         (["quality", "--sentences", "S", "--sweep", "streaming", "--plot", "p.png"], "axis sampling"),
         (["quality", "--sentences", "S", "--precision", "fp32,int8"], "--sweep precision"),
+        (
+            ["quality", "--sentences", "S", "--sweep", "unseen", "--top-p", "0.5"],
+            "leave --top-p and --threshold",
+        ),
+        (
+            ["quality", "--sentences", "S", "--sweep", "unseen", "--threshold", "1"],
+            "leave --top-p and --threshold",
+        ),
+        (["quality", "--sentences", "S", "--prompts", "P"], "--prompts is for a sweep; add --sweep"),
+        (["quality", "--sentences", "S", "--held-out", "P"], "--held-out is for a sweep; add --sweep"),
+        (["quality", "--sentences", "S", "--hard", "P"], "--hard is for a sweep; add --sweep"),
+        (["quality", "--sentences", "S", "--out", "P"], "--out is for a sweep; add --sweep"),
     ],
 )
 def test_one_line_of_error(
