@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from valle2.runtime.text.written import (
     Rule,
@@ -36,7 +36,14 @@ RULES: tuple[Rule, ...] = (
     *letters.RULES,  # last: other rules look for words in capitals
 )
 """All rules in order. Digits stay digits until `numbers.LAST`, so that later rules find them."""
-TIDY = (
+
+
+def strongest(run: re.Match[str]) -> str:
+    """What is left of a run of marks: "?" before "!" before ".", else the first."""
+    return next((mark for mark in "?!." if mark in run[0]), run[0][0])
+
+
+TIDY: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"--+"), ", "),
     (re.compile(r"\.{2,}"), "."),
     (expression(r"[^A-Za-z',.?!;:\- ]"), " "),
@@ -44,11 +51,12 @@ TIDY = (
     (re.compile(r"(?<![A-Za-z])'+(?![A-Za-z])"), " "),
     (re.compile(r" {2,}"), " "),
     (re.compile(r" (?=[,.?!;:])"), ""),
-    (re.compile(r"(?<=[,;:])[,;:]+"), ""),
-    (re.compile(r"[,;:](?=[.?!])|(?<=[.?!;:,])[,.;:]+"), ""),
+    (re.compile(r"[,.?!;:]{2,}"), strongest),
     (re.compile(r"(?<=[,.?!;:])(?=[A-Za-z])"), " "),
 )
-"""What leaves only speakable characters, each punctuation mark once and after its word."""
+"""What leaves only speakable characters, and one punctuation mark after a word."""
+FINAL_MARK = re.compile(r"([.?!])[^\w.?!]*$")
+"""The mark at the end of a text as it is written. Quotes and brackets may follow it."""
 IN_WORDS = RuleSet(RULES)
 DASH, SPACES = re.compile(r"\s-+\s(?![\d$€£¥₹])"), re.compile(r"\s+")
 FIRST_OF_SYMBOLS = "".join({symbol[0] for symbol in SYMBOLS})
@@ -69,13 +77,25 @@ def normalise_each(texts: Sequence[str]) -> list[str]:
     """`normalise` of several texts, which takes less time than one by one if they are short."""
     text = unicodedata.normalize("NFKC", END.join(map(markup.plain, texts))).translate(PUNCTUATION)
     text = SPACES.sub(" ", DASH.sub(", ", text))
-    pieces = text.split(END)
+    written = pieces = text.split(END)
     if CAPITALS.search(text):
         pieces = list(map(letters.quiet, pieces))
     text = END.join(IN_WORDS.apply_each(pieces))
     text = SYMBOL.sub(lambda match: SYMBOLS[match[0]], text)
     text = tidy(fold(text.replace("–", ", ")))
-    return [piece.lstrip(" ,;:").strip() for piece in text.split(END)]
+    return [ended(piece.lstrip(" ,;:").strip(), w) for piece, w in zip(text.split(END), written, strict=True)]
+
+
+def ended(spoken: str, written: str) -> str:
+    """Spoken words with the mark that ends them as they are written.
+
+    A rule may take the full stop of "the U.S." or of "(at 5 p.m.)" for a part of the word. A model learns
+    from the mark where to end.
+    """
+    mark = FINAL_MARK.search(written)
+    if mark is None or not spoken or spoken[-1] in ".?!":
+        return spoken
+    return spoken.rstrip(" ,;:") + mark[1]
 
 
 def prepare(texts: list[str]) -> None:
@@ -104,7 +124,7 @@ def folded(character: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """Only speakable characters, each punctuation mark once and after its word."""
+    """Only speakable characters, and one punctuation mark after a word."""
     for pattern, replacement in TIDY:
         text = pattern.sub(replacement, text)
     return text

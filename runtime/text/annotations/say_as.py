@@ -88,10 +88,10 @@ def day(value: str, layout: str) -> str | None:
     """12/25/2024 with "mdy" -> "December twenty fifth, twenty twenty four"."""
     parts = re.findall(r"\d+", value)
     if re.search(r"[^\W\d]", value):
-        return normalise(value)
+        return as_written(value, layout)
     order = re.sub(r"[^dmy]", "", re.sub(r"y+", "y", re.sub(r"m+", "m", re.sub(r"d+", "d", layout))))
     if not order:
-        return normalise(value) if len(parts) > 1 else None
+        return as_written(value, layout) if len(parts) > 1 else None
     if len(parts) == 1 and len(parts[0]) == 8 and len(order) == 3:
         widths, whole = [4 if part == "y" else 2 for part in order], parts[0]
         parts = [whole[sum(widths[:i]) : sum(widths[: i + 1])] for i in range(3)]
@@ -162,8 +162,8 @@ def parts_of(value: str, _layout: str) -> str | None:
 
 
 def as_written(value: str, _layout: str) -> str | None:
-    """What the normaliser reads rightly by itself: money, units, addresses."""
-    return normalise(value) or None
+    """What the normaliser reads rightly by itself: money, units, addresses. No mark ends it."""
+    return normalise(value).rstrip(" .,;:!?") or None
 
 
 KINDS: dict[str, Callable[[str, str], str | None]] = {

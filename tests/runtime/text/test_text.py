@@ -127,13 +127,34 @@ def front(request: pytest.FixtureRequest) -> TextFrontEnd:
         ("a\x00b\tc\nd", "a b c d"),
         ("see www.example.com", "see example dot com"),
         ("你好", ""),
-        ("!!!", "!!!"),
+        ("!!!", "!"),
+        ("What?!?! So…! Who?, he said", "What? So! Who? he said"),
+        ("a:;,b ,. c;. d?.", "a: b. c. d?"),
+        ("She lives in the U.S.", "She lives in the U S."),
+        ("Is it the U.S.?", "Is it the U S?"),
+        ("a Ph.D. (at 5 p.m.)", "a P H D, at five P M."),
+        ("“and so on, etc.”", "and so on, et cetera."),
+        ("by Jones et al. **", "by Jones et al."),
+        ("the U.S., and", "the U S, and"),
         ("0", "zero"),
         ("1000000", "one million"),
     ],
 )
 def test_normalise(text: str, expected: str) -> None:
     assert normalise(text) == expected
+
+
+@pytest.mark.parametrize(
+    "end", ["", ".", ",.", ";.", ",", ",!", '."', ".”)", ',"', '",".', " —.", "…", ":", "?!"]
+)
+@pytest.mark.parametrize("word", ["up", "the U.S", "a Ph.D", "5 p.m", "etc", "10 kg", "a.com", "et al", "Dr"])
+def test_every_sentence_ends_with_one_mark(phonemes: TextFrontEnd, word: str, end: str) -> None:
+    """Whatever it ends with: the model has learnt from the mark where to end."""
+    for piece in phonemes.split(f"The fox, {word}{end}"):
+        assert re.search(r"[a-z][.?!]$", phonemes.normalised(piece), re.I), piece
+        before, last = (SYMBOLS[index] for index in phonemes.encode(piece)[-2:])
+        assert last in ".?!"
+        assert before not in " ,.?!;:"
 
 
 @pytest.mark.parametrize(

@@ -302,6 +302,8 @@ def test_hostile_ssml_takes_little_time(body: str) -> None:
         ("fraction", "", "1+1/2", "one and one half"),
         ("currency", "", "$45.67", "forty five dollars and sixty seven cents"),
         ("unit", "", "5 km", "five kilometers"),
+        ("unit", "", "5 ft.", "five feet"),
+        ("date", "", "Jan. 5 in the U.S.", "January fifth in the U S"),
     ],
 )
 def test_say_as(kind: str, layout: str, value: str, expected: str | None) -> None:
