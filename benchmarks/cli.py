@@ -327,6 +327,7 @@ def sweep(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
 def endings(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table]:
     """How many requests end in each way."""
     from valle2.benchmarks import endings
+    from valle2.runtime.types import RETRIES
 
     if args.sentences is None:
         raise Valle2Error("bench endings needs --sentences FILE with one sentence per line")
@@ -335,7 +336,7 @@ def endings(args: argparse.Namespace, progress: Progress) -> tuple[Result, Table
         args.sentences,
         args.prompts,
         args.requests,
-        args.retries,
+        RETRIES if args.retries is None else args.retries,
         args.codebooks,
         args.seed,
         args.threads,

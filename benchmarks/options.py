@@ -161,7 +161,7 @@ OPTIONS = (
     option("--slots", MANY_REQUESTS, "rows of the batch (default: 8)", type=int, default=8),
     option("--requests", MANY_REQUESTS, "requests of the loop (default: 40)", type=int, default=40),
     option("--requests", ENDINGS, "requests in all (default: 10000)", type=int, default=10_000),
-    option("--retries", ENDINGS, "times a failed sentence is made again (default: 1)", type=int, default=1),
+    option("--retries", ENDINGS, "times a failed sentence is made again (default: as `say`)", type=int),
     option(
         "--rate",
         ("serve", "throughput"),

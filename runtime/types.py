@@ -41,6 +41,8 @@ def worst_reason(reasons: Iterable[str]) -> str:
 
 FIRST_CHUNK_CODEBOOKS = 3
 """Codebooks of a stream's first chunk, unless the settings say otherwise (docs/quality.md)."""
+RETRIES = 3
+"""Times that a failed sentence is made again, unless the settings say otherwise (docs/quality.md)."""
 MEANINGS = {
     "top_p": "0 is argmax, 1 the full distribution",
     "window": "codes in which the repetition rule counts repeats",
@@ -50,7 +52,7 @@ MEANINGS = {
     "max_frames": "0 takes the model's own limit",
     "min_frames": "0 takes a share of what the text needs",
     "loop_frames": "frames without a new code after which speech is cut off as a loop, 0 never",
-    "retries": "times a failed sentence is made again; -1: once, unless a seed is given",
+    "retries": f"times a failed sentence is made again; -1: {RETRIES}, unless a seed is given",
     "codebooks": "0 computes all of the model's",
     "first_chunk_codebooks": f"0 computes {FIRST_CHUNK_CODEBOOKS}, or fewer if codebooks is less",
     "nar_prompt_seconds": "0 gives the NAR the whole prompt",
@@ -79,8 +81,8 @@ class Settings:
         loop_frames: frames of speech without a new code (`generation.repetition`) after which a sentence is
             cut off with the finish reason "repetition"; 0 for never.
         retries: how often a sentence is decoded again, with other random numbers of the same seed, if it
-            repeats itself, reaches the model's own limit, or is silent. -1 stands for 1 with the seed 0, and
-            for 0 with a seed of your own. Of a stream only what has not been sent is decoded again.
+            repeats itself, reaches the model's own limit, or is silent. -1 stands for `RETRIES` with the seed
+            0, and for 0 with a seed of your own. Of a stream only what has not been sent is decoded again.
         codebooks: how many the speech has, 0 for all. Each codebook after the first costs a pass of the NAR
             and adds detail.
         first_chunk_codebooks: how many the first chunk of a stream has; fewer make it come sooner. 0 takes
@@ -127,7 +129,7 @@ class Settings:
     @property
     def attempts(self) -> int:
         """How often a sentence is decoded at most."""
-        return 1 + self.retries if self.retries >= 0 else 2 - (self.seed > 0)
+        return 1 + (self.retries if self.retries >= 0 else RETRIES * (not self.seed))
 
 
 def checked(name: str, value: Any) -> float | int:

@@ -1,7 +1,4 @@
-"""Says what makes a recording a poor prompt: noise, clipping, pauses, a narrow band, a wrong transcript.
-
-Two speakers in one recording are not told: that needs a network for voices, which the runtime does not have.
-"""
+"""Says what makes a recording a poor prompt: noise, clipping, pauses, two speakers, a wrong transcript."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from numpy.typing import NDArray
 
 from valle2.runtime.audio.io import Recording
 from valle2.runtime.audio.levels import noise_level, silence_level, speech_level
+from valle2.runtime.audio.speakers import other_speaker
 
 Audio = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -37,12 +35,12 @@ WIDE = "\u2e80"
 
 
 def check_sound(
-    recording: Recording, levels: Floats, span: tuple[int, int], rate: int, top: float
+    recording: Recording, sound: Floats, levels: Floats, span: tuple[int, int], rate: int, top: float
 ) -> tuple[str, ...]:
     """What a user should know about the sound, one sentence each.
 
     Args:
-        levels: of the recording's frames in dB. span: the frames of the speech.
+        sound: (N,), one channel at `rate`. levels: of its frames in dB. span: the frames of the speech.
         rate: of the model, in Hz. top: the bandwidth, in Hz.
     """
     name, found = recording.name, list[str]()
@@ -67,6 +65,12 @@ def check_sound(
         found.append(
             f"{name} has no sound above {top / 1000:.1f} kHz, and the model expects {rate / 2000:.0f} kHz: "
             "words may be lost; record at 24 kHz or more, not over the telephone"
+        )
+    stretch = other_speaker(sound, rate, top)
+    if stretch:
+        found.append(
+            f"{name} sounds like two speakers: from {stretch[0]:.1f} to {stretch[1]:.1f} s the voice, or the "
+            "room, is another than in the rest; use a recording of one speaker"
         )
     return tuple(found)
 

@@ -100,7 +100,7 @@ def prepare(
     if wide and is_narrow(top, rate):
         audio = leveled(widened(kept, rate, top), rate)
     audio = with_pause(audio, rate)
-    return Prepared(audio, speech, check_sound(recording, levels, (start, end), rate, top))
+    return Prepared(audio, speech, check_sound(recording, sound, levels, (start, end), rate, top))
 
 
 def one_channel(samples: NDArray[np.float32]) -> Floats:
