@@ -99,7 +99,8 @@ def main() -> None:
             scores = np.array([most_different(sound, RATE, RATE / 2)[0] for sound in sounds])
             # a recording that is too short for two voices is not counted
             scores = scores[scores > 0]
-            shares = [f"{100 * float((scores > limit).mean()):.1f}" for limit in LIMITS]
+            found = [100 * float((scores > limit).mean()) if len(scores) else 0.0 for limit in LIMITS]
+            shares = [f"{share:.1f}" for share in found]
             rows.append([f"{source}, {len(speakers)} voices", kind, len(scores), *shares])
     print(markdown(["of", "recording", "number", *(f"above {limit:g}, %" for limit in LIMITS)], rows))
 

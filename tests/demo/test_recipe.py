@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -31,6 +32,7 @@ from valle2.export.checkpoint import Checkpoint, read_checkpoint
 from valle2.export.models.ar import ARModel
 from valle2.export.models.config import Style
 from valle2.export.models.nar import NARModel
+from valle2.runtime import Valle2
 from valle2.runtime.voices import read_prompt
 
 DEMO = Path(__file__).parents[2] / "demo"
@@ -393,3 +395,21 @@ def test_a_folder_without_styles_is_refused(tmp_path: Path) -> None:
     for voice in (*speak.KOKORO.values(), *speak.OTHERS, *speak.UNSEEN):
         (tmp_path / f"{voice}.bin").touch()
     assert speak.styles_folder(str(tmp_path)) == tmp_path
+
+
+def test_two_speakers_are_told_where_recordings_are_joined(run: Run, tmp_path: Path) -> None:
+    with Valle2.load("demo", threads=1) as tts:
+        for name in ("elm", "flint", "dune"):
+            sound = tts.need_codec().decode(tts.voice(name).codes)
+            (tmp_path / name).mkdir()
+            for number, gain in enumerate((0.5, 1.0)):
+                soundfile.write(tmp_path / name / f"{number}.flac", gain * sound, tts.sample_rate)
+    printed = run("studies.two_speakers", "--people", tmp_path, "--joined", 4).splitlines()
+    limit = next(place for place, cell in enumerate(printed[0].split("|")) if "above 9" in cell)
+    rows = [[cell.strip() for cell in line.split("|")] for line in printed[2:]]
+    assert [(row[2], row[3], row[limit]) for row in rows[1:]] == [
+        ("the same, two files", "4", "0.0"),
+        ("A B", "4", "100.0"),
+        ("A B A", "4", "100.0"),
+    ]
+    assert rows[0][2] == "one speaker" and rows[0][limit] == "0.0"
