@@ -20,26 +20,26 @@ from valle2.engine.errors import Valle2Error
 
 DOCS = Path(__file__).parents[3] / "docs"
 DATA = DOCS / "data" / "quality.json"
-PROMPTS, HARD = DATA.with_name("prompts.json"), DATA.with_name("hard.json")
+PROMPTS, STRANGERS = DATA.with_name("prompts.json"), DATA.with_name("strangers.json")
 OTHERS = [DATA.with_name(name) for name in ("recorded.json", "forms.json")]
 PAGES = (DOCS / "quality.md", DOCS / "notes" / "quality.md")
 
 
 def test_the_pages_show_what_was_measured() -> None:
     result, other = (json.loads(DATA.read_text("utf-8")) for _ in range(2))
-    prompts, hard, *more = (json.loads(path.read_text("utf-8")) for path in (PROMPTS, HARD, *OTHERS))
+    prompts, people, *more = (json.loads(path.read_text("utf-8")) for path in (PROMPTS, STRANGERS, *OTHERS))
     pages = [path.read_text("utf-8") for path in PAGES]
     for page in pages:
-        assert len(PLACE.findall(page)) >= 5 and fill(page, prompts, hard, result, *more) == page
+        assert len(PLACE.findall(page)) >= 5 and fill(page, prompts, people, result, *more) == page
     first = other["conditions"][other["axes"]["sampling"][0]]
     first["summary"]["wer"]["value"] += 50
-    assert [fill(page, prompts, hard, other, *more) != page for page in pages] == [False, True], (
+    assert [fill(page, prompts, people, other, *more) != page for page in pages] == [False, True], (
         "its table of all conditions"
     )
 
 
 def test_each_table_stands_on_one_page() -> None:
-    results = [json.loads(path.read_text("utf-8")) for path in (PROMPTS, HARD, DATA, *OTHERS)]
+    results = [json.loads(path.read_text("utf-8")) for path in (PROMPTS, STRANGERS, DATA, *OTHERS)]
     names = [name for path in PAGES for _, name, _ in PLACE.findall(path.read_text("utf-8"))]
     assert sorted(names) == sorted({"claims"}.union(*map(tables, results)))
 
@@ -52,11 +52,11 @@ def cells_of(table: str) -> dict[str, list[str]]:
 
 def test_the_summary_on_the_page_is_of_the_sweep() -> None:
     """The rows that are written by hand: unseen and recorded voices, forms, and the kinds of hard texts."""
-    result, recorded, forms = (json.loads(path.read_text("utf-8")) for path in (HARD, *OTHERS))
+    result, forms = (json.loads(path.read_text("utf-8")) for path in (STRANGERS, OTHERS[1]))
     made = {name: cells_of(table) for name, table in tables(result).items()}
+    strangers = made["strangers"]
     written = cells_of(PLACE.sub("", PAGES[0].read_text("utf-8")))
     off, on = "G2, fp32, top-p 0.2, RAS off", "G2, fp32, top-p 0.2, RAS 0.1"
-    strangers = cells_of(tables(recorded)["strangers"])
     for row, voices in (("four unseen synthetic voices", "held-out"), ("recorded people", "recorded")):
         found = dict(zip(strangers["condition"], strangers[f"{on}, {voices} voices"], strict=True))
         mos = found["DNSMOS"].partition(" ")[0]
