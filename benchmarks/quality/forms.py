@@ -28,6 +28,13 @@ def padded(sound: Floats, level: float) -> Floats:
     return np.asarray(whole + np.random.default_rng(0).normal(0, level, len(whole)))
 
 
+def noisy(sound: Floats, ratio: float) -> Floats:
+    """With noise so many dB below the speech, whose power falls with the frequency."""
+    spectrum = np.fft.rfft(np.random.default_rng(0).normal(size=len(sound)))
+    noise = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), len(sound))
+    return np.asarray(sound + noise * sound.std() / noise.std() * 10 ** (-ratio / 20))
+
+
 def without_length(content: bytes) -> bytes:
     changed = bytearray(content)
     struct.pack_into("<I", changed, 4, 0)
@@ -40,6 +47,7 @@ FORMS: dict[str, Callable[[Floats], bytes]] = {
     "silence at both ends": lambda x: wav(padded(x, 0)),
     "faint noise at both ends": lambda x: wav(padded(x, 10 ** (-60 / 20))),
     "audible noise at both ends": lambda x: wav(padded(x, 10 ** (-45 / 20))),
+    "noise 10 dB below": lambda x: wav(0.7 * noisy(x, 10)),
     "-34 dB": lambda x: wav(x * 10 ** (-34 / 20)),
     "-50 dB": lambda x: wav(x * 10 ** (-50 / 20), subtype="FLOAT"),
     "16 bits as floats": lambda x: wav(x * 32768, subtype="FLOAT"),

@@ -44,14 +44,14 @@ def check_sound(
         rate: of the model, in Hz. top: the bandwidth, in Hz.
     """
     name, found = recording.name, list[str]()
-    ratio = speech_level(levels) - noise_level(levels)
+    ratio = signal_to_noise(levels)
     inside = levels[span[0] : span[1]]
     if ratio < STATIONARY_DB:
         found.append(f"no speech was found in {name}: its level is the same throughout; record one sentence")
-    elif ratio < LOW_SNR_DB:
+    elif is_noisy(levels):
         found.append(
             f"{name} is too quiet or noisy: the speech is {ratio:.0f} dB above the noise; expected "
-            f"{LOW_SNR_DB:.0f} dB or more: record nearer to the microphone, in a quiet place"
+            f"{LOW_SNR_DB:.0f} dB or more: the noise was lowered; record nearer to the microphone, in quiet"
         )
     if clipped_share(recording.samples) > CLIPPED_SHARE:
         found.append(f"{name} is clipped; record it again at a lower level")
@@ -73,6 +73,16 @@ def check_sound(
             "room, is another than in the rest; use a recording of one speaker"
         )
     return tuple(found)
+
+
+def signal_to_noise(levels: Floats) -> float:
+    """dB from the noise to the speech. levels: of the frames in dB."""
+    return speech_level(levels) - noise_level(levels)
+
+
+def is_noisy(levels: Floats) -> bool:
+    """Is there speech, with noise that costs words? levels: of the frames in dB."""
+    return STATIONARY_DB <= signal_to_noise(levels) < LOW_SNR_DB
 
 
 def clipped_share(samples: NDArray[np.float32]) -> float:

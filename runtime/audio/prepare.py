@@ -1,6 +1,9 @@
 """Makes a prompt of a recording: one channel, no offset, short silence at its ends, a known level.
 
-    recording -> one channel -> no offset -> model's rate -> ends cut -> empty band filled -> level -> pause
+    recording -> one channel -> no offset -> model's rate -> ends cut
+        -> noise lowered -> empty band filled -> level -> pause
+
+Noise is lowered, and a band filled, only where a recording needs it.
 
 Every threshold is relative to the recording's own speech, so the gain of a recording changes nothing.
 """
@@ -13,7 +16,8 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from valle2.runtime.audio.checks import bandwidth, check_sound, is_narrow
+from valle2.runtime.audio.checks import bandwidth, check_sound, is_narrow, is_noisy
+from valle2.runtime.audio.denoise import denoised
 from valle2.runtime.audio.io import Recording
 from valle2.runtime.audio.levels import (
     FRAME_SECONDS,
@@ -95,8 +99,10 @@ def prepare(
     kept = without_ends(sound, levels, (start, end), rate)
     speech = (end - start) * FRAME_SECONDS
     check_length(name, len(kept) / rate, min_seconds, max_seconds)
+    top = bandwidth(leveled(kept, rate), rate)
+    if is_noisy(levels):
+        kept = denoised(kept, rate)
     audio = leveled(kept, rate)
-    top = bandwidth(audio, rate)
     if wide and is_narrow(top, rate):
         audio = leveled(widened(kept, rate, top), rate)
     audio = with_pause(audio, rate)
