@@ -129,7 +129,9 @@ class Settings:
     @property
     def attempts(self) -> int:
         """How often a sentence is decoded at most."""
-        return 1 + (self.retries if self.retries >= 0 else RETRIES * (not self.seed))
+        if self.retries >= 0:
+            return 1 + self.retries
+        return 1 if self.seed else 1 + RETRIES
 
 
 def checked(name: str, value: Any) -> float | int:

@@ -28,9 +28,9 @@ def padded(sound: Floats, level: float) -> Floats:
     return np.asarray(whole + np.random.default_rng(0).normal(0, level, len(whole)))
 
 
-def noisy(sound: Floats, ratio: float) -> Floats:
+def noisy(sound: Floats, ratio: float, seed: int = 0) -> Floats:
     """With noise so many dB below the speech, whose power falls with the frequency."""
-    spectrum = np.fft.rfft(np.random.default_rng(0).normal(size=len(sound)))
+    spectrum = np.fft.rfft(np.random.default_rng(seed).normal(size=len(sound)))
     noise = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), len(sound))
     return np.asarray(sound + noise * sound.std() / noise.std() * 10 ** (-ratio / 20))
 

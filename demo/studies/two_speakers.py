@@ -14,12 +14,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
 from numpy.typing import NDArray
 
 from demo.speech.shards import read_shard
 from demo.speech.speak import RATE
+from valle2.benchmarks.quality.speakers import recordings, sound_at
 from valle2.benchmarks.report.tables import markdown
 from valle2.runtime.audio.levels import FRAME_SECONDS, frame_levels, speech_span
 from valle2.runtime.audio.speakers import OTHER_SPEAKER, most_different
@@ -41,9 +40,8 @@ def speech_of(sound: Sound) -> Sound:
 def read_people(folder: Path) -> dict[str, list[Sound]]:
     """The recordings of each person at the rate of the shards."""
     found = defaultdict[str, list[Sound]](list)
-    for path in sorted(folder.glob("*/*")):
-        sound, rate = soundfile.read(path, always_2d=True)
-        found[path.parent.name].append(soxr.resample(sound.mean(axis=1), rate, RATE))
+    for path in recordings(folder):
+        found[path.parent.name].append(sound_at(path, RATE))
     return dict(found)
 
 

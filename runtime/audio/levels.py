@@ -42,9 +42,12 @@ def frame_levels(sound: Floats, rate: int) -> Floats:
     return np.asarray(10 * np.log10((frames**2).mean(axis=1) + 1e-20))
 
 
-def speech_level(levels: Floats) -> float:
-    """The level in dB that the loudest 0.3 s reach, at least 40 dB below the loudest frame."""
-    loud = min(len(levels) // 2, int(LOUD_SECONDS / FRAME_SECONDS))
+def speech_level(levels: Floats, seconds: float = FRAME_SECONDS) -> float:
+    """The level in dB that the loudest 0.3 s reach, at least 40 dB below the loudest frame.
+
+    seconds: from one frame to the next.
+    """
+    loud = min(len(levels) // 2, int(LOUD_SECONDS / seconds))
     return max(float(np.sort(levels)[-1 - loud]), float(levels.max()) - LOUDEST_DB)
 
 

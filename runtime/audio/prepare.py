@@ -99,10 +99,11 @@ def prepare(
     kept = without_ends(sound, levels, (start, end), rate)
     speech = (end - start) * FRAME_SECONDS
     check_length(name, len(kept) / rate, min_seconds, max_seconds)
-    top = bandwidth(leveled(kept, rate), rate)
+    audio = leveled(kept, rate)
+    top = bandwidth(audio, rate)
     if is_noisy(levels):
         kept = denoised(kept, rate)
-    audio = leveled(kept, rate)
+        audio = leveled(kept, rate)
     if wide and is_narrow(top, rate):
         audio = leveled(widened(kept, rate, top), rate)
     audio = with_pause(audio, rate)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from valle2.runtime.audio.levels import LOUD_SECONDS
+from valle2.runtime.audio.levels import speech_level
 
 Floats = NDArray[np.float64]
 FRAME_SECONDS, STEP_SECONDS = 0.03, 0.01
@@ -74,8 +74,7 @@ def cepstra(sound: Floats, rate: int, top: float) -> tuple[Floats, Floats]:
     frames = np.lib.stride_tricks.sliding_window_view(sound, size)[::step]
     powers = np.abs(np.fft.rfft(frames * np.hanning(size))) ** 2
     levels = 10 * np.log10(powers.sum(axis=1) + TINY)
-    loudest = min(len(levels) // 2, int(LOUD_SECONDS / STEP_SECONDS))
-    loud = np.flatnonzero(levels > np.sort(levels)[-1 - loudest] - LOUD_DB)
+    loud = np.flatnonzero(levels > speech_level(levels, STEP_SECONDS) - LOUD_DB)
     bands = np.log(powers[loud] @ mel_filters(size, rate, top) + TINY)
     orders = np.arange(1, COEFFICIENTS + 1)
     cosines = np.cos(np.pi / BANDS * np.outer(np.arange(BANDS) + 0.5, orders))

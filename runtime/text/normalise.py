@@ -45,7 +45,6 @@ def strongest(run: re.Match[str]) -> str:
 
 TIDY: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"--+"), ", "),
-    (re.compile(r"\.{2,}"), "."),
     (expression(r"[^A-Za-z',.?!;:\- ]"), " "),
     (re.compile(r"(?<![A-Za-z])-+|-+(?![A-Za-z])"), " "),
     (re.compile(r"(?<![A-Za-z])'+(?![A-Za-z])"), " "),
@@ -83,10 +82,11 @@ def normalise_each(texts: Sequence[str]) -> list[str]:
     text = END.join(IN_WORDS.apply_each(pieces))
     text = SYMBOL.sub(lambda match: SYMBOLS[match[0]], text)
     text = tidy(fold(text.replace("–", ", ")))
-    return [ended(piece.lstrip(" ,;:").strip(), w) for piece, w in zip(text.split(END), written, strict=True)]
+    spoken = [piece.lstrip(" ,;:").strip() for piece in text.split(END)]
+    return [with_final_mark(*pair) for pair in zip(spoken, written, strict=True)]
 
 
-def ended(spoken: str, written: str) -> str:
+def with_final_mark(spoken: str, written: str) -> str:
     """Spoken words with the mark that ends them as they are written.
 
     A rule may take the full stop of "the U.S." or of "(at 5 p.m.)" for a part of the word. A model learns

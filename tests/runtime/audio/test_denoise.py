@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from valle2.benchmarks.quality.forms import noisy
 from valle2.runtime import Valle2
 from valle2.runtime.audio.checks import signal_to_noise
 from valle2.runtime.audio.denoise import denoised
@@ -23,14 +24,6 @@ def voice() -> Sound:
     with Valle2.load("demo", threads=1) as tts:
         sound = tts.need_codec().decode(tts.voice("elm").codes).astype(np.float64)
     return np.pad(sound, RATE // 2)
-
-
-def noisy(voice: Sound, ratio: float, seed: int = 0) -> Sound:
-    """With noise whose power falls with the frequency, so many dB below the speech."""
-    spectrum = np.fft.rfft(np.random.default_rng(seed).normal(size=len(voice)))
-    spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
-    noise = np.fft.irfft(spectrum, len(voice))
-    return np.asarray(voice + noise * voice.std() / noise.std() * 10 ** (-ratio / 20))
 
 
 def prepared(sound: Sound) -> Prepared:
